@@ -1,0 +1,47 @@
+# The doors of the kit. Every target sets up what it needs, and costs nothing the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-fast check format kernels bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/user.stamp  ## make the environment and run the whole road on the embedded sample
+	$(BIN)/python submit.py --ensemble
+
+test: $(VENV)/developer.stamp  ## run every test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/developer.stamp  ## run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/developer.stamp  ## style, types, and kernels that are what their sources say
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m cassava_kit.kaggle.kernels --check
+
+format: $(VENV)/developer.stamp  ## put the sources into the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+kernels: $(VENV)/user.stamp  ## make the notebooks from their sources
+	$(BIN)/python -m cassava_kit.kaggle.kernels
+
+bench: $(VENV)/developer.stamp  ## run the benchmarks (nothing else should be running)
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:  ## remove what can be made again
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/user.stamp: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+$(VENV)/developer.stamp: requirements-dev.txt $(VENV)/user.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	touch $@

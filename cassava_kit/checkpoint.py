@@ -1,0 +1,94 @@
+"""One `.safetensors` file a model: its weights, and in its header all that inference needs to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cassava_kit import __version__
+from cassava_kit.files import atomic_path
+
+METADATA_KEY = "cassava_kit"
+
+
+class CheckpointInfo(BaseModel):
+    """What a checkpoint says of itself; sizes are (height, width) in pixels, mean and std of RGB in 0..1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    model: str
+    model_args: dict[str, Any] = {}
+    head: str = "linear"
+    n_classes: int
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pixels: str = "exact"
+    recipe: str
+    fold: int | None = None
+    n_splits: int | None = None
+    fold_hash: str | None = None
+    oof_accuracy: float | None = None
+    oof_rows: int | None = None
+    prior: tuple[float, ...] | None = None
+    kit_version: str = __version__
+    config: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Recipe and fold, e.g. `resnet50-fold3`."""
+        return self.recipe if self.fold is None else f"{self.recipe}-fold{self.fold}"
+
+
+def save_checkpoint(path: str | Path, state_dict: dict[str, Any], info: CheckpointInfo) -> None:
+    """Write weights and header atomically; tensors are stored contiguous and on the CPU."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: info.model_dump_json()})
+
+
+def read_info(path: str | Path) -> CheckpointInfo:
+    """Read a checkpoint's header alone; ValueError where the file is not one of the kit's."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole .safetensors file ({error}); copy or train it again") from None
+    if text is None:
+        raise ValueError(f"{path} has no {METADATA_KEY} header; only checkpoints written by the kit say what they are")
+    try:
+        return CheckpointInfo.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(
+            f"{path} has a header this kit cannot read ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        ) from None
+
+
+def load_tensors(path: str | Path) -> dict[str, Any]:
+    """The weights of a `.safetensors` file, on the CPU."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole .safetensors file ({error}); copy or train it again") from None
+
+
+def load_model(path: str | Path) -> tuple[Any, CheckpointInfo]:
+    """The model (eval mode, CPU, strict load) and its header."""
+    from cassava_kit.models import create_model
+
+    info = read_info(path)
+    model = create_model(info.model, info.n_classes, model_args=info.model_args, head=info.head)
+    model.load_state_dict(load_tensors(path))
+    return model.eval(), info

@@ -1,0 +1,121 @@
+"""The configuration of one supervised run: frozen, checked at construction, JSON in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class RunConfig(BaseModel):
+    """All that decides what a run learns; every field has its sentence, and a bad value dies here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str = Field(description="Name of the recipe; names the run's folder.", pattern=r"^[A-Za-z0-9_.-]+$")
+    about: str = Field("", description="One line on what the recipe is.")
+
+    model: str = Field(description="timm model name.")
+    model_args: dict[str, Any] = Field({}, description="Further keyword arguments of timm.create_model.")
+    head: Literal["linear", "dense"] = Field(
+        "linear", description="Linear classifier, or three dense layers with dropout."
+    )
+    freeze_backbone: bool = Field(False, description="Train the head alone; BatchNorm statistics stay frozen too.")
+    image_size: int = Field(224, ge=8, le=2048, description="Side of the square input in pixels.")
+
+    epochs: int = Field(10, ge=1, description="Passes over the training rows.")
+    batch_size: int = Field(32, ge=1, description="Images in a step, on each device.")
+    accumulate: int = Field(1, ge=1, description="Batches whose gradients are summed before a step.")
+    optimizer: Literal["adam", "adamw", "adadelta", "sgd"] = Field("adamw", description="Optimiser.")
+    lr: float = Field(1e-3, gt=0, description="Highest learning rate.")
+    backbone_lr_scale: float = Field(1.0, gt=0, le=1, description="Backbone's share of the head's learning rate.")
+    weight_decay: float = Field(1e-2, ge=0, description="Weight decay; biases and norms have none.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    clip_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    schedule: Literal["cosine", "onecycle", "plateau", "constant"] = Field(
+        "cosine", description="Learning-rate schedule."
+    )
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up before cosine or constant.")
+    early_stopping: int | None = Field(
+        None, ge=1, description="Stop after so many epochs without a better validation loss."
+    )
+    select: Literal["last", "best"] = Field(
+        "last",
+        description="Weights kept: the last epoch's, or the best validation loss's (which flatters OOF a little).",
+    )
+
+    loss: Literal["ce", "bitempered", "taylor", "symmetric", "focal"] = Field("ce", description="Loss.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
+    loss_args: dict[str, float] = Field({}, description="Parameters of the loss, e.g. t1 and t2 of bitempered.")
+    mixup: float = Field(0.0, ge=0, description="Beta parameter of mixup; 0 is off.")
+    cutmix: float = Field(0.0, ge=0, description="Beta parameter of cutmix; 0 is off.")
+    plain_epochs: int = Field(0, ge=0, description="Last epochs without mixup and cutmix.")
+    ema: float | None = Field(None, gt=0, lt=1, description="Decay of an exponential moving average of the weights.")
+
+    augmentation: Literal["none", "light", "strong"] = Field("light", description="Augmentation of training images.")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(
+        "32-true", description="Numbers that a step computes with."
+    )
+    seed: int = Field(42, ge=0, description="Seed of initialisation, order and augmentation.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        if self.warmup_epochs and self.schedule in ("onecycle", "plateau"):
+            raise ValueError(f"warmup_epochs goes with the schedules cosine and constant, not with {self.schedule}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs must be less than epochs ({self.epochs}), got {self.warmup_epochs}")
+        if self.plain_epochs and not (self.mixup or self.cutmix):
+            raise ValueError("plain_epochs needs mixup or cutmix; there is nothing to switch off")
+        if self.label_smoothing and self.loss in ("focal", "taylor", "symmetric"):
+            raise ValueError(
+                f"label_smoothing goes with the losses ce and bitempered; set label_smoothing=0 for {self.loss}"
+            )
+        if self.loss in ("focal", "taylor", "symmetric") and (self.mixup or self.cutmix):
+            raise ValueError(f"mixup and cutmix make soft targets, which the loss {self.loss} does not take")
+        if self.backbone_lr_scale != 1 and self.freeze_backbone:
+            raise ValueError("backbone_lr_scale has no effect on a frozen backbone; drop one of the two")
+        return self
+
+    def with_settings(self, settings: Sequence[str]) -> RunConfig:
+        """This configuration with `name=value` settings applied; values are JSON, or plain strings."""
+        changed = dict(parse_setting(setting) for setting in settings)
+        for name in changed:
+            if name not in type(self).model_fields:
+                raise ValueError(f"no setting {name!r}; settings are {', '.join(type(self).model_fields)}")
+        return type(self).checked({**self.model_dump(), **changed})
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> RunConfig:
+        """A configuration from plain values, its errors as one line."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(one_line(error)) from None
+
+
+def replace(config: RunConfig, **changes: Any) -> RunConfig:
+    """The configuration with some fields changed, checked again."""
+    return RunConfig.checked({**config.model_dump(), **changes})
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """Split `name=value`; the value is JSON where it parses as JSON and a string otherwise."""
+    name, equals, text = setting.partition("=")
+    if not (name and equals):
+        raise ValueError(f"expected name=value, got {setting!r}")
+    try:
+        return name.strip(), json.loads(text)
+    except json.JSONDecodeError:
+        return name.strip(), {"None": None, "True": True, "False": False}.get(text, text)
+
+
+def one_line(error: ValidationError) -> str:
+    """pydantic's findings as one line: field, what is wrong, what came."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(map(str, item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {message}, got {item['input']!r}" if where else message)
+    return "; ".join(parts)

@@ -1,0 +1,202 @@
+"""Pre-decoded pixels in one memory-mapped file, made once: later epochs never decode a JPEG."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cassava_kit.data.images import PIXEL_PATHS, ImageError, in_threads
+from cassava_kit.files import atomic_path, read_json, write_json
+
+
+class CachedFile(BaseModel):
+    """What a row was made from: the file's name, content hash, and the marks by which a change is noticed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    sha256: str
+    marks: tuple[int, int, int]
+    error: str | None = None
+
+
+class CacheHeader(BaseModel):
+    """The header beside the pixels: format number, picture size (height, width), pixel path, and each row's file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    layout: Literal[1] = 1
+    size: tuple[int, int]
+    pixels: str
+    files: tuple[CachedFile, ...]
+
+
+class PixelCache:
+    """Pictures (H, W, 3) uint8 by index or by path, as read-only views into the file.
+
+    Nothing is loaded: the pages seen are the system's file cache, which it takes back when memory is short. Each
+    process maps the file itself, so a cache may be handed to worker processes.
+    """
+
+    def __init__(self, file: Path, paths: Sequence[Path], header: CacheHeader) -> None:
+        self.file, self.size, self.pixels = file, header.size, header.pixels
+        row_of = {one.name: row for row, one in enumerate(header.files)}
+        self._order = [row_of[Path(path).name] for path in paths]
+        self._rows = dict(zip(map(Path, paths), self._order, strict=True))
+        self._errors = {row: one.error for row, one in enumerate(header.files) if one.error}
+        self._map: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._row(self._order[index])
+
+    def load(self, path: Path) -> np.ndarray:
+        """The picture of an image file; ImageError where the file could not be decoded when the cache was made."""
+        try:
+            return self._row(self._rows[Path(path)])
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+
+    def _row(self, row: int) -> np.ndarray:
+        if row in self._errors:
+            raise ImageError(self._errors[row])
+        if self._map is None:
+            self._map = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        return np.asarray(self._map[row])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+
+def open_cache(
+    folder: Path, paths: Sequence[Path], size: tuple[int, int], *, pixels: str = "exact", progress: bool = True
+) -> PixelCache:
+    """The pixel cache of these images in `folder`, made if it is not there, broken, or not of these files any more.
+
+    Rows are those of `images.load_image(path, size, pixels)`. A cache of more images serves any part of them. A file
+    whose size and times are unchanged is taken as unchanged; any other is known by the hash of its content.
+    """
+    if pixels not in PIXEL_PATHS:
+        raise ValueError(f"pixels must be one of {', '.join(PIXEL_PATHS)}, got {pixels!r}")
+    _check_names(paths)
+    file = Path(folder) / f"pixels-{size[0]}x{size[1]}-{pixels}.npy"
+    header = _read_header(file, size, pixels)
+    header = header and _confirm(file, paths, header, progress=progress)
+    if header is None:
+        header = _make(file, paths, size, pixels=pixels, progress=progress)
+    return PixelCache(file, paths, header)
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    if not paths:
+        raise ValueError("a pixel cache needs at least one image, got none")
+    names = [Path(path).name for path in paths]
+    if len(set(names)) != len(names):
+        raise ValueError("a pixel cache knows images by name: give one cache folder to each image folder")
+
+
+def _header_file(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _read_header(file: Path, size: tuple[int, int], pixels: str) -> CacheHeader | None:
+    """The header, if the pixels beside it are whole and of this size and path; None otherwise."""
+    try:
+        header = CacheHeader.model_validate(read_json(_header_file(file)))
+        stored = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, ValidationError, EOFError):
+        return None
+    whole = stored.shape == (len(header.files), *size, 3) and stored.dtype == np.uint8
+    return header if whole and header.size == size and header.pixels == pixels else None
+
+
+def _confirm(file: Path, paths: Sequence[Path], header: CacheHeader, *, progress: bool) -> CacheHeader | None:
+    """The header, where it has every image with the content that it has now; None otherwise.
+
+    Only files whose marks differ are read; if their content is the old one, the new marks are noted for next time.
+    """
+    stored = {one.name: one for one in header.files}
+    if not all(Path(path).name in stored for path in paths):
+        return None
+    touched = [path for path in paths if stored[Path(path).name].marks != _marks(path)]
+    hashes = in_threads(_sha256, touched, title="Checking the pixel cache", progress=progress)
+    for path, sha256 in zip(touched, hashes, strict=True):
+        one = stored[Path(path).name]
+        if one.sha256 != sha256:
+            return None
+        stored[one.name] = one.model_copy(update={"marks": _marks(path)})
+    if touched:
+        header = header.model_copy(update={"files": tuple(stored.values())})
+        write_json(_header_file(file), header.model_dump(mode="json"))
+    return header
+
+
+def _marks(path: Path) -> tuple[int, int, int]:
+    """Size, time of change and time of the last change of state: no edit leaves all three as they were."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return (-1, -1, -1)
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _make(file: Path, paths: Sequence[Path], size: tuple[int, int], *, pixels: str, progress: bool) -> CacheHeader:
+    """Decode every image into the file, whole or not at all; threads write rows in place, memory stays flat."""
+    shape = (len(paths), *size, 3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(file.parent, int(np.prod(shape)))
+    with atomic_path(file) as temporary:
+        with temporary.open("r+b") as out:
+            description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(out, description)
+            start = out.tell()
+            out.truncate(start + int(np.prod(shape)))
+            write = partial(_write_row, out.fileno(), start, size, pixels)
+            files = tuple(in_threads(write, list(enumerate(paths)), title="Pixel cache", progress=progress))
+            os.fsync(out.fileno())
+        # Without its header the old file is nothing, so no moment has new pixels under an old header.
+        _header_file(file).unlink(missing_ok=True)
+    header = CacheHeader(size=size, pixels=pixels, files=files)
+    write_json(_header_file(file), header.model_dump(mode="json"))
+    return header
+
+
+def _write_row(descriptor: int, start: int, size: tuple[int, int], pixels: str, item: tuple[int, Path]) -> CachedFile:
+    """Decode one image into its row; an image that cannot be decoded leaves it black, with the reason kept."""
+    row, path = item
+    marks = _marks(path)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return CachedFile(name=path.name, sha256="", marks=marks, error=f"cannot be read ({error.strerror})")
+    one = CachedFile(name=path.name, sha256=hashlib.sha256(content).hexdigest(), marks=marks)
+    try:
+        picture = PIXEL_PATHS[pixels](content, size)
+    except ImageError as error:
+        return one.model_copy(update={"error": str(error)})
+    os.pwrite(descriptor, picture.tobytes(), start + row * picture.nbytes)
+    return one
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"a pixel cache of {needed / 1e9:.1f} GB does not fit in {folder} ({free / 1e9:.1f} GB free); "
+            "use a smaller picture size, another folder, or no cache"
+        )

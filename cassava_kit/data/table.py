@@ -1,0 +1,159 @@
+"""The training table: `image_id,label` read strictly, each row's picture on disk, and pictures that no row names."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cassava_kit.competition import CASSAVA, Competition
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class TrainTable:
+    """The rows (`image_id,label`), the folder of their images, and the names of images there that no row names."""
+
+    frame: pd.DataFrame
+    image_dir: Path
+    unlisted: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    """One row of the CSV as written, with the line on which an editor shows it (the header is line 1)."""
+
+    line: int
+    image_id: str
+    label: str
+
+
+def read_table(csv: str | Path, competition: Competition = CASSAVA) -> pd.DataFrame:
+    """Read `image_id: str, label: int` from a CSV with a header; other columns are dropped.
+
+    Raises FileNotFoundError for a missing file and ValueError, naming the file and the line, for an empty table, a
+    missing column, a row of another width, an empty or repeated id, or a label that is not a whole number in 0..K-1.
+    """
+    return _frame(_read_rows(Path(csv), competition))
+
+
+def read_competition(data_dir: str | Path, competition: Competition = CASSAVA) -> TrainTable:
+    """Read a competition folder: its training table, checked against the images on disk (names alone are looked at).
+
+    Raises FileNotFoundError where the table, the image folder or the image of a row is missing.
+    """
+    data_dir = Path(data_dir)
+    csv, image_dir = data_dir / competition.train_csv, data_dir / competition.train_images
+    rows = _read_rows(csv, competition)
+    if not image_dir.is_dir():
+        raise FileNotFoundError(f"no folder {image_dir}; {data_dir} must hold {csv.name} and {image_dir.name}/")
+    _check_images_exist(rows, csv, image_dir)
+    named = {row.image_id for row in rows}
+    unlisted = tuple(name for name in list_images(image_dir) if name not in named)
+    return TrainTable(_frame(rows), image_dir, unlisted)
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """Names of the image files (by suffix, hidden files left out) in a folder, sorted."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    names = _file_names(folder)
+    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+
+
+def _file_names(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file()}
+
+
+def _check_images_exist(rows: list[Row], csv: Path, image_dir: Path) -> None:
+    present = _file_names(image_dir)
+    missing = [row for row in rows if row.image_id not in present]
+    if missing:
+        count = "1 row has" if len(missing) == 1 else f"{len(missing)} of {len(rows)} rows have"
+        raise FileNotFoundError(
+            f"{csv}, line {missing[0].line}: no image {missing[0].image_id!r} in {image_dir} ({count} none); "
+            "add the images or remove the rows"
+        )
+
+
+def _frame(rows: list[Row]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({"image_id": [row.image_id for row in rows], "label": [int(row.label) for row in rows]})
+
+
+def _read_rows(csv: Path, competition: Competition) -> list[Row]:
+    rows = list(_parse(csv, competition))
+    if not rows:
+        raise ValueError(f"{csv} has a header but no rows; expected one row for every training image")
+    first_line: dict[str, int] = {}
+    for row in rows:
+        _check_row(row, csv, competition)
+        if row.image_id in first_line:
+            raise ValueError(
+                f"{csv}, line {row.line}: {row.image_id!r} is already on line {first_line[row.image_id]}; "
+                "each image has one row"
+            )
+        first_line[row.image_id] = row.line
+    return rows
+
+
+def _check_row(row: Row, csv: Path, competition: Competition) -> None:
+    if not row.image_id.strip():
+        raise ValueError(f"{csv}, line {row.line}: {competition.id_column} is empty; expected an image's file name")
+    digits = row.label if row.label.isascii() and row.label.isdigit() else ""
+    if not digits or int(digits) >= competition.n_classes:
+        raise ValueError(
+            f"{csv}, line {row.line}: {competition.label_column} must be a whole number in "
+            f"0..{competition.n_classes - 1}, got {row.label!r}"
+        )
+
+
+def _parse(csv: Path, competition: Competition) -> Iterator[Row]:
+    """The rows of the file with their line numbers; blank lines are passed over."""
+    reader = csv_module.reader(_read_text(csv).splitlines(keepends=True), strict=True)
+    try:
+        header = next(reader, [])
+        id_at, label_at = _columns(header, csv, competition)
+        end = reader.line_num
+        for cells in reader:
+            line, end = end + 1, reader.line_num
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise ValueError(f"{csv}, line {line}: expected {len(header)} cells as in the header, got {len(cells)}")
+            yield Row(line, cells[id_at], cells[label_at].strip())
+    except csv_module.Error as error:
+        raise ValueError(f"{csv}, line {reader.line_num}: not a valid CSV row ({error})") from None
+
+
+def _columns(header: list[str], csv: Path, competition: Competition) -> tuple[int, int]:
+    """Where the id and the label stand in a row."""
+    names = [name.strip() for name in header]
+    wanted = (competition.id_column, competition.label_column)
+    if not any(names):
+        raise ValueError(f"{csv} is empty; expected the header {','.join(wanted)} and one row for every image")
+    if any(names.count(name) != 1 for name in wanted):
+        raise ValueError(f"{csv}, line 1: expected the columns {','.join(wanted)}, got {','.join(names)}")
+    return names.index(wanted[0]), names.index(wanted[1])
+
+
+def _read_text(csv: Path) -> str:
+    if not csv.is_file():
+        raise FileNotFoundError(f"no such file {csv}; expected a CSV with the training labels")
+    content = csv.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{csv}, line {line}: not UTF-8 (byte 0x{content[error.start]:02x}); save the file as UTF-8"
+        ) from None

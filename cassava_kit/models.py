@@ -1,0 +1,158 @@
+"""timm models with the kit's heads, and weights from files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+DENSE_HEAD_WIDTHS = (512, 128)
+DENSE_HEAD_DROPOUT = 0.5
+
+
+def create_model(
+    name: str, n_classes: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
+) -> nn.Module:
+    """A timm model with random weights and a head for `n_classes`; 0 classes give the bare backbone.
+
+    Never asks a hub: weights come from files (`load_weights`). Raises ValueError for a name timm does not know.
+    """
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
+        raise ValueError(f"timm has no model {name!r}; near names: {near}")
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=n_classes, **(model_args or {}))
+    if head == "dense" and n_classes:
+        classifier = classifier_name(model)
+        model.set_submodule(classifier, dense_head(model.get_submodule(classifier).in_features, n_classes))
+    return model
+
+
+def dense_head(in_features: int, n_classes: int) -> nn.Sequential:
+    """Three dense layers with dropout between them."""
+    layers: list[nn.Module] = []
+    for width in DENSE_HEAD_WIDTHS:
+        layers += [nn.Linear(in_features, width), nn.ReLU(), nn.Dropout(DENSE_HEAD_DROPOUT)]
+        in_features = width
+    return nn.Sequential(*layers, nn.Linear(in_features, n_classes))
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Dotted name of the module that maps features to logits, e.g. `fc` or `head.fc`."""
+    name = model.pretrained_cfg["classifier"]
+    return name if isinstance(name, str) else name[0]
+
+
+def image_statistics(model: nn.Module) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of RGB (0..1) with which the architecture's published weights were trained."""
+    return tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
+
+
+def head_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters of the classifier; the rest is the backbone."""
+    prefix = classifier_name(model) + "."
+    return {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Take the gradient from all but the head; `train()` must leave frozen BatchNorm alone (see `keep_frozen`)."""
+    head = head_parameters(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
+
+
+def keep_frozen(model: nn.Module) -> None:
+    """Put modules all of whose own parameters are frozen into eval mode, so that BatchNorm statistics stand still."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """Which of a file's tensors a model took: names matched, and names left out for their shape or unknown to the model."""
+
+    matched: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    unknown: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{len(self.matched)} tensors loaded"
+        for label, names in (
+            ("other shape", self.reshaped),
+            ("not in the model", self.unknown),
+            ("left random", self.missing),
+        ):
+            if names:
+                text += f", {len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        return text
+
+
+def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
+    """Copy the tensors of a `.safetensors` or `.pth` file whose name and shape the model has.
+
+    Common wrappers (`state_dict`, `model`, prefixes `module.`, `model.`, `backbone.`) are seen through. Raises
+    ValueError where nothing matches, or where the file is neither format; nothing but tensors is ever unpickled.
+    """
+    tensors = _without_prefix(read_state_dict(path), model)
+    own = model.state_dict()
+    matched = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    weights = [name for name, _ in model.named_parameters()]
+    head = head_parameters(model) if getattr(model, "num_classes", 0) else set()
+    if not any(name in matched for name in weights if name not in head):
+        raise ValueError(
+            f"{path} matches nothing of the model (its tensors: {', '.join(list(tensors)[:3])}, ...; the model's: "
+            f"{', '.join(weights[:3])}, ...); give the weights of the same timm model"
+        )
+    model.load_state_dict(matched, strict=False)
+    return WeightsReport(
+        matched=tuple(matched),
+        reshaped=tuple(name for name in tensors if name in own and name not in matched),
+        unknown=tuple(name for name in tensors if name not in own),
+        missing=tuple(name for name in weights if name not in matched),
+    )
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Tensors by name from a `.safetensors` or a `.pth`/`.pt`/`.bin` state dict (weights_only)."""
+    from cassava_kit.checkpoint import load_tensors
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
+    if path.suffix not in (".pth", ".pt", ".bin"):
+        raise ValueError(f"weights must be a .safetensors or a .pth/.pt/.bin file, got {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is not a plain state dict ({reason}); it holds more than tensors, or is broken"
+        ) from None
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = (
+        {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors by name; give a state dict")
+    return tensors
+
+
+def _without_prefix(tensors: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors under the wrapper prefix that matches the model best."""
+    own = set(model.state_dict())
+    prefixes = ("", "module.", "model.", "backbone.", "module.model.", "model.backbone.", "encoder.")
+    candidates = [{n.removeprefix(p): v for n, v in tensors.items() if n.startswith(p)} for p in prefixes]
+    return max(candidates, key=lambda named: len(own & set(named)))

@@ -1,0 +1,181 @@
+"""Out-of-fold evidence: what may be scored, and scores with their standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cassava_kit.folds import Folds
+from cassava_kit.predictions import Header, Predictions, Source, make_predictions
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy, its binomial standard error and the number of rows behind it."""
+
+    accuracy: float
+    standard_error: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.4f} ± {self.standard_error:.4f}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Members' out-of-fold probabilities on the same rows.
+
+    `image_ids` (N,), `labels` (N,), `fold` (N,), `pred_probs` (M, N, K).
+    """
+
+    names: tuple[str, ...]
+    image_ids: np.ndarray
+    labels: np.ndarray
+    fold: np.ndarray
+    pred_probs: np.ndarray
+    fold_hash: str
+
+
+def accuracy(labels: np.ndarray, pred_probs: np.ndarray) -> Score:
+    """Accuracy of the most probable class, pred_probs (N, K); ties go to the lower class."""
+    return accuracy_of(labels, pred_probs.argmax(axis=1))
+
+
+def accuracy_of(labels: np.ndarray, predicted: np.ndarray) -> Score:
+    """Accuracy of predicted classes (N,), with the standard error sqrt(a (1 - a) / N)."""
+    a = float(np.mean(labels == predicted))
+    return Score(a, float(np.sqrt(a * (1 - a) / len(labels))), len(labels))
+
+
+def majority(labels: np.ndarray) -> Score:
+    """Accuracy of always answering the most frequent class of these labels."""
+    return accuracy_of(labels, np.full(len(labels), np.bincount(labels).argmax()))
+
+
+def refuse_in_sample(predictions: Predictions, folds: Folds, name: str) -> None:
+    """ValueError where a checkpoint behind these predictions was trained on a row that is to be scored."""
+    known = folds.frame.set_index("image_id")["fold"]
+    fold = known.reindex(predictions.ids)
+    header = predictions.header
+    for source in header.sources if header else ():
+        if source.fold_hash is not None and source.fold_hash != folds.hash:
+            raise ValueError(
+                f"{name}: checkpoint {source.name} was trained on another split (fold hash {source.fold_hash[:12]}, "
+                f"this fold file is {folds.hash[:12]}); score it with its own fold file"
+            )
+    if header is not None and header.kind == "oof":
+        _refuse_seen_folds(header.sources, fold, name)
+        return
+    for source in header.sources if header else ():
+        seen = fold.notna() & (fold != source.fold if source.fold is not None else True)
+        if seen.any():
+            raise ValueError(_trained_on(name, source, fold.index[seen]))
+
+
+def _refuse_seen_folds(sources: Sequence[Source], fold: pd.Series, name: str) -> None:
+    """ValueError where an out-of-fold file names a checkpoint of all rows, or has rows that none of them held out."""
+    for source in sources:
+        if source.fold is None and fold.notna().any():
+            raise ValueError(_trained_on(name, source, fold.index[fold.notna()]))
+    seen = fold.notna() & ~fold.isin([source.fold for source in sources])
+    if sources and seen.any():
+        raise ValueError(_trained_on(name, sources[0], fold.index[seen]))
+
+
+def _trained_on(name: str, source: Source, rows: pd.Index) -> str:
+    """The error that names the checkpoint and the rows it was trained on."""
+    remedy = "train one checkpoint a fold" if source.fold is None else f"on the rows of fold {source.fold} alone"
+    return (
+        f"{name}: checkpoint {source.name} was trained on {len(rows)} of these rows (first: {rows[0]}); "
+        f"score it out of fold, {remedy}"
+    )
+
+
+def check_oof(predictions: Predictions, folds: Folds, name: str) -> Predictions:
+    """Refuse what is not a full out-of-fold prediction of this split; returns it in the fold file's row order.
+
+    Ours carry the split's hash in their header. A foreign file (no header) must have a `fold` column that agrees with
+    the fold file row by row. Raises ValueError naming the file, the row and what to do.
+    """
+    refuse_in_sample(predictions, folds, name)
+    header = predictions.header
+    if header is not None and header.kind != "oof":
+        raise ValueError(
+            f"{name} says it is a prediction of images (kind {header.kind!r}), not out of fold; give a run's oof.csv"
+        )
+    if header is not None and header.fold_hash != folds.hash:
+        other = header.fold_hash[:12] if header.fold_hash else "no split"
+        raise ValueError(
+            f"{name} was made on {other}, this fold file is {folds.hash[:12]}; train on one split throughout"
+        )
+    if "fold" not in predictions.frame:
+        raise ValueError(f"{name} has no fold column; out-of-fold predictions say in which fold each row was held out")
+    mine, theirs = folds.frame["image_id"].to_numpy(), predictions.ids
+    missing, extra = np.setdiff1d(mine, theirs), np.setdiff1d(theirs, mine)
+    if len(missing) or len(extra):
+        which = f"{len(missing)} rows of the fold file are missing (first: {missing[0]})" if len(missing) else ""
+        more = f"{len(extra)} rows are not in it (first: {extra[0]})" if len(extra) else ""
+        raise ValueError(f"{name}: {', '.join(filter(None, (which, more)))}; predict every fold, and nothing else")
+    frame = predictions.frame.set_index("image_id").loc[mine].reset_index()
+    differs = frame["fold"].to_numpy() != folds.frame["fold"].to_numpy()
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise ValueError(
+            f"{name} says fold {frame['fold'].iloc[row]} for {mine[row]}, the fold file says "
+            f"{folds.frame['fold'].iloc[row]}; these are not out-of-fold predictions of this split"
+        )
+    return Predictions(frame, header)
+
+
+def gather(members: Sequence[Predictions], folds: Folds, names: Sequence[str]) -> Evidence:
+    """Join members' out-of-fold predictions on the fold file's rows; every contract is checked."""
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"members must be at least one and have different names, got {', '.join(names) or 'none'}")
+    checked = [check_oof(member, folds, name) for member, name in zip(members, names, strict=True)]
+    widths = {m.probabilities.shape[1] for m in checked}
+    if len(widths) != 1:
+        raise ValueError(f"members must predict the same classes, got {sorted(widths)} of them in {', '.join(names)}")
+    outside = folds.frame["label"][~folds.frame["label"].between(0, widths.pop() - 1)]
+    if len(outside):
+        row = folds.frame.loc[outside.index[0]]
+        raise ValueError(
+            f"the fold file gives {row['image_id']} label {row['label']}, {names[0]} predicts classes "
+            f"0..{checked[0].probabilities.shape[1] - 1}; both must be of one competition"
+        )
+    return Evidence(
+        names=tuple(names),
+        image_ids=folds.frame["image_id"].to_numpy(),
+        labels=folds.frame["label"].to_numpy(),
+        fold=folds.frame["fold"].to_numpy(),
+        pred_probs=np.stack([m.probabilities for m in checked]),
+        fold_hash=folds.hash,
+    )
+
+
+def join_folds(parts: Sequence[Predictions], folds: Folds, name: str) -> Predictions:
+    """One full OOF file from the parts that each fold's run wrote; together they must cover every row exactly once."""
+    for part in parts:
+        if part.header is not None and part.header.fold_hash not in (None, folds.hash):
+            raise ValueError(
+                f"{name}: the part {part.header.name} was made on {part.header.fold_hash[:12]}, this fold file is "
+                f"{folds.hash[:12]}; train on one split throughout"
+            )
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+    repeated = frame["image_id"].duplicated()
+    if repeated.any():
+        raise ValueError(
+            f"{name}: {frame['image_id'][repeated].iloc[0]} is predicted by two folds; parts must not overlap"
+        )
+    sources = tuple(source for part in parts if part.header for source in part.header.sources)
+    whole = Predictions(frame, Header(name=name, kind="oof", fold_hash=folds.hash, sources=sources))
+    return check_oof(whole, folds, name)
+
+
+def average(evidence: Evidence, weights: np.ndarray, name: str = "ensemble") -> Predictions:
+    """The weighted mean of members' probabilities as an out-of-fold prediction of its own; weights (M,) sum to 1."""
+    blended = np.tensordot(weights, evidence.pred_probs, axes=1)
+    header = Header(name=name, kind="oof", fold_hash=evidence.fold_hash)
+    return make_predictions(evidence.image_ids, blended, header=header, fold=evidence.fold)

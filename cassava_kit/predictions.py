@@ -1,0 +1,140 @@
+"""Probabilities as files: `image_id,p0..p{K-1}` (and `fold`), with a JSON header beside the CSV, joined by id alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cassava_kit import __version__
+from cassava_kit.files import atomic_path, read_json, write_json
+
+
+class Source(BaseModel):
+    """One checkpoint that took part in a prediction, and the fold it never trained on (None: trained on every row)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    fold: int | None = None
+    fold_hash: str | None = None
+
+
+class Header(BaseModel):
+    """What a prediction file says of itself: where it comes from and which split it was made on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    kind: Literal["oof", "images"]
+    fold_hash: str | None = None
+    sources: tuple[Source, ...] = ()
+    labels: str = "given"
+    kit_version: str = __version__
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Class probabilities by image: `frame` has `image_id`, `p0..p{K-1}` and, out of fold, `fold`.
+
+    `header` is None for a foreign file that came without one.
+    """
+
+    frame: pd.DataFrame
+    header: Header | None = None
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Image ids, (N,), in file order."""
+        return self.frame["image_id"].to_numpy()
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Class probabilities, (N, K) float64, rows sum to 1."""
+        return self.frame[probability_columns(self.frame)].to_numpy(np.float64)
+
+
+def probability_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns p0, p1, ... in order."""
+    return sorted((c for c in frame.columns if c[:1] == "p" and c[1:].isdigit()), key=lambda c: int(c[1:]))
+
+
+def make_predictions(
+    image_ids: np.ndarray, probabilities: np.ndarray, *, header: Header, fold: np.ndarray | None = None
+) -> Predictions:
+    """Predictions from arrays: ids (N,), probabilities (N, K), fold (N,) where they are out of fold."""
+    columns = {f"p{k}": probabilities[:, k] for k in range(probabilities.shape[1])}
+    frame = pd.DataFrame({"image_id": np.asarray(image_ids).astype(str), **columns})
+    if fold is not None:
+        frame["fold"] = np.asarray(fold).astype(int)
+    return check_predictions(Predictions(frame, header), "predictions")
+
+
+def check_predictions(predictions: Predictions, name: str) -> Predictions:
+    """Refuse what is not a table of probabilities by distinct image: ValueError naming `name` and the row."""
+    frame = predictions.frame
+    columns = probability_columns(frame)
+    if "image_id" not in frame or columns != [f"p{k}" for k in range(len(columns))] or len(columns) < 2:
+        raise ValueError(
+            f"{name} must have the columns image_id,p0,p1,... (and fold), got {','.join(map(str, frame.columns))}"
+        )
+    if frame.empty:
+        raise ValueError(f"{name} has no rows")
+    if frame["image_id"].isna().any():
+        raise ValueError(f"{name} row {int(frame['image_id'].isna().argmax()) + 2} has no image_id")
+    repeated = frame["image_id"].duplicated()
+    if repeated.any():
+        raise ValueError(
+            f"{name} predicts {frame['image_id'][repeated].iloc[0]} more than once; each image has one row"
+        )
+    try:
+        p = predictions.probabilities
+    except ValueError:
+        raise ValueError(f"{name} has a probability that is not a number") from None
+    bad = ~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > 1e-3)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"{name} row {row + 2} ({frame['image_id'].iloc[row]}) must hold probabilities that sum to 1, "
+            f"got {np.round(p[row], 4).tolist()}; apply softmax before writing"
+        )
+    return predictions
+
+
+def write_predictions(path: str | Path, predictions: Predictions) -> None:
+    """Write the CSV and its header `<stem>.json`, each atomically."""
+    path = Path(path)
+    check_predictions(predictions, path.name)
+    with atomic_path(path) as temporary:
+        predictions.frame.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
+    if predictions.header is not None:
+        write_json(path.with_suffix(".json"), predictions.header.model_dump(mode="json"))
+    else:
+        # Another file's header left under this name would vouch for rows it does not know.
+        path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Read and check a prediction file, with its header if one lies beside it."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no prediction file {path}")
+    try:
+        frame = pd.read_csv(path, dtype={"image_id": str})
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path} is empty") from None
+    header_path = path.with_suffix(".json")
+    header = None
+    if header_path.is_file():
+        try:
+            header = Header.model_validate(read_json(header_path))
+        except ValidationError as error:
+            field = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ValueError(
+                f"{header_path} is not a prediction header ({field}: {error.errors()[0]['msg']})"
+            ) from None
+    if "fold" in frame and not pd.api.types.is_integer_dtype(frame["fold"]):
+        raise ValueError(f"{path} must have whole numbers in the column fold")
+    return check_predictions(Predictions(frame, header), str(path))

@@ -1,0 +1,193 @@
+"""Named runs: each recipe is a function that returns a configuration, and every system of the mission is one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cassava_kit.config import RunConfig, replace
+
+TIMM_PREFIX = "timm:"
+
+
+def resnet18() -> RunConfig:
+    """ResNet-18, 108 epochs of AdamW with a cosine from 1e-3 (published: .80)."""
+    return RunConfig(
+        recipe="resnet18", model="resnet18", image_size=224, epochs=108, batch_size=64, lr=1e-3, weight_decay=1e-2
+    )
+
+
+def resnet34() -> RunConfig:
+    """ResNet-34, 50 epochs of AdamW with a cosine from 1e-2 (published: .78)."""
+    return replace(resnet18(), recipe="resnet34", model="resnet34", epochs=50, lr=1e-2)
+
+
+def resnet50() -> RunConfig:
+    """ResNet-50, 30 epochs of AdamW with a cosine from 1e-3 (published: .868)."""
+    return replace(resnet18(), recipe="resnet50", model="resnet50", epochs=30)
+
+
+def vit_base() -> RunConfig:
+    """ViT-B/16, 5 epochs of Adam at 2e-5, batches of 50 (published: .82)."""
+    return RunConfig(
+        recipe="vit_base",
+        model="vit_base_patch16_224",
+        epochs=5,
+        batch_size=50,
+        optimizer="adam",
+        lr=2e-5,
+        weight_decay=0.0,
+    )
+
+
+def ssl_transfer() -> RunConfig:
+    """ResNet-50 self-supervised elsewhere (its file by --weights), head replaced, finetuned."""
+    return replace(resnet50(), recipe="ssl_transfer", backbone_lr_scale=0.1)
+
+
+def vgg16() -> RunConfig:
+    """VGG-16 frozen under three dense layers with dropout, 30 epochs at 1e-3 (published: .74 on 2,000 images)."""
+    return RunConfig(
+        recipe="vgg16",
+        model="vgg16",
+        head="dense",
+        freeze_backbone=True,
+        epochs=30,
+        batch_size=16,
+        optimizer="adam",
+        lr=1e-3,
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        schedule="plateau",
+        early_stopping=8,
+        select="best",
+    )
+
+
+def vgg19() -> RunConfig:
+    """VGG-19 frozen under the same head (published: .61 on 2,000 images)."""
+    return replace(vgg16(), recipe="vgg19", model="vgg19")
+
+
+def resnet50_frozen() -> RunConfig:
+    """ResNet-50 frozen under the same head (published: .60 on 2,000 images)."""
+    return replace(vgg16(), recipe="resnet50_frozen", model="resnet50")
+
+
+def densenet169() -> RunConfig:
+    """DenseNet-169 frozen under the same head, 20 epochs at 1e-4 (published: .618, the majority's share)."""
+    return replace(vgg16(), recipe="densenet169", model="densenet169", epochs=20, lr=1e-4)
+
+
+def efficientnet_b4() -> RunConfig:
+    """EfficientNet-B4 (noisy student) at 512 pixels with cutmix, as the competition's best teams trained it."""
+    return RunConfig(
+        recipe="efficientnet_b4",
+        model="tf_efficientnet_b4.ns_jft_in1k",
+        image_size=512,
+        epochs=10,
+        batch_size=16,
+        accumulate=2,
+        lr=3e-4,
+        warmup_epochs=1,
+        label_smoothing=0.2,
+        cutmix=1.0,
+        plain_epochs=2,
+        augmentation="strong",
+        precision="16-mixed",
+    )
+
+
+def resnext50() -> RunConfig:
+    """ResNeXt-50 32x4d (semi-weakly supervised init) at 512 pixels, trained like efficientnet_b4."""
+    return replace(efficientnet_b4(), recipe="resnext50", model="resnext50_32x4d.fb_swsl_ig1b_ft_in1k", lr=1e-4)
+
+
+def deit_base() -> RunConfig:
+    """DeIT-B/16 distilled at 384 pixels, trained like efficientnet_b4 at a ViT's rate."""
+    return replace(
+        efficientnet_b4(), recipe="deit_base", model="deit_base_distilled_patch16_384", image_size=384, lr=3e-5
+    )
+
+
+def small_resnet() -> RunConfig:
+    """A ResNet of 0.7 M parameters: seconds a fold on two CPU cores."""
+    return RunConfig(
+        recipe="small_resnet",
+        model="resnet18",
+        model_args={"layers": [1, 1, 1, 1], "channels": [24, 48, 96, 192]},
+        image_size=64,
+        epochs=12,
+        batch_size=32,
+        lr=5e-3,
+        weight_decay=5e-2,
+        schedule="onecycle",
+    )
+
+
+def small_vit() -> RunConfig:
+    """A ViT of 0.4 M parameters on a convolutional stem, without which it learns little from a thousand pictures."""
+    size = {"img_size": 64, "patch_size": 2, "embed_dim": 96, "depth": 3, "num_heads": 3}
+    return replace(
+        small_resnet(),
+        recipe="small_vit",
+        model="vit_tiny_r_s16_p8_224",
+        model_args={**size, "class_token": False, "global_pool": "avg"},
+        lr=2e-3,
+    )
+
+
+def small_ssl_resnet() -> RunConfig:
+    """The small ResNet from a backbone self-supervised on the training pictures (SimCLR), finetuned."""
+    return replace(small_resnet(), recipe="small_ssl_resnet", lr=4e-3, backbone_lr_scale=0.5)
+
+
+def mobilenet() -> RunConfig:
+    """MobileNetV2 from ImageNet weights (by --weights), finetuned: the strongest small member on two CPU cores."""
+    return RunConfig(
+        recipe="mobilenet",
+        model="mobilenetv2_100",
+        model_args={"pad_type": "same"},
+        image_size=160,
+        epochs=8,
+        batch_size=32,
+        lr=2e-3,
+        backbone_lr_scale=0.25,
+        schedule="onecycle",
+    )
+
+
+RECIPES: tuple[Callable[[], RunConfig], ...] = (
+    resnet18,
+    resnet34,
+    resnet50,
+    vit_base,
+    ssl_transfer,
+    vgg16,
+    vgg19,
+    resnet50_frozen,
+    densenet169,
+    efficientnet_b4,
+    resnext50,
+    deit_base,
+    mobilenet,
+    small_resnet,
+    small_vit,
+    small_ssl_resnet,
+)
+
+
+def recipe_names() -> list[str]:
+    """Names of all recipes, in the order of the list."""
+    return [function.__name__ for function in RECIPES]
+
+
+def recipe(name: str) -> RunConfig:
+    """The configuration of a recipe, or of `timm:NAME`: any timm model with plain settings."""
+    if name.startswith(TIMM_PREFIX):
+        model = name.removeprefix(TIMM_PREFIX)
+        return RunConfig(recipe=model.replace("/", "_"), about=f"{model} with plain settings", model=model)
+    for function in RECIPES:
+        if function.__name__ == name:
+            about = (function.__doc__ or "").strip()
+            return replace(function(), about=about)
+    raise ValueError(f"no recipe {name!r}; recipes are {', '.join(recipe_names())}, or timm:NAME for any timm model")

@@ -1,0 +1,31 @@
+"""A tiny drawn competition and its folds, made once for all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cassava_kit.data.table import TrainTable, read_competition
+from cassava_kit.folds import Folds, make_folds
+from cassava_kit.sample import make_sample
+
+# Several test processes and small tensors: more threads a process only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory) -> Path:
+    """A competition folder of 120 training and 8 test images."""
+    folder = tmp_path_factory.mktemp("tiny") / "competition"
+    make_sample(folder, n_train=120, n_test=8, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_table(tiny_dir) -> TrainTable:
+    return read_competition(tiny_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_folds(tiny_table) -> Folds:
+    return make_folds(tiny_table.frame, n_splits=2, seed=0)

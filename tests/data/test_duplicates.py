@@ -1,0 +1,203 @@
+"""Near-duplicates: planted copies are found, different photographs stay apart, nothing is hashed twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from cassava_kit.data import duplicates
+from cassava_kit.data.duplicates import (
+    SIDE,
+    Fingerprints,
+    candidates,
+    duplicate_pairs,
+    find_duplicates,
+    groups_of,
+    hash_bits,
+    low_frequencies,
+    turned,
+    turned_frequencies,
+)
+
+
+def photograph(seed: int) -> Image.Image:
+    """A scene of its own: blobs and stripes on a soft background, 200x150."""
+    rng = np.random.default_rng(seed)
+    soft = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((200, 150), Image.BICUBIC)
+    y, x = np.mgrid[0:150, 0:200]
+    scene = np.asarray(soft).astype(float)
+    for _ in range(25):
+        at, radius = rng.random(2) * (150, 200), rng.uniform(5, 25)
+        scene[(y - at[0]) ** 2 + (x - at[1]) ** 2 < radius**2] = rng.integers(0, 256, 3)
+    return Image.fromarray(np.clip(scene + rng.normal(0, 4, scene.shape), 0, 255).astype(np.uint8))
+
+
+def cropped(image: Image.Image, share: float, at: tuple[float, float]) -> Image.Image:
+    width, height = (round(side * share) for side in image.size)
+    left, top = round((image.width - width) * at[0]), round((image.height - height) * at[1])
+    return image.crop((left, top, left + width, top + height))
+
+
+COPIES = {
+    "saved again": lambda image: image,
+    "half the size": lambda image: image.resize((100, 75), Image.BILINEAR),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.3),
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.6),
+    "more contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.3),
+    "gray": lambda image: image.convert("L"),
+    "cropped in the middle": lambda image: cropped(image, 0.95, (0.5, 0.5)),
+    "cropped at the side": lambda image: cropped(image, 0.95, (0.0, 0.8)),
+    "flipped": lambda image: image.transpose(Image.FLIP_LEFT_RIGHT),
+    "upside down": lambda image: image.transpose(Image.FLIP_TOP_BOTTOM),
+    "turned": lambda image: image.transpose(Image.ROTATE_90),
+    "turned, flipped and cropped": lambda image: cropped(image.transpose(Image.TRANSVERSE), 0.96, (1.0, 0.2)),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for n in range(10):
+        photograph(n).save(tmp_path / f"{n}.jpg", quality=92)
+    return tmp_path
+
+
+def paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jpg"))
+
+
+@pytest.mark.parametrize("change", COPIES)
+def test_planted_copies_are_found_and_nothing_else(folder, change):
+    for n in (2, 7):
+        COPIES[change](photograph(n)).save(folder / f"{n}-copy.jpg", quality=60)
+    files = paths(folder)
+    group = dict(zip([path.name for path in files], find_duplicates(files, progress=False), strict=True))
+    assert group["2.jpg"] == group["2-copy.jpg"]
+    assert group["7.jpg"] == group["7-copy.jpg"]
+    assert len(set(group.values())) == 10
+
+
+def test_groups_are_numbered_in_order_of_appearance(folder):
+    files = [*paths(folder), folder / "0.jpg", folder / "3.jpg"]
+    assert find_duplicates(files, progress=False).tolist() == [*range(10), 0, 3]
+
+
+def test_links_join_into_groups():
+    assert groups_of(np.array([[4, 5], [1, 4]]), 7).tolist() == [0, 1, 2, 3, 1, 1, 4]
+    assert groups_of(np.empty((0, 2), int), 3).tolist() == [0, 1, 2]
+
+
+def test_broken_and_blank_images_match_only_their_equals(folder):
+    (folder / "x1.jpg").write_bytes(b"<html>")
+    (folder / "x2.jpg").write_bytes(b"")
+    (folder / "x3.jpg").write_bytes(b"")
+    Image.new("RGB", (200, 150), "white").save(folder / "y1.jpg", quality=90)
+    Image.new("RGB", (200, 150), "gray").save(folder / "y2.jpg", quality=90)
+    assert find_duplicates(paths(folder), progress=False).tolist() == [*range(10), 10, 11, 11, 12, 13]
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_frequencies_turn_as_pictures_do(position):
+    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    theirs = low_frequencies(turned(image, position)[None])
+    np.testing.assert_allclose(turned_frequencies(low_frequencies(image[None]), position), theirs, rtol=1e-4, atol=0.5)
+
+
+def test_the_eight_positions_are_different_and_all_there():
+    image = np.arange(9).reshape(3, 3)
+    theirs = {np.rot90(side, k).tobytes() for side in (image, image.T) for k in range(4)}
+    assert {turned(image, position).tobytes() for position in range(8)} == theirs
+
+
+def test_low_frequencies_are_scipys_cosine_transform():
+    from scipy.fft import dctn
+
+    image = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    theirs = dctn(image.astype(float), type=2)[:8, :8] / 4
+    np.testing.assert_allclose(low_frequencies(image[None])[0], theirs, rtol=1e-3, atol=1.0)
+
+
+def test_blocks_miss_no_pair(monkeypatch):
+    rng = np.random.default_rng(0)
+    thumbnails = np.stack([np.asarray(photograph(n).convert("L").resize((SIDE, SIDE))) for n in range(20)])
+    noise = rng.normal(0, 8, (20, SIDE, SIDE))
+    both = np.concatenate([thumbnails, np.clip(thumbnails + noise, 0, 255).astype(np.uint8)])
+    expected = {(n, n + 20) for n in range(20)}
+    for block in (1, 7, 40):
+        monkeypatch.setattr(duplicates, "BLOCK", block)
+        assert expected <= set(candidates(both, 0))
+    digests = rng.integers(0, 256, (40, 16), dtype=np.uint8)
+    assert set(map(tuple, duplicate_pairs(Fingerprints(both, digests)))) == expected
+
+
+def test_the_hash_is_sixty_three_signs():
+    low = np.random.default_rng(0).normal(size=(50, 8, 8)).astype(np.float32)
+    hashes = hash_bits(low)
+    assert hashes.dtype == np.uint64
+    expected = (low.reshape(50, 64)[:, 1:] > 0).sum(axis=1)
+    assert np.array_equal(np.bitwise_count(hashes), expected)
+    assert np.array_equal(hash_bits(low * 3), hashes)
+
+
+def test_the_cache_spares_unchanged_files_alone(folder, monkeypatch):
+    seen = []
+    original = duplicates._fingerprint
+    monkeypatch.setattr(duplicates, "_fingerprint", lambda path: seen.append(path.name) or original(path))
+    cache = folder / "cache" / "prints.npz"
+    first = find_duplicates(paths(folder), cache=cache, progress=False)
+    assert len(seen) == 10
+    seen.clear()
+    assert np.array_equal(find_duplicates(paths(folder), cache=cache, progress=False), first)
+    assert seen == []
+    photograph(3).save(folder / "5.jpg", quality=80)
+    assert find_duplicates(paths(folder), cache=cache, progress=False)[5] == 3
+    assert seen == ["5.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut off"])
+def test_a_broken_cache_is_made_again(folder, content):
+    cache = folder / "prints.npz"
+    cache.write_bytes(content)
+    assert find_duplicates(paths(folder), cache=cache, progress=False).tolist() == list(range(10))
+    with np.load(cache) as file:
+        assert len(file["names"]) == 10
+
+
+def test_an_interruption_keeps_what_was_done(folder, monkeypatch):
+    original = duplicates._fingerprint
+
+    def stop_at_the_last(path: Path):
+        if path.name == "9.jpg":
+            raise KeyboardInterrupt
+        return original(path)
+
+    cache = folder / "prints.npz"
+    monkeypatch.setattr(duplicates, "_fingerprint", stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        find_duplicates(paths(folder), cache=cache, progress=False)
+    with np.load(cache) as file:
+        assert sorted(file["names"]) == [f"{n}.jpg" for n in range(9)]
+
+
+def test_real_photographs_stay_apart_and_their_copies_do_not(real_photographs: list[Path], tmp_path: Path):
+    chosen = real_photographs[:300]
+    copies = []
+    for path in chosen[::10]:
+        copies.append(tmp_path / path.name)
+        with Image.open(path) as image:
+            cropped(image.transpose(Image.FLIP_LEFT_RIGHT), 0.96, (0.3, 0.9)).save(copies[-1], quality=70)
+    group = find_duplicates([*chosen, *copies], progress=False)
+    assert len(set(group[:300])) == 300
+    assert np.array_equal(group[300:], group[:300:10])
+
+
+@pytest.fixture
+def real_photographs() -> list[Path]:
+    default = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    folder = Path(os.environ.get("CASSAVA_KIT_REAL_DATA") or default) / "cassava" / "train_images"
+    if not folder.is_dir():
+        pytest.skip(f"real photographs are not at {folder}; set CASSAVA_KIT_REAL_DATA")
+    return sorted(folder.glob("*.jpg"))

@@ -1,0 +1,45 @@
+"""Files that are whole or not there."""
+
+import hashlib
+
+import pytest
+
+from cassava_kit.files import atomic_path, read_json, sha256_bytes, sha256_file, write_json, write_text
+
+
+def test_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError("power cut")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_is_seen_before_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_json_is_the_same_bytes_for_the_same_value(tmp_path):
+    write_json(tmp_path / "a.json", {"b": 1, "a": "ü"})
+    write_json(tmp_path / "b.json", {"a": "ü", "b": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert read_json(tmp_path / "a.json") == {"a": "ü", "b": 1}
+
+
+def test_broken_json_is_named(tmp_path):
+    write_text(tmp_path / "a.json", "{")
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_hashes_are_sha256(tmp_path):
+    content = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_file(tmp_path / "a") == sha256_bytes(content) == hashlib.sha256(content).hexdigest()
