@@ -1,0 +1,124 @@
+"""Lightning callbacks: the metrics file with its doctor, the resumable state, the best weights, the progress bar."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from rich.progress import Progress, TaskID
+
+from cassava_kit.files import atomic_path, write_text
+from cassava_kit.training.doctor import diagnose
+
+METRICS_FILE = "metrics.csv"
+RESUME_FILE = "last.ckpt"
+
+
+class Metrics(L.Callback):
+    """Writes a row an epoch to `metrics.csv` and tells each of the doctor's findings once."""
+
+    def __init__(self, run_dir: Path, classes: tuple[str, ...], tell: Callable[[str], None]) -> None:
+        self.path = run_dir / METRICS_FILE
+        self.classes = classes
+        self.tell = tell
+        self.rows: list[dict[str, Any]] = []
+        self.told: set[str] = set()
+        self.started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the rows so far and the findings already told."""
+        return {"rows": self.rows, "told": sorted(self.told)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows of the epochs that were finished."""
+        self.rows, self.told = list(state_dict["rows"]), set(state_dict["told"])
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the epoch's row; Lightning has validated by now."""
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[-1]["lr"], **values}
+        row["seconds"] = time.perf_counter() - self.started
+        self.rows.append(row)
+        new = {key: text for key, text in diagnose(self.rows, self.classes).items() if key not in self.told}
+        row["note"] = "; ".join(new.values())
+        self.told |= set(new)
+        if trainer.is_global_zero:
+            for text in new.values():
+                self.tell(f"epoch {trainer.current_epoch + 1}: {text}")
+            write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+class Resume(L.Callback):
+    """Writes `last.ckpt` whole after every epoch: a killed run goes on from there."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / RESUME_FILE
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save everything that training needs, atomically."""
+        with atomic_path(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
+
+
+class KeepBest(L.Callback):
+    """Calls `save` whenever the validation loss is lower than ever before."""
+
+    def __init__(self, save: Callable[[], None]) -> None:
+        self.save = save
+        self.best = math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lowest loss so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the lowest loss so far."""
+        self.best = state_dict["best"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare this epoch's loss with the best."""
+        loss = float(trainer.callback_metrics["val_loss"])
+        if loss < self.best:
+            self.best = loss
+            self.save()
+
+
+class Bar(L.Callback):
+    """Moves one task of a rich progress bar, a step a batch, with the last epoch's figures beside it."""
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self.progress = progress
+        self.label = label
+        self.task: TaskID | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the task; a resumed run starts where it stopped."""
+        per_epoch = int(trainer.num_training_batches)
+        total = per_epoch * (trainer.max_epochs or 1)
+        self.task = self.progress.add_task(self.label, total=total, completed=per_epoch * trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """One step on."""
+        if self.task is not None:
+            self.progress.advance(self.task)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the epoch's figures."""
+        if self.task is not None:
+            accuracy = float(trainer.callback_metrics["val_accuracy"])
+            text = f"{self.label}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  val {accuracy:.3f}"
+            self.progress.update(self.task, description=text)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the line to the next run."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)

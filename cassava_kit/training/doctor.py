@@ -1,0 +1,58 @@
+"""What a run's own figures say about it, in plain words, once for each finding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+ONE_CLASS_SHARE = 0.95
+ONE_CLASS_EPOCHS = 3
+FLAT_EPOCHS = 5
+FLAT_RATIO = 0.01
+GAP_EPOCHS = 3
+
+
+def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str]) -> dict[str, str]:
+    """Findings by key after the last of `epochs`: rows of `metrics.csv` (train_loss, val_loss, val_share_k ...).
+
+    Keys are stable (`not_finite`, `one_class`, `flat`, `overfit`), so that a caller can say each only once.
+    """
+    now = epochs[-1]
+    if not all(math.isfinite(now[name]) for name in ("train_loss", "val_loss")):
+        return {
+            "not_finite": "the loss is not finite: the rate is too high, or fp16 overflowed; lower lr, or precision=32-true"
+        }
+    findings = {}
+    recent = [_top_class(row, len(classes)) for row in epochs[-ONE_CLASS_EPOCHS:]]
+    top, share = recent[-1]
+    if len(recent) == ONE_CLASS_EPOCHS and all(k == top and s >= ONE_CLASS_SHARE for k, s in recent):
+        findings["one_class"] = (
+            f"predicts class {top} ({classes[top]}) for {share:.0%} of the validation images, {ONE_CLASS_EPOCHS} epochs "
+            "in a row: lr too high or too low? backbone frozen or random? rows not shuffled?"
+        )
+    losses = [row["train_loss"] for row in epochs[-FLAT_EPOCHS:]]
+    if len(losses) == FLAT_EPOCHS and max(losses) - min(losses) < FLAT_RATIO * max(losses):
+        findings["flat"] = (
+            f"the training loss has stood still for {FLAT_EPOCHS} epochs: lr too low, or all weights frozen?"
+        )
+    if _parts(epochs):
+        findings["overfit"] = (
+            f"validation loss has risen for {GAP_EPOCHS} epochs while training loss fell: "
+            "stronger augmentation, fewer epochs, or early_stopping?"
+        )
+    return findings
+
+
+def _top_class(row: Mapping[str, float], n_classes: int) -> tuple[int, float]:
+    """The class predicted most often, and its share."""
+    return max(((k, row[f"val_share_{k}"]) for k in range(n_classes)), key=lambda item: item[1])
+
+
+def _parts(epochs: Sequence[Mapping[str, float]]) -> bool:
+    """Whether training and validation loss have gone apart for `GAP_EPOCHS` epochs in a row."""
+    tail = epochs[-GAP_EPOCHS - 1 :]
+    pairs = list(zip(tail, tail[1:], strict=False))
+    return len(pairs) == GAP_EPOCHS and all(
+        later["val_loss"] > earlier["val_loss"] and later["train_loss"] < earlier["train_loss"]
+        for earlier, later in pairs
+    )

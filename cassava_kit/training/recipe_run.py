@@ -1,0 +1,85 @@
+"""One recipe over its folds: each fold trained or reused, the scores told, the out-of-fold predictions joined."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.config import RunConfig
+from cassava_kit.data.table import TrainTable
+from cassava_kit.folds import Folds
+from cassava_kit.oof import Score, accuracy
+from cassava_kit.training.fit import FoldResult, Session, TrainData, join_runs, train_fold
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """A recipe's folds and, where all were trained, its joined out-of-fold file and score."""
+
+    config: RunConfig
+    folds: tuple[FoldResult, ...]
+    oof: Path | None
+    score: Score | None
+    seconds: float
+
+    @property
+    def reused(self) -> bool:
+        """Whether nothing had to be trained."""
+        return all(result.reused for result in self.folds)
+
+
+def train_recipe(
+    config: RunConfig,
+    table: TrainTable,
+    split: Folds,
+    out: Path,
+    *,
+    folds: Sequence[int] | None = None,
+    weights: Path | None = None,
+    limit: int | None = None,
+    workers: int = 0,
+    competition: Competition = CASSAVA,
+) -> RecipeResult:
+    """Train a recipe on each of `folds` (default: all) and say what came out, a line a fold."""
+    console = Console(stderr=True, file=sys.stderr)
+    numbers = list(range(split.n_splits)) if folds is None else list(folds)
+    data = TrainData(table, split, competition)
+    results = []
+    with training_bar(console) as progress:
+        session = Session(
+            weights, limit, workers, progress, tell=partial(progress.console.print, soft_wrap=True, highlight=False)
+        )
+        for fold in numbers:
+            result = train_fold(config, data, fold, out, session=session)
+            how = "reused" if result.reused else f"{result.seconds:.0f} s"
+            progress.console.print(
+                f"{config.recipe} fold {fold}: {result.score} out of fold ({how})", highlight=False, soft_wrap=True
+            )
+            results.append(result)
+    seconds = sum(0.0 if result.reused else result.seconds for result in results)
+    if len(numbers) < split.n_splits:
+        return RecipeResult(config, tuple(results), None, None, seconds)
+    path, whole = join_runs(results, split, out, config.recipe)
+    score = accuracy(split.frame["label"].to_numpy(), whole.probabilities)
+    print(f"{config.recipe}: OOF accuracy {score} on {score.n} given labels: {path}", file=sys.stderr)
+    return RecipeResult(config, tuple(results), path, score, seconds)
+
+
+def training_bar(console: Console) -> Progress:
+    """The bar of a training: steps, figures of the last epoch, time gone and to come."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )

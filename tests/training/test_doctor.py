@@ -1,0 +1,44 @@
+"""The doctor speaks when there is reason to, and only then."""
+
+import math
+
+from cassava_kit.training.doctor import diagnose
+
+CLASSES = ("a", "b")
+
+
+def row(train: float, val: float, share: float = 0.5) -> dict[str, float]:
+    return {"train_loss": train, "val_loss": val, "val_share_0": share, "val_share_1": 1 - share}
+
+
+def test_a_healthy_run_is_left_in_peace():
+    epochs = [row(1 / (k + 1), 1.1 / (k + 1)) for k in range(10)]
+    assert all(diagnose(epochs[: k + 1], CLASSES) == {} for k in range(10))
+
+
+def test_one_class_is_told_after_three_epochs_not_at_the_start():
+    epochs = [row(1 - k / 10, 1 - k / 10, share=0.03) for k in range(3)]
+    assert diagnose(epochs[:2], CLASSES) == {}
+    found = diagnose(epochs, CLASSES)
+    assert list(found) == ["one_class"] and "predicts class 1 (b) for 97%" in found["one_class"]
+
+
+def test_changing_sides_is_not_one_class():
+    epochs = [row(1.0, 1.0, 1.0), row(0.8, 0.8, 0.0), row(0.6, 0.6, 1.0)]
+    assert diagnose(epochs, CLASSES) == {}
+
+
+def test_loss_that_is_not_finite_is_told_first():
+    assert list(diagnose([row(math.nan, 1.0, share=1.0)], CLASSES)) == ["not_finite"]
+    assert list(diagnose([row(1.0, math.inf)], CLASSES)) == ["not_finite"]
+
+
+def test_flat_loss_is_told():
+    epochs = [row(1.6 - 0.001 * k, 1.6) for k in range(5)]
+    assert list(diagnose(epochs, CLASSES)) == ["flat"]
+
+
+def test_losses_that_part_are_told():
+    epochs = [row(1.0 - 0.2 * k, 0.5 + 0.1 * k) for k in range(4)]
+    assert list(diagnose(epochs, CLASSES)) == ["overfit"]
+    assert diagnose(epochs[:3], CLASSES) == {}

@@ -1,0 +1,180 @@
+"""Training a fold: what it writes, that it learns, that it resumes, and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cassava_kit.checkpoint import load_tensors, read_info
+from cassava_kit.config import RunConfig, replace
+from cassava_kit.data.table import TrainTable
+from cassava_kit.folds import Folds, make_folds
+from cassava_kit.oof import check_oof
+from cassava_kit.predictions import read_predictions
+from cassava_kit.recipes import recipe, recipe_names
+from cassava_kit.training.callbacks import Resume
+from cassava_kit.training.fit import Session, TrainData, train_fold
+from cassava_kit.training.module import Classifier
+from cassava_kit.training.recipe_run import train_recipe
+
+SILENT = Session(tell=lambda _: None)
+TINY = RunConfig(
+    recipe="tiny",
+    model="resnet18",
+    model_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    image_size=32,
+    epochs=3,
+    batch_size=16,
+    lr=3e-3,
+)
+
+
+@pytest.fixture
+def data(tiny_table, tiny_folds) -> TrainData:
+    return TrainData(tiny_table, tiny_folds)
+
+
+def test_fold_writes_its_contract(data, tmp_path):
+    result = train_fold(TINY, data, 1, tmp_path, session=SILENT)
+    assert result.run_dir == tmp_path / "tiny" / "fold1" and not result.reused
+    info = read_info(result.checkpoint)
+    assert (info.recipe, info.fold, info.fold_hash) == ("tiny", 1, data.folds.hash)
+    assert info.oof_accuracy == result.score.accuracy and info.oof_rows == len(data.folds.validation(1))
+    oof = read_predictions(result.oof)
+    assert set(oof.ids) == set(data.folds.validation(1)["image_id"]) and set(oof.frame["fold"]) == {1}
+    assert oof.header.fold_hash == data.folds.hash and oof.header.sources[0].fold == 1
+    assert json.loads((result.run_dir / "config.json").read_text())["epochs"] == 3
+    metrics = pd.read_csv(result.run_dir / "metrics.csv")
+    assert metrics["epoch"].tolist() == [0, 1, 2] and {"train_loss", "val_loss", "val_accuracy"} <= set(metrics)
+    assert not (result.run_dir / "last.ckpt").exists()
+
+
+def test_all_folds_join_to_one_oof_file_and_are_reused(tiny_table, tiny_folds, tmp_path):
+    first = train_recipe(TINY, tiny_table, tiny_folds, tmp_path)
+    whole = check_oof(read_predictions(first.oof), tiny_folds, "tiny")
+    assert len(whole.ids) == len(tiny_table.frame) and not first.reused
+    again = train_recipe(TINY, tiny_table, tiny_folds, tmp_path)
+    assert again.reused and again.score == first.score
+    changed = train_recipe(replace(TINY, lr=1e-3), tiny_table, tiny_folds, tmp_path)
+    assert not changed.reused
+
+
+def test_same_seed_same_weights_and_other_seed_others(data, tmp_path):
+    runs = [replace(TINY, epochs=1), replace(TINY, epochs=1), replace(TINY, epochs=1, seed=7)]
+    weights = [
+        load_tensors(train_fold(config, data, 0, tmp_path / str(k), session=SILENT).checkpoint)
+        for k, config in enumerate(runs)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not torch.equal(weights[0]["fc.weight"], weights[2]["fc.weight"])
+
+
+class PowerCutError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema": 0.9, "mixup": 0.2, "cutmix": 0.5, "plain_epochs": 1, "select": "best"}]
+)
+def test_interrupted_run_ends_as_an_unbroken_one(data, tmp_path, monkeypatch, changes):
+    config = replace(TINY, **changes)
+    unbroken = train_fold(config, data, 0, tmp_path / "unbroken", session=SILENT)
+    save = Resume.on_train_epoch_end
+
+    def save_then_die(self, trainer, module):
+        save(self, trainer, module)
+        if trainer.current_epoch == 1:
+            raise PowerCutError
+
+    monkeypatch.setattr(Resume, "on_train_epoch_end", save_then_die)
+    with pytest.raises(PowerCutError):
+        train_fold(config, data, 0, tmp_path / "broken", session=SILENT)
+    assert not (tmp_path / "broken" / "tiny" / "fold0" / "run.json").exists()
+    monkeypatch.setattr(Resume, "on_train_epoch_end", save)
+    starts = []
+    start = Classifier.on_train_epoch_start
+    monkeypatch.setattr(
+        Classifier, "on_train_epoch_start", lambda self: (starts.append(self.current_epoch), start(self))[1]
+    )
+    resumed = train_fold(config, data, 0, tmp_path / "broken", session=SILENT)
+    assert starts == [2]
+    one, two = load_tensors(unbroken.checkpoint), load_tensors(resumed.checkpoint)
+    assert all(torch.allclose(one[name].double(), two[name].double(), atol=1e-6) for name in one)
+    figures = [pd.read_csv(r.run_dir / "metrics.csv").drop(columns=["seconds", "note"]) for r in (unbroken, resumed)]
+    pd.testing.assert_frame_equal(*figures, rtol=1e-4)
+
+
+def test_weights_file_starts_the_run(data, tmp_path):
+    first = train_fold(TINY, data, 0, tmp_path / "a", session=SILENT)
+    told = []
+    frozen = replace(TINY, recipe="probe", epochs=1, freeze_backbone=True)
+    second = train_fold(frozen, data, 0, tmp_path / "b", session=Session(weights=first.checkpoint, tell=told.append))
+    one, two = load_tensors(first.checkpoint), load_tensors(second.checkpoint)
+    assert torch.equal(one["layer4.0.conv1.weight"], two["layer4.0.conv1.weight"])
+    assert torch.equal(one["bn1.running_mean"], two["bn1.running_mean"])
+    assert not torch.equal(one["fc.weight"], two["fc.weight"])
+    assert any("tensors loaded" in line for line in told)
+
+
+def test_broken_training_images_are_left_out_and_get_the_prior_out_of_fold(tiny_table, tmp_path):
+    images = tmp_path / "train_images"
+    shutil.copytree(tiny_table.image_dir, images)
+    folds = make_folds(tiny_table.frame, n_splits=2, seed=0)
+    seen, held_out = folds.training(0)["image_id"].iloc[0], folds.validation(0)["image_id"].iloc[0]
+    (images / seen).write_bytes(b"")
+    (images / held_out).write_bytes(b"<html>not found</html>")
+    told = []
+    data = TrainData(TrainTable(tiny_table.frame, images, ()), folds)
+    result = train_fold(replace(TINY, epochs=1), data, 0, tmp_path / "runs", session=Session(tell=told.append))
+    assert f"1 unreadable images take no part in training (first: {seen})" in told
+    oof = read_predictions(result.oof)
+    assert len(oof.ids) == len(folds.validation(0))
+    row = oof.frame.set_index("image_id").loc[held_out, ["p0", "p1", "p2", "p3", "p4"]].to_numpy(float)
+    assert np.allclose(row, read_info(result.checkpoint).prior, atol=1e-6)
+
+
+def test_fold_file_of_another_table_is_refused(tiny_table, tiny_folds, tmp_path):
+    fewer = Folds(tiny_folds.frame.iloc[1:].reset_index(drop=True))
+    with pytest.raises(ValueError, match="1 images of the table are not in it"):
+        train_fold(TINY, TrainData(tiny_table, fewer), 0, tmp_path, session=SILENT)
+    other = tiny_folds.frame.copy()
+    other.loc[0, "label"] = (other.loc[0, "label"] + 1) % 5
+    with pytest.raises(ValueError, match=r"the fold file says label \d for .*, the table says \d"):
+        train_fold(TINY, TrainData(tiny_table, Folds(other)), 0, tmp_path, session=SILENT)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_run_learns(data, tmp_path):
+    result = train_fold(
+        replace(TINY, epochs=12, augmentation="none", label_smoothing=0), data, 0, tmp_path, session=SILENT
+    )
+    losses = pd.read_csv(result.run_dir / "metrics.csv")["train_loss"]
+    assert losses.iloc[-1] < 0.6 * losses.iloc[0]
+
+
+def test_limit_is_a_limit_on_training_rows_alone(data, tmp_path):
+    result = train_fold(replace(TINY, epochs=1), data, 0, tmp_path, session=Session(limit=20, tell=lambda _: None))
+    assert result.score.n == len(data.folds.validation(0))
+    assert sum(read_info(result.checkpoint).prior) == pytest.approx(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_takes_a_real_step_and_comes_back(name, data, tmp_path):
+    small = {"img_size": 32} if recipe(name).model.startswith(("vit", "deit")) and "small" not in name else {}
+    size = 64 if name in ("small_vit",) else 32
+    config = recipe(name)
+    config = replace(
+        config,
+        model_args={**config.model_args, **small},
+        image_size=size,
+        epochs=max(1, config.plain_epochs + 1),
+        batch_size=4,
+        warmup_epochs=0,
+        precision="32-true",
+    )
+    result = train_fold(config, data, 0, tmp_path, session=Session(limit=8, tell=lambda _: None))
+    assert read_info(result.checkpoint).recipe == name
