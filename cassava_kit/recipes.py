@@ -125,20 +125,21 @@ def small_resnet() -> RunConfig:
 
 
 def small_vit() -> RunConfig:
-    """A ViT of 0.4 M parameters on a convolutional stem, without which it learns little from a thousand pictures."""
-    size = {"img_size": 64, "patch_size": 2, "embed_dim": 96, "depth": 3, "num_heads": 3}
+    """A ViT of 0.3 M parameters on a convolutional stem, without which it learns little from a thousand pictures."""
+    size = {"img_size": 56, "patch_size": 2, "embed_dim": 96, "depth": 2, "num_heads": 3}
     return replace(
         small_resnet(),
         recipe="small_vit",
         model="vit_tiny_r_s16_p8_224",
         model_args={**size, "class_token": False, "global_pool": "avg"},
-        lr=2e-3,
+        image_size=56,
+        lr=3e-3,
     )
 
 
 def small_ssl_resnet() -> RunConfig:
     """The small ResNet from a backbone self-supervised on the training pictures (SimCLR), finetuned."""
-    return replace(small_resnet(), recipe="small_ssl_resnet", lr=4e-3, backbone_lr_scale=0.5)
+    return replace(small_resnet(), recipe="small_ssl_resnet", epochs=8)
 
 
 def mobilenet() -> RunConfig:

@@ -1,0 +1,266 @@
+"""The whole road at home: folds, members, ensemble, bundle, the kernel rehearsed offline, a checked submission."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from cassava_kit.blend import Judgement, judge
+from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.config import RunConfig
+from cassava_kit.data.images import quick_check
+from cassava_kit.data.table import TrainTable, list_images, read_competition
+from cassava_kit.files import read_json
+from cassava_kit.folds import Folds, make_folds, write_folds
+from cassava_kit.inference.ensemble import Ensemble, EnsembleMember
+from cassava_kit.oof import Evidence, Score, accuracy, average, gather, majority
+from cassava_kit.predictions import read_predictions, write_predictions
+from cassava_kit.recipes import recipe, recipe_names
+
+SSL_RECIPE = "small_ssl_resnet"
+MEMBERS = ("small_resnet", "small_vit", SSL_RECIPE)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What to rehearse: a competition folder (none: the embedded sample), members, first weights, and where to work."""
+
+    data: Path | None = None
+    out: Path | None = None
+    recipes: tuple[str, ...] = ()
+    weights: tuple[tuple[str, Path], ...] = ()
+    n_splits: int = 3
+    seed: int = 42
+    views: str = "flips"
+    layout: Literal["new", "old"] = "new"
+    competition: Competition = CASSAVA
+
+
+@dataclass
+class Stages:
+    """Seconds by stage, told as they begin."""
+
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Announce a stage and time it."""
+        self.console.print(f"[bold]{len(self.seconds) + 1}. {name}[/bold]")
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+
+def parse_weights(given: Sequence[str]) -> tuple[tuple[str, Path], ...]:
+    """`NAME=FILE` arguments; NAME is a recipe or a timm model, FILE must be there. ValueError, FileNotFoundError."""
+    parsed = []
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file):
+            raise ValueError(f"--weights takes NAME=FILE (a recipe or a timm model, and its weights), got {text!r}")
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(f"no weights file {path} (from --weights {text})")
+        parsed.append((recipe_for(name), path))
+    return tuple(parsed)
+
+
+def recipe_for(name: str) -> str:
+    """The recipe that NAME means: itself, the first recipe of that timm model, or plain settings for the model."""
+    if name in recipe_names():
+        return name
+    same_model = [known for known in recipe_names() if recipe(known).model.split(".")[0] == name.split(".")[0]]
+    return same_model[0] if same_model else f"timm:{name.removeprefix('timm:')}"
+
+
+def dry_run(plan: DryRun) -> Path:
+    """Go the whole road and return the checked `submission.csv`; prints what happened at every stage."""
+    from cassava_kit.inference.tta import make_views
+    from cassava_kit.kaggle.bundle import package
+    from cassava_kit.kaggle.rehearsal import Setting, rehearse
+    from cassava_kit.submission import check_submission
+
+    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    stages = Stages(console)
+    configs = members(plan)
+    make_views(plan.views)
+    with stages("Competition data"):
+        data_dir, table = load_data(plan, console)
+    out = plan.out or Path("build") / data_dir.name
+    with stages("Folds"):
+        split = split_table(plan, table, out, console)
+    with stages("Members"):
+        evidence, checkpoints = train_members(plan, configs, table=table, split=split, out=out)
+    with stages("Ensemble"):
+        judgement = judge(evidence)
+        ensemble = describe(plan, evidence, judgement, checkpoints)
+        blended = average(evidence, judgement.weights)
+        write_predictions(out / "ensemble-oof.csv", blended)
+        console.print(f"weights: {judgement.chosen}; OOF accuracy {accuracy(evidence.labels, blended.probabilities)}")
+    with stages("Bundle"):
+        files = {bundle_name(name, k): path for name, paths in checkpoints.items() for k, path in enumerate(paths)}
+        bundle = package(out / "bundle", ensemble=ensemble, checkpoints=files, root=repository())
+        console.print(f"packed {out / 'bundle'} (build {bundle.build_id[:12]})")
+    with stages("Kernel, offline"):
+        with cell_bar(console) as progress:
+            setting = Setting(progress=progress)
+            rehearsal = rehearse(bundle, data_dir, out / "rehearsal", layout=plan.layout, setting=setting)
+        console.print(rehearsal.verdict)
+        if not rehearsal.ok:
+            raise ValueError(f"the rehearsal failed: {rehearsal.verdict}; its log is in {out / 'rehearsal'}")
+    submission = out / "submission.csv"
+    with stages("Check"):
+        check_submission(rehearsal.submission, data_dir / plan.competition.test_images, plan.competition)
+        shutil.copyfile(rehearsal.submission, submission)
+    tell(console, evidence, judgement=judgement, stages=stages, submission=submission)
+    return submission
+
+
+def members(plan: DryRun) -> list[tuple[RunConfig, Path | None]]:
+    """Configurations with their first weights: the chosen recipes, and one for each weights file."""
+    weights = dict(plan.weights)
+    names = list(plan.recipes or MEMBERS)
+    names += [name for name in weights if name not in names]
+    return [(recipe(name), weights.get(name)) for name in names]
+
+
+def load_data(plan: DryRun, console: Console) -> tuple[Path, TrainTable]:
+    """The competition folder, made if it is the sample, and its table."""
+    if plan.data is None:
+        from cassava_kit.sample import ensure_sample
+
+        data_dir = ensure_sample()
+    else:
+        data_dir = plan.data
+    table = read_competition(data_dir, plan.competition)
+    test_dir = data_dir / plan.competition.test_images
+    if not test_dir.is_dir():
+        raise FileNotFoundError(f"no folder {test_dir}; a competition folder has {plan.competition.test_images}/")
+    unlisted = f", {len(table.unlisted)} more that no row names" if table.unlisted else ""
+    console.print(f"{data_dir}: {len(table.frame)} training images{unlisted}, {len(list_images(test_dir))} test images")
+    return data_dir, table
+
+
+def split_table(plan: DryRun, table: TrainTable, out: Path, console: Console) -> Folds:
+    """Stratified folds, written to `out/folds.csv`."""
+    split = make_folds(table.frame, n_splits=plan.n_splits, seed=plan.seed)
+    write_folds(out / "folds.csv", split)
+    console.print(f"{split.n_splits} stratified folds: {out / 'folds.csv'} (hash {split.hash[:12]})")
+    return split
+
+
+def train_members(
+    plan: DryRun,
+    configs: list[tuple[RunConfig, Path | None]],
+    *,
+    table: TrainTable,
+    split: Folds,
+    out: Path,
+) -> tuple[Evidence, dict[str, list[Path]]]:
+    """Train or reuse every member over all folds; their out-of-fold evidence and their checkpoints by recipe."""
+    from cassava_kit.training.recipe_run import train_recipe
+
+    oof, checkpoints = [], {}
+    for config, weights in configs:
+        if config.recipe == SSL_RECIPE and weights is None:
+            weights = pretrained_backbone(table, out / "pretrain")
+        result = train_recipe(config, table, split, out / "runs", weights=weights, competition=plan.competition)
+        assert result.oof is not None  # all folds were asked for
+        oof.append(read_predictions(result.oof))
+        checkpoints[config.recipe] = [fold.checkpoint for fold in result.folds]
+    return gather(oof, split, list(checkpoints)), checkpoints
+
+
+def pretrained_backbone(table: TrainTable, out: Path) -> Path:
+    """The backbone of the self-supervised member, learnt from all training pictures, labels unseen; reused if there."""
+    from cassava_kit.ssl.pretrain import CONFIG, describe, pretrain
+    from cassava_kit.ssl.recipes import small_simclr
+
+    names = sorted([*table.frame["image_id"], *table.unlisted])
+    images = [path for path in (table.image_dir / name for name in names) if quick_check(path) is None]
+    config = small_simclr()
+    if len(images) < config.batch_size:
+        config = config.with_settings([f"batch_size={len(images)}"])
+    if (out / CONFIG).is_file() and read_json(out / CONFIG) != describe(config, images, None):
+        shutil.rmtree(out)
+    return pretrain(config, images, out)
+
+
+def describe(plan: DryRun, evidence: Evidence, judgement: Judgement, checkpoints: dict[str, list[Path]]) -> Ensemble:
+    """The ensemble file's content: members, weights, views, prior and the out-of-fold score."""
+    import numpy as np
+
+    counts = np.bincount(evidence.labels, minlength=plan.competition.n_classes)
+    listed = tuple(
+        EnsembleMember(
+            name=name,
+            weight=float(weight),
+            checkpoints=tuple(bundle_name(name, k) for k in range(len(checkpoints[name]))),
+            oof_accuracy=accuracy(evidence.labels, probabilities).accuracy,
+        )
+        for name, weight, probabilities in zip(evidence.names, judgement.weights, evidence.pred_probs, strict=True)
+    )
+    score = accuracy(evidence.labels, average(evidence, judgement.weights).probabilities)
+    return Ensemble(
+        members=listed,
+        views=plan.views,
+        prior=tuple((counts / counts.sum()).tolist()),
+        fold_hash=evidence.fold_hash,
+        oof={"accuracy": score.accuracy, "standard_error": score.standard_error, "rows": score.n, "labels": "given"},
+    )
+
+
+def bundle_name(recipe_name: str, fold: int) -> str:
+    """A checkpoint's name in the flat weights dataset."""
+    return f"{recipe_name}-fold{fold}.safetensors"
+
+
+def repository() -> Path:
+    """The repository's root, which holds the kernels and the datasets' metadata."""
+    return Path(__file__).resolve().parent.parent
+
+
+@contextmanager
+def cell_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the notebook's cells; yields what the rehearsal calls with (cells done, cells)."""
+    with Progress(TextColumn("notebook"), BarColumn(), MofNCompleteColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("cells")
+        yield lambda done, cells: bar.update(task, completed=done, total=cells)
+
+
+def tell(console: Console, evidence: Evidence, *, judgement: Judgement, stages: Stages, submission: Path) -> None:
+    """Print the members' scores, the seconds by stage, and where the file lies."""
+    scores: list[tuple[str, Score, float | None]] = [
+        (name, accuracy(evidence.labels, p), float(weight))
+        for name, p, weight in zip(evidence.names, evidence.pred_probs, judgement.weights, strict=True)
+    ]
+    scores.append(("ensemble", accuracy(evidence.labels, average(evidence, judgement.weights).probabilities), None))
+    scores.append(("majority class", majority(evidence.labels), None))
+    table = Table(title=f"Out-of-fold accuracy on {len(evidence.labels)} given labels")
+    for heading in ("member", "accuracy ± s.e.", "weight"):
+        table.add_column(heading)
+    for name, score, weight in scores:
+        table.add_row(name, str(score), "" if weight is None else f"{weight:.3f}")
+    console.print(table)
+    times = Table(title="Seconds by stage")
+    for heading in ("stage", "seconds"):
+        times.add_column(heading)
+    for name, seconds in stages.seconds.items():
+        times.add_row(name, f"{seconds:.1f}")
+    times.add_row("all", f"{sum(stages.seconds.values()):.1f}")
+    console.print(times)
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+    console.print(f"peak memory of the largest process {peak:.1f} GiB")
+    console.print(f"checked submission: {submission}", soft_wrap=True)

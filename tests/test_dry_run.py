@@ -1,0 +1,104 @@
+"""The whole road by subprocess: `python submit.py --ensemble` on a tiny competition, broken pictures among it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cassava_kit.dry_run import parse_weights, recipe_for
+from cassava_kit.folds import read_folds
+from cassava_kit.oof import check_oof
+from cassava_kit.predictions import read_predictions
+from cassava_kit.submission import check_submission
+
+ROOT = Path(__file__).parent.parent
+
+
+def submit(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "submit.py"), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=900, cwd=ROOT, env={**os.environ, "COLUMNS": "150"}
+    )
+
+
+def test_weights_are_given_by_recipe_or_timm_name(tmp_path):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"x")
+    assert parse_weights([f"mobilenetv2_100={file}"]) == (("mobilenet", file),)
+    assert recipe_for("resnet50") == "resnet50" and recipe_for("convnext_tiny") == "timm:convnext_tiny"
+    with pytest.raises(ValueError, match="NAME=FILE"):
+        parse_weights(["mobilenetv2_100"])
+    with pytest.raises(FileNotFoundError, match="no weights file"):
+        parse_weights(["mobilenetv2_100=nowhere.pth"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what to do: --ensemble"),
+        (["--ensemble", "--data", "nowhere"], "nowhere"),
+        (["--ensemble", "--recipes", "nonsense"], "no recipe 'nonsense'"),
+        (["--ensemble", "--views", "upside-down"], "views"),
+        (["--ensemble", "--weights", "x"], "NAME=FILE"),
+        (["--ensemble", "--n-splits", "1"], "n-splits"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_work(arguments, message, tmp_path):
+    result = submit(*arguments, "--out", tmp_path / "out")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp_path):
+    data = tmp_path / "competition"
+    shutil.copytree(tiny_dir, data)
+    train = sorted((data / "train_images").iterdir())
+    test = sorted((data / "test_images").iterdir())
+    train[0].write_bytes(train[0].read_bytes()[:500])
+    train[1].write_bytes(b"")
+    test[0].write_bytes(b"<html>404</html>")
+    test[1].write_bytes(test[1].read_bytes()[:300])
+    arguments = ["--ensemble", "--data", data, "--out", tmp_path / "out", "--n-splits", 2]
+    arguments += ["--recipes", "small_resnet,small_vit,small_ssl_resnet"]
+    first = submit(*arguments)
+    assert first.returncode == 0, first.stderr[-3000:]
+    out = tmp_path / "out"
+    check_submission(out / "submission.csv", data / "test_images")
+    assert len(pd.read_csv(out / "submission.csv")) == len(test)
+    run = json.loads((out / "rehearsal" / "working" / "run.json").read_text())
+    assert {test[0].name, test[1].name} <= set(
+        json.dumps(run["images_failed"]).replace('"', " ").replace(",", " ").split()
+    )
+    folds = read_folds(out / "folds.csv")
+    for recipe in ("small_resnet", "small_vit", "small_ssl_resnet"):
+        check_oof(read_predictions(out / "runs" / recipe / "oof.csv"), folds, recipe)
+        assert (out / "bundle" / "weights" / f"{recipe}-fold1.safetensors").is_file()
+        assert re.search(rf"{recipe} .*\d\.\d{{4}} ± \d\.\d{{4}}", first.stderr)
+    assert "majority class" in first.stderr and "Seconds by stage" in first.stderr
+    before = (out / "submission.csv").read_bytes()
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/fold*/best.safetensors")}
+    second = submit(*arguments)
+    assert second.returncode == 0 and (out / "submission.csv").read_bytes() == before
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps} and "(reused)" in second.stderr
+
+
+@pytest.mark.slow
+def test_a_changed_label_is_trained_again(tiny_dir, tmp_path):
+    data = tmp_path / "competition"
+    shutil.copytree(tiny_dir, data)
+    arguments = ["--ensemble", "--data", data, "--out", tmp_path / "out", "--n-splits", 2, "--recipes", "small_resnet"]
+    assert submit(*arguments).returncode == 0
+    table = pd.read_csv(data / "train.csv")
+    table.loc[0, "label"] = (table.loc[0, "label"] + 1) % 5
+    table.to_csv(data / "train.csv", index=False)
+    again = submit(*arguments)
+    assert again.returncode == 0 and "(reused)" not in again.stderr
