@@ -10,7 +10,7 @@ import typer
 
 from cassava_kit.cli import run_app
 
-app = typer.Typer(name="submit.py", add_completion=False, rich_markup_mode=None)
+app = typer.Typer(name="submit.py", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()

@@ -15,6 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 Data = Annotated[Path, typer.Option(help="Competition folder: train.csv, train_images/, test_images/.")]
@@ -37,6 +38,18 @@ def sample(
     from cassava_kit.sample import ensure_sample
 
     print(ensure_sample(out))
+
+
+@app.command()
+def sheet(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Picture to write, .png or .jpg.")] = Path("sheet.png"),
+    columns: Annotated[int, typer.Option(min=1, help="Pictures of each class.")] = 8,
+) -> None:
+    """Put some pictures of every class on one contact sheet, a row a class."""
+    from cassava_kit.report.sheet import contact_sheet
+
+    print(contact_sheet(data, out, columns=columns))
 
 
 @app.command()
@@ -71,8 +84,10 @@ def folds(
         if data is None:
             raise ValueError("--groups looks at the images: give --data DIR instead of --labels")
         from cassava_kit.data.duplicates import find_duplicates
+        from cassava_kit.paths import cache_dir
 
-        group_ids = find_duplicates([table.image_dir / name for name in frame["image_id"]])
+        paths = [table.image_dir / name for name in frame["image_id"]]
+        group_ids = find_duplicates(paths, cache=cache_dir() / "fingerprints.npz")
         print(f"{len(frame) - len(set(group_ids))} images are near-duplicates of another; groups stay together")
     split = make_folds(frame, n_splits=n_splits, seed=seed, groups=group_ids)
     write_folds(out, split)
@@ -108,6 +123,9 @@ def train(
         int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes; 0 loads in the main process.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for decoded pixels, made once (needs the setting train_pixels).")
+    ] = None,
 ) -> None:
     """Train a recipe on all folds but one, and write checkpoint and out-of-fold predictions; 'all' joins the folds."""
     from cassava_kit.recipes import recipe
@@ -122,7 +140,7 @@ def train(
     if weights is not None and not weights.is_file():
         raise FileNotFoundError(f"no weights file {weights}")
     table = read_competition(data)
-    train_recipe(config, table, split, out, folds=numbers, weights=weights, limit=limit, workers=workers)
+    train_recipe(config, table, split, out, folds=numbers, weights=weights, limit=limit, workers=workers, cache=cache)
 
 
 @app.command()

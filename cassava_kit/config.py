@@ -54,6 +54,9 @@ class RunConfig(BaseModel):
     plain_epochs: int = Field(0, ge=0, description="Last epochs without mixup and cutmix.")
     ema: float | None = Field(None, gt=0, lt=1, description="Decay of an exponential moving average of the weights.")
 
+    train_pixels: tuple[int, int] | None = Field(
+        None, description="(height, width) to which training images are brought before augmentation; none: as they are."
+    )
     augmentation: Literal["none", "light", "strong"] = Field("light", description="Augmentation of training images.")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(
         "32-true", description="Numbers that a step computes with."

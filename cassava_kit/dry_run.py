@@ -176,7 +176,10 @@ def train_members(
     for config, weights in configs:
         if config.recipe == SSL_RECIPE and weights is None:
             weights = pretrained_backbone(table, out / "pretrain")
-        result = train_recipe(config, table, split, out / "runs", weights=weights, competition=plan.competition)
+        cache = out / "pixels" if config.train_pixels else None
+        result = train_recipe(
+            config, table, split, out / "runs", weights=weights, cache=cache, competition=plan.competition
+        )
         assert result.oof is not None  # all folds were asked for
         oof.append(read_predictions(result.oof))
         checkpoints[config.recipe] = [fold.checkpoint for fold in result.folds]

@@ -53,7 +53,7 @@ def make_folds(labels: pd.DataFrame, *, n_splits: int = 5, seed: int = 42, group
     Without groups each class's count in every fold is within one image of its ideal share. The result depends on
     the rows, not on their order. Raises ValueError where a class has fewer rows than there are folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    from sklearn.model_selection import StratifiedKFold
 
     order = np.argsort(labels["image_id"].to_numpy().astype(str), kind="stable")
     frame = labels[["image_id", "label"]].iloc[order].reset_index(drop=True)
@@ -66,15 +66,15 @@ def make_folds(labels: pd.DataFrame, *, n_splits: int = 5, seed: int = 42, group
             "use fewer folds or more images"
         )
     y = frame["label"].to_numpy()
+    if groups is not None:
+        from cassava_kit.splits import stratified_parts
+
+        fold = stratified_parts(y, (1 / n_splits,) * n_splits, seed=seed, groups=np.asarray(groups)[order])
+        return Folds(frame.assign(fold=fold), "stratified-group-kfold", seed)
     fold = np.full(len(frame), -1)
-    if groups is None:
-        splits = StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(y, y)
-    else:
-        ordered = np.asarray(groups)[order]
-        splits = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed).split(y, y, ordered)
-    for k, (_, validation) in enumerate(splits):
+    for k, (_, validation) in enumerate(StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(y, y)):
         fold[validation] = k
-    return Folds(frame.assign(fold=fold), "stratified-kfold" if groups is None else "stratified-group-kfold", seed)
+    return Folds(frame.assign(fold=fold), "stratified-kfold", seed)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -110,17 +110,17 @@ def read_folds(path: str | Path) -> Folds:
         raise FileNotFoundError(
             f"no fold file {path}; make one with: python -m cassava_kit folds --data DIR --out {path}"
         )
-    frame = pd.read_csv(path, dtype={"image_id": str})
+    frame = pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False)
     if list(frame.columns) != ["image_id", "label", "fold"]:
         raise ValueError(f"{path} must have the columns image_id,label,fold, got {','.join(frame.columns)}")
     if frame.empty:
         raise ValueError(f"{path} has no rows; make it again with: python -m cassava_kit folds")
-    if frame.isna().to_numpy().any() or not all(pd.api.types.is_integer_dtype(frame[c]) for c in ("label", "fold")):
+    if (frame["image_id"] == "").any() or not all(pd.api.types.is_integer_dtype(frame[c]) for c in ("label", "fold")):
         raise ValueError(f"{path} must have whole numbers in label and fold and no empty cell; make it again")
     repeated = frame["image_id"][frame["image_id"].duplicated()]
     if len(repeated):
         raise ValueError(f"{path} names {repeated.iloc[0]} more than once; each image belongs to one fold")
-    present = sorted(frame["fold"].unique())
+    present = sorted(frame["fold"].unique().tolist())
     if present != list(range(len(present))):
         raise ValueError(f"{path} must number its folds 0..n-1, got {present}")
     frame = frame.sort_values("image_id", kind="stable").reset_index(drop=True)

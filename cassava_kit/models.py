@@ -75,7 +75,7 @@ def keep_frozen(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """Which of a file's tensors a model took: names matched, and names left out for their shape or unknown to the model."""
+    """Which of a file's tensors a model took, and which not: other shape, unknown to the model, missing in the file."""
 
     matched: tuple[str, ...]
     reshaped: tuple[str, ...]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cassava_kit.folds import Folds
-from cassava_kit.predictions import Header, Predictions, Source, make_predictions
+from cassava_kit.predictions import Header, Predictions, Source, make_predictions, read_predictions
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,22 @@ def gather(members: Sequence[Predictions], folds: Folds, names: Sequence[str]) -
         pred_probs=np.stack([m.probabilities for m in checked]),
         fold_hash=folds.hash,
     )
+
+
+def gather_files(oof: Sequence[Path], folds: Folds) -> Evidence:
+    """Read members' out-of-fold files and join them on the fold file's rows; every contract is checked."""
+    return gather([read_predictions(path) for path in oof], folds, member_names(oof))
+
+
+def member_names(oof: Sequence[Path]) -> list[str]:
+    """A distinct name for each file: its folder's where the file is an `oof.csv`, else its own."""
+    names = [path.parent.name if path.stem == "oof" else path.stem for path in oof]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f"members need distinct names, got {', '.join(repeated)} more than once; copy one to another name"
+        )
+    return names
 
 
 def join_folds(parts: Sequence[Predictions], folds: Folds, name: str) -> Predictions:

@@ -1,4 +1,4 @@
-"""Named runs: each recipe is a function that returns a configuration, and every system of the mission is one by name."""
+"""Named runs: each recipe is a function that returns a configuration."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ def small_resnet() -> RunConfig:
         model="resnet18",
         model_args={"layers": [1, 1, 1, 1], "channels": [24, 48, 96, 192]},
         image_size=64,
-        epochs=12,
+        train_pixels=(96, 128),
+        epochs=10,
         batch_size=32,
         lr=5e-3,
         weight_decay=5e-2,
@@ -149,6 +150,7 @@ def mobilenet() -> RunConfig:
         model="mobilenetv2_100",
         model_args={"pad_type": "same"},
         image_size=160,
+        train_pixels=(240, 320),
         epochs=8,
         batch_size=32,
         lr=2e-3,

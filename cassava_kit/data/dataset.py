@@ -18,8 +18,9 @@ class ImageDataset(torch.utils.data.Dataset):
     """(picture (3, H, W) uint8, label, index) by row; each picture is loaded when it is asked for.
 
     `load` gives an image's pixels by path: `images.load_image` with a size, `images.read_image`, or a pixel cache's
-    `load`. `transform(pixels, seed=...)` then augments them; its seed is drawn from (`seed`, epoch, index), so a
-    picture is the same in any worker, in any order, and in a resumed run; call `set_epoch` before each epoch.
+    `load`; a read-only array is copied, any other is taken over. `transform(pixels, seed=...)` then augments them; its
+    seed is drawn from (`seed`, epoch, index), so a picture is the same in any worker, in any order, and in a resumed
+    run; call `set_epoch` before each epoch.
 
     An image that cannot be decoded becomes a gray picture and is marked in `failed`. The epoch and these marks lie in
     shared memory: worker processes, persistent ones included, see the one and fill the other.

@@ -46,40 +46,31 @@ def find_duplicates(paths: Sequence[Path], *, cache: Path | None = None, progres
 
     `cache` names a file that keeps the fingerprints, by file name, size and time of change, for the next call.
     """
-    prints = fingerprint(paths, cache=cache, progress=progress)
-    return groups_of(duplicate_pairs(prints, progress=progress), len(paths))
+    return group_duplicates(fingerprint(paths, cache=cache, progress=progress), progress=progress)
 
 
-def groups_of(pairs: np.ndarray, n: int) -> np.ndarray:
-    """Connected groups of `n` things from pairs (P, 2): (n,) int64, numbered in order of appearance."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    links = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, group = connected_components(links, directed=False)
-    _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse].astype(np.int64)
-
-
-def duplicate_pairs(prints: Fingerprints, *, progress: bool = False) -> np.ndarray:
-    """Pairs (P, 2), i < j, of images that show the same photograph."""
+def group_duplicates(prints: Fingerprints, *, progress: bool = False) -> np.ndarray:
+    """Group of each image, (N,) int64, from the fingerprints."""
     from rich.console import Console
     from rich.progress import track
 
-    found = _same_content(prints.digests)
-    usable = np.flatnonzero(prints.thumbnails.reshape(len(prints.thumbnails), -1).std(axis=1) >= MIN_CONTRAST)
+    _, first, kind = np.unique(prints.digests, axis=0, return_index=True, return_inverse=True)
+    group = first[kind.ravel()]  # equal files are one from the start, and only the first of them is looked at
+    contrast = prints.thumbnails.std(axis=(1, 2))
+    usable = np.intersect1d(first, np.flatnonzero(contrast >= MIN_CONTRAST))
     thumbnails = prints.thumbnails[usable]
     for position in track(range(8), "Comparing", console=Console(stderr=True), disable=not progress):
         for i, j in candidates(thumbnails, position):
-            if match(thumbnails[i], turned(thumbnails[j], position)) >= MIN_MATCH:
-                found.append((int(usable[i]), int(usable[j])))
-    return np.unique(np.array(found, dtype=np.int64).reshape(-1, 2), axis=0)
+            a, b = group[usable[i]], group[usable[j]]
+            if a != b and match(thumbnails[i], turned(thumbnails[j], position)) >= MIN_MATCH:
+                group[group == b] = a
+    return _in_order(group)
 
 
-def _same_content(digests: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of files whose bytes are equal: each with the first of its kind."""
-    _, first, inverse = np.unique(digests, axis=0, return_index=True, return_inverse=True)
-    return [(int(first[kind]), i) for i, kind in enumerate(inverse.ravel()) if first[kind] != i]
+def _in_order(group: np.ndarray) -> np.ndarray:
+    """The same groups, numbered 0, 1, ... in order of appearance."""
+    _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 
 def candidates(thumbnails: np.ndarray, position: int) -> Iterator[tuple[int, int]]:
@@ -126,13 +117,13 @@ def turned(image: np.ndarray, position: int) -> np.ndarray:
 
 def hash_bits(low: np.ndarray) -> np.ndarray:
     """Perceptual hash (N,) uint64: the signs of all low frequencies but the mean."""
-    signs = low.reshape(len(low), -1) > 0
+    signs = low.reshape(len(low), FREQUENCIES**2) > 0
     signs[:, 0] = False
     return np.packbits(signs, axis=1).view(np.uint64).ravel()
 
 
 def _unit(low: np.ndarray) -> np.ndarray:
-    flat = low.reshape(len(low), -1)[:, 1:]
+    flat = low.reshape(len(low), FREQUENCIES**2)[:, 1:]
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 

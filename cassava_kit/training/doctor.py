@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 ONE_CLASS_SHARE = 0.95
-ONE_CLASS_EPOCHS = 3
+ONE_CLASS_EPOCHS = 5
 FLAT_EPOCHS = 5
 FLAT_RATIO = 0.01
 GAP_EPOCHS = 3
@@ -20,15 +21,15 @@ def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str]) -> d
     now = epochs[-1]
     if not all(math.isfinite(now[name]) for name in ("train_loss", "val_loss")):
         return {
-            "not_finite": "the loss is not finite: the rate is too high, or fp16 overflowed; lower lr, or precision=32-true"
+            "not_finite": "the loss is not finite: lr too high, or fp16 overflowed? lower lr, or set precision=32-true"
         }
     findings = {}
     recent = [_top_class(row, len(classes)) for row in epochs[-ONE_CLASS_EPOCHS:]]
     top, share = recent[-1]
     if len(recent) == ONE_CLASS_EPOCHS and all(k == top and s >= ONE_CLASS_SHARE for k, s in recent):
         findings["one_class"] = (
-            f"predicts class {top} ({classes[top]}) for {share:.0%} of the validation images, {ONE_CLASS_EPOCHS} epochs "
-            "in a row: lr too high or too low? backbone frozen or random? rows not shuffled?"
+            f"predicts class {top} ({classes[top]}) for {share:.0%} of the validation images, "
+            f"{ONE_CLASS_EPOCHS} epochs in a row: lr too high or too low? backbone frozen or random? rows not shuffled?"
         )
     losses = [row["train_loss"] for row in epochs[-FLAT_EPOCHS:]]
     if len(losses) == FLAT_EPOCHS and max(losses) - min(losses) < FLAT_RATIO * max(losses):
@@ -51,7 +52,7 @@ def _top_class(row: Mapping[str, float], n_classes: int) -> tuple[int, float]:
 def _parts(epochs: Sequence[Mapping[str, float]]) -> bool:
     """Whether training and validation loss have gone apart for `GAP_EPOCHS` epochs in a row."""
     tail = epochs[-GAP_EPOCHS - 1 :]
-    pairs = list(zip(tail, tail[1:], strict=False))
+    pairs = list(pairwise(tail))
     return len(pairs) == GAP_EPOCHS and all(
         later["val_loss"] > earlier["val_loss"] and later["train_loss"] < earlier["train_loss"]
         for earlier, later in pairs

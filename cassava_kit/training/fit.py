@@ -23,7 +23,8 @@ from cassava_kit import __version__
 from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.config import RunConfig
-from cassava_kit.data.dataset import ImageDataset
+from cassava_kit.data.cache import open_cache
+from cassava_kit.data.dataset import ImageDataset, collate
 from cassava_kit.data.images import load_image, quick_check, read_image
 from cassava_kit.data.table import TrainTable
 from cassava_kit.data.transforms import train_transform
@@ -56,11 +57,12 @@ class TrainData:
 
 @dataclass(frozen=True)
 class Session:
-    """How a run is carried out, none of which changes what it learns: first weights, row limit, workers, talk."""
+    """What a run is given beside its configuration: first weights, row limit, loader processes, pixel cache, talk."""
 
     weights: Path | None = None
     limit: int | None = None
     workers: int = 0
+    cache: Path | None = None
     progress: Progress | None = None
     tell: Callable[[str], None] = print
 
@@ -225,6 +227,9 @@ def fit(
     trainer = make_trainer(config, callbacks)
     resume = run_dir / RESUME_FILE
     trainer.fit(module, train_loader, valid_loader, ckpt_path=str(resume) if resume.is_file() else None)
+    failed = len(train_loader.dataset.failed)
+    if failed:
+        session.tell(f"{fold_label}: {failed} training images could not be decoded and were shown as gray")
     return module
 
 
@@ -254,20 +259,41 @@ def steps_per_epoch(config: RunConfig, batches: int) -> int:
 def loader(config: RunConfig, data: TrainData, rows: pd.DataFrame, *, session: Session, train: bool) -> DataLoader:
     """Batches of (uint8 images, labels, indices): shuffled and augmented to train, plain and in order to validate."""
     size = (config.image_size, config.image_size)
-    paths, labels = data.paths(rows), rows["label"].to_numpy()
-    if train:
-        transform = train_transform(config.augmentation, size)
-        dataset = ImageDataset(paths, labels, read_image, transform=transform, seed=config.seed)
-    else:
-        dataset = ImageDataset(paths, labels, partial(load_image, size=size))
+    load = pixels(data, config.train_pixels if train else size, session.cache)
+    transform = train_transform(config.augmentation, size) if train else None
+    dataset = ImageDataset(data.paths(rows), rows["label"].to_numpy(), load, transform=transform, seed=config.seed)
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
         sampler=EpochSampler(dataset, config.seed) if train else None,
         drop_last=train and len(rows) > config.batch_size,
         num_workers=session.workers,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def fill_cache(config: RunConfig, data: TrainData, cache: Path) -> None:
+    """Decode all the table's images into the cache, with a progress bar, unless they are there."""
+    if config.train_pixels is None:
+        raise ValueError(
+            "a pixel cache holds all images at one size: say which, e.g. with --set train_pixels=[384,512]; "
+            f"recipe {config.recipe} trains on images as they are"
+        )
+    for size in (config.train_pixels, (config.image_size, config.image_size)):
+        open_cache(cache, data.paths(data.folds.frame), size)
+
+
+def pixels(data: TrainData, size: tuple[int, int] | None, cache: Path | None) -> Callable[[Path], np.ndarray]:
+    """What gives an image's pixels at `size` (None: its own) by path: from the cache's folder if there is one.
+
+    One cache of all the table's images serves every fold; the pixels are the same with and without it.
+    """
+    if size is None:
+        return read_image
+    if cache is None:
+        return partial(load_image, size=size)
+    return open_cache(cache, data.paths(data.folds.frame), size, progress=False).load
 
 
 class EpochSampler(RandomSampler):

@@ -16,7 +16,7 @@ from cassava_kit.config import RunConfig
 from cassava_kit.data.table import TrainTable
 from cassava_kit.folds import Folds
 from cassava_kit.oof import Score, accuracy
-from cassava_kit.training.fit import FoldResult, Session, TrainData, join_runs, train_fold
+from cassava_kit.training.fit import FoldResult, Session, TrainData, fill_cache, join_runs, train_fold
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def train_recipe(
     weights: Path | None = None,
     limit: int | None = None,
     workers: int = 0,
+    cache: Path | None = None,
     competition: Competition = CASSAVA,
 ) -> RecipeResult:
     """Train a recipe on each of `folds` (default: all) and say what came out, a line a fold."""
@@ -52,10 +53,11 @@ def train_recipe(
     numbers = list(range(split.n_splits)) if folds is None else list(folds)
     data = TrainData(table, split, competition)
     results = []
+    if cache is not None:
+        fill_cache(config, data, cache)
     with training_bar(console) as progress:
-        session = Session(
-            weights, limit, workers, progress, tell=partial(progress.console.print, soft_wrap=True, highlight=False)
-        )
+        tell = partial(progress.console.print, soft_wrap=True, highlight=False)
+        session = Session(weights, limit, workers=workers, cache=cache, progress=progress, tell=tell)
         for fold in numbers:
             result = train_fold(config, data, fold, out, session=session)
             how = "reused" if result.reused else f"{result.seconds:.0f} s"

@@ -115,10 +115,19 @@ def test_only_broken_images_are_an_error(paths):
 
 def test_other_errors_are_not_hidden(paths):
     def load(path: Path) -> np.ndarray:
-        raise MemoryError("out of memory")
+        if path.name == "3.jpg":
+            raise MemoryError("out of memory")
+        return LOAD(path)
 
     with pytest.raises(MemoryError):
-        ImageDataset(paths, range(8), load)[0]
+        ImageDataset(paths, range(8), load)[3]
+
+
+def test_gray_pictures_share_no_memory(paths):
+    paths[1].write_bytes(b"")
+    dataset = ImageDataset(paths, range(8), LOAD)
+    dataset[1][0].zero_()
+    assert (dataset[1][0] == GRAY).all()
 
 
 def test_a_picture_may_be_written_to_without_reaching_the_source(paths):

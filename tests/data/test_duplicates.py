@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,8 @@ from cassava_kit.data.duplicates import (
     SIDE,
     Fingerprints,
     candidates,
-    duplicate_pairs,
     find_duplicates,
-    groups_of,
+    group_duplicates,
     hash_bits,
     low_frequencies,
     turned,
@@ -24,14 +25,15 @@ from cassava_kit.data.duplicates import (
 )
 
 
+@cache
 def photograph(seed: int) -> Image.Image:
     """A scene of its own: blobs and stripes on a soft background, 200x150."""
     rng = np.random.default_rng(seed)
     soft = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((200, 150), Image.BICUBIC)
     y, x = np.mgrid[0:150, 0:200]
     scene = np.asarray(soft).astype(float)
-    for _ in range(25):
-        at, radius = rng.random(2) * (150, 200), rng.uniform(5, 25)
+    for radius in [*rng.uniform(5, 25, 25), *rng.uniform(2, 5, 150)]:
+        at = rng.random(2) * (150, 200)
         scene[(y - at[0]) ** 2 + (x - at[1]) ** 2 < radius**2] = rng.integers(0, 256, 3)
     return Image.fromarray(np.clip(scene + rng.normal(0, 4, scene.shape), 0, 255).astype(np.uint8))
 
@@ -85,9 +87,30 @@ def test_groups_are_numbered_in_order_of_appearance(folder):
     assert find_duplicates(files, progress=False).tolist() == [*range(10), 0, 3]
 
 
-def test_links_join_into_groups():
-    assert groups_of(np.array([[4, 5], [1, 4]]), 7).tolist() == [0, 1, 2, 3, 1, 1, 4]
-    assert groups_of(np.empty((0, 2), int), 3).tolist() == [0, 1, 2]
+@pytest.mark.parametrize("order", permutations(("whole", "bridge", "narrow")))
+def test_links_join_into_one_group(tmp_path, order):
+    """The whole picture and a narrow crop differ too much to be matched; a crop between them joins all three."""
+    share = {"whole": 1.0, "bridge": 0.94, "narrow": 0.88}
+    for name in order:
+        cropped(photograph(3), share[name], (0, 0)).save(tmp_path / f"{name}.jpg", quality=92)
+    files = [tmp_path / f"{name}.jpg" for name in order]
+    assert find_duplicates([file for file in files if file.stem != "bridge"], progress=False).tolist() == [0, 1]
+    assert find_duplicates(files, progress=False).tolist() == [0, 0, 0]
+
+
+def test_many_equal_files_are_compared_once(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(duplicates, "candidates", lambda thumbnails, position: seen.append(len(thumbnails)) or [])
+    files = [folder / "1.jpg"] * 50 + [folder / "4.jpg"] * 50
+    assert find_duplicates(files, progress=False).tolist() == [0] * 50 + [1] * 50
+    assert set(seen) == {2}
+
+
+def test_nearly_blank_images_are_not_taken_for_copies(tmp_path):
+    shade = 10 * np.hypot(*np.mgrid[-1:1:150j, -1:1:200j])
+    for n, base in enumerate((20, 120)):
+        Image.fromarray((base + shade).astype(np.uint8)).save(tmp_path / f"{n}.png")
+    assert find_duplicates(sorted(tmp_path.glob("*.png")), progress=False).tolist() == [0, 1]
 
 
 def test_broken_and_blank_images_match_only_their_equals(folder):
@@ -130,7 +153,7 @@ def test_blocks_miss_no_pair(monkeypatch):
         monkeypatch.setattr(duplicates, "BLOCK", block)
         assert expected <= set(candidates(both, 0))
     digests = rng.integers(0, 256, (40, 16), dtype=np.uint8)
-    assert set(map(tuple, duplicate_pairs(Fingerprints(both, digests)))) == expected
+    assert group_duplicates(Fingerprints(both, digests)).tolist() == [*range(20), *range(20)]
 
 
 def test_the_hash_is_sixty_three_signs():
@@ -146,23 +169,26 @@ def test_the_cache_spares_unchanged_files_alone(folder, monkeypatch):
     seen = []
     original = duplicates._fingerprint
     monkeypatch.setattr(duplicates, "_fingerprint", lambda path: seen.append(path.name) or original(path))
-    cache = folder / "cache" / "prints.npz"
-    first = find_duplicates(paths(folder), cache=cache, progress=False)
+    kept = folder / "cache" / "prints.npz"
+    first = find_duplicates(paths(folder), cache=kept, progress=False)
     assert len(seen) == 10
     seen.clear()
-    assert np.array_equal(find_duplicates(paths(folder), cache=cache, progress=False), first)
+    assert np.array_equal(find_duplicates(paths(folder), cache=kept, progress=False), first)
     assert seen == []
     photograph(3).save(folder / "5.jpg", quality=80)
-    assert find_duplicates(paths(folder), cache=cache, progress=False)[5] == 3
+    assert find_duplicates(paths(folder), cache=kept, progress=False)[5] == 3
     assert seen == ["5.jpg"]
+    os.utime(folder / "6.jpg", (1, 1))
+    find_duplicates(paths(folder), cache=kept, progress=False)
+    assert seen == ["5.jpg", "6.jpg"]
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut off"])
 def test_a_broken_cache_is_made_again(folder, content):
-    cache = folder / "prints.npz"
-    cache.write_bytes(content)
-    assert find_duplicates(paths(folder), cache=cache, progress=False).tolist() == list(range(10))
-    with np.load(cache) as file:
+    kept = folder / "prints.npz"
+    kept.write_bytes(content)
+    assert find_duplicates(paths(folder), cache=kept, progress=False).tolist() == list(range(10))
+    with np.load(kept) as file:
         assert len(file["names"]) == 10
 
 
@@ -174,11 +200,11 @@ def test_an_interruption_keeps_what_was_done(folder, monkeypatch):
             raise KeyboardInterrupt
         return original(path)
 
-    cache = folder / "prints.npz"
+    kept = folder / "prints.npz"
     monkeypatch.setattr(duplicates, "_fingerprint", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        find_duplicates(paths(folder), cache=cache, progress=False)
-    with np.load(cache) as file:
+        find_duplicates(paths(folder), cache=kept, progress=False)
+    with np.load(kept) as file:
         assert sorted(file["names"]) == [f"{n}.jpg" for n in range(9)]
 
 
@@ -188,10 +214,10 @@ def test_real_photographs_stay_apart_and_their_copies_do_not(real_photographs: l
     for path in chosen[::10]:
         copies.append(tmp_path / path.name)
         with Image.open(path) as image:
-            cropped(image.transpose(Image.FLIP_LEFT_RIGHT), 0.96, (0.3, 0.9)).save(copies[-1], quality=70)
+            cropped(image.transpose(Image.FLIP_LEFT_RIGHT), 0.95, (0.3, 0.9)).save(copies[-1], quality=70)
     group = find_duplicates([*chosen, *copies], progress=False)
     assert len(set(group[:300])) == 300
-    assert np.array_equal(group[300:], group[:300:10])
+    assert (group[300:] == group[:300:10]).mean() > 0.9
 
 
 @pytest.fixture

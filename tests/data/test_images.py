@@ -123,8 +123,12 @@ def test_a_thumbnails_end_does_not_hide_a_cut(tmp_path):
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     whole = WHOLE[:2] + segment + WHOLE[2:]
     assert largest_difference(decode(whole), decode(WHOLE)) == 0
-    with pytest.raises(ImageError, match="cut off"):
+    with pytest.raises(ImageError, match="a JPEG cut off before its end"):
         decode(whole[:-500])
+
+
+def test_fill_bytes_between_segments_are_passed_over():
+    assert np.array_equal(decode(WHOLE[:2] + b"\xff\xff\xff" + WHOLE[2:]), decode(WHOLE))
 
 
 def test_folders_and_missing_files_are_image_errors(tmp_path):
@@ -149,6 +153,12 @@ def test_huge_pngs_are_refused_unopened():
     assert time.perf_counter() - started < 0.5
 
 
+def test_other_formats_cannot_be_decoded_smaller(monkeypatch):
+    monkeypatch.setattr(images, "MAX_DECODED_PIXELS", 120 * 160 - 1)
+    with pytest.raises(ImageError, match="160x120 pixels are more"):
+        decode(encoded(picture(), "PNG"))
+
+
 def test_large_jpegs_are_decoded_smaller(monkeypatch):
     content = encoded(picture(300, 400))
     monkeypatch.setattr(images, "MAX_DECODED_PIXELS", 300 * 400 // 4)
@@ -161,10 +171,10 @@ def test_large_jpegs_are_decoded_smaller(monkeypatch):
 
 
 def test_large_progressive_jpegs_are_refused(monkeypatch):
-    content = encoded(picture(300, 400), progressive=True)
     monkeypatch.setattr(images, "MAX_PROGRESSIVE_PIXELS", 300 * 400 - 1)
     with pytest.raises(ImageError, match="400x300 pixels are more"):
-        decode(content)
+        decode(encoded(picture(300, 400), progressive=True))
+    assert decode(encoded(picture(300, 400))).shape == (300, 400, 3)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 40), (120, 80), (200, 240), (1, 1)])

@@ -39,7 +39,7 @@ def test_ids_stay_text_and_labels_become_numbers(write):
 
 def test_other_columns_order_and_line_ends_do_not_matter(write):
     plain = read_table(write("image_id,label\na.jpg,3\nb.jpg,1\n"))
-    other = read_table(write(b'\xef\xbb\xbfsource,label,image_id\r\n"x, y",3,a.jpg\r\n\r\n,1,b.jpg\r\n\r\n'))
+    other = read_table(write(b'\xef\xbb\xbfimage_id,source,label\r\na.jpg,"x, y", 3\r\n\r\nb.jpg,,1\r\n\r\n'))
     assert plain.equals(other)
 
 

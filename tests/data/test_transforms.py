@@ -53,6 +53,16 @@ def test_global_random_states_have_no_say(image, name):
     assert np.array_equal(transform(image, seed=7), first)
 
 
+def test_a_seed_does_not_tie_transforms_together(image):
+    import albumentations as A
+
+    transform = train_transform("light", (60, 80))
+    transform.transforms = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
+    seen = {transform(image, seed=seed).tobytes() for seed in range(40)}
+    turns = (image, image[::-1], image[:, ::-1], image[::-1, ::-1])
+    assert seen == {np.ascontiguousarray(turn).tobytes() for turn in turns}
+
+
 def test_without_a_seed_pictures_vary(image):
     transform = train_transform("light", (32, 32))
     assert len({transform(image).tobytes() for _ in range(8)}) > 1

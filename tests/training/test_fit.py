@@ -149,7 +149,7 @@ def test_fold_file_of_another_table_is_refused(tiny_table, tiny_folds, tmp_path)
 
 def test_a_run_learns(data, tmp_path):
     result = train_fold(
-        replace(TINY, epochs=12, augmentation="none", label_smoothing=0), data, 0, tmp_path, session=SILENT
+        replace(TINY, epochs=30, lr=1e-2, augmentation="none", label_smoothing=0), data, 0, tmp_path, session=SILENT
     )
     losses = pd.read_csv(result.run_dir / "metrics.csv")["train_loss"]
     assert losses.iloc[-1] < 0.6 * losses.iloc[0]
