@@ -1,0 +1,92 @@
+"""A checkpoint made ready for one device: uint8 pixels in, class probabilities out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from cassava_kit.checkpoint import CheckpointInfo, load_model
+from cassava_kit.data.transforms import normalize
+from cassava_kit.inference.engine import Engine, openvino_engine
+from cassava_kit.inference.fuse import fuse_conv_bn
+from cassava_kit.inference.tta import View
+
+OUT_OF_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+@dataclass
+class Forward:
+    """A model on its device; half precision on GPUs until a batch comes out non-finite, then single."""
+
+    model: nn.Module
+    info: CheckpointInfo
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    engine: Engine | None = None
+    engine_batch: int = 0
+    batch_seconds: float = 0.0
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory the weights take."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    @torch.inference_mode()
+    def start(self, pixels: torch.Tensor, view: View) -> torch.Tensor:
+        """Probabilities for one view: pixels (B, H, W, 3) uint8 on the host to (B, K) float32 on the device.
+
+        On a GPU the answer may still be under way; `finish` waits for it. A batch that does not fit into memory is
+        halved until it does.
+        """
+        try:
+            batch = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            images = view(normalize(batch, self.info.mean, self.info.std))
+            return self._logits(images).float().softmax(dim=1)
+        except RuntimeError as error:
+            if len(pixels) == 1 or not is_out_of_memory(error):
+                raise
+        # Outside the handler, where the traceback no longer holds the failed batch's tensors.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        halves = pixels.split((len(pixels) + 1) // 2)
+        return torch.cat([self.start(half, view) for half in halves])
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        # Views may change the size (ttach's crops and scales), and half batches follow a lack of memory.
+        if self.engine is not None and images.shape == (self.engine_batch, 3, *self.info.input_size):
+            return self.engine(images)
+        return self.model(images.to(self.dtype, memory_format=torch.channels_last))
+
+    def finish(self, started: torch.Tensor, pixels: torch.Tensor, view: View) -> np.ndarray:
+        """The probabilities on the host; computed again in single precision where half precision overflowed."""
+        answer = started.cpu().numpy()
+        if np.isfinite(answer).all() or self.dtype == torch.float32:
+            return answer
+        self.model.float()
+        self.dtype = torch.float32
+        return self.start(pixels, view).cpu().numpy()
+
+
+def load_forward(path: str | Path, device: torch.device, *, engine: str = "torch", batch_size: int = 0) -> Forward:
+    """Load a checkpoint for a device: conv-bn fused, channels last, half precision on a GPU.
+
+    With the engine `openvino` batches of `batch_size` go through it where it gives the same answer.
+    """
+    model, info = load_model(path)
+    fuse_conv_bn(model, info.input_size)
+    if engine == "openvino":
+        fast = openvino_engine(model, info.input_size, batch_size)
+        if fast is not None:
+            return Forward(model, info, device, engine=fast, engine_batch=batch_size)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    model = model.to(device, dtype, memory_format=torch.channels_last)
+    return Forward(model.eval(), info, device, dtype)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_WORDS)

@@ -1,0 +1,111 @@
+"""What the machine offers: devices that really compute, cores, memory and disk that are free."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+REPORTED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "opencv-python-headless",
+    "opencv-python",
+    "safetensors",
+    "ttach",
+)
+
+
+def usable_devices(wanted: str | Sequence[str] = "auto") -> tuple[torch.device, ...]:
+    """Devices to run on: `auto` takes every GPU that computes and else the CPU; or name them (`cpu`, `cuda:0`, a list).
+
+    A GPU may be visible and yet too old or too new for this torch: each one is asked to add two numbers.
+    """
+    if wanted != "auto":
+        named = [wanted] if isinstance(wanted, str) else list(wanted)
+        return tuple(torch.device(name) for name in named)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [torch.device("cuda", i) for i in range(count) if _computes(torch.device("cuda", i))]
+    return tuple(found) or (torch.device("cpu"),)
+
+
+def _computes(device: torch.device) -> bool:
+    try:
+        return bool((torch.ones(1, device=device) + 1).item() == 2)
+    except RuntimeError:
+        return False
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes of memory that can be taken: the least of what the system and the control group leave."""
+    bounds = [_system_memory(), _group_memory("memory.max", "memory.current")]
+    bounds.append(_group_memory("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+    return max(0, min(bound for bound in bounds if bound is not None))
+
+
+def _system_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return 4 << 30
+
+
+def _group_memory(limit: str, usage: str) -> int | None:
+    root = Path("/sys/fs/cgroup")
+    try:
+        return int((root / limit).read_text()) - int((root / usage).read_text())
+    except (OSError, ValueError):  # no control group, or the limit is the word "max"
+        return None
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes free where a device keeps its tensors."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk that holds `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+def describe_device(device: torch.device) -> str:
+    """A device's name for the report."""
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"{device} ({cpu_count()} cores)"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a prediction."""
+    from cassava_kit import __version__
+
+    found = {"python": platform.python_version(), "cassava_kit": __version__}
+    for name in REPORTED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def on_disk(folder: Path) -> bool:
+    """Whether a folder's files take disk and not memory (`/tmp` is a tmpfs on some machines)."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return True
+    inside = [(len(point), kind) for point, kind in mounts if folder.resolve().is_relative_to(point)]
+    return max(inside, default=(0, ""))[1] not in ("tmpfs", "ramfs")

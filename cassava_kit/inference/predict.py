@@ -1,0 +1,70 @@
+"""Checkpoints and image files in, probabilities out: the one road for validation, OOF and submission alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cassava_kit.checkpoint import CheckpointInfo, read_info
+from cassava_kit.inference.progress import progress_bar
+
+BATCH_SIZES = {"cpu": 16, "cuda": 64}
+
+
+def predict_images(
+    checkpoints: Sequence[Path],
+    paths: Sequence[Path],
+    *,
+    views: str | Any = "none",
+    batch_size: int | None = None,
+    device: str | Sequence[str] = "auto",
+    progress: bool = True,
+) -> tuple[np.ndarray, list[str]]:
+    """Class probabilities (M, N, K) float32 of M checkpoints for N image files, and the names of files that failed.
+
+    Every checkpoint sees its own input size, pixels and statistics, and the mean over `views` (a preset of `tta`, or
+    a ttach Compose) of its softmax. A file that cannot be read gets the checkpoint's prior (even shares without).
+    """
+    from cassava_kit.inference.machine import usable_devices
+    from cassava_kit.inference.pixels import Format, PixelStore
+    from cassava_kit.inference.runner import Runner
+    from cassava_kit.inference.tta import make_views
+
+    infos = [read_info(path) for path in checkpoints]
+    if not infos or len({info.n_classes for info in infos}) != 1:
+        raise ValueError(f"expected checkpoints for the same classes, got {[info.n_classes for info in infos]}")
+    seen = [make_views(views, size=info.input_size) for info in infos]
+    out = np.zeros((len(infos), len(paths), infos[0].n_classes), np.float32)
+    devices = usable_devices(device)
+    passes = sum(map(len, seen))
+    with (
+        PixelStore(paths, [Format(info.input_size, info.pixels) for info in infos], keep=passes > 1) as store,
+        progress_bar(passes * len(paths), "predict", show=progress) as bar,
+    ):
+        runner = Runner(store, devices, fitting_batch(batch_size, devices[0], len(paths)))
+        for member, checkpoint in enumerate(checkpoints):
+            for view in seen[member]:
+
+                def add(rows: np.ndarray, probabilities: np.ndarray, member: int = member) -> None:
+                    out[member, rows] += probabilities / len(seen[member])
+                    bar.update(len(rows))
+
+                runner.run(Path(checkpoint), view, np.arange(len(paths)), add)
+        failed = sorted(store.failed)
+    for member, info in enumerate(infos):
+        out[member, failed] = prior_of(info)
+    return out, [Path(paths[row]).name for row in failed]
+
+
+def prior_of(info: CheckpointInfo) -> np.ndarray:
+    """The training labels' class shares (K,) that a checkpoint carries, or even shares."""
+    return np.array(info.prior or [1 / info.n_classes] * info.n_classes, np.float32)
+
+
+def fitting_batch(batch_size: int | None, device: Any, n_images: int) -> int:
+    """The batch size asked for, else the device's; few images get the next power of two instead."""
+    wanted = batch_size or BATCH_SIZES.get(device.type, BATCH_SIZES["cuda"])
+    return min(wanted, 1 << max(0, n_images - 1).bit_length())

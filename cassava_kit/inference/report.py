@@ -1,0 +1,87 @@
+"""What a run was asked and what it did: options, the report that becomes `run.json`, and lines for the reader."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cassava_kit.files import write_json
+from cassava_kit.inference.choices import EARLY_STOP, ENGINES, VIEWS, check_choice
+
+if TYPE_CHECKING:
+    from cassava_kit.inference.pixels import Budget
+
+REPORT_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out; None takes the ensemble's views, the device's batch size, the machine's budget."""
+
+    views: str | None = None
+    early_stop: str = "certified"
+    batch_size: int | None = None
+    device: str | Sequence[str] = "auto"
+    budget: Budget | None = None
+    engine: str = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.views is not None:
+            check_choice("views", self.views, VIEWS)
+        check_choice("early_stop", self.early_stop, EARLY_STOP)
+        check_choice("engine", self.engine, ENGINES)
+        if self.engine == "openvino" and find_spec("openvino") is None:
+            raise ValueError("engine openvino needs the package openvino; pip install openvino, or take engine torch")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass
+class RunReport:
+    """What a run did, as written to `run.json`; times in seconds since the process began."""
+
+    submission: str
+    n_images: int = 0
+    finished: bool = False
+    error: str | None = None
+    prior_alone: bool = True
+    views: str = ""
+    early_stop: dict[str, Any] = field(default_factory=dict)
+    time_limit: float | None = None
+    members_used: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    images_failed: dict[str, str] = field(default_factory=dict)
+    devices: list[str] = field(default_factory=list)
+    engine: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)
+    class_counts: list[int] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write `run.json`; names of files that are not text are shown with their bytes escaped."""
+        printable = _printable(asdict(self))
+        write_json(folder / REPORT_FILE, printable)
+
+
+def say(text: str) -> None:
+    """One line to standard output, at once."""
+    print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
+
+
+def warn(text: str) -> None:
+    """One line to standard error, at once."""
+    print(f"WARNING: {text}".encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr, flush=True)
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value

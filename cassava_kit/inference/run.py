@@ -1,0 +1,70 @@
+"""The submission run: a valid file in the first second, then the best one that the time allows."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.data.table import list_images
+from cassava_kit.inference.clock import Clock, process_start
+from cassava_kit.inference.members import load_members, read_prior
+from cassava_kit.inference.report import RunOptions, RunReport, say, warn
+from cassava_kit.submission import write_submission
+
+
+def run_submission(
+    images_dir: str | Path,
+    weights_dir: str | Path,
+    out: str | Path,
+    *,
+    time_limit: float | None = None,
+    started: float | None = None,
+    options: RunOptions | None = None,
+    competition: Competition = CASSAVA,
+) -> RunReport:
+    """Write `out` for every image in `images_dir` with the ensemble in `weights_dir`, and `run.json` beside it.
+
+    The file is valid from the first second (the prior's class) and only gets better; it is replaced atomically. The
+    limit, in seconds, counts from `started` (seconds since the epoch; None: the start of this process). Only a missing
+    images folder or a wrong option raises; whatever else goes wrong is said loudly, stands in the report, and leaves
+    the best file so far.
+    """
+    clock = Clock(time_limit, process_start() if started is None else started)
+    out, weights_dir = Path(out), Path(weights_dir)
+    options = options or RunOptions()
+    names = list_images(images_dir)
+    prior = np.asarray(read_prior(weights_dir, competition))
+    write_submission(out, names, [int(prior.argmax())] * len(names), competition)
+    report = RunReport(str(out), len(names), time_limit=time_limit, early_stop={"kind": options.early_stop})
+    report.timings["first_file"] = round(clock.used, 3)
+    report.class_counts = np.bincount([int(prior.argmax())] * len(names), minlength=len(prior)).tolist()
+    report.write(out.parent)
+    say(f"{len(names)} images in {images_dir}; {out} holds the prior's class {int(prior.argmax())} for all of them")
+    try:
+        members = load_members(weights_dir, competition)
+        for name, reason in members.left_out.items():
+            warn(f"{name} is left out: {reason}")
+        report.left_out = dict(members.left_out)
+        if names and members.parts:
+            from cassava_kit.inference.session import Session
+
+            paths = [Path(images_dir) / name for name in names]
+            write = partial(_write_labels, out, names, competition)
+            Session(paths, members, clock=clock, options=options, report=report, write=write).work()
+        report.finished = True
+    except Exception as error:
+        report.error = f"{type(error).__name__}: {error}"
+        warn(f"the run stopped early ({report.error}); the best file so far stands")
+    if report.prior_alone:
+        warn("NO MEMBER VOTED: the submission holds the prior's class alone" if names else "no images: it has no rows")
+    report.timings["total"] = round(clock.used, 3)
+    report.write(out.parent)
+    say(f"{out}: {len(names)} images, {len(report.images_failed)} unreadable, {clock.used:.1f} s since the start")
+    return report
+
+
+def _write_labels(out: Path, names: list[str], competition: Competition, labels: np.ndarray) -> None:
+    write_submission(out, names, labels.tolist(), competition)

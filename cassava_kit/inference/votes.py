@@ -1,0 +1,145 @@
+"""Weighted votes by image, and when an image needs no more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# Probabilities are float32 softmax: a row may sum to a little more than 1.
+ROUNDING = 1e-6
+
+
+@dataclass
+class Votes:
+    """Sums of weighted probabilities for N images from U units of work (a checkpoint through a view).
+
+    `weights` (U,) are what each unit's vote counts, `prior` (K,) answers for an image that has no vote.
+    """
+
+    n_images: int
+    weights: np.ndarray
+    prior: np.ndarray
+    totals: np.ndarray = field(init=False)
+    seen: np.ndarray = field(init=False)
+    outright: np.ndarray = field(init=False)
+    dead: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.totals = np.zeros((self.n_images, len(self.prior)))
+        self.seen = np.zeros((self.n_images, len(self.weights)), bool)
+        self.outright = np.zeros(self.n_images)
+        self.dead = np.zeros(self.n_images, bool)
+
+    def add_outright(self, weight: float, rows: np.ndarray, probabilities: np.ndarray) -> None:
+        """Count votes that are no unit's work (a foreign file's): rows (n,), probabilities (n, K)."""
+        self.outright[rows] += weight
+        self.totals[rows] += weight * probabilities
+
+    def add(self, unit: int, rows: np.ndarray, probabilities: np.ndarray) -> None:
+        """Count one unit's vote on `rows` (n,), probabilities (n, K); a row that is not finite does not vote."""
+        finite = np.isfinite(probabilities).all(axis=1)
+        self.seen[rows, unit] = True
+        self.totals[rows[finite]] += self.weights[unit] * probabilities[finite]
+
+    def give_up(self, rows: np.ndarray) -> None:
+        """Images that cannot be read: the prior answers, whatever was counted for them."""
+        self.dead[rows] = True
+        self.totals[rows] = 0
+
+    def labels(self) -> np.ndarray:
+        """The class with the most votes (N,); the prior's where there are none."""
+        answers = self.totals.argmax(axis=1)
+        answers[self.totals.sum(axis=1) == 0] = self.prior.argmax()
+        return answers
+
+    def margins(self) -> np.ndarray:
+        """Votes of the leading class less those of the next one, (N,)."""
+        ordered = np.partition(self.totals, -2, axis=1)
+        return ordered[:, -1] - ordered[:, -2]
+
+    def seen_weight(self) -> np.ndarray:
+        """Weight of the votes counted for each image, (N,)."""
+        return self.seen @ self.weights + self.outright
+
+    def left_weight(self, planned: np.ndarray) -> np.ndarray:
+        """Weight of the planned units (U,) bool that have not yet seen each image, (N,)."""
+        return (~self.seen & planned) @ self.weights
+
+    def unseen(self) -> np.ndarray:
+        """Readable images (N,) for which nothing has voted yet."""
+        return ~self.dead & ~self.seen.any(axis=1) & (self.outright == 0)
+
+    def unsureness(self) -> np.ndarray:
+        """(N,), larger is less sure: 1 less the margin as a share of the votes counted; images without votes lead."""
+        return 1 - self.margins() / np.maximum(self.seen_weight(), ROUNDING)
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When an image is finished: `off` (never early), `certified`, or `calibrated` on out-of-fold evidence.
+
+    *Certified*: the leading class is ahead by more than all votes still to come. It cannot change, so the labels are
+    the full ensemble's. *Calibrated*: the lead, as a share of the votes counted so far s, is at least
+    `threshold * sqrt((1 - s) / s)` (what is still to come differs from what was seen the less, the more was seen), once
+    at least `min_share` of the weight has voted; `changed` is the share of labels that this changed out of fold.
+    """
+
+    kind: str = "certified"
+    threshold: float = 0.0
+    min_share: float = 1.0
+    changed: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("off", "certified", "calibrated"):
+            raise ValueError(f"early stopping must be off, certified or calibrated, got {self.kind!r}")
+
+    def finished(self, votes: Votes, planned: np.ndarray) -> np.ndarray:
+        """Which images (N,) need no further vote from the planned units (U,) bool."""
+        left = votes.left_weight(planned)
+        done = votes.dead | ((~votes.seen & planned).sum(axis=1) == 0)
+        if self.kind == "off":
+            return done
+        margins = votes.margins()
+        done |= margins > left + ROUNDING
+        if self.kind == "calibrated":
+            seen = votes.seen_weight()
+            share = seen / np.maximum(seen + left, ROUNDING)
+            needed = self.threshold * np.sqrt((1 - share) / np.maximum(share, ROUNDING))
+            done |= (share >= self.min_share) & (margins / np.maximum(seen, ROUNDING) >= needed)
+        return done
+
+
+def calibrate_stop(
+    pred_probs: np.ndarray, weights: Sequence[float], *, target: float = 0.002, n_orders: int = 20, seed: int = 0
+) -> StopRule:
+    """The least threshold at which at most `target` of the out-of-fold labels differ from the full ensemble's.
+
+    pred_probs (M, N, K) are the members' OOF probabilities, weights (M,) theirs. The share is the mean over random
+    orders of the members, since the order of a submission follows their cost.
+    """
+    if len(pred_probs) < 2:
+        raise ValueError(f"calibrated stopping needs the OOF of at least 2 members, got {len(pred_probs)}")
+    w = np.asarray(weights, float) / np.sum(weights)
+    orders = [np.random.default_rng(seed + i).permutation(len(w)) for i in range(n_orders)]
+    full = np.tensordot(w, pred_probs, axes=1).argmax(axis=1)
+    for threshold in np.geomspace(0.01, 10, 61):
+        rule = StopRule("calibrated", float(threshold), float(w.min()))
+        changed = float(np.mean([np.mean(simulate_stop(pred_probs, w, order, rule)[0] != full) for order in orders]))
+        if changed <= target:
+            return StopRule("calibrated", float(threshold), float(w.min()), changed)
+    return StopRule("certified")
+
+
+def simulate_stop(
+    pred_probs: np.ndarray, weights: np.ndarray, order: np.ndarray, rule: StopRule
+) -> tuple[np.ndarray, float]:
+    """Labels (N,) when each image stops by `rule` as the members vote in `order`, and the mean number of votes used."""
+    n_members, n_images, n_classes = pred_probs.shape
+    votes = Votes(n_images, np.asarray(weights, float), np.full(n_classes, 1 / n_classes))
+    planned = np.ones(n_members, bool)
+    for unit in order:
+        rows = np.flatnonzero(~rule.finished(votes, planned) & ~votes.seen[:, unit])
+        votes.add(int(unit), rows, pred_probs[unit, rows])
+    return votes.labels(), float(votes.seen.sum(axis=1).mean())

@@ -1,0 +1,110 @@
+"""Fused models answer as before, and every pair of ordinary timm networks is found."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from cassava_kit.inference import fuse
+from cassava_kit.inference.fuse import fuse_conv_bn
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.3, 3)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model.eval()
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_byobnet", "mobilenetv3_small_050"])
+def test_every_norm_of_a_timm_cnn_is_folded_and_nothing_changes(name: str) -> None:
+    model = shaken(timm.create_model(name, num_classes=5))
+    x = torch.rand(3, 3, 64, 64)
+    with torch.no_grad():
+        before, n = model(x), norms(model)
+        assert fuse_conv_bn(model, (64, 64)) == n > 0
+        assert norms(model) == 0
+        assert torch.allclose(model(x), before, atol=1e-5 * float(before.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_nfnet"])
+def test_networks_without_pairs_are_left_alone(name: str) -> None:
+    model = timm.create_model(name, num_classes=5, **({"img_size": 64} if name == "test_vit" else {})).eval()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model(x)
+        assert fuse_conv_bn(model, (64, 64)) == 0
+        assert torch.equal(model(x), before)
+
+
+class TwoReaders(nn.Module):
+    """One convolution's output is read by two norms and by the sum: it must not be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return (self.a(y) + self.b(y)).mean((2, 3))
+
+
+class Residual(nn.Module):
+    """The convolution's own output is used beside the norm's: folding would change the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return (y + self.norm(y)).mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", [TwoReaders, Residual])
+def test_a_convolution_with_other_readers_is_put_back(kind: type[nn.Module]) -> None:
+    model = shaken(kind())
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        before = model(x)
+        assert fuse_conv_bn(model, (16, 16)) == 0
+        assert torch.equal(model(x), before)
+
+
+class Mixed(nn.Module):
+    """One convolution with one reader, one with two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.good, self.norm, self.bad = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), TwoReaders()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bad(self.norm(self.good(x)))
+
+
+def test_a_pair_that_must_not_be_folded_does_not_cost_the_others() -> None:
+    model = shaken(Mixed())
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        before = model(x)
+        assert fuse_conv_bn(model, (16, 16)) == 1
+        assert isinstance(model.norm, nn.Identity)
+        assert torch.allclose(model(x), before, atol=1e-5)
+
+
+def test_a_wrong_fusion_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse, "_fold", lambda conv, norm: None)
+    model = shaken(timm.create_model("test_resnet", num_classes=5))
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        before = model(x)
+        assert fuse_conv_bn(model, (32, 32)) == 0
+        assert torch.equal(model(x), before)

@@ -1,0 +1,126 @@
+"""Every view equals the loop one would write by hand, and the mean is over probabilities."""
+
+import pytest
+import torch
+import ttach
+from torch import nn
+from torch.nn import functional as F
+
+from cassava_kit.inference.tta import Transpose, ZoomCrop, average_views, make_views
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    # Position counts (the last layer sees where), so that every symmetry changes the answer.
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 5)
+    ).eval()
+
+
+def zoomed(x: torch.Tensor, share: float = 0.8) -> torch.Tensor:
+    n = x.shape[2]
+    crop = round(n * share)
+    top = (n - crop) // 2
+    inside = x[:, :, top : top + crop, top : top + crop]
+    return F.interpolate(inside, size=(n, n), mode="bilinear", align_corners=False)
+
+
+def rotations(x: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.rot90(x, k, (2, 3)) for k in range(4)]
+
+
+def by_hand(views: str, x: torch.Tensor) -> list[torch.Tensor]:
+    flips = [x, x.flip(3), x.flip(2), x.flip(2).flip(3)]
+    eight = [*rotations(x), *rotations(x.flip(3))]
+    return {"none": [x], "flips": flips, "d4": eight, "d4+zoom": [*eight, zoomed(x)]}[views]
+
+
+@torch.no_grad()
+def mean_by_hand(model: nn.Module, images: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([model(image).softmax(1) for image in images]).mean(0)
+
+
+@pytest.mark.parametrize("views", ["none", "flips", "d4", "d4+zoom"])
+def test_presets_equal_the_loop_by_hand(model: nn.Module, views: str) -> None:
+    x = torch.rand(4, 3, 40, 40)
+    expected = by_hand(views, x)
+    found = make_views(views)
+    assert len(found) == len(expected)
+    with torch.no_grad():
+        answer = average_views(model, x, found)
+    assert torch.allclose(answer, mean_by_hand(model, expected), atol=1e-6)
+    assert torch.allclose(answer.sum(1), torch.ones(4))
+
+
+ALIASES = {
+    "flip": (ttach.aliases.flip_transform(), 4),
+    "hflip": (ttach.aliases.hflip_transform(), 2),
+    "vflip": (ttach.aliases.vlip_transform(), 2),
+    "d4": (ttach.aliases.d4_transform(), 8),
+    "multiscale": (ttach.aliases.multiscale_transform([0.75, 1.25]), 3),
+    "five_crop": (ttach.aliases.five_crop_transform(24, 24), 5),
+    "ten_crop": (ttach.aliases.ten_crop_transform(24, 24), 10),
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_ttach_aliases_equal_the_loop_by_hand(model: nn.Module, alias: str) -> None:
+    composed, n = ALIASES[alias]
+    x = torch.rand(4, 3, 40, 40)
+    own = [chain.augment_image(x) for chain in composed]
+    assert len(own) == n
+    # Crops have no plain view of their own: it is added.
+    expected = own if any(torch.equal(image, x) for image in own if image.shape == x.shape) else [x, *own]
+    with torch.no_grad():
+        answer = average_views(model, x, make_views(composed))
+    assert torch.allclose(answer, mean_by_hand(model, expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["flip_transform", "hflip_transform", "vlip_transform", "d4_transform"])
+def test_aliases_go_by_name(name: str) -> None:
+    x = torch.rand(1, 3, 9, 9)
+    named = [view(x) for view in make_views(name)]
+    composed = [chain.augment_image(x) for chain in getattr(ttach.aliases, name)()]
+    assert all(torch.equal(a, b) for a, b in zip(named, composed, strict=True))
+
+
+@pytest.mark.parametrize("views", ["none", "flips", "d4", "d4+zoom", *(a for a, _ in ALIASES.values())])
+def test_the_plain_view_leads_and_names_are_distinct(views: object) -> None:
+    x = torch.rand(1, 3, 40, 40)
+    found = make_views(views)
+    assert found[0].name == "plain"
+    assert torch.equal(found[0](x), x)
+    assert len({view.name for view in found}) == len(found)
+
+
+def test_the_eight_are_eight_different_pictures() -> None:
+    x = torch.rand(1, 3, 11, 11)
+    pictures = [view(x) for view in make_views("d4")]
+    assert sum(torch.equal(a, b) for a in pictures for b in pictures) == 8
+
+
+def test_an_oblong_input_keeps_its_shape() -> None:
+    x = torch.rand(1, 3, 20, 30)
+    found = make_views("d4+zoom", size=(20, 30))
+    assert [view.name for view in found] == ["plain", "vflip", "hflip", "hflip+vflip", "zoom"]
+    assert all(view(x).shape == x.shape for view in found)
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"none, flips, d4, d4\+zoom.*got 'all'"):
+        make_views("all")
+
+
+def test_our_transforms_undo_themselves_as_ttach_asks() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    turn = Transpose()
+    assert torch.equal(turn.apply_deaug_mask(turn.apply_aug_image(x, apply=True), apply=True), x)
+    assert torch.equal(
+        turn.apply_deaug_keypoints(torch.tensor([[[0.1, 0.7]]]), apply=True), torch.tensor([[[0.7, 0.1]]])
+    )
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 5))
+    wrapped = ttach.ClassificationTTAWrapper(model, ttach.Compose([Transpose(), ZoomCrop([1.0, 0.8])]))
+    with torch.no_grad():
+        by_hand = torch.stack([model(v) for v in (x, zoomed(x), x.mT, zoomed(x.mT))]).mean(0)
+        assert torch.allclose(wrapped(x), by_hand, atol=1e-6)

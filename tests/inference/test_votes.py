@@ -1,0 +1,90 @@
+"""Stopping early: certified stops never change a label; calibrated ones change as many as they say."""
+
+import numpy as np
+import pytest
+
+from cassava_kit.inference.votes import StopRule, Votes, calibrate_stop, simulate_stop
+
+
+def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities (U, N, K) that agree more or less, uneven weights, and an order, all drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    n_units, n_images, n_classes = int(rng.integers(1, 30)), 200, int(rng.integers(2, 8))
+    common = rng.normal(0, rng.uniform(0, 4), (1, n_images, n_classes))
+    logits = common + rng.normal(0, rng.uniform(0.1, 3), (n_units, n_images, n_classes))
+    p = np.exp(logits - logits.max(2, keepdims=True))
+    p = (p / p.sum(2, keepdims=True)).astype(np.float32)
+    weights = rng.dirichlet(np.full(n_units, rng.uniform(0.2, 5)))
+    return p, weights, rng.permutation(n_units)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_certified_labels_are_the_full_ensembles(seed: int) -> None:
+    p, weights, order = random_case(seed)
+    full, used_fully = simulate_stop(p, weights, order, StopRule("off"))
+    labels, used = simulate_stop(p, weights, order, StopRule("certified"))
+    assert used_fully == len(p)
+    assert np.array_equal(full, np.tensordot(weights, p.astype(float), axes=1).argmax(1))
+    assert np.array_equal(labels, full)
+    assert used <= used_fully
+
+
+def test_certified_stopping_saves_work_where_members_agree() -> None:
+    rng = np.random.default_rng(0)
+    sure = np.full((10, 500, 5), 0.02)
+    sure[:, np.arange(500), rng.integers(0, 5, 500)] = 0.92
+    _, used = simulate_stop(sure, np.full(10, 0.1), np.arange(10), StopRule("certified"))
+    assert used == 6  # .9 a vote: after six of ten the lead .54 is more than the .4 to come
+
+
+def test_no_certificate_is_given_while_a_tie_is_possible() -> None:
+    votes = Votes(1, np.array([0.5, 0.5]), np.array([0.5, 0.5]))
+    votes.add(0, np.array([0]), np.array([[0.0, 1.0]]))
+    assert not StopRule("certified").finished(votes, np.array([True, True]))[0]
+    assert StopRule("certified").finished(votes, np.array([True, False]))[0]
+
+
+def test_calibrated_keeps_its_promise_on_rows_it_has_not_seen() -> None:
+    rng = np.random.default_rng(1)
+    common = rng.normal(0, 2.5, (1, 4000, 5))
+    logits = common + rng.normal(0, 0.8, (12, 4000, 5))
+    p = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
+    weights = np.full(12, 1 / 12)
+    rule = calibrate_stop(p[:, :2000], weights, target=0.002, n_orders=5)
+    assert rule.kind == "calibrated" and rule.changed <= 0.002
+    fresh, order = p[:, 2000:], np.arange(12)
+    labels, used = simulate_stop(fresh, weights, order, rule)
+    certain, used_certified = simulate_stop(fresh, weights, order, StopRule("certified"))
+    assert np.mean(labels != certain) < 0.005
+    assert used < 0.6 * used_certified
+
+
+def test_calibration_needs_members_and_falls_back_when_nothing_keeps_the_promise() -> None:
+    with pytest.raises(ValueError, match="at least 2 members"):
+        calibrate_stop(np.full((1, 3, 5), 0.2), [1.0])
+    rng = np.random.default_rng(0)
+    noise = rng.dirichlet(np.ones(5), (3, 400))
+    rule = calibrate_stop(noise, [1, 1, 1], target=0.0)
+    labels, _ = simulate_stop(noise, np.full(3, 1 / 3), np.arange(3), rule)
+    assert np.array_equal(labels, noise.mean(0).argmax(1))
+
+
+def test_the_prior_answers_for_images_without_votes_and_for_dead_ones() -> None:
+    votes = Votes(3, np.array([1.0]), np.array([0.1, 0.7, 0.2]))
+    votes.add(0, np.array([0, 2]), np.array([[0.9, 0.05, 0.05], [0.0, 0.1, 0.9]]))
+    votes.give_up(np.array([2]))
+    assert votes.labels().tolist() == [0, 1, 1]
+    assert StopRule("off").finished(votes, np.array([True])).tolist() == [True, False, True]
+
+
+def test_a_vote_that_is_not_finite_is_not_counted() -> None:
+    votes = Votes(2, np.array([0.5, 0.5]), np.array([0.5, 0.5]))
+    votes.add(0, np.array([0, 1]), np.array([[np.nan, np.nan], [0.2, 0.8]]))
+    votes.add(1, np.array([0, 1]), np.array([[0.1, 0.9], [0.4, 0.6]]))
+    assert votes.labels().tolist() == [1, 1]
+    assert np.isfinite(votes.totals).all()
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match="off, certified or calibrated"):
+        StopRule("maybe")
