@@ -1,0 +1,53 @@
+"""What Kaggle's replies mean and what to do about them, in one line each."""
+
+from __future__ import annotations
+
+import re
+
+# The first pattern that is found in the reply decides; {competition} is filled in where it is known.
+CAUSES = (
+    (
+        r"session count of \d+ reached|maximum batch (gpu )?session",
+        "two GPU sessions are already running; wait for one to end, or stop it on kaggle.com/code, and push again",
+    ),
+    (r"quota", "this week's GPU quota is used up; it is renewed every Saturday (kaggle.com/settings shows it)"),
+    (
+        r"rules|accept.{0,20}competition|must join|competition source",
+        "join the competition and accept its rules once: https://www.kaggle.com/competitions/{competition}/rules",
+    ),
+    (r"phone|verif(y|ied|ication)", "Kaggle asks for a phone number before it lends a GPU: kaggle.com/settings"),
+    (r"dataset source|still processing|not ready", "the dataset is not there or still processing; push again shortly"),
+    (r"already in use", "that dataset exists; if it is not this kit's, choose another slug in dataset-metadata.json"),
+    (
+        r"submission limit|submissions? (remaining|per day|today)|daily limit",
+        "today's submissions are used up; submit again after midnight UTC",
+    ),
+    (
+        r"\b401\b|unauthori[sz]ed|invalid credentials|unauthenticated",
+        "the credentials are refused; make a new API token",
+    ),
+    (
+        r"\b403\b|permission|forbidden|denied",
+        "Kaggle refuses this for your account: is the owner in dataset-metadata.json you, and are the rules accepted "
+        "(https://www.kaggle.com/competitions/{competition}/rules)?",
+    ),
+    (r"\b404\b|not found", "Kaggle does not know it; look at owner and slugs in dataset-metadata.json"),
+    (r"\b429\b|too many requests", "Kaggle asks to slow down; try again in a few minutes"),
+    (
+        r"\b5\d\d\b|server error|unavailable|connection|timed? ?out",
+        "Kaggle does not answer as it should; try again later",
+    ),
+)
+NO_CREDENTIALS = (
+    "no Kaggle credentials that work; make a token at kaggle.com/settings and put it into KAGGLE_API_TOKEN, "
+    "~/.kaggle/access_token or ~/.kaggle/kaggle.json"
+)
+
+
+def explain(reply: str, competition: str = "<competition>") -> str:
+    """The reply as one line, and what to do about it where that is known."""
+    said = " ".join(reply.split())[:400] or "no reason given"
+    for pattern, advice in CAUSES:
+        if re.search(pattern, said, re.IGNORECASE):
+            return f"{said}: {advice.format(competition=competition)}"
+    return said

@@ -1,0 +1,351 @@
+"""Kaggle's official client, behind the few calls the kit makes: its replies are believed, not its exit codes.
+
+`import kaggle` signs in and makes its configuration folder, so it happens here and late. Whatever the client
+prints is kept back: it may hold request headers, and says "successfully" where the reply says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from cassava_kit.files import read_json
+from cassava_kit.kaggle.causes import NO_CREDENTIALS, explain
+from cassava_kit.kaggle.config import METADATA_FILE
+from cassava_kit.kaggle.credentials import known_secrets, redact
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+GONE = (403, 404)  # how Kaggle answers for what is not there, or not yours to see
+
+
+class KaggleError(ValueError):
+    """What Kaggle refused, in one line, with what to do about it."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One submission as Kaggle lists it; `status` is pending, complete or error, `score` empty until it is known."""
+
+    ref: int
+    description: str
+    status: str
+    score: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait: polls start `first` seconds apart and slow down to `longest`; limits in seconds."""
+
+    first: float = 2.0
+    longest: float = 60.0
+    attempts: int = 6
+    dataset: float = 3600.0
+    kernel: float = 12 * 3600.0
+    score: float = 12 * 3600.0
+
+    def polls(self, limit: float) -> Iterator[None]:
+        """Yield until `limit` seconds have passed, sleeping between."""
+        pause, end = self.first, time.monotonic() + limit
+        while True:
+            yield
+            if time.monotonic() + pause > end:
+                return
+            time.sleep(pause)
+            pause = min(1.5 * pause, self.longest)
+
+
+class Remote(Protocol):
+    """What pushing needs of Kaggle: the real client, or one that only says what it would call."""
+
+    def owner(self) -> str: ...
+    def gpu_hours_left(self) -> float | None: ...
+    def dataset_status(self, dataset: str) -> str | None: ...
+    def dataset_build(self, dataset: str, manifest: str) -> str | None: ...
+    def dataset_sizes(self, dataset: str) -> dict[str, int] | None: ...
+    def create_dataset(self, folder: Path) -> None: ...
+    def create_version(self, folder: Path, notes: str) -> None: ...
+    def push_kernel(self, folder: Path) -> int: ...
+    def kernel_version(self, kernel: str, source: str) -> int | None: ...
+    def kernel_status(self, kernel: str) -> tuple[str, str]: ...
+    def kernel_log(self, kernel: str) -> str: ...
+    def kernel_output(self, kernel: str, out: Path) -> None: ...
+    def submit(self, kernel: str, version: int, description: str) -> int: ...
+    def submissions(self) -> list[Submission]: ...
+
+
+class KaggleClient:
+    """The real one. Every call retries what may pass (429, 5xx, lost connections) and raises KaggleError otherwise."""
+
+    def __init__(self, competition: str, *, patience: Patience | None = None, say: Say = print) -> None:
+        self.competition, self.patience, self.say = competition, patience or Patience(), say
+        self._secrets = known_secrets()
+        self._api = self._sign_in()
+
+    def _sign_in(self) -> Any:
+        with self._quietly():
+            try:
+                return checked_api()
+            except ImportError as error:
+                raise KaggleError(f"the Kaggle client does not start ({error}); run: pip install kaggle six") from None
+            except SystemExit:
+                raise KaggleError(NO_CREDENTIALS) from None
+            except OSError as error:
+                raise KaggleError(f"signing in failed: {redact(explain(str(error)), self._secrets)}") from None
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[io.StringIO]:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield said
+
+    def _call(self, what: str, function: Callable[[], T], *, done: Callable[[], T | None] | None = None) -> T:
+        """Call with patience; `done` finds out whether a call whose answer was lost was carried out all the same."""
+        for attempt in range(1, self.patience.attempts + 1):
+            with self._quietly() as said:
+                try:
+                    return function()
+                except (OSError, ValueError, SystemExit) as error:  # requests' errors are OSErrors
+                    failure = error
+            pause = _pause(failure, self.patience, attempt)
+            if pause is None or attempt == self.patience.attempts:
+                break
+            if done is not None and (found := done()) is not None:
+                return found
+            self.say(f"{what}: {self._said(failure)}; again in {pause:.0f} s")
+            time.sleep(pause)
+        reason = f"{failure} {_body(failure)} {said.getvalue()[-300:] if isinstance(failure, SystemExit) else ''}"
+        raise KaggleError(f"{what} failed: {redact(explain(reason, self.competition), self._secrets)}") from None
+
+    def _said(self, error: BaseException) -> str:
+        return redact(" ".join(str(error).split())[:200], self._secrets)
+
+    def _unless_gone(self, what: str, function: Callable[[], T]) -> T | None:
+        """The answer, or None where there is no such thing."""
+
+        def ask() -> T | None:
+            try:
+                return function()
+            except OSError as error:
+                if _status(error) in GONE:
+                    return None
+                raise
+
+        return self._call(what, ask)
+
+    def owner(self) -> str:
+        """The user name that the credentials belong to."""
+        name = self._api.get_config_value("username")
+        if not name:
+            raise KaggleError(NO_CREDENTIALS)
+        return str(name)
+
+    def gpu_hours_left(self) -> float | None:
+        """GPU hours left this week; None where Kaggle does not say."""
+        try:
+            with self._quietly():
+                quota = self._api.quota_view().gpu_quota
+            return max(0.0, (quota.total_time_allowed - quota.time_used).total_seconds() / 3600)
+        except (OSError, ValueError, AttributeError, TypeError):
+            return None
+
+    def dataset_status(self, dataset: str) -> str | None:
+        """`ready`, `failed`, or a step on the way there; None if there is no such dataset."""
+        return self._unless_gone(f"status of dataset {dataset}", lambda: str(self._api.dataset_status(dataset)))
+
+    def dataset_build(self, dataset: str, manifest: str) -> str | None:
+        """The build id in the manifest that Kaggle holds; None where it cannot be fetched."""
+
+        def fetch() -> str | None:
+            with tempfile.TemporaryDirectory() as folder:
+                self._api.dataset_download_file(dataset, manifest, path=folder, force=True, quiet=True)
+                found = next(Path(folder).iterdir(), None)
+                return read_json(found).get("build_id") if found else None
+
+        try:
+            return self._unless_gone(f"manifest of {dataset}", fetch)
+        except (KaggleError, AttributeError):
+            return None
+
+    def dataset_sizes(self, dataset: str) -> dict[str, int] | None:
+        """Name -> size of the files that Kaggle lists; None where it lists none."""
+
+        def ask() -> dict[str, int] | None:
+            sizes: dict[str, int] = {}
+            token = None
+            while True:
+                page = self._api.dataset_list_files(dataset, page_token=token, page_size=200)
+                sizes |= {file.name: int(file.total_bytes) for file in page.files or []}
+                token = page.next_page_token
+                if not token:
+                    return sizes or None
+
+        try:
+            return self._unless_gone(f"files of {dataset}", ask)
+        except (KaggleError, AttributeError):
+            return None
+
+    def create_dataset(self, folder: Path) -> None:
+        """Upload a new private dataset; the reply must not hold an error."""
+        dataset = read_json(folder / METADATA_FILE)["id"]
+        reply = self._call(f"creating {dataset}", lambda: self._api.dataset_create_new(str(folder), quiet=True))
+        self._believe(f"creating {dataset}", reply)
+
+    def create_version(self, folder: Path, notes: str) -> None:
+        """Upload a new version of a dataset; older versions stay."""
+        dataset = read_json(folder / METADATA_FILE)["id"]
+        what = f"new version of {dataset}"
+        reply = self._call(what, lambda: self._api.dataset_create_version(str(folder), notes, quiet=True))
+        self._believe(what, reply)
+
+    def _believe(self, what: str, reply: Any) -> None:
+        """Raise what a reply complains about: its HTTP status and the client's exit code say nothing of it."""
+        refused = {
+            name.removeprefix("invalid_").replace("_", " ")[:-1]: getattr(reply, name)
+            for name in ("invalid_dataset_sources", "invalid_competition_sources", "invalid_kernel_sources")
+            if getattr(reply, name, None)
+        }
+        error = getattr(reply, "error", None) or (
+            "" if str(getattr(reply, "status", "")).lower() != "error" else "error"
+        )
+        if error or refused:
+            parts = [error, *(f"{kind} refused: {', '.join(map(str, names))}" for kind, names in refused.items())]
+            reason = explain("; ".join(filter(None, parts)), self.competition)
+            raise KaggleError(f"{what} failed: {redact(reason, self._secrets)}")
+
+    def push_kernel(self, folder: Path) -> int:
+        """Save and run a kernel; its version number (0 where Kaggle does not say)."""
+        metadata = read_json(folder / "kernel-metadata.json")
+        kernel, source = metadata["id"], (folder / metadata["code_file"]).read_text(encoding="utf-8")
+        what = f"pushing {kernel}"
+        found: list[int] = []
+
+        def done() -> Any:
+            version = self.kernel_version(kernel, source)
+            if version is None:
+                return None
+            found.append(version)
+            return object()
+
+        reply = self._call(what, lambda: self._api.kernels_push(str(folder)), done=done)
+        if found:
+            return found[0]
+        self._believe(what, reply)
+        return int(reply.version_number or 0)
+
+    def kernel_version(self, kernel: str, source: str) -> int | None:
+        """The version that Kaggle holds, if it is this very source; None otherwise."""
+
+        def ask() -> int | None:
+            from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
+
+            request = ApiGetKernelRequest()
+            request.user_name, request.kernel_slug = kernel.split("/")
+            with self._api.build_kaggle_client() as client:
+                held = client.kernels.kernels_api_client.get_kernel(request)
+            same = held.blob is not None and _cells(json.loads(held.blob.source)) == _cells(json.loads(source))
+            return int(held.metadata.current_version_number) if same else None
+
+        try:
+            return self._unless_gone(f"source of {kernel}", ask)
+        except (KaggleError, AttributeError, TypeError):
+            return None
+
+    def kernel_status(self, kernel: str) -> tuple[str, str]:
+        """Status of the latest run (queued, running, complete, error, cancel_...), and the message of a failure."""
+        reply = self._call(f"status of {kernel}", lambda: self._api.kernels_status(kernel))
+        return reply.status.name.lower(), reply.failure_message or ""
+
+    def kernel_log(self, kernel: str) -> str:
+        """What the latest run printed."""
+        log = self._call(f"log of {kernel}", lambda: self._api.kernels_logs(kernel))
+        try:
+            text = "".join(str(line.get("data", "")) for line in json.loads(log))
+        except (json.JSONDecodeError, AttributeError, TypeError):
+            text = log
+        return redact(text, self._secrets)
+
+    def kernel_output(self, kernel: str, out: Path) -> None:
+        """Fetch `submission.csv` and `run.json` of the latest run into `out`."""
+
+        def fetch() -> Any:
+            return self._api.kernels_output(kernel, str(out), file_pattern=r"^(submission\.csv|run\.json)$", force=True)
+
+        self._call(f"output of {kernel}", fetch)
+
+    def submit(self, kernel: str, version: int, description: str) -> int:
+        """Submit a kernel's `submission.csv`; a submission that already has this description is not made again."""
+
+        def make() -> int:
+            reply = self._api.competition_submit_code(
+                "submission.csv", description, self.competition, kernel, version, True
+            )
+            if not reply.ref:
+                raise ValueError(reply.message or "no reference in the reply")
+            return int(reply.ref)
+
+        def done() -> int | None:
+            return next((each.ref for each in self.submissions() if each.description == description), None)
+
+        return self._call(f"submitting {kernel} version {version}", make, done=done)
+
+    def submissions(self) -> list[Submission]:
+        """The latest submissions to the competition."""
+        listed = self._call("list of submissions", lambda: self._api.competition_submissions(self.competition))
+        return [
+            Submission(
+                int(each.ref or 0),
+                each.description or "",
+                each.status.name.lower(),
+                each.public_score or "",
+                each.error_description or "",
+            )
+            for each in listed or []
+        ]
+
+
+def checked_api() -> Any:
+    """The official client, signed in; it stops where version 2.2.4 would go on without a file that failed to upload."""
+    from kaggle.api.kaggle_api_extended import KaggleApi
+
+    class CheckedApi(KaggleApi):
+        def upload_files(self, request: Any, resources: Any, folder: str, *arguments: Any, **options: Any) -> None:
+            super().upload_files(request, resources, folder, *arguments, **options)
+            wanted = [path.name for path in Path(folder).iterdir() if path.name != METADATA_FILE]
+            if len(request.files or []) != len(wanted):
+                raise OSError(f"connection lost: {len(request.files or [])} of {len(wanted)} files were uploaded")
+
+    api = CheckedApi()
+    api.authenticate()
+    return api
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _body(error: BaseException) -> str:
+    response = getattr(error, "response", None)
+    return str(getattr(response, "text", ""))[:300]
+
+
+def _pause(error: BaseException, patience: Patience, attempt: int) -> float | None:
+    """Seconds to wait before another attempt; None where another would fail the same way."""
+    status = _status(error)
+    if not isinstance(error, OSError) or (status is not None and status != 429 and status < 500):
+        return None
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    wait = float(asked) if str(asked).isdigit() else patience.first * 2 ** (attempt - 1)
+    return min(wait, patience.longest)
+
+
+def _cells(notebook: dict[str, Any]) -> list[str]:
+    return ["".join(cell["source"]) for cell in notebook["cells"]]

@@ -1,0 +1,67 @@
+"""Where the user's credentials are, so that nothing packed, printed or passed on ever holds them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|KAGGLE_KEY|CREDENTIAL", re.IGNORECASE)
+SECRET_FILES = ("kaggle.json", "access_token", "access_token.txt", "credentials.json")
+SECRET_KEYS = ("key", "access_token", "refresh_token", "token")
+SHORTEST = 8
+CHUNK = 1 << 20
+
+
+def known_secrets(folders: Iterable[Path] = (), environment: Mapping[str, str] | None = None) -> set[str]:
+    """Values that must never leave this machine: from the environment, Kaggle's own files, and those in `folders`."""
+    environment = os.environ if environment is None else environment
+    values = {value for name, value in environment.items() if SECRET_NAME.search(name)}
+    named = [Path(environment[name]) for name in ("KAGGLE_CONFIG_DIR",) if environment.get(name)]
+    for folder in [*named, Path.home() / ".kaggle", Path.home() / ".config" / "kaggle", *folders]:
+        for name in SECRET_FILES:
+            values |= _in_file(folder / name)
+    # KAGGLE_API_TOKEN may name a file that holds the token.
+    values |= _in_file(Path(environment.get("KAGGLE_API_TOKEN") or "/nonexistent"))
+    return {value.strip() for value in values if len(value.strip()) >= SHORTEST}
+
+
+def _in_file(path: Path) -> set[str]:
+    """Secrets in one of the client's files: those of its known keys if it is JSON, else all of its text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return set()
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        return {text}
+    return {str(content[key]) for key in SECRET_KEYS if key in content} if isinstance(content, dict) else {text}
+
+
+def refuse_secrets(folder: Path, secrets: set[str]) -> None:
+    """ValueError where any file in `folder` holds one of the secrets; the message names the file, never the value."""
+    needles = [secret.encode() for secret in secrets]
+    for path in sorted(folder.iterdir()):
+        if needles and _holds(path, needles):
+            raise ValueError(f"{path.name} holds one of your credentials; remove it from the sources and package again")
+
+
+def _holds(path: Path, needles: list[bytes]) -> bool:
+    overlap, before = max(map(len, needles)), b""
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            window = before + chunk
+            if any(needle in window for needle in needles):
+                return True
+            before = window[-overlap:]
+    return False
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """The text with every secret replaced, for whatever is printed or logged."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,74 @@
+"""An environment with the versions of Kaggle's image, to rehearse in: made once, from a file of `kernels/`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cassava_kit.files import sha256_file, write_text
+
+STAMP = "made-from.sha256"
+# The newest image first; both are served by the same wheels.
+IMAGES = ("3.13", "3.12")
+
+
+def image_environment(root: Path, folder: Path, *, say: Callable[[str], None] = print) -> Path:
+    """The Python of an environment made from `kernels/image-<version>.txt` in `folder`; made anew when that changes.
+
+    Takes about 5 GB and needs a package index, the first time. FileNotFoundError where neither Python is installed.
+    """
+    version, interpreter = find_python()
+    wanted = root / "kernels" / f"image-{version}.txt"
+    python, stamp = folder / "bin" / "python", folder / STAMP
+    made_from = f"{sha256_file(wanted)} {version}"
+    if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == made_from:
+        return python
+    say(f"making {folder} with Python {version} and the versions of {wanted.name}: about 5 GB, once")
+    stamp.unlink(missing_ok=True)
+    subprocess.run([interpreter, "-m", "venv", "--clear", folder], check=True)
+    options = ["--disable-pip-version-check", "--quiet", "--requirement", str(wanted)]
+    command = [str(python), "-m", "pip", "install", *options]
+    if subprocess.run(command, check=False).returncode:
+        raise ValueError(f"pip could not install {wanted}; its messages are above")
+    write_text(stamp, made_from)
+    return python
+
+
+def find_python() -> tuple[str, Path]:
+    """The newest of the image's Python versions that is installed here, and where."""
+    for version in IMAGES:
+        for candidate in _candidates(version):
+            if candidate.is_file() and _version(candidate) == version:
+                return version, candidate
+    raise FileNotFoundError(f"none of Python {', '.join(IMAGES)} is installed; install one to rehearse as Kaggle runs")
+
+
+def _candidates(version: str) -> Iterator[Path]:
+    found = shutil.which(f"python{version}")
+    if found:
+        yield Path(found)
+    if sys.version_info[:2] == tuple(map(int, version.split("."))):
+        yield Path(sys.executable)
+    for pattern in (f".pyenv/versions/{version}*/bin/python", f".local/share/uv/python/cpython-{version}*/bin/python3"):
+        yield from sorted(Path.home().glob(pattern))
+    yield from (Path(folder) / f"python{version}" for folder in ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"))
+
+
+def _version(python: Path) -> str:
+    """`major.minor` of an interpreter that starts and can make environments; empty otherwise (a shim, a bare one)."""
+    code = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def image_versions(root: Path) -> dict[str, dict[str, str]]:
+    """Image -> library -> version, as the files of `kernels/` pin them."""
+    versions: dict[str, dict[str, str]] = {}
+    for image in IMAGES:
+        lines = (root / "kernels" / f"image-{image}.txt").read_text(encoding="utf-8").splitlines()
+        pinned = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+        versions[image] = {name.strip(): version.strip() for name, version in pinned}
+    return versions

@@ -1,0 +1,106 @@
+"""What Kaggle makes of an uploaded folder and of a competition, and where a notebook finds them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.kaggle.config import METADATA_FILE
+
+Layout = Literal["new", "old"]
+LAYOUTS: tuple[Layout, ...] = ("new", "old")
+REFUSED_CHARACTERS = "@&"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file or folder of this machine, and where it lies below `/kaggle/input`."""
+
+    source: Path
+    target: PurePosixPath
+
+
+def dataset_folder(dataset: str, layout: Layout) -> PurePosixPath:
+    """Where a dataset owner/slug is mounted, below the input."""
+    owner, _, slug = dataset.partition("/")
+    return PurePosixPath("datasets", owner, slug) if layout == "new" else PurePosixPath(slug)
+
+
+def competition_folder(slug: str, layout: Layout) -> PurePosixPath:
+    """Where a competition is mounted, below the input."""
+    return PurePosixPath("competitions", slug) if layout == "new" else PurePosixPath(slug)
+
+
+def competition_mounts(
+    folder: Path, layout: Layout, *, test_images: Path | None = None, competition: Competition = CASSAVA
+) -> list[Mount]:
+    """The competition's own files, and nothing else that may lie in the folder; `test_images` stands in for its own."""
+    at = competition_folder(competition.slug, layout)
+    needed = {competition.test_images: test_images, competition.sample_submission: None}
+    optional = (competition.train_csv, competition.train_images, competition.label_map, competition.train_tfrecords)
+    for name in needed:
+        if needed[name] is None and not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} has no {name}; give the folder of {competition.slug} as downloaded")
+    mounts = [Mount((source or folder / name).resolve(), at / name) for name, source in needed.items()]
+    return mounts + [Mount((folder / name).resolve(), at / name) for name in optional if (folder / name).exists()]
+
+
+def dataset_mounts(folder: Path, dataset: str, layout: Layout) -> list[Mount]:
+    """The files of a folder that was laid out by `as_uploaded`."""
+    at = dataset_folder(dataset, layout)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [Mount(path.resolve(), at / path.relative_to(folder).as_posix()) for path in files]
+
+
+def as_uploaded(folder: Path, out: Path) -> Path:
+    """What a dataset's folder has become when a notebook sees it; files that stay as they are become links.
+
+    Sub-folders are dropped (the client's default `--dir-mode skip`), the metadata file stays behind, '+', '~' and
+    non-ASCII go from names, archives are unpacked, links and exec bits are lost. ValueError for names with '@' or '&'.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != METADATA_FILE:
+            _arrive(path, out / uploaded_name(path.name))
+    return out
+
+
+def uploaded_name(name: str) -> str:
+    """The name that a file has on Kaggle; ValueError where it is refused."""
+    if any(character in name for character in REFUSED_CHARACTERS):
+        raise ValueError(f"{name!r} is refused by Kaggle; use letters, digits, '.', '_' and '-'")
+    return re.sub(r"[+~]|[^\x00-\x7f]", "", name)
+
+
+def _arrive(path: Path, target: Path) -> None:
+    name = path.name.lower()
+    if zipfile.is_zipfile(path) and name.endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(target.with_suffix(""))
+    elif name.endswith((".tar", ".tar.gz", ".tgz")):
+        with tarfile.open(path) as archive:
+            archive.extractall(target.parent / re.sub(r"\.(tar|tar\.gz|tgz)$", "", target.name), filter="data")
+    elif name.endswith(".gz"):
+        with gzip.open(path) as source, target.with_suffix("").open("wb") as file:
+            shutil.copyfileobj(source, file)
+    elif os.access(path, os.X_OK):
+        shutil.copyfile(path, target)
+    else:
+        target.symlink_to(path.resolve())
+
+
+def link_images(names: Sequence[str], source: Path, out: Path) -> Path:
+    """A folder of links to some of the images in `source`: a public or a hidden test set of any size."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (out / name).symlink_to((source / name).resolve())
+    return out

@@ -1,0 +1,233 @@
+"""Rehearse a submission: the very notebook, from the bundle as Kaggle would mount it, offline, in its own process.
+
+What can be closed depends on the machine; the report says how it was done (`isolation.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cassava_kit.competition import CASSAVA
+from cassava_kit.files import read_json, write_json, write_text
+from cassava_kit.kaggle import execute
+from cassava_kit.kaggle.bundle import Bundle
+from cassava_kit.kaggle.credentials import known_secrets, redact
+from cassava_kit.kaggle.isolation import Isolation, close_sockets, isolations, link_tree, private_environment
+from cassava_kit.kaggle.kernels import KERNEL_METADATA
+from cassava_kit.kaggle.layout import Layout, Mount, as_uploaded, competition_mounts, dataset_mounts, link_images
+from cassava_kit.submission import check_submission
+
+Progress = Callable[[int, int], None]
+REPORT = "rehearsal.json"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to rehearse: how many test images (None: all), Kaggle's limits on demand, which Python.
+
+    `memory` in GiB, `minutes` for the whole notebook; `python` is the interpreter of another environment, such as one
+    with the versions of Kaggle's image; `isolation` asks for one by name instead of the strongest; `progress` is called
+    with (cells done, cells).
+    """
+
+    images: int | None = None
+    cpus: int | None = None
+    memory: float | None = None
+    minutes: float | None = None
+    python: str = sys.executable
+    isolation: str | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of it: `verdict` is for a person, `ok` for a script; `memory` is the notebook's peak in bytes."""
+
+    ok: bool
+    verdict: str
+    submission: Path
+    seconds: float
+    isolation: str
+    log: str
+    memory: int
+
+    def __str__(self) -> str:
+        return self.verdict
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one rehearsal runs: the notebook, what it is given, and the folder that receives what it leaves."""
+
+    notebook: Path
+    mounts: Sequence[Mount]
+    out: Path
+    layout: Layout
+    setting: Setting
+
+    @property
+    def working(self) -> Path:
+        """What the notebook sees as `/kaggle/working`."""
+        return self.out / "working"
+
+
+def rehearse(
+    bundle: Bundle,
+    competition_dir: str | Path,
+    out: str | Path,
+    *,
+    layout: Layout = "new",
+    setting: Setting | None = None,
+) -> Rehearsal:
+    """Execute the bundle's notebook and check what it leaves: `out/working/submission.csv`, `run.json`, and its log.
+
+    What the notebook does never raises: the verdict says it.
+    """
+    setting, out = setting or Setting(), Path(out).resolve()
+    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        mounts = _competition(Path(competition_dir), Path(scratch), layout, setting.images)
+        mounts += _datasets(bundle, Path(scratch), layout)
+        stage = Stage(bundle.notebook.resolve(), mounts, out, layout, setting)
+        if stage.working.exists():
+            shutil.rmtree(stage.working)
+        stage.working.mkdir(parents=True)
+        before = _state(mounts)
+        result, isolation = perform(stage, Path(scratch))
+        changed = [str(path) for path, state in _state(mounts).items() if before.get(path) != state]
+        rehearsal = _judge(stage, result, isolation, changed)
+    write_json(out / REPORT, {**asdict(rehearsal), "layout": layout, "build_id": bundle.build_id, "submission": None})
+    return rehearsal
+
+
+def _competition(folder: Path, scratch: Path, layout: Layout, images: int | None) -> list[Mount]:
+    """The competition as Kaggle mounts it, with its first `images` test images (None: all)."""
+    from cassava_kit.data.table import list_images
+
+    if images is None:
+        return competition_mounts(folder, layout)
+    source = folder / CASSAVA.test_images
+    some = link_images(list_images(source)[:images], source, scratch / "test_images")
+    return competition_mounts(folder, layout, test_images=some)
+
+
+def _datasets(bundle: Bundle, scratch: Path, layout: Layout) -> list[Mount]:
+    """Both datasets of the bundle as they arrive on Kaggle, under the names that the notebook's metadata attaches."""
+    mounts: list[Mount] = []
+    sources = read_json(bundle.kernel_dir / KERNEL_METADATA)["dataset_sources"]
+    for dataset, folder in zip(sources, (bundle.kit_dir, bundle.weights_dir), strict=True):
+        mounts += dataset_mounts(as_uploaded(folder, scratch / "datasets" / folder.name), dataset, layout)
+    return mounts
+
+
+def _state(mounts: Sequence[Mount]) -> dict[Path, tuple[int, int]]:
+    found = [(mount.source, mount.source.stat()) for mount in mounts if mount.source.exists()]
+    return {path: (state.st_size, state.st_mtime_ns) for path, state in found}
+
+
+def perform(stage: Stage, scratch: Path) -> tuple[dict[str, Any], Isolation]:
+    """Run the executor in the strongest isolation that can be set up here."""
+    for isolation in isolations(stage.setting.isolation):
+        place = Path(tempfile.mkdtemp(prefix="run-", dir=scratch))
+        environment = _environment(stage, place, isolation)
+        spec = _spec(stage, place, isolation)
+        write_json(place / "spec.json", spec)
+        script = Path(execute.__file__).resolve()
+        # -P: the script's own folder, which is the kit's, does not go on the path.
+        command = [*isolation.command, stage.setting.python, "-P", str(script), str(place / "spec.json")]
+        code, complaint = _follow(command, environment, place, stage.setting.progress)
+        if code == execute.NO_NAMESPACE:
+            continue
+        if Path(spec["result"]).is_file():
+            return read_json(spec["result"]), isolation
+        return {"error": f"the notebook could not be run (exit code {code}): {complaint}"}, isolation
+    raise ValueError("this machine cannot set up the isolation that was asked for; leave the choice to the rehearsal")
+
+
+def _follow(
+    command: Sequence[str], environment: dict[str, str], place: Path, progress: Progress | None
+) -> tuple[int, str]:
+    """Run a command, passing on its progress; returns its exit code and the end of what it complained about."""
+    with (place / "stderr").open("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(
+            command, env=environment, cwd=place, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        for line in process.stdout or ():
+            if progress and line.startswith('{"cell"'):
+                step = json.loads(line)
+                progress(step["cell"], step["cells"])
+        code = process.wait()
+        errors.seek(0)
+        return code, errors.read().strip()[-2000:]
+
+
+def _environment(stage: Stage, place: Path, isolation: Isolation) -> dict[str, str]:
+    environment = private_environment(place)
+    if stage.setting.minutes:
+        environment["CASSAVA_KIT_TIME_LIMIT"] = str(stage.setting.minutes * 60)
+    if not isolation.mounts:
+        environment["KAGGLE_INPUT_DIR"] = str(link_tree(stage.mounts, place / "input"))
+        environment["KAGGLE_WORKING_DIR"] = str(stage.working)
+    if not isolation.network:
+        environment["PYTHONPATH"] = str(close_sockets(place))
+    return environment
+
+
+def _spec(stage: Stage, place: Path, isolation: Isolation) -> dict[str, Any]:
+    setting = stage.setting
+    return {
+        "scratch": str(place),
+        "notebook": str(stage.notebook),
+        "executed": str(stage.out / stage.notebook.name),
+        "result": str(place / "result.json"),
+        "working": str(stage.working),
+        "cwd": "/kaggle/working" if isolation.mounts else str(stage.working),
+        "mounts": [[str(mount.source), str(mount.target)] for mount in stage.mounts],
+        "network_namespace": isolation.network,
+        "mount_namespace": isolation.mounts,
+        "cpus": setting.cpus,
+        "memory": int(setting.memory * 2**30) if setting.memory else None,
+        "seconds": setting.minutes * 60 if setting.minutes else None,
+    }
+
+
+def _judge(stage: Stage, result: dict[str, Any], isolation: Isolation, changed: Sequence[str]) -> Rehearsal:
+    """Hold what was left behind against what Kaggle would ask of it."""
+    log = COLOURS.sub("", redact(result.get("log", ""), known_secrets()))
+    write_text(stage.out / "log.txt", log)
+    submission = stage.working / "submission.csv"
+    images = next(mount.source for mount in stage.mounts if mount.target.name == CASSAVA.test_images)
+    wrong = [redact(result["error"], known_secrets())] if result["error"] else []
+    wrong += [f"the notebook changed its input: {', '.join(changed)}"] if changed else []
+    rows, notes = "", ""
+    try:
+        rows = str(check_submission(submission, images))
+        if not result["error"]:
+            short, notes = read_run(stage.working)
+            wrong += short
+    except (ValueError, FileNotFoundError) as error:
+        wrong.append(str(error))
+    seconds, memory = result.get("seconds", 0.0), result.get("peak_memory", 0)
+    how = f"{stage.layout} layout, {isolation.report}, {seconds:.0f} s, {memory / 2**30:.1f} GiB"
+    said = f"FAILED ({how}): {'; '.join(wrong)}" if wrong else f"passed ({how}): {rows}; {notes}"
+    return Rehearsal(not wrong, f"rehearsal {said}", submission, seconds, isolation.report, log, memory)
+
+
+def read_run(working: Path) -> tuple[list[str], str]:
+    """What the run's own report says is wrong (members left out, nothing voted), and one line on what it used."""
+    run = read_json(working / "run.json")
+    wrong = [f"the run stopped early: {run['error']}"] if run["error"] else []
+    wrong += ["no member voted: the submission holds the most frequent class alone"] if run["prior_alone"] else []
+    wrong += [f"{name} was left out: {reason}" for name, reason in run["left_out"].items()]
+    names = ", ".join(dict.fromkeys(used["member"] for used in run["members_used"]))
+    failed = f"; {len(run['images_failed'])} images could not be read" if run["images_failed"] else ""
+    return wrong, f"members used: {names or 'none'}{failed}"

@@ -1,0 +1,48 @@
+# ruff: noqa: F821 - the cells before define these names
+import shutil
+import threading
+
+TIME_LIMIT = float(os.environ.get("CASSAVA_KIT_TIME_LIMIT") or SETTINGS["time_limit"])
+
+
+def run(arguments, gpu=None):
+    """Run one verb of the kit in a process of its own, on one GPU or all, until it ends or the session's time does.
+
+    Returns whether it ended well. What it had finished stays in the output either way, and is where the next session,
+    with this one's output attached, goes on.
+    """
+    left = TIME_LIMIT - (time.time() - STARTED)
+    if left <= 0:
+        print("no time left for:", *arguments)
+        return False
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": str(gpu)} if gpu is not None else {})
+    command = [sys.executable, "-m", "cassava_kit", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, env=environment, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    timer = threading.Timer(left, process.terminate)
+    timer.start()
+    for line in process.stdout:
+        print(line, end="", flush=True)
+    timer.cancel()
+    if code := process.wait():
+        print(f"exit code {code}:", *arguments, "(attach this notebook's output to itself and run again to go on)")
+    return code == 0
+
+
+def take_up(folder):
+    """Copy what an earlier session left in its output, if that is attached; its finished parts are not done again."""
+    for earlier in (attached / folder.name for attached in input_folders()):
+        if earlier.is_dir():
+            shutil.copytree(earlier, folder, dirs_exist_ok=True)
+            print(f"went on from {earlier}")
+
+
+def find_file(name):
+    """An attached file by its name, e.g. first weights from a dataset of yours; None for an empty name."""
+    if not name:
+        return None
+    for folder in input_folders():
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"no attached dataset has {name}; attach the one that holds it")

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from cassava_kit.files import read_json, sha256_file
+from cassava_kit.inference.ensemble import Ensemble, read_ensemble
+from cassava_kit.kaggle.bundle import Bundle, check_members, package, read_bundle
+from cassava_kit.kaggle.manifest import problems, read_manifest, write_manifest
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_bundle_holds_what_its_manifests_say_and_nothing_else(
+    bundle: Bundle, checkpoints: dict[str, Path], ensemble: Ensemble
+) -> None:
+    kit, weights = read_manifest(bundle.kit_dir, "kit"), read_manifest(bundle.weights_dir, "weights")
+    assert {path.name for path in bundle.kit_dir.iterdir()} == {
+        "KIT_MANIFEST.json",
+        "dataset-metadata.json",
+        *kit["wheels"].values(),
+    }
+    assert {path.name for path in bundle.weights_dir.iterdir()} == {
+        "WEIGHTS_MANIFEST.json",
+        "dataset-metadata.json",
+        "ensemble.json",
+        *checkpoints,
+    }
+    for folder, manifest in ((bundle.kit_dir, kit), (bundle.weights_dir, weights)):
+        for entry in manifest["files"]:
+            path = folder / entry["name"]
+            assert (path.stat().st_size, sha256_file(path)) == (entry["size"], entry["sha256"])
+    for name, source in checkpoints.items():
+        assert (bundle.weights_dir / name).read_bytes() == source.read_bytes()
+    assert read_ensemble(bundle.weights_dir / "ensemble.json") == ensemble
+    assert {"torch", "timm", "albumentations"} <= kit["tested"].keys()
+    assert {path.name for path in bundle.kernel_dir.iterdir()} == {"ensemble-submission.ipynb", "kernel-metadata.json"}
+
+
+def test_the_same_inputs_give_the_same_bytes(
+    bundle: Bundle, root: Path, ensemble: Ensemble, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    for path in (root / "cassava_kit").rglob("*.py"):
+        os.utime(path, (time.time() - 5000, time.time() - 5000))
+    again = package(tmp_path / "again", ensemble=ensemble, checkpoints=checkpoints, root=root)
+    assert again.build_id == bundle.build_id
+    assert _contents(tmp_path / "again") == _contents(tmp_path / "build")
+
+
+def test_packing_the_same_again_touches_nothing(
+    bundle: Bundle, root: Path, ensemble: Ensemble, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """The client goes on with an upload only where size and time of a file are those it began with."""
+    files = [path for path in (tmp_path / "build").rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    package(tmp_path / "build", ensemble=ensemble, checkpoints=checkpoints, root=root)
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    changed = ensemble.model_copy(update={"views": "none"})
+    package(tmp_path / "build", ensemble=changed, checkpoints=checkpoints, root=root)
+    assert read_ensemble(bundle.weights_dir / "ensemble.json") == changed
+
+
+def test_packing_again_replaces_the_old_bundle_but_never_a_foreign_folder(
+    bundle: Bundle, root: Path, ensemble: Ensemble, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    (bundle.weights_dir / "old-fold0.safetensors").write_bytes(b"of an earlier build")
+    again = package(tmp_path / "build", ensemble=ensemble, checkpoints=checkpoints, root=root)
+    assert again.build_id == bundle.build_id
+    assert not (bundle.weights_dir / "old-fold0.safetensors").exists()
+    mine = tmp_path / "mine" / "kit"
+    mine.mkdir(parents=True)
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds something else than a bundle"):
+        package(tmp_path / "mine", ensemble=ensemble, checkpoints=checkpoints, root=root)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_notebook_is_pinned_to_both_builds(bundle: Bundle) -> None:
+    cells = ["".join(cell["source"]) for cell in read_json(bundle.notebook)["cells"]]
+    settings: dict[str, dict] = {}
+    exec(next(cell for cell in cells if cell.startswith("SETTINGS")), settings)
+    assert settings["SETTINGS"]["builds"] == {
+        "KIT_MANIFEST.json": read_manifest(bundle.kit_dir, "kit")["build_id"],
+        "WEIGHTS_MANIFEST.json": read_manifest(bundle.weights_dir, "weights")["build_id"],
+    }
+
+
+def test_names_on_kaggle_follow_the_owner(
+    root: Path, ensemble: Ensemble, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = package(tmp_path / "b", ensemble=ensemble, checkpoints=checkpoints, root=root, owner="someone")
+    assert read_json(bundle.kit_dir / "dataset-metadata.json")["id"] == "someone/cassava-kit"
+    assert read_json(bundle.weights_dir / "dataset-metadata.json")["id"] == "someone/cassava-kit-weights"
+    metadata = read_json(bundle.kernel_dir / "kernel-metadata.json")
+    assert metadata["dataset_sources"] == ["someone/cassava-kit", "someone/cassava-kit-weights"]
+
+
+def _one_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda b: _one_byte(b.weights_dir / "vit_a-fold0.safetensors"), "weights: vit_a-fold0.safetensors is not the"),
+        (lambda b: next(b.kit_dir.glob("ttach*")).unlink(), "kit: ttach-0.0.3-py3-none-any.whl is missing"),
+        (lambda b: (b.weights_dir / "extra.bin").write_bytes(b"x"), "weights: extra.bin is not in the manifest"),
+        (lambda b: (b.kit_dir / "KIT_MANIFEST.json").unlink(), "has no KIT_MANIFEST.json"),
+    ],
+)
+def test_a_tampered_bundle_is_refused(bundle: Bundle, tmp_path: Path, tamper, message: str) -> None:  # type: ignore[no-untyped-def]
+    assert read_bundle(tmp_path / "build") == bundle
+    tamper(bundle)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_bundle(tmp_path / "build")
+
+
+def test_an_edited_manifest_is_refused(bundle: Bundle) -> None:
+    path = bundle.kit_dir / "KIT_MANIFEST.json"
+    path.write_text(path.read_text().replace('"kit_version": "', '"kit_version": "9'))
+    with pytest.raises(ValueError, match="build id differs"):
+        problems(bundle.kit_dir, "kit")
+
+
+def test_members_and_checkpoints_must_agree(ensemble: Ensemble, checkpoints: dict[str, Path]) -> None:
+    check_members(ensemble, checkpoints)
+    one = dict(list(checkpoints.items())[:1])
+    with pytest.raises(ValueError, match=r"vit_b-fold0\.safetensors, for which no file was given"):
+        check_members(ensemble, one)
+    with pytest.raises(ValueError, match=r"other\.safetensors is in no member"):
+        check_members(ensemble, {**checkpoints, "other.safetensors": next(iter(checkpoints.values()))})
+    a, b = checkpoints
+    with pytest.raises(ValueError, match="is vit_b-fold0 by its header"):
+        check_members(ensemble, {a: checkpoints[b], b: checkpoints[a]})
+    wider = ensemble.model_copy(update={"prior": (0.5, 0.5)})
+    with pytest.raises(ValueError, match=r"has 2 classes, its checkpoints \[5\]"):
+        check_members(wider, checkpoints)
+
+
+def test_no_credential_gets_into_a_bundle(
+    root: Path, ensemble: Ensemble, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "kaggle.json").write_text(json.dumps({"username": "me", "key": "PLANTED-KEY-IN-TREE"}))
+    (root / "cassava_kit" / "kaggle.json").write_text(json.dumps({"username": "me", "key": "PLANTED-KEY-IN-TREE"}))
+    (root / "kernels" / "access_token").write_text("PLANTED-ACCESS-TOKEN")
+    monkeypatch.setenv("KAGGLE_KEY", "PLANTED-KEY-OF-ENVIRONMENT")
+    package(tmp_path / "build", ensemble=ensemble, checkpoints=checkpoints, root=root)
+    assert not [name for name, content in _contents(tmp_path / "build").items() if b"PLANTED" in content]
+
+
+@pytest.mark.parametrize("where", ["cassava_kit/paths.py", "kernels/bootstrap.py"])
+def test_a_credential_written_into_the_code_stops_the_packing(
+    root: Path,
+    ensemble: Ensemble,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "PLANTED-KEY-OF-ENVIRONMENT")
+    with (root / where).open("a") as file:
+        file.write("# PLANTED-KEY-OF-ENVIRONMENT\n")
+    with pytest.raises(ValueError, match="holds one of your credentials") as caught:
+        package(tmp_path / "build", ensemble=ensemble, checkpoints=checkpoints, root=root)
+    assert "PLANTED" not in str(caught.value)
+    assert not [path for path in _contents(tmp_path / "build").values() if b"PLANTED" in path]
+
+
+@pytest.mark.parametrize("name", ["model+1.bin", "a b.bin", "weights.tar.gz", "données.bin", "x&y.bin"])
+def test_names_that_kaggle_would_change_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="would not keep its name or form"):
+        write_manifest(tmp_path, "weights", {})
+
+
+def test_folders_and_links_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="must be a flat folder"):
+        write_manifest(tmp_path, "weights", {})
+    shutil.rmtree(tmp_path / "folder")
+    (tmp_path / "link").symlink_to(__file__)
+    with pytest.raises(ValueError, match=r"link is not a plain file"):
+        write_manifest(tmp_path, "weights", {})

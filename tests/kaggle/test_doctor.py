@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cassava_kit.files import read_json, write_json
+from cassava_kit.kaggle.bundle import Bundle
+from cassava_kit.kaggle.config import library_ranges, read_config
+from cassava_kit.kaggle.credentials import known_secrets, redact
+from cassava_kit.kaggle.doctor import CAUSES, doctor
+from cassava_kit.kaggle.image import find_python, image_versions
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def status(bundle: Bundle, cause: str) -> str:
+    """What the doctor says of one cause."""
+    checks = doctor(REPOSITORY, bundle.kit_dir.parent)
+    return next(str(check.status) for check in checks if check.cause == cause)
+
+
+def rehearsed(bundle: Bundle, **changes: Any) -> None:
+    """Leave the report of a rehearsal of this build beside it."""
+    folder = bundle.kit_dir.parent / "rehearsal"
+    report = {"ok": True, "verdict": "passed", "layout": "new", "memory": 2**30, "build_id": bundle.build_id}
+    write_json(folder / "rehearsal.json", report | changes)
+    write_json(folder / "working" / "run.json", {"plan": {"reading_seconds_per_image": 0.01}})
+
+
+def test_every_cause_has_its_line_and_a_good_bundle_passes(bundle: Bundle) -> None:
+    rehearsed(bundle)
+    checks = doctor(REPOSITORY, bundle.kit_dir.parent)
+    assert [check.cause for check in checks] == [cause for cause, _ in CAUSES] and len(checks) == 16
+    assert not [str(check) for check in checks if check.status == "failed"]
+    assert {check.cause for check in checks if check.status == "unknown"} == {"quota", "wrong final chosen"}
+    assert all("\n" not in str(check) for check in checks)
+
+
+def test_what_was_not_rehearsed_is_not_called_good(bundle: Bundle) -> None:
+    causes = ("scoring error (rows, ids, dtype)", "RAM and shared memory", "slow decode on few cores")
+    assert [status(bundle, cause) for cause in causes] == ["unknown"] * 3
+    rehearsed(bundle, build_id="of another build")
+    assert [status(bundle, cause) for cause in causes] == ["unknown"] * 3
+    rehearsed(bundle)
+    assert [status(bundle, cause) for cause in causes] == ["passed"] * 3
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    write_json(path, read_json(path) | changes)
+
+
+def _in_notebook(bundle: Bundle, old: str, new: str) -> None:
+    text = bundle.notebook.read_text()
+    assert old in text
+    bundle.notebook.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("cause", "spoil"),
+    [
+        ("offline pip", lambda b: _edit(b.kernel_dir / "kernel-metadata.json", enable_internet=True)),
+        ("offline pip", lambda b: _in_notebook(b, "'ttach'", "'no-such-wheel'")),
+        ("offline pip", lambda b: _in_notebook(b, "--no-index", "--upgrade")),
+        ("weights downloaded at build", lambda b: (b.weights_dir / "vit_a-fold0.safetensors").unlink()),
+        ("wrong GPU", lambda b: _edit(b.kernel_dir / "kernel-metadata.json", machine_shape="NvidiaTeslaP100")),
+        ("scoring error (rows, ids, dtype)", lambda b: rehearsed(b, ok=False)),
+        ("timeout", lambda b: _in_notebook(b, "30600", "32400")),
+        ("CSV not found", lambda b: _in_notebook(b, "PART.replace(SUBMISSION)", "pass")),
+        ("mount path changed", lambda b: _in_notebook(b, '\\"/kaggle/input\\"', '\\"/kaggle/input/cassava\\"')),
+        ("dataset stale or still processing", lambda b: _in_notebook(b, "'WEIGHTS_MANIFEST.json': '", "'x': '")),
+        ("dropped sub-folders", lambda b: (b.kit_dir / "wheels").mkdir()),
+        ("metadata slugs", lambda b: _edit(b.kernel_dir / "kernel-metadata.json", title="Another title")),
+        ("metadata slugs", lambda b: _edit(b.kernel_dir / "kernel-metadata.json", dataset_sources=["me/other"])),
+        ("RAM and shared memory", lambda b: rehearsed(b, memory=28 * 2**30)),
+    ],
+)
+def test_every_cause_can_fail(bundle: Bundle, cause: str, spoil: Callable[[Bundle], Any]) -> None:
+    rehearsed(bundle)
+    assert status(bundle, cause) == "passed"
+    spoil(bundle)
+    assert status(bundle, cause) == "failed"
+
+
+def test_slow_reading_is_found(bundle: Bundle) -> None:
+    rehearsed(bundle)
+    _edit(bundle.kit_dir.parent / "rehearsal" / "working" / "run.json", plan={"reading_seconds_per_image": 1.5})
+    assert status(bundle, "slow decode on few cores") == "failed"
+
+
+def test_drift_of_the_image_is_found(bundle: Bundle, root: Path) -> None:
+    path = root / "kernels" / "image-3.13.txt"
+    path.write_text(path.read_text().replace("albumentations==2.0.8", "albumentations==3.0.0"))
+    found = {check.cause: check for check in doctor(root, bundle.kit_dir.parent)}["library drift"]
+    assert found.status == "failed" and "albumentations 3.0.0" in found.detail
+
+
+def test_a_missing_bundle_fails_with_its_reason(tmp_path: Path) -> None:
+    checks = doctor(REPOSITORY, tmp_path)
+    assert {check.status for check in checks} == {"failed"} and "KIT_MANIFEST.json" in checks[0].detail
+
+
+def test_the_images_versions_are_within_what_the_kit_asks_for() -> None:
+    from packaging.requirements import Requirement
+
+    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
+    asked = {one.name: one.specifier for one in map(Requirement, (x for x in lines if x and not x.startswith("#")))}
+    for image, versions in image_versions(REPOSITORY).items():
+        outside = [name for name, version in versions.items() if name in asked and version not in asked[name]]
+        assert not outside, f"image-{image}.txt: {outside}"
+    assert library_ranges(REPOSITORY).keys() >= {"torch", "timm", "albumentations"}
+
+
+def test_a_python_of_the_image_is_found_or_named() -> None:
+    try:
+        version, python = find_python()
+    except FileNotFoundError as error:
+        assert "3.13, 3.12" in str(error)
+        return
+    said = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"Python {version}.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "me/UPPER"}, "id must be owner/slug"),
+        ({"id": "me"}, "id must be owner/slug"),
+        ({"id": "me/abc"}, "6 to 42 characters"),
+        ({"title": "Kit"}, "title must have 6 to 42"),
+        ({"licenses": []}, "exactly one"),
+    ],
+)
+def test_metadata_that_kaggle_would_refuse(root: Path, change: dict[str, Any], message: str) -> None:
+    assert read_config(root).kit_dataset == "your-kaggle-name/cassava-kit"
+    _edit(root / "dataset-metadata.json", **change)
+    with pytest.raises(ValueError, match=message):
+        read_config(root)
+
+
+def test_secrets_are_known_from_everywhere_and_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle" / "kaggle.json").write_text(json.dumps({"username": "me", "key": "PLANTED-IN-HOME"}))
+    (tmp_path / ".kaggle" / "access_token").write_text("PLANTED-TOKEN\n")
+    credentials = {"refresh_token": "PLANTED-REFRESH", "access_token": "PLANTED-ACCESS"}
+    (tmp_path / ".kaggle" / "credentials.json").write_text(json.dumps(credentials))
+    (tmp_path / "token-file").write_text("PLANTED-FILE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = known_secrets(
+        environment={"KAGGLE_KEY": "PLANTED-KEY", "KAGGLE_API_TOKEN": str(tmp_path / "token-file"), "PATH": "/usr/bin"}
+    )
+    planted = {"IN-HOME", "TOKEN", "REFRESH", "ACCESS", "FILE", "KEY"}
+    assert {f"PLANTED-{name}" for name in planted} <= found
+    assert "/usr/bin" not in found
+    assert redact("key=PLANTED-KEY.", found) == "key=***."
+
+
+def test_importing_the_kit_does_not_sign_in(tmp_path: Path) -> None:
+    """`import kaggle` makes a folder in the user's home and may call Kaggle."""
+    modules = ", ".join(f"cassava_kit.kaggle.{name}" for name in ("push", "doctor", "rehearsal", "client"))
+    code = f"import sys, {modules}; print('kaggle' in sys.modules)"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "False" and not list(tmp_path.iterdir())

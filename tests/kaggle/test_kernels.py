@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nbformat
+import pytest
+
+from cassava_kit.kaggle.config import read_config
+from cassava_kit.kaggle.kernels import KERNELS, build_kernels, render
+from cassava_kit.kaggle.layout import Mount, as_uploaded, competition_mounts, dataset_mounts
+from cassava_kit.kaggle.rehearsal import Setting, Stage, perform
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WRONG = "RECIPE, FOLDS, N_SPLITS = 'no_such_recipe', [0], 2"
+PRETRAIN = "METHOD = 'small_simclr'\nSET = ['epochs=1', 'warmup_epochs=0', 'batch_size=16']"
+
+
+def test_the_repositorys_notebooks_are_fresh() -> None:
+    assert build_kernels(REPOSITORY, check=True) == []
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_every_notebook_is_valid_and_can_be_pushed(kernel) -> None:  # type: ignore[no-untyped-def]
+    folder = REPOSITORY / "kernels" / kernel.name
+    notebook = nbformat.read(folder / f"{kernel.name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    assert (folder / f"{kernel.name}.ipynb").stat().st_size < 1_000_000
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            compile(cell.source, cell.id, "exec")
+            assert not re.search(r"^# (include|ruff):", cell.source, re.MULTILINE)
+    metadata = json.loads((folder / "kernel-metadata.json").read_text())
+    assert metadata["enable_internet"] is False and metadata["is_private"] is True
+    assert metadata.get("machine_shape") == ("NvidiaTeslaT4" if metadata["enable_gpu"] else None)
+    assert metadata["competition_sources"] == ["cassava-leaf-disease-classification"]
+    assert (folder / metadata["code_file"]).is_file()
+    title = metadata["title"]
+    assert 5 <= len(title) <= 50
+    assert metadata["id"].partition("/")[2] == title.lower().replace(" ", "-")
+
+
+def _run(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cassava_kit.kaggle.kernels", "--root", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+
+
+def test_check_fails_on_drift_and_writes_nothing(root: Path) -> None:
+    notebook = root / "kernels" / "ensemble-submission" / "ensemble-submission.ipynb"
+    assert _run("--check", root=root).returncode == 0
+    with (root / "kernels" / "bootstrap.py").open("a") as file:
+        file.write("print('changed')\n")
+    before = notebook.read_bytes()
+    done = _run("--check", root=root)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "ensemble-submission.ipynb" in done.stderr
+    assert notebook.read_bytes() == before
+    assert _run(root=root).returncode == 0
+    assert notebook.read_bytes() != before
+    assert _run("--check", root=root).returncode == 0
+
+
+def test_the_owner_reaches_every_generated_file(root: Path) -> None:
+    path = root / "dataset-metadata.json"
+    path.write_text(path.read_text().replace("your-kaggle-name", "someone"))
+    build_kernels(root)
+    for kernel in KERNELS:
+        text = (root / "kernels" / kernel.name / "kernel-metadata.json").read_text()
+        assert "your-kaggle-name" not in text and '"someone/cassava-kit' in text
+
+
+@pytest.fixture(scope="module")
+def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sample competition."""
+    from cassava_kit.sample import make_sample
+
+    return make_sample(tmp_path_factory.mktemp("sample") / "competition", n_train=80, n_test=4)
+
+
+def execute_kernel(
+    name: str, parameters: str, packed: Path, competition: Path, out: Path, *, earlier: Path | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Run a generated notebook with other parameters in its first code cell; its result and its output folder."""
+    kernel = next(each for each in KERNELS if each.name == name)
+    notebook = nbformat.reads(render(kernel, REPOSITORY)[f"{name}.ipynb"], as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first.source += f"\n{parameters}"
+    out.mkdir(parents=True)
+    path = out / f"{name}.ipynb"
+    nbformat.write(notebook, path)
+    config = read_config(REPOSITORY)
+    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        kit = as_uploaded(packed / "kit", Path(scratch) / "kit")
+        mounts = competition_mounts(competition, "new") + dataset_mounts(kit, config.kit_dataset, "new")
+        if earlier is not None:
+            mounts.append(Mount(earlier, PurePosixPath("notebooks", *config.kernel_id(name).split("/"))))
+        stage = Stage(path, mounts, out / "result", "new", Setting(minutes=5))
+        stage.working.mkdir(parents=True)
+        result, isolation = perform(stage, Path(scratch))
+    assert isolation.network or isolation.name == "sockets"
+    return result, stage.working
+
+
+@pytest.mark.slow
+def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, competition: Path, tmp_path: Path) -> None:
+    parameters = "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nSET = ['epochs=1', 'image_size=32']"
+    result, output = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
+    assert result["error"] == "", result
+    checkpoint = output / "runs" / "small_resnet" / "fold0" / "best.safetensors"
+    first = checkpoint.read_bytes()
+    assert (checkpoint.parent / "oof.csv").is_file()
+    parameters = parameters.replace("[0]", "[0, 1]")
+    result, later = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "two", earlier=output)
+    assert result["error"] == "" and "went on from" in result["log"], result
+    assert (later / "runs" / "small_resnet" / "fold0" / "best.safetensors").read_bytes() == first
+    assert (later / "runs" / "small_resnet" / "fold1" / "best.safetensors").is_file()
+    assert len((later / "runs" / "small_resnet" / "oof.csv").read_text().splitlines()) == 81
+
+
+@pytest.mark.slow
+def test_train_folds_says_when_nothing_was_trained(packed: Path, competition: Path, tmp_path: Path) -> None:
+    result, _ = execute_kernel("train-folds", WRONG, packed, competition, tmp_path / "one")
+    assert "no fold ended" in result["error"] and "no_such_recipe" in result["log"]
+
+
+@pytest.mark.slow
+def test_pretrain_ssl_exports_a_backbone(packed: Path, competition: Path, tmp_path: Path) -> None:
+    result, output = execute_kernel("pretrain-ssl", PRETRAIN, packed, competition, tmp_path / "one")
+    assert result["error"] == "", result
+    assert (output / "pretrain-small_simclr" / "backbone.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_eda_shows_the_data(packed: Path, competition: Path, tmp_path: Path) -> None:
+    result, output = execute_kernel("eda", "N_DUPLICATES = 40", packed, competition, tmp_path / "one")
+    assert result["error"] == "", result
+    assert (output / "classes.png").stat().st_size > 10_000
+    assert "Cassava Mosaic Disease" in result["log"] and "near-duplicates" in result["log"]

@@ -1,0 +1,317 @@
+"""The whole way to Kaggle and back, by the real client, against the stub on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kaggle_stub import KEY, USER, Dataset, Stub, environment, running
+
+from cassava_kit.files import read_json
+from cassava_kit.kaggle.bundle import Bundle
+from cassava_kit.kaggle.push import JOURNAL, planned_calls
+
+# Every test starts the real client in a process of its own, some several times.
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUN = {"error": None, "prior_alone": False, "left_out": {}, "members_used": [{"member": "vit_a"}], "images_failed": {}}
+KIT, WEIGHTS = f"{USER}/cassava-kit", f"{USER}/cassava-kit-weights"
+KERNEL = f"{USER}/cassava-kit-ensemble-submission"
+SCRIPT = """
+import sys
+from pathlib import Path
+from cassava_kit.kaggle.bundle import read_bundle
+from cassava_kit.kaggle.client import KaggleError, Patience
+from cassava_kit.kaggle.push import go
+patience = Patience(first=0.05, longest=0.2, attempts=4, dataset=2, kernel=3, score=3)
+try:
+    go(Path(sys.argv[1]), read_bundle(sys.argv[2]), send=True, patience=patience)
+except (KaggleError, ValueError) as error:
+    print("error:", error)
+    sys.exit(2)
+"""
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with running(
+        Stub(output={"submission.csv": b"image_id,label\n1.jpg,3\n", "run.json": json.dumps(RUN).encode()})
+    ) as one:
+        yield one
+
+
+class Traveller:
+    """A user who calls push and submit again and again, in processes of their own."""
+
+    def __init__(self, bundle: Bundle, stub: Stub, home: Path) -> None:
+        self.bundle, self.stub, self.home = bundle, stub, home
+        self.printed = ""
+
+    def go(self, **variables: str) -> tuple[int, str]:
+        """Exit code and everything printed; what the stub saw before is forgotten."""
+        self.stub.seen.clear()
+        variables = environment(self.stub, self.home, os.environ["PATH"]) | variables
+        command = [sys.executable, "-c", SCRIPT, str(REPOSITORY), str(self.bundle.kit_dir.parent)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY, env=variables
+        )
+        self.printed += done.stdout + done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        assert KEY not in done.stdout + done.stderr
+        return done.returncode, done.stdout
+
+    def fails(self, message: str) -> str:
+        """Call, and hold the one line of the error against `message`."""
+        code, printed = self.go()
+        error = printed.splitlines()[-1]
+        assert code == 2 and error.startswith("error: ") and message in error, printed
+        return error
+
+
+@pytest.fixture
+def traveller(bundle: Bundle, stub: Stub, tmp_path: Path) -> Traveller:
+    return Traveller(bundle, stub, tmp_path / "home")
+
+
+def test_the_whole_way(traveller: Traveller, stub: Stub) -> None:
+    code, printed = traveller.go()
+    assert code == 0, printed
+    assert "public score 0.9012" in printed
+    for dataset, folder in ((KIT, traveller.bundle.kit_dir), (WEIGHTS, traveller.bundle.weights_dir)):
+        sent = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "dataset-metadata.json"}
+        assert stub.datasets[dataset].files == sent
+    (kernel,) = stub.calls("SaveKernel")
+    assert kernel["slug"] == KERNEL
+    assert kernel["enableInternet"] is False and kernel["enableGpu"] is True and kernel["isPrivate"] is True
+    assert kernel["machineShape"] == "NvidiaTeslaT4"
+    assert kernel["datasetDataSources"] == [KIT, WEIGHTS]
+    assert kernel["competitionDataSources"] == ["cassava-leaf-disease-classification"]
+    assert json.loads(kernel["text"])["cells"] == json.loads(traveller.bundle.notebook.read_text())["cells"]
+    (submission,) = stub.calls("CreateCodeSubmission")
+    assert submission["competitionName"] == "cassava-leaf-disease-classification"
+    assert (submission["kernelOwner"], submission["kernelSlug"]) == tuple(KERNEL.split("/"))
+    assert (submission["kernelVersion"], submission["fileName"]) == (1, "submission.csv")
+    order = [name for name, _ in stub.seen]
+    assert order.index("SaveKernel") > max(i for i, name in enumerate(order) if name == "CreateDataset")
+    planned = {call.split()[0] for call in planned_calls(traveller.bundle, submit=True)}
+    assert planned == set(stub.counts) - {"PUT", "GET"}
+
+
+def test_a_second_call_repeats_nothing(traveller: Traveller, stub: Stub) -> None:
+    traveller.go()
+    code, printed = traveller.go()
+    assert code == 0 and "public score 0.9012" in printed
+    made = ("StartBlobUpload", "PUT", "CreateDataset", "CreateDatasetVersion", "SaveKernel", "CreateCodeSubmission")
+    assert not [name for name in made if stub.counts[name]]
+
+
+def test_without_its_journal_it_asks_kaggle(traveller: Traveller, stub: Stub) -> None:
+    traveller.go()
+    (traveller.bundle.kit_dir.parent / JOURNAL).unlink()
+    traveller.go()
+    assert stub.counts["StartBlobUpload"] == stub.counts["CreateDatasetVersion"] == 0
+    assert stub.counts["CreateCodeSubmission"] <= 1
+
+
+def test_a_later_build_becomes_a_new_version_and_the_old_one_stays(traveller: Traveller, stub: Stub) -> None:
+    stub.datasets[KIT] = Dataset({"KIT_MANIFEST.json": b'{"build_id": "old"}'})
+    stub.processing = 3
+    code, printed = traveller.go()
+    assert code == 0, printed
+    (version,) = stub.calls("CreateDatasetVersion")
+    assert not version["body"].get("deleteOldVersions")
+    assert stub.datasets[KIT].version == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "answers"),
+    [
+        ("GetDatasetStatus", [(503, {"code": 503, "message": "Service Unavailable"})]),
+        ("GetKernelSessionStatus", [(429, {"code": 429, "message": "Too Many Requests"})] * 2),
+        ("SaveKernel", [(500, {"code": 500, "message": "Internal"})]),
+        ("SaveKernel", ["lost before"]),
+        ("StartBlobUpload", [(429, {"code": 429, "message": "Too Many Requests"})]),
+        ("CreateCodeSubmission", ["lost before"]),
+        ("ListKernelSessionOutput", ["lost before"]),
+    ],
+)
+def test_what_passes_is_waited_out(traveller: Traveller, stub: Stub, method: str, answers: list) -> None:  # type: ignore[type-arg]
+    stub.instead[method] = answers
+    code, printed = traveller.go()
+    assert code == 0, printed
+    assert len(stub.kernels[KERNEL]) == 1 and len(stub.submissions) == 1
+
+
+def test_an_answer_that_is_lost_does_not_make_it_happen_twice(traveller: Traveller, stub: Stub) -> None:
+    stub.instead = {"SaveKernel": ["lost after"], "CreateCodeSubmission": ["lost after"]}
+    code, printed = traveller.go()
+    assert code == 0, printed
+    assert stub.counts["SaveKernel"] == 1 and stub.counts["CreateCodeSubmission"] == 1
+    assert stub.calls("CreateCodeSubmission")[0]["kernelVersion"] == 1
+
+
+def test_a_crash_in_the_middle_goes_on_where_it_stopped(traveller: Traveller, stub: Stub) -> None:
+    stub.instead["SaveKernel"] = [(500, {"code": 500, "message": "Internal"})] * 4
+    traveller.fails("Kaggle does not answer as it should")
+    stub.instead.clear()
+    code, printed = traveller.go()
+    assert code == 0, printed
+    assert stub.counts["StartBlobUpload"] == 0 and len(stub.kernels[KERNEL]) == 1
+
+
+def test_a_file_that_does_not_arrive_stops_before_the_dataset_is_made(traveller: Traveller, stub: Stub) -> None:
+    """Version 2.2.4 of the client would make the dataset without it, and exit with 0."""
+    stub.instead["PUT"] = [(400, {})] * 100
+    code, printed = traveller.go()
+    assert code == 2 and "error:" in printed
+    assert stub.counts["CreateDataset"] == 0 and KIT not in stub.datasets
+
+
+@pytest.mark.parametrize(
+    ("method", "reply", "message"),
+    [
+        (
+            "SaveKernel",
+            (200, {"error": "Maximum batch GPU session count of 2 reached."}),
+            "two GPU sessions are already running",
+        ),
+        (
+            "SaveKernel",
+            (200, {"versionNumber": 1, "invalidCompetitionSources": ["cassava-leaf-disease-classification"]}),
+            "accept its rules once: https://www.kaggle.com/competitions/cassava-leaf-disease-classification/rules",
+        ),
+        (
+            "SaveKernel",
+            (200, {"versionNumber": 1, "invalidDatasetSources": [KIT]}),
+            "the dataset is not there or still processing",
+        ),
+        ("SaveKernel", (200, {"error": "Weekly GPU quota of 30.00 hours exceeded"}), "GPU quota is used up"),
+        ("CreateDataset", (200, {"status": "error", "error": "Dataset creation error"}), "Dataset creation error"),
+        (
+            "CreateCodeSubmission",
+            (403, {"code": 403, "message": "You must accept this competition's rules"}),
+            "accept its rules once",
+        ),
+        (
+            "CreateCodeSubmission",
+            (400, {"code": 400, "message": "Submission limit of 5 per day reached"}),
+            "today's submissions are used up",
+        ),
+    ],
+)
+def test_what_kaggle_refuses_is_named(
+    traveller: Traveller, stub: Stub, method: str, reply: tuple, message: str
+) -> None:  # type: ignore[type-arg]
+    stub.instead[method] = [reply] * 5
+    traveller.fails(message)
+    if method == "SaveKernel":
+        assert stub.counts["GetKernelSessionStatus"] == 0 and stub.counts["CreateCodeSubmission"] == 0
+
+
+def test_a_quota_that_is_used_up_is_seen_before_the_push(traveller: Traveller, stub: Stub) -> None:
+    used = (200, {"gpuQuota": {"timeUsed": "107900s", "totalTimeAllowed": "108000s"}})
+    stub.instead["GetAcceleratorQuotaStatistics"] = [used] * 3
+    traveller.fails("GPU quota is used up")
+    assert stub.counts["SaveKernel"] == 0
+
+
+def test_a_dataset_that_stays_in_processing(traveller: Traveller, stub: Stub) -> None:
+    stub.processing = 10**6
+    traveller.fails(f"{KIT} is still processing")
+    stub.datasets[KIT].processing = 0
+    stub.processing = 0
+    code, printed = traveller.go()
+    assert code == 0, printed
+    assert KIT not in {f"{body['ownerSlug']}/{body.get('slug')}" for body in stub.calls("CreateDataset")}
+    assert stub.counts["CreateDatasetVersion"] == 0
+
+
+def test_a_stale_dataset_is_not_run(traveller: Traveller, stub: Stub) -> None:
+    """Kaggle says ready, and still serves the version before."""
+    traveller.go()
+    stub.datasets[WEIGHTS].files = {"WEIGHTS_MANIFEST.json": b'{"build_id": "of another build"}'}
+    stub.instead["CreateDatasetVersion"] = [(200, {"status": "ok"})]
+    stub.kernels.clear()
+    traveller.fails("stale")
+    assert stub.counts["SaveKernel"] == 0
+
+
+def test_a_kernel_that_fails_shows_why(traveller: Traveller, stub: Stub) -> None:
+    stub.kernel_statuses, stub.failure_message = ["RUNNING", "ERROR"], "Your notebook ran out of memory"
+    stub.log = json.dumps([{"stream_name": "stderr", "time": 1, "data": f"line {i} {KEY}\n"} for i in range(60)])
+    error = traveller.fails("ended with error: Your notebook ran out of memory")
+    assert KERNEL in error
+    assert "line 59 ***" in traveller.printed and "line 29 " not in traveller.printed
+    assert stub.counts["CreateCodeSubmission"] == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({}, "left no submission.csv"),
+        ({"submission.csv": b"image_id,label\n1.jpg,7\n"}, "a label must be one of 0, 1, 2, 3, 4"),
+        ({"submission.csv": b"id,label\n1.jpg,1\n"}, "must begin with image_id,label"),
+        (
+            {
+                "submission.csv": b"image_id,label\n1.jpg,1\n",
+                "run.json": json.dumps(RUN | {"left_out": {"vit_b": "damaged"}}).encode(),
+            },
+            "not submitted: vit_b was left out: damaged",
+        ),
+    ],
+)
+def test_a_bad_output_is_not_submitted(
+    traveller: Traveller, stub: Stub, output: dict[str, bytes], message: str
+) -> None:
+    stub.output = output
+    traveller.fails(message)
+    assert stub.counts["CreateCodeSubmission"] == 0
+
+
+def test_a_submission_that_is_not_scored(traveller: Traveller, stub: Stub) -> None:
+    stub.submission_error = "Notebook Timeout"
+    traveller.fails("the submission was not scored: Notebook Timeout")
+
+
+def test_wrong_credentials(traveller: Traveller, stub: Stub) -> None:
+    code, printed = traveller.go(KAGGLE_KEY="another-key-of-eight")
+    assert code == 2 and "credentials are refused" in printed and "another-key" not in printed
+
+
+def test_no_credentials_at_all(traveller: Traveller, stub: Stub) -> None:
+    variables = environment(stub, traveller.home, os.environ["PATH"])
+    del variables["KAGGLE_USERNAME"], variables["KAGGLE_KEY"]
+    command = [sys.executable, "-c", SCRIPT, str(REPOSITORY), str(traveller.bundle.kit_dir.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=variables)
+    assert done.returncode == 2 and "error: no Kaggle credentials" in done.stdout and done.stdout.count("\n") == 1
+    assert not stub.seen
+
+
+def test_somebody_elses_dataset(traveller: Traveller, stub: Stub) -> None:
+    for folder in (traveller.bundle.kit_dir, traveller.bundle.weights_dir):
+        path = folder / "dataset-metadata.json"
+        path.write_text(path.read_text().replace("your-kaggle-name", "somebody-else"))
+    traveller.fails(f"wrong owner: the bundle is for somebody-else, the credentials are {USER}'s")
+    assert not stub.counts["StartBlobUpload"]
+
+
+def test_a_tampered_bundle_is_not_uploaded(traveller: Traveller, stub: Stub) -> None:
+    path = traveller.bundle.weights_dir / "vit_a-fold0.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+    traveller.fails("vit_a-fold0.safetensors is not the file that was packed")
+    assert not stub.seen
+
+
+def test_nothing_is_written_beside_the_bundle_that_holds_a_secret(traveller: Traveller, stub: Stub) -> None:
+    traveller.go()
+    folder = traveller.bundle.kit_dir.parent
+    texts = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert not [path for path, content in texts.items() if KEY.encode() in content]
+    assert read_json(folder / JOURNAL)["kernel"]["version"] == 1
+    assert not [name for name, body in stub.seen if KEY in json.dumps(body)]
