@@ -1,0 +1,251 @@
+"""Pretrain a backbone on images without labels, and export it as plain timm weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cassava_kit.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
+from cassava_kit.ssl.config import PretrainConfig
+
+BACKBONE = "backbone.safetensors"
+CONFIG = "config.json"
+STORE = "pixels.npy"
+
+
+def pretrain(
+    config: PretrainConfig,
+    images: Sequence[Path],
+    out_dir: Path,
+    *,
+    init: Path | None = None,
+    labels: Sequence[int] | np.ndarray | None = None,
+) -> Path:
+    """Pretrain on these images and return `out_dir/backbone.safetensors`, plain timm weights with the kit's header.
+
+    `init` is a file of weights to start from. `labels` (N,), -1 where unknown, are for the kNN probe alone and never
+    reach the loss. Beside the backbone lie config.json, metrics.csv and last.ckpt: the same call goes on after a kill,
+    and returns at once when the run is complete. Raises CollapseError, a ValueError, for a run that has collapsed.
+    """
+    from cassava_kit.ssl.loader import readable
+
+    images, out_dir = [Path(path) for path in images], Path(out_dir)
+    known = check_labels(labels, len(images))
+    whole = set(readable(images))
+    if len(whole) < len(images):
+        warnings.warn(f"left out {len(images) - len(whole)} of {len(images)} images that are not whole", stacklevel=2)
+    kept = np.array([path in whole for path in images])
+    images, known = [path for path in images if path in whole], None if known is None else known[kept]
+    check_size(config, len(images))
+    if not claim(out_dir, describe(config, images, init)):
+        return out_dir / BACKBONE
+    for message in accumulation_warnings(config):
+        warnings.warn(message, stacklevel=2)
+    module = fit(config, images, out_dir, init=init, labels=known)
+    if module is not None:
+        export(module, out_dir / BACKBONE, n_images=len(images))
+    return out_dir / BACKBONE
+
+
+def check_labels(labels: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray | None:
+    """Labels as an integer array (n,), or None; ValueError where they are not one for each image."""
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"labels must be {n} whole numbers, one an image (-1 where unknown), got {array.shape} {array.dtype}"
+        )
+    return array
+
+
+def check_size(config: PretrainConfig, n: int) -> None:
+    """ValueError where the images do not fill one batch on every device."""
+    needed = config.batch_size * config.devices
+    if n < needed:
+        raise ValueError(
+            f"{n} images do not fill one batch of {config.batch_size} on {config.devices} device(s); give more images "
+            "(unlabelled ones count), or set a smaller batch_size"
+        )
+
+
+def describe(config: PretrainConfig, images: Sequence[Path], init: Path | None) -> dict[str, Any]:
+    """What decides the run's result: configuration, images (names and sizes) and starting weights."""
+    listed = "\n".join(f"{path.name} {path.stat().st_size}" for path in images)
+    if init is not None and not Path(init).is_file():
+        raise FileNotFoundError(f"no weights file {init}")
+    return {
+        "config": config.model_dump(mode="json"),
+        "images": {"n": len(images), "sha256": sha256_bytes(listed.encode())},
+        "init": None if init is None else {"name": Path(init).name, "sha256": sha256_file(init)},
+    }
+
+
+def claim(out_dir: Path, description: dict[str, Any]) -> bool:
+    """Write config.json, or find it the same; False where the run is already complete.
+
+    Raises ValueError where the folder holds another run.
+    """
+    path = out_dir / CONFIG
+    if path.is_file() and read_json(path) != description:
+        raise ValueError(
+            f"{out_dir} holds a run of another configuration, images or weights; give a new folder or delete it"
+        )
+    if path.is_file() and (out_dir / BACKBONE).is_file():
+        return False
+    if not path.is_file() and any((out_dir / name).exists() for name in (BACKBONE, "last.ckpt")):
+        raise ValueError(f"{out_dir} holds weights without their {CONFIG}; give a new folder")
+    write_json(path, description)
+    return True
+
+
+def accumulation_warnings(config: PretrainConfig) -> list[str]:
+    """What summing gradients over batches does not do, in words; empty where it is exact."""
+    if config.accumulate == 1:
+        return []
+    found = []
+    if config.method in ("simclr", "swav"):
+        what = "negatives" if config.method == "simclr" else "balanced assignments"
+        other = "method moco, whose queue holds negatives" if config.method == "simclr" else "a queue (queue_size=3840)"
+        found.append(
+            f"accumulate={config.accumulate} does not make a larger batch for {config.method}: its {what} come from "
+            f"batches of {config.batch_size} all the same; use {other}"
+        )
+    if config.method in ("byol", "moco") and config.head_norm == "batch":
+        found.append(
+            f"accumulate={config.accumulate}: BatchNorm still sees batches of {config.batch_size}; it is exact "
+            "with head_norm=layer and a backbone without BatchNorm"
+        )
+    return found
+
+
+def fit(
+    config: PretrainConfig, images: Sequence[Path], out_dir: Path, *, init: Path | None, labels: np.ndarray | None
+) -> Any:
+    """Run, or resume, the epochs; returns the module, or None on any process but the first."""
+    import torch
+
+    from cassava_kit.ssl.callbacks import LAST, CollapseWatch, KnnProbe, Metrics, Progress, SaveLast
+    from cassava_kit.ssl.evaluate import Pixels, Probe
+    from cassava_kit.ssl.loader import Images
+
+    torch.manual_seed(config.seed)
+    module = make_module(config, init=init)
+    watch = CollapseWatch()
+    pixels = Pixels(config.image_size, config.mean, config.std)
+    knn = None if labels is None else KnnProbe(Probe(images, labels, pixels, seed=config.seed))
+    probes = [] if knn is None else [knn]
+    last = out_dir / LAST
+    store = out_dir / STORE
+    with quiet():
+        trainer = make_trainer(config, [watch, *probes, Metrics(out_dir, watch, knn), Progress(), SaveLast(out_dir)])
+        try:
+            trainer.fit(
+                module,
+                datamodule=Images(config, images, store),
+                ckpt_path=last if last.is_file() else None,
+                weights_only=True,
+            )
+        finally:
+            if trainer.is_global_zero:
+                store.unlink(missing_ok=True)
+    if not trainer.is_global_zero:
+        return None
+    if knn is not None:
+        print(f"{config.name}: {knn.verdict()}")
+    return module
+
+
+def make_module(config: PretrainConfig, *, init: Path | None = None) -> Any:
+    """The method's module on the configuration's backbone, random or from a file of weights."""
+    import torch
+
+    from cassava_kit.models import create_model, load_weights
+    from cassava_kit.ssl.byol import BYOL
+    from cassava_kit.ssl.moco import MoCo
+    from cassava_kit.ssl.simclr import SimCLR
+    from cassava_kit.ssl.swav import SwAV
+
+    backbone = create_model(config.backbone, 0, model_args=config.model_args)
+    if init is not None:
+        load_weights(backbone, init)
+    methods: dict[str, Any] = {"simclr": SimCLR, "moco": MoCo, "byol": BYOL, "swav": SwAV}
+    return methods[config.method](config, backbone.to(memory_format=torch.channels_last))
+
+
+def make_trainer(config: PretrainConfig, callbacks: list[Any]) -> Any:
+    """A Lightning trainer that leaves files and messages to the callbacks given."""
+    import lightning.pytorch as pl
+    import torch
+
+    on_gpu = config.accelerator == "gpu" or (config.accelerator == "auto" and torch.cuda.is_available())
+    return pl.Trainer(
+        max_epochs=config.epochs,
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=config.devices,
+        strategy="ddp" if config.devices > 1 else "auto",
+        # MoCo wants statistics that differ between devices, and shuffles its keys over them; SyncBatchNorm needs a GPU.
+        sync_batchnorm=config.devices > 1 and on_gpu and config.method != "moco",
+        precision=config.precision,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip_norm,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's remarks on hardware, workers and logging intervals out of the way; warnings of ours stay."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*|.*LeafSpec.*|.*lr_scheduler.step.*")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def export(module: Any, path: Path, *, n_images: int) -> None:
+    """Write the backbone alone: the keys of `timm.create_model(name, num_classes=0)`, and what made it in the header.
+
+    The header is a checkpoint's with no classes, so `checkpoint.load_model` gives the bare backbone.
+    """
+    config: PretrainConfig = module.config
+    info = CheckpointInfo(
+        model=config.backbone,
+        model_args=config.model_args,
+        n_classes=0,
+        input_size=(config.image_size, config.image_size),
+        mean=config.mean,
+        std=config.std,
+        recipe=config.name,
+        config={"method": config.method, "n_images": n_images, "pretrain": config.model_dump(mode="json")},
+    )
+    save_checkpoint(path, module.backbone.state_dict(), info)
+
+
+def read_backbone(path: Path) -> tuple[Any, CheckpointInfo]:
+    """An exported backbone (eval mode, strict load) and its header; ValueError for a checkpoint with a head."""
+    from cassava_kit.checkpoint import load_model
+
+    info = read_info(path)
+    if info.n_classes:
+        raise ValueError(f"{path} is a classifier ({info.name}), not a pretrained backbone")
+    return load_model(path)

@@ -1,0 +1,258 @@
+"""Did pretraining help? Every start on the same folds, label shares and budget, and a sentence that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cassava_kit.compare import Comparison, compare
+from cassava_kit.config import RunConfig
+from cassava_kit.files import write_json, write_text
+from cassava_kit.oof import Score, accuracy_of, majority
+from cassava_kit.ssl.evaluate import (
+    Pixels,
+    balanced_accuracy,
+    balanced_answers,
+    extract_features,
+    knn_probs,
+    linear_probs,
+)
+from cassava_kit.training.fit import Session, TrainData, check_table, train_fold, usable_rows
+
+RANDOM = "random"
+SHARES = (0.01, 0.1, 1.0)
+PROBES: dict[str, Callable[..., np.ndarray]] = {"knn": knn_probs, "linear": linear_probs}
+FINETUNE = "finetune"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Out-of-fold answers of one start, method of evaluation and share of the labels, on every row of the split."""
+
+    init: str
+    how: str
+    share: float
+    n_labels: int
+    score: Score
+    balanced: float
+    answers: np.ndarray
+
+
+@dataclass(frozen=True)
+class SslReport:
+    """All results, each start's paired comparison with random weights, and the verdict in words."""
+
+    results: tuple[Result, ...]
+    comparisons: dict[tuple[str, str, float], Comparison]
+    majority: Score
+    verdict: str
+
+    def table(self) -> pd.DataFrame:
+        """One row a result, with its gain over random weights and the interval of that gain."""
+        rows = []
+        for result in self.results:
+            against = self.comparisons.get((result.init, result.how, result.share))
+            rows.append(
+                {
+                    "init": result.init,
+                    "evaluation": result.how,
+                    "share": result.share,
+                    "labels": result.n_labels,
+                    "accuracy": result.score.accuracy,
+                    "standard_error": result.score.standard_error,
+                    "balanced_accuracy": result.balanced,
+                    "gain": against.difference if against else None,
+                    "gain_low": against.interval[0] if against else None,
+                    "gain_high": against.interval[1] if against else None,
+                    "proved": against.proved if against else None,
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def ssl_report(
+    config: RunConfig,
+    data: TrainData,
+    inits: Mapping[str, Path | None],
+    out: Path,
+    *,
+    shares: Sequence[float] = SHARES,
+    finetune: bool = True,
+    session: Session | None = None,
+) -> SslReport:
+    """Probe and finetune the recipe's network from random weights and from each file, and write the report to `out`.
+
+    Every start sees the same folds, the same labelled rows (`share` of each fold's training rows) and, in finetuning,
+    the same recipe; features come from the evaluation pixels and are cached. Writes ssl_report.csv, .json and .md, and
+    the finetuned runs under `out/finetune/<init>/<share>/`, whose members join an ensemble like any others.
+    """
+    check_request(inits, shares)
+    check_table(data)
+    starts: dict[str, Path | None] = {RANDOM: None, **inits}
+    labels = data.folds.frame["label"].to_numpy()
+    results: list[Result] = []
+    for name, weights in starts.items():
+        features = start_features(config, data, weights, out / "features")
+        for share in shares:
+            for how, probe in PROBES.items():
+                results.append(_result((name, how, share), labels, *probe_oof(features, data, share, probe)))
+            if finetune:
+                arguments = (config, data, share, out / FINETUNE / name / f"{share:g}")
+                probs, n = finetune_oof(*arguments, weights=weights, session=session)
+                results.append(_result((name, FINETUNE, share), labels, probs, n))
+    report = judge(results, labels)
+    write_report(report, out)
+    return report
+
+
+def check_request(inits: Mapping[str, Path | None], shares: Sequence[float]) -> None:
+    """ValueError or FileNotFoundError for a start or share that cannot be reported on."""
+    if not inits or RANDOM in inits:
+        raise ValueError(f"give at least one start by name and file, and none called {RANDOM!r}, which is always there")
+    for name, weights in inits.items():
+        if weights is None or not Path(weights).is_file():
+            raise FileNotFoundError(f"no weights file {weights} for the start {name!r}")
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise ValueError(f"shares of the labels must lie in 0..1, got {list(shares)}")
+
+
+def start_features(config: RunConfig, data: TrainData, weights: Path | None, cache: Path) -> np.ndarray:
+    """Features (N, D) of all rows, in the split's order, by the recipe's backbone from this start."""
+    import torch
+
+    from cassava_kit.models import create_model, image_statistics, load_weights
+
+    torch.manual_seed(config.seed)
+    backbone = create_model(config.model, 0, model_args=config.model_args)
+    if weights is not None:
+        load_weights(backbone, weights)
+    mean, std = image_statistics(backbone)
+    return extract_features(backbone, data.paths(data.folds.frame), Pixels(config.image_size, mean, std), cache=cache)
+
+
+def labelled_rows(data: TrainData, share: float) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Each fold with its labelled training rows: the same ones that finetuning with this limit trains on."""
+    for fold in range(data.folds.n_splits):
+        yield fold, usable_rows(data, fold, labels_limit(data, fold, share))[0]
+
+
+def labels_limit(data: TrainData, fold: int, share: float) -> int | None:
+    """Number of training rows that keep their label, at least one a class; None for all."""
+    if share == 1:
+        return None
+    return max(round(share * len(data.folds.training(fold))), data.competition.n_classes)
+
+
+def probe_oof(
+    features: np.ndarray, data: TrainData, share: float, probe: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, int]:
+    """Out-of-fold pred_probs (N, K) of a probe on frozen features, and the labels it had in a fold."""
+
+    frame, n_classes = data.folds.frame, data.competition.n_classes
+    position = pd.Series(np.arange(len(frame)), index=frame["image_id"])
+    probs, n = np.zeros((len(frame), n_classes)), 0
+    for fold, rows in labelled_rows(data, share):
+        train = position[rows["image_id"]].to_numpy()
+        test = np.flatnonzero(frame["fold"].to_numpy() == fold)
+        seen = np.unique(rows["label"])
+        if len(seen) < 2:
+            probs[test, seen[0]] = 1  # one class among so few labels: there is nothing to tell apart
+        else:
+            probs[test] = probe(features[train], rows["label"].to_numpy(), features[test], n_classes=n_classes)
+        n += len(rows)
+    return probs, n // data.folds.n_splits
+
+
+def finetune_oof(
+    config: RunConfig, data: TrainData, share: float, out: Path, *, weights: Path | None, session: Session | None
+) -> tuple[np.ndarray, int]:
+    """Out-of-fold pred_probs (N, K) of the supervised trainer from these weights, and the labels it had in a fold."""
+    from dataclasses import replace
+
+    from cassava_kit.predictions import read_predictions
+
+    frame = data.folds.frame
+    position = pd.Series(np.arange(len(frame)), index=frame["image_id"])
+    probs, n = np.zeros((len(frame), data.competition.n_classes)), 0
+    for fold, rows in labelled_rows(data, share):
+        limit = labels_limit(data, fold, share)
+        result = train_fold(
+            config, data, fold, out, session=replace(session or Session(), weights=weights, limit=limit)
+        )
+        part = read_predictions(result.oof)
+        probs[position[part.ids].to_numpy()] = part.probabilities
+        n += len(rows)
+    return probs, n // data.folds.n_splits
+
+
+def _result(name: tuple[str, str, float], labels: np.ndarray, probs: np.ndarray, n_labels: int) -> Result:
+    answers = probs.argmax(axis=1)
+    balanced = balanced_accuracy(labels, balanced_answers(probs, labels))
+    return Result(*name, n_labels, accuracy_of(labels, answers), balanced, answers)
+
+
+def judge(results: Sequence[Result], labels: np.ndarray) -> SslReport:
+    """Compare every start with random weights, row by row, and put the outcome into words."""
+    base = {(r.how, r.share): r for r in results if r.init == RANDOM}
+    comparisons = {
+        (r.init, r.how, r.share): compare(labels, base[r.how, r.share].answers, r.answers, names=(RANDOM, r.init))
+        for r in results
+        if r.init != RANDOM
+    }
+    return SslReport(tuple(results), comparisons, majority(labels), verdict(comparisons, majority(labels)))
+
+
+def verdict(comparisons: Mapping[tuple[str, str, float], Comparison], baseline: Score) -> str:
+    """One sentence for each start: where it is proved better or worse than random weights, and where nothing is."""
+    sentences = []
+    for init in dict.fromkeys(name for name, _, _ in comparisons):
+        better: list[str] = []
+        worse: list[str] = []
+        open_: list[str] = []
+        for (name, how, share), outcome in comparisons.items():
+            if name != init:
+                continue
+            where = f"{how} with {share:.0%} of the labels ({outcome.difference:+.3f})"
+            (open_ if not outcome.proved else better if outcome.difference > 0 else worse).append(where)
+        said = [
+            f"{word} {', '.join(places)}"
+            for word, places in (("better in", better), ("worse in", worse), ("no difference proved in", open_))
+            if places
+        ]
+        useless = all(c.b.accuracy <= baseline.accuracy for (name, _, _), c in comparisons.items() if name == init)
+        tail = "; it never beats always answering the most frequent class" if useless else ""
+        sentences.append(f"{init} against random weights: {'; '.join(said)}{tail}.")
+    return "\n".join(sentences)
+
+
+def write_report(report: SslReport, out: Path) -> None:
+    """ssl_report.csv, .json and .md, each whole or not at all."""
+    table = report.table()
+    write_text(out / "ssl_report.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    majority_row = {"accuracy": report.majority.accuracy, "standard_error": report.majority.standard_error}
+    rows = [{k: None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
+    write_json(out / "ssl_report.json", {"results": rows, "majority": majority_row, "verdict": report.verdict})
+    write_text(out / "ssl_report.md", markdown(report))
+
+
+def markdown(report: SslReport) -> str:
+    """The report as a page: verdict first, then the table."""
+    lines = [
+        "# Did self-supervised pretraining help?",
+        "",
+        *(f"- {sentence}" for sentence in report.verdict.splitlines()),
+        f"- Always answering the most frequent class: {report.majority}.",
+        "",
+        "| start | evaluation | labels | accuracy | balanced | gain over random weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in report.results:
+        against = report.comparisons.get((result.init, result.how, result.share))
+        gain = against.verdict() if against else ""
+        cells = (result.init, result.how, f"{result.n_labels:,} ({result.share:.0%})", str(result.score))
+        lines.append(f"| {' | '.join(cells)} | {result.balanced:.3f} | {gain} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,129 @@
+"""The paired report: same rows for every start, and a verdict that follows from paired comparisons."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cassava_kit.config import RunConfig
+from cassava_kit.data.table import TrainTable
+from cassava_kit.files import read_json
+from cassava_kit.folds import make_folds
+from cassava_kit.models import create_model
+from cassava_kit.oof import accuracy_of
+from cassava_kit.ssl.evaluate import linear_probs
+from cassava_kit.ssl.report import Result, judge, labelled_rows, probe_oof, ssl_report
+from cassava_kit.training.fit import TrainData
+
+CONFIG = RunConfig(
+    recipe="tiny",
+    model="resnet18",
+    model_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    image_size=16,
+    epochs=1,
+    batch_size=8,
+    augmentation="none",
+)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """60 pictures whose class is the colour channel that is bright."""
+    rng, rows = np.random.default_rng(0), []
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in range(60):
+        picture = rng.integers(0, 120, (16, 20, 3))
+        picture[:, :, k % 3] += 100
+        cv2.imwrite(str(folder / f"{k:02d}.png"), picture.astype(np.uint8))
+        rows.append((f"{k:02d}.png", 2 - k % 3))
+    frame = pd.DataFrame(rows, columns=["image_id", "label"])
+    return TrainData(TrainTable(frame, folder, []), make_folds(frame, n_splits=3, seed=0))
+
+
+def result(init, answers, labels, how="linear", share=0.1):
+    return Result(init, how, share, 10, accuracy_of(labels, answers), 0.0, answers)
+
+
+def test_the_verdict_follows_from_the_paired_comparison():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 2000)
+    half = np.where(rng.random(2000) < 0.5, labels, (labels + 1) % 5)
+    better, worse = half.copy(), half.copy()
+    better[:300] = labels[:300]
+    worse[:300] = (labels[:300] + 1) % 5
+    report = judge(
+        [result(*row, labels) for row in (("random", half), ("a", better), ("b", worse), ("c", half))], labels
+    )
+    a, b, c = report.verdict.splitlines()
+    assert "a against random weights: better in linear with 10%" in a
+    assert "worse in linear" in b and "better" not in b
+    assert "no difference proved" in c and "better" not in c and "worse" not in c
+    gain = report.comparisons["a", "linear", 0.1].difference
+    assert gain == pytest.approx(np.mean(better == labels) - np.mean(half == labels))
+    table = report.table().set_index("init")
+    assert table.loc["a", "gain"] == pytest.approx(gain)
+    assert table.loc["a", "gain_low"] < gain < table.loc["a", "gain_high"]
+
+
+def test_a_start_below_the_majority_is_told_so():
+    labels = np.array([3] * 70 + [1] * 30)
+    answers = np.array([1] * 100)
+    report = judge([result("random", answers, labels), result("a", answers, labels)], labels)
+    assert "never beats always answering the most frequent class" in report.verdict
+
+
+def test_shares_are_of_the_training_rows_and_never_of_the_fold_asked(data):
+    for share, expected in ((1.0, 40), (0.5, 20), (0.01, 5)):
+        for fold, rows in labelled_rows(data, share):
+            assert len(rows) == expected
+            assert set(rows["image_id"]).isdisjoint(data.folds.validation(fold)["image_id"])
+            again = dict(labelled_rows(data, share))[fold]
+            assert again.equals(rows), "every start sees the same rows"
+
+
+def test_probes_are_out_of_fold(data):
+    frame = data.folds.frame
+    rng = np.random.default_rng(0)
+    good = np.eye(3)[frame["label"]] + rng.normal(0, 0.1, (60, 3))
+    probs, n = probe_oof(good, data, 1.0, linear_probs)
+    assert n == 40 and np.allclose(probs.sum(axis=1), 1)
+    assert np.mean(probs.argmax(axis=1) == frame["label"]) > 0.95
+    names = np.eye(60)  # features that tell every row apart and nothing else: only in-sample answers could be right
+    memory, _ = probe_oof(names, data, 1.0, linear_probs)
+    assert np.mean(memory.argmax(axis=1) == frame["label"]) < 0.6
+
+
+@pytest.mark.slow
+def test_the_whole_report(data, tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(CONFIG.seed)
+    same = create_model(CONFIG.model, 0, model_args=CONFIG.model_args)
+    save_file(same.state_dict(), tmp_path / "same.safetensors")
+    report = ssl_report(CONFIG, data, {"same": tmp_path / "same.safetensors"}, tmp_path / "out", shares=(0.25, 1.0))
+    table = report.table()
+    assert len(table) == 2 * 2 * 3
+    probes = table[(table["init"] == "same") & (table["evaluation"] != "finetune")]
+    assert (probes["gain"] == 0).all(), "the same weights under another name change nothing"
+    colours = table[(table["evaluation"] == "linear") & (table["share"] == 1)]
+    assert (colours["accuracy"] > 0.6).all()
+    assert read_json(tmp_path / "out" / "ssl_report.json")["verdict"] == report.verdict
+    assert "| same | linear | 40 (100%) |" in (tmp_path / "out" / "ssl_report.md").read_text()
+    assert len(pd.read_csv(tmp_path / "out" / "ssl_report.csv")) == 12
+    member = tmp_path / "out" / "finetune" / "same" / "1" / "tiny" / "fold0" / "best.safetensors"
+    assert member.is_file()
+
+
+def test_requests_that_cannot_be_met(data, tmp_path):
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"")
+    for inits, shares, says in (
+        ({}, (1.0,), "at least one start"),
+        ({"random": weights}, (1.0,), "always there"),
+        ({"a": weights}, (0.0,), "shares"),
+        ({"a": tmp_path / "nowhere"}, (1.0,), "no weights file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=says):
+            ssl_report(CONFIG, data, inits, tmp_path / "out", shares=shares)
