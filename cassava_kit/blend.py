@@ -1,0 +1,233 @@
+"""Ensemble weights from out-of-fold evidence, each way of choosing them judged against the plain mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cassava_kit.compare import Comparison, compare
+from cassava_kit.files import write_json
+from cassava_kit.folds import read_folds
+from cassava_kit.oof import Evidence, Score, accuracy, gather_files, majority
+
+METHODS = ("mean", "logloss", "greedy", "stack")
+GREEDY_ROUNDS = 20
+EM_ROUNDS = 500
+EM_TOLERANCE = 1e-7
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Each method's weights were found without the fold on which they are scored; `chosen` is what that proves.
+
+    `comparisons[method]` is the method against the plain mean; `chosen` is `mean` unless another is proved better
+    at a level shared among the methods tried. `weights` (M,) are the chosen method's, found on all rows.
+    """
+
+    comparisons: dict[str, Comparison]
+    chosen: str
+    weights: np.ndarray
+
+    def __str__(self) -> str:
+        lines = [f"{name:8s} {c.b}   against the mean {c.verdict()}" for name, c in self.comparisons.items()]
+        if self.chosen == "mean":
+            why = "no other weights are proved better, and a tie goes to the mean"
+        else:
+            why = f"{self.comparisons[self.chosen].verdict()} against the mean"
+        return "\n".join([*lines, f"weights: {self.chosen} ({why})"])
+
+
+@dataclass(frozen=True)
+class BlendReport:
+    """The whole account of an ensemble: members, majority, errors' correlation (M, M), what each member adds."""
+
+    names: tuple[str, ...]
+    members: dict[str, Score]
+    ensemble: Score
+    majority: Score
+    error_correlation: np.ndarray
+    adds: dict[str, Comparison]
+    judgement: Judgement
+
+    def __str__(self) -> str:
+        return report_text(self)
+
+
+def mean_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+    """The plain mean: 1/M each."""
+    return np.full(len(pred_probs), 1 / len(pred_probs))
+
+
+def logloss_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+    """Weights on the simplex with the least log-loss, by expectation maximisation (the problem is convex).
+
+    Members are a mixture; w_m <- mean of member m's share in the mixture's probability of the label.
+    """
+    p = np.clip(pred_probs[:, np.arange(len(labels)), labels], 1e-12, None)
+    w = mean_weights(labels, pred_probs)
+    for _ in range(EM_ROUNDS):
+        share = w[:, None] * p
+        new = (share / share.sum(axis=0)).mean(axis=1)
+        done = np.abs(new - w).max() < EM_TOLERANCE
+        w = new
+        if done:
+            break
+    return w / w.sum()
+
+
+def greedy_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+    """Ensemble selection with replacement (Caruana et al. 2004): add the member that helps most, twenty times.
+
+    Helps: accuracy, then log-loss, then the earlier member; the weights are of the best round, the earliest of equals.
+    """
+    total, counts = np.zeros_like(pred_probs[0]), np.zeros(len(pred_probs))
+    best: tuple[tuple[float, float], np.ndarray] | None = None
+    for _ in range(GREEDY_ROUNDS):
+        scores = [_fit(labels, total + member) for member in pred_probs]
+        m = max(range(len(scores)), key=lambda i: (scores[i], -i))
+        total, counts[m] = total + pred_probs[m], counts[m] + 1
+        if best is None or scores[m] > best[0]:
+            best = scores[m], counts / counts.sum()
+    assert best is not None
+    return best[1]
+
+
+def _fit(labels: np.ndarray, total: np.ndarray) -> tuple[float, float]:
+    """Accuracy and mean log-probability of an unnormalised blend (N, K); larger is better."""
+    right = total[np.arange(len(labels)), labels] / total.sum(axis=1)
+    return float((total.argmax(axis=1) == labels).mean()), float(np.log(np.clip(right, 1e-12, None)).mean())
+
+
+def stack_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+    """Stacking with non-negative least squares (Breiman 1996): regress the one-hot label on members' probabilities."""
+    from scipy.optimize import nnls
+
+    onehot = np.eye(pred_probs.shape[2])[labels]
+    design = pred_probs.reshape(len(pred_probs), -1)
+    # The normal equations' square root keeps the problem M x M for any number of rows.
+    gram, moment = design @ design.T, design @ onehot.ravel()
+    root = np.linalg.cholesky(gram + 1e-9 * np.trace(gram) * np.eye(len(gram)))
+    w, _ = nnls(root.T, np.linalg.solve(root, moment))
+    return w / w.sum() if w.sum() > 0 else mean_weights(labels, pred_probs)
+
+
+WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "mean": mean_weights,
+    "logloss": logloss_weights,
+    "greedy": greedy_weights,
+    "stack": stack_weights,
+}
+
+
+def blend_weights(evidence: Evidence, method: str = "mean") -> np.ndarray:
+    """Members' weights (M,), at least 0 and summing to 1, found on all rows: `mean`, `logloss`, `greedy` or `stack`."""
+    if method not in WEIGHTS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    return WEIGHTS[method](evidence.labels, evidence.pred_probs)
+
+
+def nested(evidence: Evidence, method: str) -> np.ndarray:
+    """Blended probabilities (N, K), every fold with weights found on the other folds."""
+    blended = np.zeros_like(evidence.pred_probs[0])
+    for fold in np.unique(evidence.fold):
+        out = evidence.fold == fold
+        weights = blend_weights(rows(evidence, ~out), method)
+        blended[out] = np.tensordot(weights, evidence.pred_probs[:, out], axes=1)
+    return blended
+
+
+def rows(evidence: Evidence, keep: np.ndarray) -> Evidence:
+    """The evidence on some rows alone, keep (N,) bool."""
+    return replace(
+        evidence,
+        image_ids=evidence.image_ids[keep],
+        labels=evidence.labels[keep],
+        fold=evidence.fold[keep],
+        pred_probs=evidence.pred_probs[:, keep],
+    )
+
+
+def judge(evidence: Evidence, *, level: float = 0.95) -> Judgement:
+    """Judge every method by nested cross-validation over the evidence's folds, paired with the plain mean.
+
+    The intervals hold together at `level`: each is at 1 - (1 - level) / 3. The best method that is proved better is
+    chosen; where none is, the mean.
+    """
+    if len(np.unique(evidence.fold)) < 2:
+        raise ValueError("weights are judged on rows they were not found on: the split must have at least 2 folds")
+    plain = evidence.pred_probs.mean(axis=0).argmax(axis=1)
+    others = METHODS[1:]
+    each = 1 - (1 - level) / len(others)
+    found = {
+        name: compare(evidence.labels, plain, nested(evidence, name).argmax(axis=1), names=("mean", name), level=each)
+        for name in others
+    }
+    proved = [name for name in others if found[name].proved and found[name].difference > 0]
+    chosen = max(proved, key=lambda name: found[name].difference, default="mean")
+    return Judgement(found, chosen, blend_weights(evidence, chosen))
+
+
+def error_correlation(evidence: Evidence) -> np.ndarray:
+    """Correlation (M, M) of members' errors (0/1 by row); 0 against a member that is never, or always, wrong."""
+    wrong = (evidence.pred_probs.argmax(axis=2) != evidence.labels).astype(float)
+    centred = wrong - wrong.mean(axis=1, keepdims=True)
+    norm = np.sqrt((centred**2).sum(axis=1))
+    safe = np.where(norm > 0, norm, 1)
+    return np.where(np.eye(len(wrong), dtype=bool), 1.0, (centred @ centred.T) / np.outer(safe, safe))
+
+
+def leave_one_out(evidence: Evidence) -> dict[str, Comparison]:
+    """What each member adds to the plain mean of all (negative: costs), against the mean of the others."""
+    whole = evidence.pred_probs.mean(axis=0).argmax(axis=1)
+    adds = {}
+    for m, name in enumerate(evidence.names):
+        others = np.delete(evidence.pred_probs, m, axis=0)
+        if len(others):
+            without = others.mean(axis=0).argmax(axis=1)
+            adds[name] = compare(evidence.labels, without, whole, names=(f"without {name}", "all"))
+    return adds
+
+
+def blend_report(evidence: Evidence) -> BlendReport:
+    """Members' scores, the plain mean's, the majority's, errors' correlation, leave-one-out, and the judgement."""
+    return BlendReport(
+        names=evidence.names,
+        members={n: accuracy(evidence.labels, p) for n, p in zip(evidence.names, evidence.pred_probs, strict=True)},
+        ensemble=accuracy(evidence.labels, evidence.pred_probs.mean(axis=0)),
+        majority=majority(evidence.labels),
+        error_correlation=error_correlation(evidence),
+        adds=leave_one_out(evidence),
+        judgement=judge(evidence),
+    )
+
+
+def report_text(report: BlendReport) -> str:
+    """The report as lines for a terminal."""
+    width = max(len(name) for name in (*report.names, "plain mean"))
+    lines = [f"{name:{width}s}  {score}" for name, score in report.members.items()]
+    lines += [f"{'plain mean':{width}s}  {report.ensemble}", f"{'majority':{width}s}  {report.majority}"]
+    lines += ["", "adds to the plain mean of the others:"]
+    lines += [f"{name:{width}s}  {c.verdict()}" for name, c in report.adds.items()] or ["(one member alone)"]
+    lines += ["", "correlation of errors:"]
+    lines += [
+        f"{name:{width}s}  " + " ".join(f"{value:5.2f}" for value in row)
+        for name, row in zip(report.names, report.error_correlation, strict=True)
+    ]
+    return "\n".join([*lines, "", "weights judged by nested cross-validation:", str(report.judgement)])
+
+
+def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
+    """The verb ensemble: weigh members' out-of-fold files, write the weights as JSON, and return the report."""
+    evidence = gather_files(oof, read_folds(folds))
+    report = blend_report(evidence)
+    chosen = report.judgement
+    members = [
+        {"name": name, "oof": str(path), "weight": float(weight)}
+        for name, path, weight in zip(evidence.names, oof, chosen.weights, strict=True)
+    ]
+    content = {"members": members, "method": chosen.chosen, "fold_hash": evidence.fold_hash, "labels": "given"}
+    write_json(out, content)
+    return f"{report}\n{out}"

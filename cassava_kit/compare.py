@@ -1,0 +1,145 @@
+"""Is B better than A? Paired on the same rows: a bootstrap interval, McNemar's exact test, and a plain sentence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cassava_kit.folds import read_folds
+from cassava_kit.oof import Score, accuracy_of, gather_files
+
+DRAWS = 10_000
+LEVEL = 0.95
+POWER_Z = 0.8416  # with this much more than the interval's z, four tests in five prove a real difference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A on the same rows: B's gain in accuracy, its paired interval, and McNemar's p-value.
+
+    `only_a` and `only_b` count the rows that one of them alone has right; `images_needed` is the number of rows on
+    which a difference of this size would be proved four times in five (None where there is no difference).
+    """
+
+    names: tuple[str, str]
+    a: Score
+    b: Score
+    only_a: int
+    only_b: int
+    interval: tuple[float, float]
+    level: float
+    p_value: float
+    images_needed: int | None
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of B minus accuracy of A."""
+        return (self.only_b - self.only_a) / self.a.n
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval."""
+        return (self.interval[1] - self.interval[0]) / 2
+
+    @property
+    def proved(self) -> bool:
+        """Whether the interval excludes zero and McNemar's test agrees at the same level."""
+        low, high = self.interval
+        return bool((low > 0 or high < 0) and self.p_value < 1 - self.level)
+
+    def verdict(self) -> str:
+        """The short form: `+0.0012 ± 0.0020: not proved`."""
+        return f"{self.difference:+.4f} ± {self.half_width:.4f}: {'proved' if self.proved else 'not proved'}"
+
+    def __str__(self) -> str:
+        return sentence(self)
+
+
+def paired_interval(only_a: int, only_b: int, n: int, *, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of (only_b - only_a) / n.
+
+    Resampling n rows whose paired difference is -1, 0 or +1 draws from one multinomial, so no row is copied.
+    """
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n, [only_a / n, only_b / n, 1 - (only_a + only_b) / n], size=DRAWS)
+    low, high = np.quantile((counts[:, 1] - counts[:, 0]) / n, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p-value of McNemar's test in its exact form: a fair coin over the rows on which the two differ."""
+    from scipy.stats import binomtest
+
+    differing = only_a + only_b
+    return float(binomtest(only_b, differing, 0.5).pvalue) if differing else 1.0
+
+
+def images_needed(only_a: int, only_b: int, n: int, *, level: float = LEVEL) -> int | None:
+    """Rows on which a difference of this size would be proved four times in five; None for no difference.
+
+    The normal approximation ((z + .84) sd / difference)^2, the paired differences' sd taken from these rows.
+    """
+    from statistics import NormalDist
+
+    difference = (only_b - only_a) / n
+    if difference == 0:
+        return None
+    variance = (only_a + only_b) / n - difference**2
+    z = NormalDist().inv_cdf((1 + level) / 2) + POWER_Z
+    return max(math.ceil(z**2 * variance / difference**2), 1)
+
+
+def compare(
+    labels: np.ndarray,
+    predicted_a: np.ndarray,
+    predicted_b: np.ndarray,
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    level: float = LEVEL,
+) -> Comparison:
+    """Compare two predictions of the same rows: labels (N,), predicted classes (N,) each, in one row order."""
+    if not len(labels) == len(predicted_a) == len(predicted_b) or not len(labels):
+        raise ValueError(
+            f"labels and both predictions must be of the same rows, got {len(labels)}, {len(predicted_a)} and "
+            f"{len(predicted_b)}; join them by image_id first"
+        )
+    right_a, right_b = predicted_a == labels, predicted_b == labels
+    only_a, only_b, n = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(labels)
+    return Comparison(
+        names=names,
+        a=accuracy_of(labels, predicted_a),
+        b=accuracy_of(labels, predicted_b),
+        only_a=only_a,
+        only_b=only_b,
+        interval=paired_interval(only_a, only_b, n, level=level),
+        level=level,
+        p_value=mcnemar(only_a, only_b),
+        images_needed=images_needed(only_a, only_b, n, level=level),
+    )
+
+
+def compare_files(a: Path, b: Path, folds: Path) -> Comparison:
+    """Compare two out-of-fold prediction files on the rows of one fold file; the contract of both is checked."""
+    evidence = gather_files([a, b], read_folds(folds))
+    first, second = evidence.pred_probs.argmax(axis=2)
+    return compare(evidence.labels, first, second, names=(evidence.names[0], evidence.names[1]))
+
+
+def sentence(result: Comparison) -> str:
+    """What a comparison says, in words, for someone who will act on it."""
+    a, b = result.names
+    low, high = result.interval
+    lines = [
+        f"{a} {result.a}, {b} {result.b} (accuracy ± standard error on the same {result.a.n:,} rows)",
+        f"{b} against {a}: {result.verdict()}",
+        f"{result.level:.0%} interval {low:+.4f} to {high:+.4f}; McNemar's exact test p = {result.p_value:.3g} "
+        f"({b} alone right {result.only_b:,} times, {a} alone {result.only_a:,} times)",
+    ]
+    if result.images_needed is None:
+        lines.append("They are equally often right: no number of images would prove a difference.")
+    elif not result.proved:
+        lines.append(f"About {result.images_needed:,} images would prove a difference of this size.")
+    return "\n".join(lines)

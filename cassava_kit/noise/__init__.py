@@ -1,0 +1,1 @@
+"""Label noise: which labels are probably wrong, and what training does about them."""

@@ -1,0 +1,195 @@
+"""From suspicion to training rows: what is removed (capped), flipped or weighed down, and what eyes decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cassava_kit.files import atomic_path
+from cassava_kit.noise.detect import Detection
+
+if TYPE_CHECKING:
+    import torch
+
+COLUMNS = ["image_id", "label", "suggested_label", "label_quality", "keep"]
+ACTIONS = ("drop", "flip", "weight")
+VERDICTS = ("keep", "drop", "relabel")
+HARD_CAP = 0.10
+
+
+@dataclass(frozen=True)
+class Caps:
+    """How much may be removed: a share of all rows (at most .10) and a share of each class's rows."""
+
+    overall: float = 0.03
+    per_class: float = 0.10
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overall <= HARD_CAP:
+            raise ValueError(
+                f"the cap must be a share in 0..{HARD_CAP}, got {self.overall}; removing more than a tenth of the rows "
+                "has cost every team that tried it"
+            )
+        if not 0 <= self.per_class <= 1:
+            raise ValueError(f"the cap of a class must be a share in 0..1, got {self.per_class}")
+
+
+def removed_rows(
+    labels: np.ndarray, quality: np.ndarray, flags: np.ndarray, *, caps: Caps, spent: np.ndarray | None = None
+) -> np.ndarray:
+    """Mask (N,) of flagged rows to remove: the most suspicious that fit under both caps; of equal rows the earlier.
+
+    `spent` (N,) marks rows that are removed already (by eye) and count against the caps.
+    """
+    done = np.zeros(len(labels), bool) if spent is None else spent
+    rows = np.flatnonzero(flags & ~done)
+    rows = rows[np.argsort(quality[rows], kind="stable")]
+    room = np.floor(caps.per_class * np.bincount(labels) + 1e-9) - np.bincount(labels[done], minlength=labels.max() + 1)
+    nth_of_class = pd.Series(labels[rows]).groupby(labels[rows]).cumcount().to_numpy()
+    fits = rows[nth_of_class < room[labels[rows]]]
+    left = int(caps.overall * len(labels) + 1e-9) - int(done.sum())
+    removed = np.zeros(len(labels), bool)
+    removed[fits[: max(left, 0)]] = True
+    return removed
+
+
+def noise_report(
+    image_ids: np.ndarray,
+    labels: np.ndarray,
+    detection: Detection,
+    *,
+    caps: Caps | None = None,
+    decisions: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """The noise report, most suspicious first: image_id, label, suggested_label, label_quality, keep.
+
+    `decisions` (`image_id,decision,label`, from the review page) come before any estimate: a kept row is never
+    removed, dropped and relabelled rows are removed first. Raises ValueError where they alone exceed a tenth.
+    """
+    keep_by_eye, out_by_eye = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
+    suggested = detection.suggested.copy()
+    if decisions is not None:
+        row_of = pd.Series(np.arange(len(labels)), index=image_ids)
+        rows = row_of.reindex(decisions["image_id"])
+        if rows.isna().any():
+            raise ValueError(f"the decisions name {rows.index[rows.isna()][0]}, which is no row of the fold file")
+        at, verdict = rows.to_numpy(int), decisions["decision"].to_numpy()
+        keep_by_eye[at], out_by_eye[at] = verdict == "keep", verdict != "keep"
+        new = decisions["label"].to_numpy()
+        suggested[at[verdict == "relabel"]] = new[verdict == "relabel"]
+        suggested[at[verdict == "keep"]] = labels[at[verdict == "keep"]]
+        if out_by_eye.mean() > HARD_CAP:
+            raise ValueError(
+                f"the decisions remove {out_by_eye.sum()} of {len(labels)} rows, more than {HARD_CAP:.0%}; "
+                "review the most suspicious rows alone"
+            )
+    removed = out_by_eye | removed_rows(
+        labels, detection.quality, detection.flags & ~keep_by_eye, caps=caps or Caps(), spent=out_by_eye
+    )
+    frame = pd.DataFrame(
+        {
+            "image_id": image_ids,
+            "label": labels,
+            "suggested_label": suggested,
+            "label_quality": detection.quality,
+            "keep": ~removed,
+        }
+    )
+    return frame.sort_values(["label_quality", "image_id"], kind="stable").reset_index(drop=True)
+
+
+def write_report(path: str | Path, report: pd.DataFrame) -> None:
+    """Write the noise report, atomically."""
+    with atomic_path(path) as temporary:
+        report[COLUMNS].to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def read_report(path: str | Path) -> pd.DataFrame:
+    """Read and check a noise report."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no noise report {path}; make one with: python -m cassava_kit clean")
+    report = pd.read_csv(path, dtype={"image_id": str})
+    if list(report.columns) != COLUMNS:
+        raise ValueError(f"{path} must have the columns {','.join(COLUMNS)}, got {','.join(report.columns)}")
+    if report["image_id"].duplicated().any() or report.isna().to_numpy().any() or report["keep"].dtype != bool:
+        raise ValueError(f"{path} must name every image once, with True or False in keep and no empty cell")
+    return report
+
+
+def read_decisions(path: str | Path) -> pd.DataFrame:
+    """Read what was decided by eye: `image_id,decision,label`, the decision keep, drop or relabel."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no decisions {path}; export them from the review page")
+    table = pd.read_csv(path, dtype={"image_id": str})
+    if list(table.columns) != ["image_id", "decision", "label"]:
+        raise ValueError(f"{path} must have the columns image_id,decision,label, got {','.join(table.columns)}")
+    if table["image_id"].duplicated().any():
+        raise ValueError(f"{path} decides {table['image_id'][table['image_id'].duplicated()].iloc[0]} more than once")
+    unknown = table["decision"][~table["decision"].isin(VERDICTS)]
+    if len(unknown):
+        raise ValueError(f"{path}: decision must be one of {', '.join(VERDICTS)}, got {unknown.iloc[0]!r}")
+    if not pd.api.types.is_integer_dtype(table["label"]):
+        raise ValueError(f"{path} must have a whole number as label in every row (the given one, or the new one)")
+    return table
+
+
+def apply_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "drop") -> pd.DataFrame:
+    """Training rows `image_id,label` after the report, with a column `weight`; validation rows never come here.
+
+    `drop` leaves out the rows that are not kept, `flip` gives them the suggested label, `weight` counts them by their
+    label quality. The report's labels must be the rows' own. Order is kept; every weight else is 1.
+    """
+    if action not in ACTIONS:
+        raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
+    said = report.set_index("image_id").reindex(rows["image_id"])
+    if said["label"].isna().any():
+        raise ValueError(
+            f"the noise report has no row for {said.index[said['label'].isna()][0]}; make it for this table"
+        )
+    differs = said["label"].to_numpy() != rows["label"].to_numpy()
+    if differs.any():
+        raise ValueError(
+            f"the noise report was made for other labels: {rows['image_id'].to_numpy()[differs][0]} is "
+            f"{rows['label'].to_numpy()[differs][0]} here; make it again"
+        )
+    out = ~said["keep"].to_numpy(bool)
+    cleaned = rows.assign(weight=1.0)
+    if action == "drop":
+        return cleaned[~out].reset_index(drop=True)
+    if action == "flip":
+        suggested = said["suggested_label"].to_numpy(np.int64)
+        return cleaned.assign(label=np.where(out, suggested, rows["label"]))
+    return cleaned.assign(weight=np.where(out, said["label_quality"].to_numpy(), 1.0))
+
+
+def class_table(report: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Rows, flagged, removed and their shares, by class of the given label."""
+    flagged = report["suggested_label"] != report["label"]
+    groups = report.assign(flagged=flagged, removed=~report["keep"]).groupby("label")
+    table = groups.agg(rows=("keep", "size"), flagged=("flagged", "sum"), removed=("removed", "sum"))
+    table = table.reindex(range(len(classes)), fill_value=0)
+    table.insert(0, "class", list(classes))
+    return table.assign(flagged_share=(table["flagged"] / table["rows"].clip(lower=1)).round(4))
+
+
+def estimated_noise(report: pd.DataFrame, n_classes: int) -> np.ndarray:
+    """Estimated P(given label j | true label k) at [j, k], from the suggestions; columns sum to 1."""
+    pairs = report["label"].to_numpy() * n_classes + report["suggested_label"].to_numpy()
+    joint = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes).astype(float)
+    unseen = joint.sum(axis=0) == 0
+    joint[unseen, unseen] = 1
+    return joint / joint.sum(axis=0)
+
+
+def without_largest(losses: torch.Tensor, n: int) -> Any:
+    """Mean of a batch's losses without its n largest (OUSM, Xu et al. 2019), losses (B,); n is at most B - 1."""
+    if not 0 <= n < len(losses):
+        raise ValueError(f"the largest {n} losses of a batch of {len(losses)} cannot be left out; leave one at least")
+    return losses.topk(len(losses) - n, largest=False).values.mean()

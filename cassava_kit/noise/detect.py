@@ -1,0 +1,151 @@
+"""Which labels are probably wrong: confident learning, a second round on the members' own evidence, and how many.
+
+Confident learning (confident.py) is the start. What is added, each because it earned its place in
+benchmarks/bench_noise.py:
+
+1. A second round, twice, without training any network again (restack.py), and neighbours in an embedding.
+2. How many. Where flips do not look at the image (class-conditional noise) the rows on which the evidence is surest
+   disagree with their labels as often as all others are wrong: their disagreement is the noise, and what unsure rows
+   add to it is the members' own error. Where ambiguous images are flipped, as people do (instance-dependent noise), the
+   sure rows hardly ever disagree, nearly every disagreement is a wrong label, and the confident joint flags far too
+   few. The ratio of the two rates of disagreement says which it is.
+3. In which order: by margin where flips do not look at the image, by the label's probability alone where they do (an
+   unsure image is then suspicious in itself); the same ratio sets the weight of the two orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cassava_kit.noise.confident import check_inputs, find_issues, margin, smallest
+from cassava_kit.noise.neighbours import nearest, votes
+from cassava_kit.noise.restack import calibrated, evidence_features, geometric_mean, restack
+
+ROUNDS = 2
+VOTERS = 8
+# The ratio (sure rows' disagreement / all rows') below which flips follow the images, and above which they do not.
+FOLLOWS, INDEPENDENT = 0.25, 0.45
+SUREST = 0.35  # share of rows by which the two kinds are told apart
+COUNTED = 0.6  # share of each predicted class's rows whose disagreement is taken for the noise rate
+PRIOR_ROWS = 20  # weight, in rows, of the overall rate in a class's own
+MARGIN_POWER = 3  # the margin's weight in the order is the ratio to this power
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What the labels look like against the evidence.
+
+    `quality` (N,) in 0..1, lowest most suspicious; `flags` (N,) bool; `suggested` (N,), the given label where it is
+    not flagged; `pred_probs` (N, K) the evidence in one; `disagreement`, the share of rows whose label is not the
+    evidence's; `ratio`, the surest rows' disagreement against that; `independent` 0..1, how far flips look independent
+    of the images.
+    """
+
+    quality: np.ndarray
+    flags: np.ndarray
+    suggested: np.ndarray
+    pred_probs: np.ndarray
+    disagreement: float
+    ratio: float
+    independent: float
+
+    def __str__(self) -> str:
+        kind = "do not look at the images" if self.independent > 0.5 else "follow the images' ambiguity"
+        return (
+            f"{int(self.flags.sum()):,} of {len(self.flags):,} labels ({self.flags.mean():.1%}) are probably wrong; "
+            f"the evidence disagrees with {self.disagreement:.1%}, where it is surest with "
+            f"{self.ratio * self.disagreement:.1%}: the flips {kind}"
+        )
+
+
+def find_errors(
+    labels: np.ndarray, pred_probs: np.ndarray, *, fold: np.ndarray, embedding: np.ndarray | None = None
+) -> Detection:
+    """Find labels that are probably wrong, from members' out-of-fold probabilities (M, N, K), or one member's (N, K).
+
+    labels (N,); fold (N,); embedding (N, D), of any backbone, of the same rows. Ties go to the earlier row.
+    """
+    members = pred_probs[None] if pred_probs.ndim == 2 else pred_probs
+    for member in members:
+        check_inputs(labels, member)
+    neighbours = None if embedding is None else nearest(embedding)
+    parts = [members.mean(axis=0)]
+    for _ in range(ROUNDS):
+        evidence = geometric_mean(parts)
+        doubted = find_issues(labels, evidence)
+        features = evidence_features(members, labels, ~doubted, neighbours)
+        agrees = evidence.argmax(axis=1) == labels
+        parts = [parts[0], *(restack(features, labels, fold, keep=keep) for keep in (~doubted, agrees))]
+    if neighbours is not None:
+        heard = votes(neighbours, labels, ~doubted, k=VOTERS, n_classes=members.shape[2])
+        if _accuracy(labels, heard) >= np.mean([_accuracy(labels, member) for member in members]):
+            parts.append(heard)
+    return decide(labels, parts, fold)
+
+
+def _accuracy(labels: np.ndarray, pred_probs: np.ndarray) -> float:
+    return float((pred_probs.argmax(axis=1) == labels).mean())
+
+
+def decide(labels: np.ndarray, parts: Sequence[np.ndarray], fold: np.ndarray) -> Detection:
+    """Kind, count, order and suggestions from several accounts of the same rows, probabilities (N, K) each."""
+    evidence = geometric_mean(parts)
+    disagrees = evidence.argmax(axis=1) != labels
+    disagreement = float(disagrees.mean())
+    ratio = min(surest_disagreement(evidence, disagrees, SUREST) / max(disagreement, 1e-12), 1.0)
+    independent = float(np.clip((ratio - FOLLOWS) / (INDEPENDENT - FOLLOWS), 0, 1))
+    n_wrong = independent * independent_count(evidence, disagrees)
+    n_wrong += (1 - independent) * dependent_count(labels, evidence, fold)
+    order = suspicion(labels, parts, ratio**MARGIN_POWER)
+    flags = np.zeros(len(labels), bool)
+    flags[order[: round(n_wrong)]] = True
+    own = evidence[np.arange(len(labels)), labels]
+    quality = np.empty(len(labels))
+    # The order is the finding; the values are the labels' probabilities, so that they can be read as such.
+    quality[order] = np.sort(own)
+    evidence_without = evidence - np.where(np.arange(evidence.shape[1]) == labels[:, None], 1, 0)
+    suggested = np.where(flags, evidence_without.argmax(axis=1), labels)
+    return Detection(quality, flags, suggested, evidence, disagreement, ratio, independent)
+
+
+def suspicion(labels: np.ndarray, parts: Sequence[np.ndarray], weight: float) -> np.ndarray:
+    """Rows from most to least suspicious, (N,): the margin has this weight, the label's probability the rest."""
+    from scipy.stats import rankdata
+
+    own = geometric_mean(parts)[np.arange(len(labels)), labels]
+    by_margin = rankdata(margin(labels, np.mean(parts, axis=0)))
+    return np.argsort(weight * by_margin + (1 - weight) * rankdata(own), kind="stable")
+
+
+def surest_disagreement(evidence: np.ndarray, disagrees: np.ndarray, share: float) -> float:
+    """Share of labels that disagree among the rows with the most confident evidence."""
+    n = max(round(share * len(evidence)), 1)
+    return float(disagrees[smallest(-evidence.max(axis=1), n)].mean())
+
+
+def independent_count(evidence: np.ndarray, disagrees: np.ndarray) -> float:
+    """Wrong labels, if flips do not look at the image: the surest rows' disagreement in each predicted class."""
+    top, confidence = evidence.argmax(axis=1), evidence.max(axis=1)
+    overall = surest_disagreement(evidence, disagrees, COUNTED)
+    total = 0.0
+    for k in np.unique(top):
+        rows = np.flatnonzero(top == k)
+        sure = rows[smallest(-confidence[rows], round(COUNTED * len(rows)))]
+        total += len(rows) * (disagrees[sure].sum() + PRIOR_ROWS * overall) / (len(sure) + PRIOR_ROWS)
+    return min(total, float(disagrees.sum()))
+
+
+def dependent_count(labels: np.ndarray, evidence: np.ndarray, fold: np.ndarray) -> float:
+    """Wrong labels, if flips follow the images' ambiguity: between the disagreements and the best expected F1.
+
+    The second takes 1 - p_s for the chance that a label is wrong and flags as many as make the expected F1 largest;
+    it errs to the high side where the members are unsure of right labels.
+    """
+    p = calibrated(labels, evidence, fold)
+    wrong = np.sort(1 - p[np.arange(len(labels)), labels])[::-1]
+    expected_f1 = 2 * wrong.cumsum() / (np.arange(1, len(wrong) + 1) + wrong.sum())
+    best = int(expected_f1.argmax()) + 1
+    return (best + float((evidence.argmax(axis=1) != labels).sum())) / 2

@@ -1,0 +1,71 @@
+"""The second round without training again: the labels learned once more, from trusted rows' probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cassava_kit.calibration import apply_temperatures, fit_temperatures, logloss
+from cassava_kit.noise.neighbours import votes
+
+FLOOR = 1e-3  # probabilities below this are not told apart in a blend
+FEATURE_FLOOR = 0.01
+UNSEEN = 1e-6
+VOTERS = (8, 25)
+STRENGTHS = (0.003, 0.05)  # inverse regularisation; the one with the smaller out-of-fold log-loss is taken
+
+
+def evidence_features(
+    members: np.ndarray, labels: np.ndarray, trusted: np.ndarray, neighbours: np.ndarray | None
+) -> np.ndarray:
+    """What the second round learns from: members' log-probabilities, (N, M * K) and more with neighbours' votes."""
+    n_classes = members.shape[2]
+    blocks = list(members)
+    if neighbours is not None:
+        blocks += [votes(neighbours, labels, trusted, k=k, n_classes=n_classes) for k in VOTERS]
+    return np.concatenate([np.log(np.clip(block, FEATURE_FLOOR, 1)) for block in blocks], axis=1)
+
+
+def restack(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, *, keep: np.ndarray) -> np.ndarray:
+    """Out-of-fold probabilities (N, K) of a logistic regression that learned from the kept rows alone.
+
+    Its temperature is found on all rows of the other folds: learning from kept rows alone makes it too sure.
+    """
+    found = [calibrated(labels, _learned(features, labels, fold, keep, c), fold) for c in STRENGTHS]
+    return min(found, key=lambda p: logloss(labels, p))
+
+
+def _learned(
+    features: np.ndarray, labels: np.ndarray, fold: np.ndarray, keep: np.ndarray, strength: float
+) -> np.ndarray:
+    """Out-of-fold probabilities of one regression; a class that no trusted row has gets a millionth."""
+    from sklearn.linear_model import LogisticRegression
+
+    k = int(labels.max()) + 1
+    p = np.full((len(labels), k), UNSEEN)
+    for held_out in np.unique(fold):
+        out, rows = fold == held_out, (fold != held_out) & keep
+        classes = np.unique(labels[rows])
+        if len(classes) < 2:
+            p[np.ix_(out, classes)] = 1.0
+            continue
+        model = LogisticRegression(C=strength, max_iter=300).fit(features[rows], labels[rows])
+        p[np.ix_(out, model.classes_)] = np.maximum(model.predict_proba(features[out]), UNSEEN)
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def calibrated(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Probabilities with their temperature mended, each fold's by the other folds."""
+    scaled = np.empty_like(pred_probs)
+    for k in np.unique(fold):
+        out = fold == k
+        temperature = fit_temperatures(labels[~out], pred_probs[~out], class_wise=False)
+        scaled[out] = apply_temperatures(pred_probs[out], temperature)
+    return scaled
+
+
+def geometric_mean(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Normalised geometric mean of probabilities (N, K); never 0."""
+    g = np.exp(np.mean([np.log(np.clip(p, FLOOR, 1)) for p in parts], axis=0))
+    return g / g.sum(axis=1, keepdims=True)

@@ -1,0 +1,169 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cassava_kit.noise.decisions import (
+    Caps,
+    apply_report,
+    class_table,
+    estimated_noise,
+    noise_report,
+    read_decisions,
+    read_report,
+    removed_rows,
+    without_largest,
+    write_report,
+)
+from cassava_kit.noise.detect import Detection
+
+N = 200
+LABELS = np.repeat([0, 1, 2], [20, 60, 120])
+IDS = np.array([f"{i:03d}.jpg" for i in range(N)])
+
+
+def detection(flagged):
+    quality = np.linspace(0.01, 1, N)
+    flags = np.isin(np.arange(N), flagged)
+    suggested = np.where(flags, (LABELS + 1) % 3, LABELS)
+    return Detection(quality, flags, suggested, np.full((N, 3), 1 / 3), 0.1, 0.1, 0.0)
+
+
+def decisions(*rows):
+    return pd.DataFrame(rows, columns=["image_id", "decision", "label"])
+
+
+def test_removal_stops_at_both_caps_and_takes_the_most_suspicious():
+    flagged = detection(range(40))
+    removed = removed_rows(LABELS, flagged.quality, flagged.flags, caps=Caps(0.10, 0.10))
+    # Of class 0 (20 rows) two may go, of class 1 (60 rows) six: the worst of each.
+    assert np.flatnonzero(removed).tolist() == [0, 1, 20, 21, 22, 23, 24, 25]
+    removed = removed_rows(LABELS, flagged.quality, flagged.flags, caps=Caps(0.02, 0.10))
+    assert np.flatnonzero(removed).tolist() == [0, 1, 20, 21]
+
+
+def test_nothing_that_is_not_flagged_is_removed():
+    report = noise_report(IDS, LABELS, detection([5, 30]), caps=Caps(0.10, 1.0))
+    assert sorted(report["image_id"][~report["keep"]]) == ["005.jpg", "030.jpg"]
+
+
+def test_a_cap_of_zero_removes_nothing_and_one_over_a_tenth_is_refused():
+    assert noise_report(IDS, LABELS, detection(range(50)), caps=Caps(0.0))["keep"].all()
+    with pytest.raises(ValueError, match=r"share in 0..0.1, got 0.11"):
+        Caps(0.11)
+    with pytest.raises(ValueError, match="cap of a class"):
+        Caps(0.05, 1.5)
+
+
+def test_the_default_cap_is_three_in_a_hundred():
+    assert (~noise_report(IDS, LABELS, detection(range(20, 200)))["keep"]).sum() == 6
+
+
+def test_the_report_is_sorted_and_comes_back_from_the_disk(tmp_path):
+    report = noise_report(IDS, LABELS, detection([150, 3]))
+    assert report["label_quality"].is_monotonic_increasing
+    assert list(report.columns) == ["image_id", "label", "suggested_label", "label_quality", "keep"]
+    write_report(tmp_path / "clean.csv", report)
+    read = read_report(tmp_path / "clean.csv")
+    pd.testing.assert_frame_equal(read, report, rtol=1e-5)
+    assert (tmp_path / "clean.csv").read_text().splitlines()[0] == "image_id,label,suggested_label,label_quality,keep"
+
+
+def test_eyes_come_before_estimates():
+    decided = decisions(("000.jpg", "keep", 0), ("199.jpg", "drop", 2), ("100.jpg", "relabel", 0))
+    report = noise_report(IDS, LABELS, detection([0, 30]), caps=Caps(0.015), decisions=decided).set_index("image_id")
+    assert report.loc["000.jpg", "keep"] and report.loc["000.jpg", "suggested_label"] == 0
+    assert not report.loc["199.jpg", "keep"]
+    assert not report.loc["100.jpg", "keep"] and report.loc["100.jpg", "suggested_label"] == 0
+    # Two of the three rows the cap allows were decided; one estimate still fits.
+    assert not report.loc["030.jpg", "keep"]
+    tighter = noise_report(IDS, LABELS, detection([0, 30]), caps=Caps(0.01), decisions=decided).set_index("image_id")
+    assert tighter.loc["030.jpg", "keep"]
+
+
+def test_decisions_cannot_remove_more_than_a_tenth_or_name_strangers():
+    many = decisions(*((f"{i:03d}.jpg", "drop", 0) for i in range(21)))
+    with pytest.raises(ValueError, match="remove 21 of 200 rows, more than 10%"):
+        noise_report(IDS, LABELS, detection([]), decisions=many)
+    with pytest.raises(ValueError, match=r"stranger.jpg, which is no row"):
+        noise_report(IDS, LABELS, detection([]), decisions=decisions(("stranger.jpg", "keep", 0)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_id,decision\na,keep\n", "must have the columns"),
+        ("image_id,decision,label\na,keep,0\na,drop,0\n", "decides a more than once"),
+        ("image_id,decision,label\na,maybe,0\n", "one of keep, drop, relabel, got 'maybe'"),
+        ("image_id,decision,label\na,keep,\n", "whole number as label"),
+    ],
+)
+def test_broken_decisions_are_refused(tmp_path, text, message):
+    (tmp_path / "decisions.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_decisions(tmp_path / "decisions.csv")
+
+
+def test_broken_reports_are_refused(tmp_path):
+    path = tmp_path / "clean.csv"
+    with pytest.raises(FileNotFoundError, match="cassava_kit clean"):
+        read_report(path)
+    path.write_text("image_id,label\na,0\n")
+    with pytest.raises(ValueError, match="must have the columns"):
+        read_report(path)
+    path.write_text("image_id,label,suggested_label,label_quality,keep\na,0,0,0.5,maybe\n")
+    with pytest.raises(ValueError, match="True or False in keep"):
+        read_report(path)
+
+
+ROWS = pd.DataFrame({"image_id": IDS[::-1], "label": LABELS[::-1]})
+
+
+def test_training_rows_are_dropped_flipped_or_weighed():
+    report = noise_report(IDS, LABELS, detection([0, 30]))
+    dropped = apply_report(ROWS, report, action="drop")
+    assert len(dropped) == N - 2 and not set(dropped["image_id"]) & {"000.jpg", "030.jpg"}
+    assert (dropped["weight"] == 1).all() and dropped["image_id"].iloc[0] == "199.jpg"
+    flipped = apply_report(ROWS, report, action="flip").set_index("image_id")["label"]
+    assert len(flipped) == N and flipped["000.jpg"] == 1 and flipped["030.jpg"] == 2
+    assert (
+        flipped.drop(["000.jpg", "030.jpg"]).to_numpy()
+        == ROWS.set_index("image_id")["label"].drop(["000.jpg", "030.jpg"]).to_numpy()
+    ).all()
+    weighed = apply_report(ROWS, report, action="weight").set_index("image_id")
+    assert (
+        weighed.loc["000.jpg", "weight"] == pytest.approx(0.01)
+        and weighed["weight"].drop(["000.jpg", "030.jpg"]).eq(1).all()
+    )
+    assert ROWS.columns.tolist() == ["image_id", "label"], "the rows given are left as they were"
+
+
+def test_a_report_for_other_rows_or_labels_is_refused():
+    report = noise_report(IDS, LABELS, detection([]))
+    with pytest.raises(ValueError, match=r"no row for new.jpg"):
+        apply_report(pd.DataFrame({"image_id": ["new.jpg"], "label": [0]}), report)
+    with pytest.raises(ValueError, match=r"made for other labels: 199.jpg is 1 here"):
+        apply_report(ROWS.assign(label=[1, *ROWS["label"].iloc[1:]]), report)
+    with pytest.raises(ValueError, match="one of drop, flip, weight, got 'delete'"):
+        apply_report(ROWS, report, action="delete")
+
+
+def test_counts_and_noise_matrix_say_what_the_report_says():
+    report = noise_report(IDS, LABELS, detection([0, 1, 30]), caps=Caps(0.005))
+    table = class_table(report, ["a", "b", "c", "never seen"])
+    assert table["rows"].tolist() == [20, 60, 120, 0]
+    assert table["flagged"].tolist() == [2, 1, 0, 0]
+    assert table["removed"].tolist() == [1, 0, 0, 0]
+    matrix = estimated_noise(report, 4)
+    assert matrix.sum(axis=0) == pytest.approx(np.ones(4))
+    assert matrix[0, 1] == pytest.approx(2 / 61), "two of the 61 rows that look like b were given as a"
+
+
+def test_the_largest_losses_are_left_out_and_have_no_gradient():
+    losses = torch.tensor([1.0, 5.0, 2.0, 9.0], requires_grad=True)
+    mean = without_largest(losses, 2)
+    mean.backward()
+    assert mean.item() == 1.5 and losses.grad.tolist() == [0.5, 0, 0.5, 0]
+    assert without_largest(losses, 0).item() == pytest.approx(4.25)
+    with pytest.raises(ValueError, match="leave one at least"):
+        without_largest(losses, 4)

@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score
+
+from cassava_kit.noise.confident import FILTERS, SCORES, find_issues, label_quality
+from cassava_kit.noise.detect import find_errors
+from cassava_kit.noise.neighbours import nearest, votes
+from cassava_kit.noise.restack import calibrated, evidence_features, geometric_mean, restack
+
+K = 5
+SHARES = np.array([0.05, 0.10, 0.11, 0.62, 0.12])
+
+
+def softmax(z):
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def planted(kind, rate, seed, n=2500):
+    """True labels, given labels, folds and three members' probabilities of the given labels."""
+    rng = np.random.default_rng(seed)
+    y = rng.choice(K, n, p=SHARES)
+    centres = 3.2 * np.eye(K)
+    x = centres[y] + rng.normal(size=(n, K))
+    true = softmax(np.log(SHARES) + x @ centres.T - 0.5 * (centres**2).sum(axis=1))
+    other = rng.dirichlet(np.ones(K), K) * (1 - np.eye(K))
+    flip = other / other.sum(axis=1, keepdims=True)
+    best_other = np.where(np.eye(K, dtype=bool)[y], 0, true)
+    weight = np.ones(n) if kind == "class" else best_other.max(axis=1) / true.max(axis=1)
+    wrong = rng.choice(n, round(rate * n), replace=False, p=weight / weight.sum())
+    given = y.copy()
+    given[wrong] = [rng.choice(K, p=flip[y[i]]) for i in wrong] if kind == "class" else best_other[wrong].argmax(axis=1)
+    learned = true @ ((1 - rate) * np.eye(K) + rate * flip) if kind == "class" else true
+    members = [softmax(np.log(learned) + 0.8 * rng.normal(size=(n, K))) for _ in range(3)]
+    return y, given, rng.integers(0, 5, n), np.stack(members), x
+
+
+def best_of_cleanlab(given, p, wrong):
+    f1 = max(f1_score(wrong, find_issues(given, p, filter_by=f)) for f in FILTERS)
+    return f1, max(average_precision_score(wrong, -label_quality(given, p, method=m)) for m in SCORES)
+
+
+@pytest.mark.parametrize(("kind", "independent"), [("class", 1.0), ("instance", 0.0)])
+def test_planted_errors_are_found_better_than_by_any_cleanlab_filter(kind, independent):
+    gains = []
+    for seed in range(2):
+        y, given, fold, members, _ = planted(kind, 0.12, seed)
+        found = find_errors(given, members, fold=fold)
+        wrong = given != y
+        f1, ap = best_of_cleanlab(given, members.mean(axis=0), wrong)
+        gains.append((f1_score(wrong, found.flags) - f1, average_precision_score(wrong, -found.quality) - ap))
+        assert found.independent == pytest.approx(independent, abs=0.2)
+        assert 0.6 * 0.12 < found.flags.mean() < 1.4 * 0.12
+    gain = np.mean(gains, axis=0)
+    assert gain[0] > 0.01, "F1"
+    assert gain[1] > -0.005, "average precision"
+
+
+def test_neighbours_of_a_good_embedding_help_and_of_a_random_one_do_not_harm():
+    y, given, fold, members, x = planted("instance", 0.15, 0, n=1500)
+    wrong = given != y
+    rng = np.random.default_rng(0)
+    ap = {
+        name: average_precision_score(wrong, -find_errors(given, members, fold=fold, embedding=embedding).quality)
+        for name, embedding in {
+            "none": None,
+            "good": 3 * np.eye(K)[y] + 0.3 * x,
+            "random": rng.normal(size=(len(y), 8)),
+        }.items()
+    }
+    assert ap["good"] > ap["none"] + 0.02
+    assert ap["random"] > ap["none"] - 0.02
+
+
+def test_flags_are_the_lowest_quality_and_suggest_another_label():
+    _, given, fold, members, _ = planted("class", 0.15, 1, n=1000)
+    found = find_errors(given, members, fold=fold)
+    assert found.quality[found.flags].max() <= found.quality[~found.flags].min()
+    assert (found.suggested[found.flags] != given[found.flags]).all()
+    assert np.array_equal(found.suggested[~found.flags], given[~found.flags])
+    assert 0 <= found.quality.min() and found.quality.max() <= 1
+    assert f"{found.flags.sum():,} of 1,000 labels" in str(found)
+
+
+def test_the_suggestion_is_mostly_the_true_label():
+    y, given, fold, members, _ = planted("class", 0.15, 2, n=1500)
+    found = find_errors(given, members, fold=fold)
+    hit = found.flags & (given != y)
+    assert (found.suggested[hit] == y[hit]).mean() > 0.85
+
+
+def test_the_same_input_gives_the_same_answer_and_one_member_may_come_alone():
+    _, given, fold, members, x = planted("class", 0.1, 3, n=600)
+    a, b = (find_errors(given, members, fold=fold, embedding=x) for _ in range(2))
+    assert np.array_equal(a.quality, b.quality) and np.array_equal(a.flags, b.flags)
+    one, stacked = find_errors(given, members[0], fold=fold), find_errors(given, members[:1], fold=fold)
+    assert np.array_equal(one.quality, stacked.quality)
+
+
+def test_clean_labels_are_left_alone_where_the_members_are_sure():
+    y, _, fold, _, _ = planted("class", 0.0, 4, n=800)
+    sure = 0.96 * np.eye(K)[y] + 0.01
+    found = find_errors(y, sure / sure.sum(axis=1, keepdims=True), fold=fold)
+    assert found.flags.sum() <= 1
+
+
+def test_a_class_with_two_rows_and_one_nobody_has_are_no_trouble():
+    rng = np.random.default_rng(0)
+    given = np.array([0, 1] * 40 + [2, 2])
+    p = rng.dirichlet(np.ones(5), len(given))
+    found = find_errors(given, p, fold=np.arange(len(given)) % 5)
+    assert np.isfinite(found.quality).all()
+
+
+def test_the_second_round_learns_from_kept_rows_of_other_folds_alone():
+    _, given, fold, members, _ = planted("class", 0.1, 5, n=400)
+    features = evidence_features(members, given, np.ones(400, bool), None)
+    keep = np.arange(400) % 7 != 0
+    before = restack(features, given, fold, keep=keep)
+    changed = np.where(fold == 2, (given + 1) % K, given)
+    after = restack(features, changed, fold, keep=keep)
+    assert np.array_equal(before[fold == 2], after[fold == 2]), "a fold's own labels must not reach its rows"
+    assert not np.allclose(before[fold == 1], after[fold == 1])
+
+
+def test_calibration_of_a_fold_comes_from_the_others():
+    _, given, fold, members, _ = planted("class", 0.1, 6, n=300)
+    changed = np.where(fold == 1, (given + 1) % K, given)
+    before, after = calibrated(given, members[0], fold), calibrated(changed, members[0], fold)
+    assert np.array_equal(before[fold == 1], after[fold == 1])
+
+
+def test_the_geometric_mean_is_a_probability_and_never_zero():
+    g = geometric_mean([np.array([[1.0, 0.0]]), np.array([[0.5, 0.5]])])
+    assert g.sum() == pytest.approx(1) and g.min() > 0
+
+
+def test_nearest_are_scikit_learn_s():
+    from sklearn.neighbors import NearestNeighbors
+
+    x = np.random.default_rng(0).normal(size=(300, 6))
+    centred = x - x.mean(axis=0)
+    _, theirs = NearestNeighbors(n_neighbors=6, metric="cosine").fit(centred).kneighbors(centred)
+    ours = nearest(x, reach=5)
+    assert (ours == theirs[:, 1:]).mean() > 0.99
+    assert (ours != np.arange(300)[:, None]).all()
+
+
+def test_only_trusted_neighbours_vote_and_never_the_row_itself():
+    neighbours = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+    labels, trusted = np.array([0, 1, 0, 1]), np.array([True, False, True, True])
+    shares = votes(neighbours, labels, trusted, k=2, n_classes=2)
+    # Row 0 hears rows 2 (class 0) and 3 (class 1), for row 1 is not trusted; half a vote goes to each class.
+    assert shares[0] == pytest.approx([0.5, 0.5])
+    assert shares[1] == pytest.approx([2.5 / 3, 0.5 / 3])
+    assert shares.sum(axis=1) == pytest.approx(np.ones(4))
+
+
+def test_an_embedding_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="finite embedding"):
+        nearest(np.full((5, 2), np.nan))
