@@ -11,6 +11,7 @@ from torch import nn
 
 DENSE_HEAD_WIDTHS = (512, 128)
 DENSE_HEAD_DROPOUT = 0.5
+HEAD_STD = 0.01
 
 
 def create_model(
@@ -29,7 +30,22 @@ def create_model(
     if head == "dense" and n_classes:
         classifier = classifier_name(model)
         model.set_submodule(classifier, dense_head(model.get_submodule(classifier).in_features, n_classes))
+    elif n_classes:
+        start_small(model)
     return model
+
+
+def start_small(model: nn.Module) -> None:
+    """Draw the linear head anew with small weights, so that a new head on trained features starts near even odds.
+
+    timm's EfficientNets and MobileNets draw theirs within 1/sqrt(K): with 5 classes the first losses are near 7, and
+    the gradients of a random head ruin the features that it stands on.
+    """
+    for name in classifier_names(model):
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=HEAD_STD)
+                nn.init.zeros_(module.bias)
 
 
 def dense_head(in_features: int, n_classes: int) -> nn.Sequential:
@@ -41,10 +57,15 @@ def dense_head(in_features: int, n_classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(in_features, n_classes))
 
 
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Dotted names of the modules that map features to logits; distilled models have two."""
+    name = model.pretrained_cfg["classifier"]
+    return (name,) if isinstance(name, str) else tuple(name)
+
+
 def classifier_name(model: nn.Module) -> str:
     """Dotted name of the module that maps features to logits, e.g. `fc` or `head.fc`."""
-    name = model.pretrained_cfg["classifier"]
-    return name if isinstance(name, str) else name[0]
+    return classifier_names(model)[0]
 
 
 def image_statistics(model: nn.Module) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -54,8 +75,8 @@ def image_statistics(model: nn.Module) -> tuple[tuple[float, float, float], tupl
 
 def head_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters of the classifier; the rest is the backbone."""
-    prefix = classifier_name(model) + "."
-    return {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+    prefixes = tuple(f"{name}." for name in classifier_names(model))
+    return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
 
 
 def freeze_backbone(model: nn.Module) -> None:

@@ -49,6 +49,14 @@ def head_prefix(model) -> str:
     return name if isinstance(name, str) else name[0]
 
 
+@pytest.mark.parametrize(("name", "args"), [("mobilenetv2_050", {}), ("resnet10t", {}), ("vit_tiny_patch16_224", VIT)])
+def test_a_new_head_starts_near_even_odds(name, args):
+    model = create_model(name, 5, model_args=args).eval()
+    with torch.inference_mode():
+        p = model(torch.randn(8, 3, 32, 32) * 2).softmax(dim=1)
+    assert (p - 0.2).abs().max() < 0.1
+
+
 def test_unknown_model_names_near_ones():
     with pytest.raises(ValueError, match="timm has no model 'resnet51'"):
         create_model("resnet51", 5)
