@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Competition:
-    """What a competition calls its things: slug, classes, columns, files and folders, image size (width, height)."""
+    """What a competition calls its things: slug, classes, columns, files and folders, image size (width, height).
+
+    `class_shares` are the training labels', if known: the answer to an image of which nothing else is known.
+    """
 
     slug: str
     title: str
     classes: tuple[str, ...]
+    class_shares: tuple[float, ...] = ()
     id_column: str = "image_id"
     label_column: str = "label"
     image_suffix: str = ".jpg"
@@ -22,6 +26,11 @@ class Competition:
     sample_submission: str = "sample_submission.csv"
     label_map: str = "label_num_to_disease_map.json"
     train_tfrecords: str = "train_tfrecords"
+
+    @property
+    def majority(self) -> int:
+        """The most frequent class; class 0 where the shares are not known."""
+        return max(range(self.n_classes), key=self.class_shares.__getitem__) if self.class_shares else 0
 
     @property
     def n_classes(self) -> int:
@@ -39,4 +48,5 @@ CASSAVA = Competition(
         "Cassava Mosaic Disease (CMD)",
         "Healthy",
     ),
+    class_shares=(1087 / 21397, 2189 / 21397, 2386 / 21397, 13158 / 21397, 2577 / 21397),
 )

@@ -146,8 +146,9 @@ def load_data(plan: DryRun, console: Console) -> tuple[Path, TrainTable]:
         data_dir = plan.data
     table = read_competition(data_dir, plan.competition)
     test_dir = data_dir / plan.competition.test_images
-    if not test_dir.is_dir():
-        raise FileNotFoundError(f"no folder {test_dir}; a competition folder has {plan.competition.test_images}/")
+    for needed in (test_dir, data_dir / plan.competition.sample_submission):
+        if not needed.exists():
+            raise FileNotFoundError(f"no {needed}; give the competition's folder as it was downloaded")
     unlisted = f", {len(table.unlisted)} more that no row names" if table.unlisted else ""
     console.print(f"{data_dir}: {len(table.frame)} training images{unlisted}, {len(list_images(test_dir))} test images")
     return data_dir, table

@@ -69,8 +69,7 @@ def read_prior(weights_dir: Path, competition: Competition = CASSAVA) -> tuple[f
 
 def competition_prior(competition: Competition) -> tuple[float, ...]:
     """The competition's own class shares if it states them, else even shares."""
-    shares = getattr(competition, "class_shares", None)
-    return tuple(shares) if shares else (1 / competition.n_classes,) * competition.n_classes
+    return competition.class_shares or (1 / competition.n_classes,) * competition.n_classes
 
 
 def load_members(weights_dir: str | Path, competition: Competition = CASSAVA) -> Members:

@@ -62,7 +62,7 @@ def settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]
         "train_csv": competition.train_csv,
         "train_images": competition.train_images,
         "columns": [competition.id_column, competition.label_column],
-        "majority_label": 3,
+        "majority_label": competition.majority,
         "suffixes": list(IMAGE_SUFFIXES),
         "install": list(kernel.install),
         "builds": dict(builds),

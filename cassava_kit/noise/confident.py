@@ -173,7 +173,7 @@ def label_quality(labels: np.ndarray, pred_probs: np.ndarray, *, method: str = S
     if method == "confidence_weighted_entropy":
         entropy = -np.where(pred_probs > 0, pred_probs * np.log(np.where(pred_probs > 0, pred_probs, 1)), 0).sum(axis=1)
         ratio = entropy / np.log(pred_probs.shape[1]) / np.clip(own, CLOSE, None)
-        return np.log1p(ratio) / np.clip(ratio, CLOSE, None)
+        return np.log(ratio + 1) / np.clip(ratio, CLOSE, None)
     raise ValueError(f"method must be one of {', '.join(SCORES)}, got {method!r}")
 
 

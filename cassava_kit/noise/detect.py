@@ -71,6 +71,7 @@ def find_errors(
     members = pred_probs[None] if pred_probs.ndim == 2 else pred_probs
     for member in members:
         check_inputs(labels, member)
+    n_classes = members.shape[2]
     neighbours = None if embedding is None else nearest(embedding)
     parts = [members.mean(axis=0)]
     for _ in range(ROUNDS):
@@ -78,9 +79,10 @@ def find_errors(
         doubted = find_issues(labels, evidence)
         features = evidence_features(members, labels, ~doubted, neighbours)
         agrees = evidence.argmax(axis=1) == labels
-        parts = [parts[0], *(restack(features, labels, fold, keep=keep) for keep in (~doubted, agrees))]
+        learned = [restack(features, labels, fold, keep=k, n_classes=n_classes) for k in (~doubted, agrees)]
+        parts = [parts[0], *learned]
     if neighbours is not None:
-        heard = votes(neighbours, labels, ~doubted, k=VOTERS, n_classes=members.shape[2])
+        heard = votes(neighbours, labels, ~doubted, k=VOTERS, n_classes=n_classes)
         if _accuracy(labels, heard) >= np.mean([_accuracy(labels, member) for member in members]):
             parts.append(heard)
     return decide(labels, parts, fold)

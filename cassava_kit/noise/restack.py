@@ -27,23 +27,29 @@ def evidence_features(
     return np.concatenate([np.log(np.clip(block, FEATURE_FLOOR, 1)) for block in blocks], axis=1)
 
 
-def restack(features: np.ndarray, labels: np.ndarray, fold: np.ndarray, *, keep: np.ndarray) -> np.ndarray:
+def restack(
+    features: np.ndarray, labels: np.ndarray, fold: np.ndarray, *, keep: np.ndarray, n_classes: int
+) -> np.ndarray:
     """Out-of-fold probabilities (N, K) of a logistic regression that learned from the kept rows alone.
 
-    Its temperature is found on all rows of the other folds: learning from kept rows alone makes it too sure.
+    Its strength and its temperature are found on all rows of the other folds: the kept rows alone make it too sure.
     """
-    found = [calibrated(labels, _learned(features, labels, fold, keep, c), fold) for c in STRENGTHS]
-    return min(found, key=lambda p: logloss(labels, p))
+    learned = (_learned(features, labels, fold, keep, strength) for strength in STRENGTHS)
+    found = [calibrated(labels, _widened(p, n_classes), fold) for p in learned]
+    best = np.empty_like(found[0])
+    for held_out in np.unique(fold):
+        out = fold == held_out
+        best[out] = min(found, key=lambda p: logloss(labels[~out], p[~out]))[out]
+    return best
 
 
 def _learned(
     features: np.ndarray, labels: np.ndarray, fold: np.ndarray, keep: np.ndarray, strength: float
 ) -> np.ndarray:
-    """Out-of-fold probabilities of one regression; a class that no trusted row has gets a millionth."""
+    """Out-of-fold probabilities of one regression; a class that no kept row has gets a millionth."""
     from sklearn.linear_model import LogisticRegression
 
-    k = int(labels.max()) + 1
-    p = np.full((len(labels), k), UNSEEN)
+    p = np.full((len(labels), int(labels.max()) + 1), UNSEEN)
     for held_out in np.unique(fold):
         out, rows = fold == held_out, (fold != held_out) & keep
         classes = np.unique(labels[rows])
@@ -52,7 +58,13 @@ def _learned(
             continue
         model = LogisticRegression(C=strength, max_iter=300).fit(features[rows], labels[rows])
         p[np.ix_(out, model.classes_)] = np.maximum(model.predict_proba(features[out]), UNSEEN)
-    return p / p.sum(axis=1, keepdims=True)
+    return p
+
+
+def _widened(p: np.ndarray, n_classes: int) -> np.ndarray:
+    """Normalised probabilities with columns for the last classes too, where no label has them."""
+    wide = np.pad(p, ((0, 0), (0, n_classes - p.shape[1])), constant_values=UNSEEN)
+    return wide / wide.sum(axis=1, keepdims=True)
 
 
 def calibrated(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> np.ndarray:

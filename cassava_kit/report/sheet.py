@@ -44,9 +44,7 @@ def _row(table: TrainTable, label: int, columns: int, rng: np.random.Generator) 
         except ImageError:
             continue
     tiles += [np.full((*TILE, 3), 128, np.uint8)] * (columns - len(tiles))
-    return np.concatenate(
-        [tiles[0], *(part for tile in tiles[1:] for part in (_gap(TILE[0], axis=1), tile))], axis=1
-    )
+    return np.concatenate([tiles[0], *(part for tile in tiles[1:] for part in (_gap(TILE[0], axis=1), tile))], axis=1)
 
 
 def _gap(length: int, *, axis: int) -> np.ndarray:

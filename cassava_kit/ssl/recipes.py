@@ -76,7 +76,7 @@ def small(method: str, **settings: Any) -> PretrainConfig:
 
 def small_view(**settings: Any) -> View:
     """A crop of 40 pixels before another picture's background, in colours that leave a disease to be seen."""
-    colours = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale_prob": 0.1}
+    colours = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.3, "hue": 0.05, "grayscale_prob": 0.0}
     place = {"size": 40, "scale": (0.3, 1.0), "vflip_prob": 0.5, "background_swap_prob": 1.0}
     return View(**{**colours, **place, "blur_prob": 0.0, **settings})
 

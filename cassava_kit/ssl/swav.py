@@ -28,9 +28,8 @@ class SwAV(SSLModule):
         self.projection_head = with_norm(head, config.head_norm)
         self.prototypes = SwaVPrototypes(config.output_dim, config.prototypes)
         for layer in self.prototypes.heads:
-            layer.register_parameter(
-                "bias", None
-            )  # lightly's has one; a prototype is a direction, and a score its cosine
+            # lightly's has a bias; a prototype is a direction, and a score its cosine.
+            layer.register_parameter("bias", None)
         self.queues = nn.ModuleList(
             Queue(config.queue_size, config.output_dim) for _ in range(N_FULL) if config.queue_size
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ class TrainData:
     table: TrainTable
     folds: Folds
     competition: Competition = CASSAVA
+
+    @cached_property
+    def images_hash(self) -> str:
+        """SHA-256 over all the table's images, names and contents; one that cannot be read counts as empty."""
+        digest = hashlib.sha256()
+        for path in self.paths(self.folds.frame):
+            digest.update(f"{path.name} {_content_hash(path)}\n".encode())
+        return digest.hexdigest()
 
     def paths(self, rows: pd.DataFrame) -> list[Path]:
         """Image files of rows."""
@@ -152,18 +161,24 @@ def usable_rows(data: TrainData, fold: int, limit: int | None) -> tuple[pd.DataF
 
 
 def fingerprint(config: RunConfig, data: TrainData, fold: int, session: Session) -> str:
-    """A hash of all that decides a run's outcome; the images by name and size."""
-    sizes = [(path.name, path.stat().st_size) for path in data.paths(data.folds.frame)]
+    """A hash of all that decides a run's outcome, the images' contents included."""
     parts = {
         "config": config.model_dump(mode="json"),
         "folds": data.folds.hash,
         "fold": fold,
-        "images": sha256_bytes(json.dumps(sizes).encode()),
+        "images": data.images_hash,
         "weights": sha256_file(session.weights) if session.weights else None,
         "limit": session.limit,
         "kit": __version__,
     }
     return sha256_bytes(json.dumps(parts, sort_keys=True).encode())
+
+
+def _content_hash(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError:
+        return ""
 
 
 def _finished(run_dir: Path, print_of_run: str) -> FoldResult | None:

@@ -78,7 +78,7 @@ def test_flags_are_the_lowest_quality_and_suggest_another_label():
     assert found.quality[found.flags].max() <= found.quality[~found.flags].min()
     assert (found.suggested[found.flags] != given[found.flags]).all()
     assert np.array_equal(found.suggested[~found.flags], given[~found.flags])
-    assert 0 <= found.quality.min() and found.quality.max() <= 1
+    assert found.quality.min() >= 0 and found.quality.max() <= 1
     assert f"{found.flags.sum():,} of 1,000 labels" in str(found)
 
 
@@ -116,9 +116,9 @@ def test_the_second_round_learns_from_kept_rows_of_other_folds_alone():
     _, given, fold, members, _ = planted("class", 0.1, 5, n=400)
     features = evidence_features(members, given, np.ones(400, bool), None)
     keep = np.arange(400) % 7 != 0
-    before = restack(features, given, fold, keep=keep)
+    before = restack(features, given, fold, keep=keep, n_classes=K)
     changed = np.where(fold == 2, (given + 1) % K, given)
-    after = restack(features, changed, fold, keep=keep)
+    after = restack(features, changed, fold, keep=keep, n_classes=K)
     assert np.array_equal(before[fold == 2], after[fold == 2]), "a fold's own labels must not reach its rows"
     assert not np.allclose(before[fold == 1], after[fold == 1])
 

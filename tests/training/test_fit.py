@@ -62,6 +62,23 @@ def test_all_folds_join_to_one_oof_file_and_are_reused(tiny_table, tiny_folds, t
     assert not changed.reused
 
 
+def test_a_picture_changed_under_the_same_name_is_trained_again(tiny_table, tiny_folds, tmp_path):
+    images = tmp_path / "train_images"
+    shutil.copytree(tiny_table.image_dir, images)
+    config = replace(TINY, epochs=1)
+
+    def run():
+        data = TrainData(TrainTable(tiny_table.frame, images, ()), tiny_folds)
+        return train_fold(config, data, 0, tmp_path / "runs", session=SILENT)
+
+    assert not run().reused and run().reused
+    one, two = (images / name for name in tiny_folds.training(0)["image_id"][:2])
+    content = one.read_bytes()
+    one.write_bytes(content[:200] + bytes(255 - b for b in content[200:210]) + content[210:])
+    assert one.stat().st_size == len(content) and two.is_file()
+    assert not run().reused
+
+
 def test_same_seed_same_weights_and_other_seed_others(data, tmp_path):
     runs = [replace(TINY, epochs=1), replace(TINY, epochs=1), replace(TINY, epochs=1, seed=7)]
     weights = [
