@@ -62,7 +62,7 @@ def small(method: str, **settings: Any) -> PretrainConfig:
         "image_size": member.image_size,
         "views": (small_view(count=2),),
         "store_size": (72, 96),
-        "epochs": 20,
+        "epochs": 18,
         "batch_size": 64,
         "optimizer": "adamw",
         "base_lr": 1.6e-2,

@@ -13,6 +13,9 @@ from cassava_kit.data.transforms import normalize
 from cassava_kit.inference.predict import fitting_batch, predict_images
 from cassava_kit.inference.tta import make_views
 
+# Float32 with fused convolutions and batch norms: 1.1e-5 was seen with random weights.
+TOLERANCE = 5e-5
+
 
 @torch.no_grad()
 def by_hand(checkpoint: Path, paths: list[Path], views: str) -> np.ndarray:
@@ -32,7 +35,7 @@ def test_it_equals_the_loop_by_hand(images: Path, weights: Path, views: str) -> 
     assert found.shape == (4, 21, 5) and found.dtype == np.float32 and failed == []
     for member, checkpoint in enumerate(checkpoints):
         expected = by_hand(checkpoint, paths, views)
-        assert np.abs(found[member] - expected).max() < 1e-5
+        assert np.abs(found[member] - expected).max() < TOLERANCE
         assert len(set(expected.argmax(1))) > 1  # the test would not notice a shuffled answer otherwise
 
 
@@ -47,7 +50,7 @@ def test_the_fast_pixels_are_used_where_the_header_names_them(images: Path, tmp_
     path = write_checkpoint(tmp_path / "fast-fold0.safetensors", pixels="fast", size=(24, 24))
     paths = sorted(images.iterdir())
     found, _ = predict_images([path], paths, batch_size=8, device="cpu", progress=False)
-    assert np.abs(found[0] - by_hand(path, paths, "none")).max() < 1e-5
+    assert np.abs(found[0] - by_hand(path, paths, "none")).max() < TOLERANCE
 
 
 def test_a_broken_file_gets_the_prior_and_changes_no_bit_of_the_others(images: Path, weights: Path) -> None:

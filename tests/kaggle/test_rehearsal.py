@@ -203,7 +203,7 @@ def test_nothing_gets_out_and_nothing_of_the_users_gets_in(
     ("setting", "cause", "message"),
     [
         (Setting(memory=0.3), "block = b'x' * 2**30", "used more than 0.3 GiB of memory"),
-        (Setting(minutes=0.15), "time.sleep(100)", "ran past the time limit"),
+        (Setting(minutes=0.5), "time.sleep(100)", "ran past the time limit"),
         (Setting(), "os._exit(3)", "the kernel died"),
     ],
 )
@@ -246,11 +246,17 @@ def test_the_image_is_left_as_it_is(bundle: Bundle, competition: Path, tmp_path:
     add_cell(bundle, "import ttach; print(cassava_kit.__file__, '|', ttach.__file__)")
     import ttach
 
-    before = sorted(Path(ttach.__file__).parents[1].iterdir())
+    site = Path(ttach.__file__).parents[1]
+
+    def installed() -> dict[Path, int]:
+        """Files of what the notebook installs, in this environment."""
+        return {path: path.stat().st_mtime_ns for name in ("ttach", "cassava_kit") for path in site.glob(f"{name}*/*")}
+
+    before = installed()
     log = rehearse(bundle, competition, tmp_path / "out").log
     kit, _, views = log.strip().splitlines()[-1].partition(" | ")
     assert "/kit-" in kit and "/kit-" in views
-    assert sorted(Path(ttach.__file__).parents[1].iterdir()) == before
+    assert before and installed() == before
 
 
 def test_two_datasets_with_a_manifest_are_refused(bundle: Bundle, tmp_path: Path) -> None:
