@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check format kernels bench clean
+.PHONY: demo test test-fast check format kernels rehearse-image bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/user.stamp  ## make the environment and run the whole road on the embedded sample
@@ -27,6 +27,9 @@ format: $(VENV)/developer.stamp  ## put the sources into the house style
 
 kernels: $(VENV)/user.stamp  ## make the notebooks from their sources
 	$(BIN)/python -m cassava_kit.kaggle.kernels
+
+rehearse-image: $(VENV)/user.stamp  ## run the demo's notebook with the versions of Kaggle's image (5 GB the first time)
+	$(BIN)/python submit.py --rehearse --image --bundle build/sample-v1/bundle
 
 bench: $(VENV)/developer.stamp  ## run the benchmarks (nothing else should be running)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

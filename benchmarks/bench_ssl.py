@@ -188,7 +188,9 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="MobileNetV2's ImageNet weights, for the real photographs")
     parser.add_argument("--out", type=Path, help="keep runs here and reuse them")
     arguments = parser.parse_args()
-    configs = [replace(recipe(f"small_{method}"), epochs=arguments.epochs) for method in arguments.methods]
+    configs = [
+        replace(recipe(f"small_{method}"), epochs=arguments.epochs, on_collapse="warn") for method in arguments.methods
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         out = arguments.out or Path(scratch)
         (out / "drawn").mkdir(parents=True, exist_ok=True)

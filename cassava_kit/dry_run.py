@@ -44,6 +44,7 @@ class DryRun:
     seed: int = 42
     views: str = "flips"
     layout: Literal["new", "old"] = "new"
+    owner: str | None = None
     competition: Competition = CASSAVA
 
 
@@ -111,7 +112,7 @@ def dry_run(plan: DryRun) -> Path:
         console.print(f"weights: {judgement.chosen}; OOF accuracy {accuracy(evidence.labels, blended.probabilities)}")
     with stages("Bundle"):
         files = {bundle_name(name, k): path for name, paths in checkpoints.items() for k, path in enumerate(paths)}
-        bundle = package(out / "bundle", ensemble=ensemble, checkpoints=files, root=repository())
+        bundle = package(out / "bundle", ensemble=ensemble, checkpoints=files, root=repository(), owner=plan.owner)
         console.print(f"packed {out / 'bundle'} (build {bundle.build_id[:12]})")
     with stages("Kernel, offline"):
         with cell_bar(console) as progress:

@@ -41,7 +41,11 @@ def test_weights_are_given_by_recipe_or_timm_name(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to do: --ensemble"),
+        ([], "say one thing to do: --ensemble"),
+        (["--ensemble", "--doctor"], "say one thing to do"),
+        (["--doctor"], "give --bundle DIR"),
+        (["--ensemble", "--dry-run"], "--dry-run goes with --push or --submit"),
+        (["--doctor", "--bundle", "nowhere"], "nowhere"),
         (["--ensemble", "--data", "nowhere"], "nowhere"),
         (["--ensemble", "--recipes", "nonsense"], "no recipe 'nonsense'"),
         (["--ensemble", "--views", "upside-down"], "views"),
@@ -84,6 +88,10 @@ def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp
         assert (out / "bundle" / "weights" / f"{recipe}-fold1.safetensors").is_file()
         assert re.search(rf"{recipe} .*\d\.\d{{4}} ± \d\.\d{{4}}", first.stderr)
     assert "majority class" in first.stderr and "Seconds by stage" in first.stderr
+    examined = submit("--doctor", "--bundle", out / "bundle")
+    assert examined.returncode == 0 and "offline pip" in examined.stdout, examined.stdout + examined.stderr
+    planned = submit("--submit", "--dry-run", "--bundle", out / "bundle")
+    assert planned.returncode == 0 and "CreateCodeSubmission" in planned.stdout, planned.stdout + planned.stderr
     before = (out / "submission.csv").read_bytes()
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/fold*/best.safetensors")}
     second = submit(*arguments)

@@ -251,7 +251,7 @@ def quota(case: Case) -> Verdict:
 
 def wrong_final(case: Case) -> Verdict:
     """Two different finals are chosen, from out-of-fold evidence."""
-    return "unknown", "chosen on kaggle.com by hand; python submit.py --finals proposes two different ones"
+    return "unknown", "chosen on kaggle.com by hand: take two different ones"
 
 
 CAUSES: tuple[tuple[str, Callable[[Case], Verdict]], ...] = (

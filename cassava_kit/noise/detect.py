@@ -143,11 +143,12 @@ def independent_count(evidence: np.ndarray, disagrees: np.ndarray) -> float:
 def dependent_count(labels: np.ndarray, evidence: np.ndarray, fold: np.ndarray) -> float:
     """Wrong labels, if flips follow the images' ambiguity: between the disagreements and the best expected F1.
 
-    The second takes 1 - p_s for the chance that a label is wrong and flags as many as make the expected F1 largest;
-    it errs to the high side where the members are unsure of right labels.
+    The second takes 1 - p_s for the chance that a label is wrong and flags as many as make the expected F1 largest, at
+    most twice the disagreements; it errs to the high side where the members are unsure of right labels.
     """
+    disagreements = float((evidence.argmax(axis=1) != labels).sum())
     p = calibrated(labels, evidence, fold)
     wrong = np.sort(1 - p[np.arange(len(labels)), labels])[::-1]
     expected_f1 = 2 * wrong.cumsum() / (np.arange(1, len(wrong) + 1) + wrong.sum())
     best = int(expected_f1.argmax()) + 1
-    return (best + float((evidence.argmax(axis=1) != labels).sum())) / 2
+    return (min(best, 2 * disagreements) + disagreements) / 2
