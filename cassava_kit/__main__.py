@@ -190,6 +190,18 @@ def ensemble(
     print(weigh_files(oof, folds, out))
 
 
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Out-of-fold prediction file.")],
+    b: Annotated[Path, typer.Argument(help="The one that may be better.")],
+    folds: FoldFile,
+) -> None:
+    """Compare two members on the same rows: paired bootstrap interval, McNemar's test, and whether it is proved."""
+    from cassava_kit.compare import compare_files
+
+    print(compare_files(a, b, folds))
+
+
 def _whole_number(text: str, name: str) -> int:
     if not text.isdigit():
         raise ValueError(f"{name} must be a whole number or 'all', got {text!r}")

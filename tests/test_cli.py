@@ -105,6 +105,8 @@ def test_the_verbs_go_the_whole_way(tiny_dir, tmp_path):
     oof = [runs / name / "oof.csv" for name in ("small_resnet", "resnet10t")]
     result = kit("ensemble", "--oof", oof[0], "--oof", oof[1], "--folds", folds, "--out", tmp_path / "w.json")
     assert result.returncode == 0 and "plain mean" in result.stdout, result.stderr
+    result = kit("compare", oof[0], oof[1], "--folds", folds)
+    assert result.returncode == 0 and "against small_resnet" in result.stdout, result.stderr
     members = [runs / "small_resnet" / f"fold{k}" / "best.safetensors" for k in (0, 1)]
     given = [argument for member in members for argument in ("--members", member)]
     result = kit(
