@@ -8,7 +8,7 @@ BAR_AFTER_SECONDS = 2.0
 
 
 def progress_bar(total: int, text: str, *, show: bool = True) -> Any:
-    """A tqdm bar on stderr that appears only after two seconds; use it as a context manager and `update(n)` it."""
+    """A tqdm bar on a terminal that appears only after two seconds; use it as a context manager and `update(n)` it."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=text, unit="img", delay=BAR_AFTER_SECONDS, disable=not show, mininterval=0.5)
+    return tqdm(total=total, desc=text, unit="img", delay=BAR_AFTER_SECONDS, disable=None if show else True)

@@ -206,7 +206,7 @@ class Progress(pl.Callback):
             desc=f"pretraining ({pl_module.config.method})",
             unit="step",
             mininterval=0.5,
-            disable=not trainer.is_global_zero,
+            disable=None if trainer.is_global_zero else True,  # None: a bar on a terminal, silence in a log
         )
 
     def on_train_batch_end(

@@ -87,7 +87,7 @@ def make_store(paths: Sequence[Path], size: tuple[int, int], store: Path) -> Non
 
     with atomic_path(store) as temporary:
         pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(paths), 3, *size))
-        for row in tqdm(range(len(paths)), desc="decoding", unit="image", delay=1, leave=False):
+        for row in tqdm(range(len(paths)), desc="decoding", unit="image", delay=1, leave=False, disable=None):
             pixels[row] = first_whole(paths, row, lambda path: load_image(path, size)).transpose(2, 0, 1)
         pixels.flush()
 
