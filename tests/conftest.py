@@ -11,6 +11,9 @@ from cassava_kit.sample import make_sample
 
 # Several test processes and small tensors: more threads a process only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# The kit is not installed: programs that tests start find it beside the tests.
+ROOT = Path(__file__).resolve().parent.parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")
