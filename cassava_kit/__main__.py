@@ -202,6 +202,35 @@ def compare(
     print(compare_files(a, b, folds))
 
 
+@app.command()
+def clean(
+    oof: Annotated[list[Path], typer.Option(help="Out-of-fold prediction file of a member; repeat for each.")],
+    folds: FoldFile,
+    out: Annotated[Path, typer.Option(help="Noise report to write, most suspicious row first.")] = Path("clean.csv"),
+    cap: Annotated[float, typer.Option(help="Largest share of all rows to leave out of training.")] = 0.03,
+    decisions: Annotated[Path | None, typer.Option(help="Decisions exported from the review page.")] = None,
+) -> None:
+    """Find wrong labels by out-of-fold predictions; validation keeps every row and its given label."""
+    from cassava_kit.noise.clean import clean_files
+    from cassava_kit.noise.decisions import Caps
+
+    print(clean_files(oof, folds, out, caps=Caps(overall=cap), decisions=decisions))
+
+
+@app.command()
+def review(
+    report: Annotated[Path, typer.Argument(metavar="CLEAN.CSV", help="Noise report of the verb clean.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("review.html"),
+    oof: Annotated[list[Path] | None, typer.Option(help="Members whose votes are shown; may be repeated.")] = None,
+    folds: Annotated[Path | None, typer.Option(help="Fold file of those members.")] = None,
+) -> None:
+    """Make one page for the eyes: suspicious pictures, their labels and votes, keep/drop/relabel by keyboard."""
+    from cassava_kit.report.review import review_files
+
+    print(review_files(report, data, out, oof=oof or [], folds=folds))
+
+
 def _whole_number(text: str, name: str) -> int:
     if not text.isdigit():
         raise ValueError(f"{name} must be a whole number or 'all', got {text!r}")

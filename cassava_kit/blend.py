@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cassava_kit.calibration import Calibration, calibrate
 from cassava_kit.compare import Comparison, compare
 from cassava_kit.files import write_json
 from cassava_kit.folds import read_folds
@@ -42,7 +43,10 @@ class Judgement:
 
 @dataclass(frozen=True)
 class BlendReport:
-    """The whole account of an ensemble: members, majority, errors' correlation (M, M), what each member adds."""
+    """The whole account of an ensemble: members, majority, errors' correlation (M, M), what each member adds.
+
+    `calibration` is the plain mean's, before and after class-wise temperatures.
+    """
 
     names: tuple[str, ...]
     members: dict[str, Score]
@@ -51,6 +55,7 @@ class BlendReport:
     error_correlation: np.ndarray
     adds: dict[str, Comparison]
     judgement: Judgement
+    calibration: Calibration
 
     def __str__(self) -> str:
         return report_text(self)
@@ -192,15 +197,17 @@ def leave_one_out(evidence: Evidence) -> dict[str, Comparison]:
 
 
 def blend_report(evidence: Evidence) -> BlendReport:
-    """Members' scores, the plain mean's, the majority's, errors' correlation, leave-one-out, and the judgement."""
+    """Members' scores, the plain mean's, the majority's, errors' correlation, leave-one-out, judgement, calibration."""
+    plain = evidence.pred_probs.mean(axis=0)
     return BlendReport(
         names=evidence.names,
         members={n: accuracy(evidence.labels, p) for n, p in zip(evidence.names, evidence.pred_probs, strict=True)},
-        ensemble=accuracy(evidence.labels, evidence.pred_probs.mean(axis=0)),
+        ensemble=accuracy(evidence.labels, plain),
         majority=majority(evidence.labels),
         error_correlation=error_correlation(evidence),
         adds=leave_one_out(evidence),
         judgement=judge(evidence),
+        calibration=calibrate(evidence.labels, plain, evidence.fold)[1],
     )
 
 
@@ -216,7 +223,8 @@ def report_text(report: BlendReport) -> str:
         f"{name:{width}s}  " + " ".join(f"{value:5.2f}" for value in row)
         for name, row in zip(report.names, report.error_correlation, strict=True)
     ]
-    return "\n".join([*lines, "", "weights judged by nested cross-validation:", str(report.judgement)])
+    lines += ["", "weights judged by nested cross-validation:", str(report.judgement)]
+    return "\n".join([*lines, "", f"calibration of the plain mean: {report.calibration}"])
 
 
 def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:

@@ -158,7 +158,8 @@ def gather(members: Sequence[Predictions], folds: Folds, names: Sequence[str]) -
 
 def gather_files(oof: Sequence[Path], folds: Folds) -> Evidence:
     """Read members' out-of-fold files and join them on the fold file's rows; every contract is checked."""
-    return gather([read_predictions(path) for path in oof], folds, member_names(oof))
+    names = member_names(oof)
+    return gather([read_predictions(path) for path in oof], folds, names)
 
 
 def member_names(oof: Sequence[Path]) -> list[str]:

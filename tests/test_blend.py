@@ -1,9 +1,24 @@
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from cassava_kit.blend import METHODS, blend_report, blend_weights, error_correlation, judge, leave_one_out, nested
+from cassava_kit.blend import (
+    METHODS,
+    blend_report,
+    blend_weights,
+    error_correlation,
+    judge,
+    leave_one_out,
+    nested,
+    weigh_files,
+)
+from cassava_kit.compare import compare_files
+from cassava_kit.folds import make_folds, write_folds
 from cassava_kit.oof import Evidence
+from cassava_kit.predictions import Header, make_predictions, write_predictions
 
 K = 5
 
@@ -98,7 +113,14 @@ def test_the_report_says_what_each_member_adds_or_costs():
     assert adds["m0"].difference > 0 and adds["m0"].proved
     assert adds["m2"].difference < 0 and adds["m2"].proved
     text = str(blend_report(e))
-    for word in ("plain mean", "majority", "correlation of errors", "weights judged by nested", "m2"):
+    for word in (
+        "plain mean",
+        "majority",
+        "correlation of errors",
+        "weights judged by nested",
+        "m2",
+        "calibration of the plain mean: ECE",
+    ):
         assert word in text
 
 
@@ -123,3 +145,24 @@ def test_an_unknown_method_and_a_split_of_one_fold_are_refused():
         blend_weights(e, "best")
     with pytest.raises(ValueError, match="at least 2 folds"):
         judge(Evidence(e.names, e.image_ids, e.labels, np.zeros(50, int), e.pred_probs, e.fold_hash))
+
+
+def test_files_go_in_and_weights_come_out(tmp_path):
+    e = evidence([2.0, 0.0], n=300)
+    split = make_folds(pd.DataFrame({"image_id": e.image_ids, "label": e.labels}), n_splits=3)
+    write_folds(tmp_path / "folds.csv", split)
+    at = pd.Series(range(300), index=e.image_ids)[split.frame["image_id"]].to_numpy()
+    files = [tmp_path / "a" / "oof.csv", tmp_path / "b.csv"]
+    for path, p in zip(files, e.pred_probs, strict=True):
+        header = Header(name="x", kind="oof", fold_hash=split.hash)
+        fold = split.frame["fold"].to_numpy()
+        write_predictions(path, make_predictions(split.frame["image_id"].to_numpy(), p[at], header=header, fold=fold))
+    text = weigh_files(files, tmp_path / "folds.csv", tmp_path / "weights.json")
+    written = json.loads((tmp_path / "weights.json").read_text())
+    assert [m["name"] for m in written["members"]] == ["a", "b"] and written["fold_hash"] == split.hash
+    assert sum(m["weight"] for m in written["members"]) == pytest.approx(1)
+    assert written["method"] in text and "m2" not in text
+    verdict = compare_files(files[1], files[0], tmp_path / "folds.csv")
+    assert verdict.names == ("b", "a") and verdict.proved and verdict.difference > 0
+    with pytest.raises(ValueError, match="distinct names, got b more than once"):
+        weigh_files([files[1], tmp_path / "c" / "b.csv"], tmp_path / "folds.csv", tmp_path / "weights.json")

@@ -45,7 +45,7 @@ def test_weights_are_given_by_recipe_or_timm_name(tmp_path):
         (["--ensemble", "--doctor"], "say one thing to do"),
         (["--doctor"], "give --bundle DIR"),
         (["--ensemble", "--dry-run"], "--dry-run goes with --push or --submit"),
-        (["--doctor", "--bundle", "nowhere"], "nowhere"),
+        (["--push", "--bundle", "nowhere"], "nowhere"),
         (["--ensemble", "--data", "nowhere"], "nowhere"),
         (["--ensemble", "--recipes", "nonsense"], "no recipe 'nonsense'"),
         (["--ensemble", "--views", "upside-down"], "views"),

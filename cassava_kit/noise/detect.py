@@ -53,11 +53,11 @@ class Detection:
     independent: float
 
     def __str__(self) -> str:
-        kind = "do not look at the images" if self.independent > 0.5 else "follow the images' ambiguity"
+        kind = "not look at the images" if self.independent > 0.5 else "follow the images' ambiguity"
         return (
-            f"{int(self.flags.sum()):,} of {len(self.flags):,} labels ({self.flags.mean():.1%}) are probably wrong; "
-            f"the evidence disagrees with {self.disagreement:.1%}, where it is surest with "
-            f"{self.ratio * self.disagreement:.1%}: the flips {kind}"
+            f"{int(self.flags.sum()):,} of {len(self.flags):,} labels ({self.flags.mean():.1%}) are suspicious; the "
+            f"evidence disagrees with {self.disagreement:.1%}, where it is surest with "
+            f"{self.ratio * self.disagreement:.1%}: wrong labels would {kind} (weak members' own errors look the same)"
         )
 
 

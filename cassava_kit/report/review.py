@@ -46,7 +46,7 @@ def review_rows(report: pd.DataFrame, extras: Extras | None = None, *, limit: in
     conflicts = conflicting(label_of, extras.groups or {})
     suspicious = (report["suggested_label"] != report["label"]) | ~report["keep"]
     in_conflict = report["image_id"].isin(conflicts)
-    chosen = report[suspicious | in_conflict].assign(first=~in_conflict).sort_values("first", kind="stable")
+    chosen = report.assign(first=~in_conflict)[suspicious | in_conflict].sort_values("first", kind="stable")
     votes = member_votes(extras.evidence)
     return [
         {

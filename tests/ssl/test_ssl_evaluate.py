@@ -22,12 +22,12 @@ PIXELS = Pixels(16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
 @pytest.fixture
 def images(tmp_path):
-    """70 pictures, more than a batch, every second one bright on the left and the others on the right."""
+    """70 BMPs of one size, more than a batch: every second one bright on the left, the others on the right."""
     rng, paths = np.random.default_rng(0), []
     for k in range(70):
         picture = rng.integers(0, 120, (20, 30, 3))
         picture[:, 15 * (k % 2) : 15 * (k % 2) + 15] += 100
-        paths.append(tmp_path / f"{k:02d}.png")
+        paths.append(tmp_path / f"{k:02d}.bmp")
         cv2.imwrite(str(paths[-1]), picture.astype(np.uint8))
     return paths
 

@@ -75,6 +75,7 @@ def test_missing_and_hopeless_files_are_refused(images, tmp_path):
 
 
 def test_views_from_files_depend_on_seed_epoch_and_image_alone(images):
+    cv2.imwrite(str(images[3]), np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8))
     transform = file_transform(configure("byol", views=({"size": 8}, {"size": 8})))
     dataset = FileDataset(images, transform, seed=5)
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()

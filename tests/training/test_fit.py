@@ -181,9 +181,9 @@ def test_limit_is_a_limit_on_training_rows_alone(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_takes_a_real_step_and_comes_back(name, data, tmp_path):
-    small = {"img_size": 32} if recipe(name).model.startswith(("vit", "deit")) and "small" not in name else {}
-    size = 64 if name in ("small_vit",) else 32
     config = recipe(name)
+    small = {"img_size": 32} if config.model.startswith(("vit", "deit")) and "small" not in name else {}
+    size = config.image_size if name == "small_vit" else 32
     config = replace(
         config,
         model_args={**config.model_args, **small},

@@ -1,0 +1,254 @@
+import base64
+import json
+import re
+import shutil
+import time
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from cassava_kit.noise.decisions import read_decisions, write_report
+from cassava_kit.oof import Evidence
+from cassava_kit.report.review import Extras, conflicting, review_files, review_rows, thumbnail, write_review
+
+CLASSES = 5
+
+
+def report(n=30, flagged=12):
+    """Rows 0..n-1, the first `flagged` suspicious."""
+    label = np.arange(n) % CLASSES
+    suggested = np.where(np.arange(n) < flagged, (label + 3) % CLASSES, label)
+    return pd.DataFrame(
+        {
+            "image_id": [f"{i:03d}.jpg" for i in range(n)],
+            "label": label,
+            "suggested_label": suggested,
+            "label_quality": np.linspace(0.01, 0.99, n),
+            "keep": np.arange(n) >= 4,
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A competition folder of 30 small pictures, one of them broken, and a noise report."""
+    images = tmp_path / "data" / "train_images"
+    images.mkdir(parents=True)
+    for i in range(30):
+        picture = np.full((60, 80, 3), i * 8, np.uint8)
+        cv2.imwrite(str(images / f"{i:03d}.jpg"), picture)
+    (images / "005.jpg").write_bytes(b"\xff\xd8 broken")
+    write_report(tmp_path / "clean.csv", report())
+    return tmp_path
+
+
+def page_data(path):
+    text = path.read_text()
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S).group(1))
+
+
+def test_suspicious_rows_come_worst_first_and_no_others():
+    rows = review_rows(report())
+    assert [row["id"] for row in rows] == [f"{i:03d}.jpg" for i in range(12)]
+    assert rows[1] == {
+        "id": "001.jpg",
+        "label": 1,
+        "suggested": 4,
+        "quality": pytest.approx(0.01 + 0.98 / 29),
+        "keep": False,
+        "votes": [],
+        "conflicts": [],
+        "near": [],
+    }
+    assert [row["id"] for row in review_rows(report(), limit=3)] == ["000.jpg", "001.jpg", "002.jpg"]
+
+
+def test_near_duplicates_with_two_labels_come_first_even_unsuspected():
+    groups = {"020.jpg": 7, "021.jpg": 7, "022.jpg": 8, "027.jpg": 8}
+    rows = review_rows(report(), Extras(groups=groups))
+    assert [row["id"] for row in rows[:2]] == ["020.jpg", "021.jpg"], "022 and 027 agree: both are class 2"
+    assert rows[0]["conflicts"] == [{"id": "021.jpg", "label": 1}]
+    assert conflicting({"a": 1, "b": 1}, {"a": 0, "b": 0, "stranger": 0}) == {}
+
+
+def test_votes_are_members_own():
+    r = report()
+    p = np.stack([np.eye(CLASSES)[r["suggested_label"]], np.full((30, CLASSES), 0.2)])
+    evidence = Evidence(
+        ("sure", "blind"), r["image_id"].to_numpy(), r["label"].to_numpy(), r["label"].to_numpy(), p, ""
+    )
+    votes = review_rows(r, Extras(evidence=evidence))[2]["votes"]
+    assert votes[0] == {"name": "sure", "label": 0, "p": 1.0, "given": 0.0}
+    assert votes[1]["name"] == "blind" and votes[1]["given"] == pytest.approx(0.2)
+
+
+def test_the_page_needs_nothing_but_itself(folder):
+    message = write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    assert "12 photographs" in message
+    text = (folder / "review.html").read_text()
+    assert not re.search(r"""(?:src|href)=["'](?!#)""", text) and "http" not in text
+    data = page_data(folder / "review.html")
+    assert data["thumbnails"]["005.jpg"] == "", "a broken picture is shown as such"
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(data["thumbnails"]["003.jpg"]), np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (60, 80, 3) and abs(int(picture[30, 40, 0]) - 24) < 4
+
+
+def test_thumbnails_are_small_and_keep_their_shape(tmp_path):
+    cv2.imwrite(str(tmp_path / "large.jpg"), np.zeros((600, 800, 3), np.uint8))
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(thumbnail(tmp_path / "large.jpg", 280)), np.uint8), 1)
+    assert picture.shape == (210, 280, 3)
+
+
+def test_a_file_name_cannot_end_the_script(folder):
+    name = "</script><b>x.jpg"
+    frame = report(3, 1).assign(image_id=[name, "001.jpg", "002.jpg"])
+    write_report(folder / "clean.csv", frame)
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    assert page_data(folder / "review.html")["rows"][0]["id"] == name
+    assert "</script><b>" not in (folder / "review.html").read_text()
+
+
+def test_what_is_missing_is_named(folder):
+    with pytest.raises(FileNotFoundError, match="noise report"):
+        write_review(folder / "no.csv", folder / "data", folder / "review.html")
+    with pytest.raises(FileNotFoundError, match="--data must be the competition folder"):
+        write_review(folder / "clean.csv", folder, folder / "review.html")
+    with pytest.raises(ValueError, match="--oof needs --folds"):
+        review_files(folder / "clean.csv", folder / "data", folder / "r.html", oof=[folder / "oof.csv"])
+
+
+def test_nothing_suspicious_makes_no_page(folder):
+    write_report(folder / "clean.csv", report(30, 0).assign(keep=True))
+    assert "nothing to review" in write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    assert not (folder / "review.html").exists()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,800",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(flag)
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    session.downloads = downloads
+    yield session
+    session.quit()
+
+
+def exported(browser):
+    """The decisions the export button writes."""
+    path = browser.downloads / "decisions.csv"
+    path.unlink(missing_ok=True)
+    browser.find_element("id", "export").click()
+    for _ in range(100):
+        if path.exists() and path.stat().st_size:
+            return read_decisions(path)
+        time.sleep(0.1)
+    raise AssertionError("no decisions.csv came down")
+
+
+def test_a_reviewer_clicks_through(folder, browser):
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    page = (folder / "review.html").as_uri()
+    browser.get(page)
+
+    def cards():
+        return [card.get_attribute("data-id") for card in browser.find_elements("css selector", "article")]
+
+    def press(*keys):
+        for key in keys:
+            browser.find_element("tag name", "body").send_keys(key)
+
+    def choose(select, value):
+        from selenium.webdriver.support.ui import Select
+
+        Select(browser.find_element("id", select)).select_by_value(value)
+
+    assert cards() == [f"{i:03d}.jpg" for i in range(12)]
+    assert "0 of 12 decided" in browser.find_element("id", "progress").text
+    # Keyboard: keep the first, drop the second, take the third's suggestion, call the fourth class 1, undo nothing.
+    press("k", "d", "r", "1")
+    assert "4 of 12 decided: 1 keep, 1 drop, 2 relabel" in browser.find_element("id", "progress").text
+    made = exported(browser).set_index("image_id")
+    assert made["decision"].to_dict() == {
+        "000.jpg": "keep",
+        "001.jpg": "drop",
+        "002.jpg": "relabel",
+        "003.jpg": "relabel",
+    }
+    assert made["label"].to_dict() == {"000.jpg": 0, "001.jpg": 1, "002.jpg": 0, "003.jpg": 1}
+    # The current card went on with each decision: undo takes back none of them, and after a step back the fourth.
+    press("u", "h", "u")
+    assert set(exported(browser)["image_id"]) == {"000.jpg", "001.jpg", "002.jpg"}
+    # Mouse: a button, and a class from the card's own list.
+    fifth = browser.find_element("css selector", 'article[data-id="004.jpg"]')
+    fifth.find_element("css selector", 'button[data-act="drop"]').click()
+    fifth.find_element("css selector", 'select option[value="2"]').click()
+    assert fifth.get_attribute("data-decision") == "relabel"
+    # Filters: by given class, by pair, by state.
+    choose("given", "1")
+    assert cards() == ["001.jpg", "006.jpg", "011.jpg"]
+    choose("given", "")
+    choose("pair", "2>0")
+    assert cards() == ["002.jpg", "007.jpg"]
+    choose("pair", "")
+    choose("state", "open")
+    assert cards() == ["003.jpg", *(f"{i:03d}.jpg" for i in range(5, 12))]
+    choose("state", "all")
+    # Progress outlives the page.
+    browser.get(page)
+    assert "4 of 12 decided: 1 keep, 1 drop, 2 relabel" in browser.find_element("id", "progress").text
+    kept = browser.find_element("css selector", 'article[data-id="000.jpg"]')
+    assert kept.get_attribute("data-decision") == "keep"
+    broken = browser.find_element("css selector", 'article[data-id="005.jpg"] img.photo')
+    assert broken.get_attribute("alt") == "cannot be read"
+    severe = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert not severe
+
+
+def test_two_thousand_photographs_load_only_what_is_near_the_window(folder, browser):
+    frame = report(2000, 2000).assign(image_id=[f"{i:04d}.jpg" for i in range(2000)], keep=True)
+    picture = (folder / "data" / "train_images" / "010.jpg").read_bytes()
+    for name in frame["image_id"]:
+        (folder / "data" / "train_images" / name).write_bytes(picture)
+    write_report(folder / "clean.csv", frame)
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    started = time.monotonic()
+    browser.get((folder / "review.html").as_uri())
+    loaded = "return document.querySelectorAll('img.photo[src]').length"
+    for _ in range(50):
+        if browser.execute_script(loaded):
+            break
+        time.sleep(0.1)
+    assert 0 < browser.execute_script(loaded) < 200
+    assert len(browser.find_elements("css selector", "article")) == 2000
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    last = "return !!document.querySelector('article:last-child img.photo').getAttribute('src')"
+    for _ in range(100):
+        if browser.execute_script(last):
+            break
+        time.sleep(0.1)
+    assert browser.execute_script(last)
+    assert browser.execute_script(loaded) < 1000
+    assert time.monotonic() - started < 60
