@@ -29,8 +29,8 @@ VOTERS = 8
 # The ratio (sure rows' disagreement / all rows') below which flips follow the images, and above which they do not.
 FOLLOWS, INDEPENDENT = 0.25, 0.45
 SUREST = 0.35  # share of rows by which the two kinds are told apart
-COUNTED = 0.6  # share of each predicted class's rows whose disagreement is taken for the noise rate
 PRIOR_ROWS = 20  # weight, in rows, of the overall rate in a class's own
+EXPECTED = 1 / 3  # weight of the best expected F1 against the plain disagreements, where flips follow the images
 MARGIN_POWER = 3  # the margin's weight in the order is the ratio to this power
 
 
@@ -99,7 +99,7 @@ def decide(labels: np.ndarray, parts: Sequence[np.ndarray], fold: np.ndarray) ->
     disagreement = float(disagrees.mean())
     ratio = min(surest_disagreement(evidence, disagrees, SUREST) / max(disagreement, 1e-12), 1.0)
     independent = float(np.clip((ratio - FOLLOWS) / (INDEPENDENT - FOLLOWS), 0, 1))
-    n_wrong = independent * independent_count(evidence, disagrees)
+    n_wrong = independent * independent_count(evidence, disagrees, max(ratio, SUREST))
     n_wrong += (1 - independent) * dependent_count(labels, evidence, fold)
     order = suspicion(labels, parts, ratio**MARGIN_POWER)
     flags = np.zeros(len(labels), bool)
@@ -128,14 +128,17 @@ def surest_disagreement(evidence: np.ndarray, disagrees: np.ndarray, share: floa
     return float(disagrees[smallest(-evidence.max(axis=1), n)].mean())
 
 
-def independent_count(evidence: np.ndarray, disagrees: np.ndarray) -> float:
-    """Wrong labels, if flips do not look at the image: the surest rows' disagreement in each predicted class."""
+def independent_count(evidence: np.ndarray, disagrees: np.ndarray, share: float) -> float:
+    """Wrong labels, if flips do not look at the image: the surest rows' disagreement in each predicted class, for all.
+
+    `share` of the rows count as sure: the fewer errors the members themselves make, the more rows can be believed.
+    """
     top, confidence = evidence.argmax(axis=1), evidence.max(axis=1)
-    overall = surest_disagreement(evidence, disagrees, COUNTED)
+    overall = surest_disagreement(evidence, disagrees, share)
     total = 0.0
     for k in np.unique(top):
         rows = np.flatnonzero(top == k)
-        sure = rows[smallest(-confidence[rows], round(COUNTED * len(rows)))]
+        sure = rows[smallest(-confidence[rows], round(share * len(rows)))]
         total += len(rows) * (disagrees[sure].sum() + PRIOR_ROWS * overall) / (len(sure) + PRIOR_ROWS)
     return min(total, float(disagrees.sum()))
 
@@ -151,4 +154,4 @@ def dependent_count(labels: np.ndarray, evidence: np.ndarray, fold: np.ndarray) 
     wrong = np.sort(1 - p[np.arange(len(labels)), labels])[::-1]
     expected_f1 = 2 * wrong.cumsum() / (np.arange(1, len(wrong) + 1) + wrong.sum())
     best = int(expected_f1.argmax()) + 1
-    return (min(best, 2 * disagreements) + disagreements) / 2
+    return EXPECTED * min(best, 2 * disagreements) + (1 - EXPECTED) * disagreements

@@ -1,0 +1,14 @@
+"""Options that several verbs take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[Path, typer.Option(help="Competition folder: train.csv, train_images/, test_images/.")]
+FoldFile = Annotated[Path, typer.Option("--folds", help="Fold file, as made by the verb folds.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated.")
+]

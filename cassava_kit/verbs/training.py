@@ -1,0 +1,61 @@
+"""Verbs of supervised training: recipes, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cassava_kit.verbs.options import Data, FoldFile, Settings
+
+
+def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print in full.")] = None) -> None:
+    """List the recipes, or print one recipe's full configuration."""
+    from cassava_kit.recipes import recipe, recipe_names
+
+    if name is not None:
+        print(recipe(name).model_dump_json(indent=2))
+        return
+    for listed in recipe_names():
+        print(f"{listed:18} {recipe(listed).about}")
+
+
+def train(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or timm:NAME for any timm model.")],
+    data: Data,
+    folds: FoldFile,
+    fold: Annotated[str, typer.Option(help="Number of the fold to hold out, or 'all'.")] = "all",
+    out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    weights: Annotated[
+        Path | None, typer.Option(help="First weights: .safetensors, or .pth with tensors alone.")
+    ] = None,
+    settings: Settings = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes; 0 loads in the main process.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for decoded pixels, made once (needs the setting train_pixels).")
+    ] = None,
+) -> None:
+    """Train a recipe on all folds but one, and write checkpoint and out-of-fold predictions; 'all' joins the folds."""
+    from cassava_kit.recipes import recipe
+
+    config = recipe(name).with_settings(settings or [])
+    from cassava_kit.data.table import read_competition
+    from cassava_kit.folds import read_folds
+    from cassava_kit.training.recipe_run import train_recipe
+
+    split = read_folds(folds)
+    numbers = list(range(split.n_splits)) if fold == "all" else [split.check_fold(_whole_number(fold, "--fold"))]
+    if weights is not None and not weights.is_file():
+        raise FileNotFoundError(f"no weights file {weights}")
+    table = read_competition(data)
+    train_recipe(config, table, split, out, folds=numbers, weights=weights, limit=limit, workers=workers, cache=cache)
+
+
+def _whole_number(text: str, name: str) -> int:
+    if not text.isdigit():
+        raise ValueError(f"{name} must be a whole number or 'all', got {text!r}")
+    return int(text)
