@@ -28,9 +28,19 @@ class RunConfig(BaseModel):
     epochs: int = Field(10, ge=1, description="Passes over the training rows.")
     batch_size: int = Field(32, ge=1, description="Images in a step, on each device.")
     accumulate: int = Field(1, ge=1, description="Batches whose gradients are summed before a step.")
-    optimizer: Literal["adam", "adamw", "adadelta", "sgd"] = Field("adamw", description="Optimiser.")
+    optimizer: Literal["adam", "adamw", "adadelta", "sgd", "sam"] = Field("adamw", description="Optimiser.")
+    sam_base: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Optimiser whose steps SAM takes.")
+    sam_rho: float = Field(0.05, gt=0, description="How far SAM climbs before it takes the gradient.")
     lr: float = Field(1e-3, gt=0, description="Highest learning rate.")
     backbone_lr_scale: float = Field(1.0, gt=0, le=1, description="Backbone's share of the head's learning rate.")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Each of the backbone's stages learns at this share of the rate of the one above."
+    )
+    unfreeze_every: int = Field(
+        0,
+        ge=0,
+        description="The head learns alone; one more stage is freed every so many epochs. 0: all at once.",
+    )
     weight_decay: float = Field(1e-2, ge=0, description="Weight decay; biases and norms have none.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     clip_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
@@ -54,10 +64,18 @@ class RunConfig(BaseModel):
     plain_epochs: int = Field(0, ge=0, description="Last epochs without mixup and cutmix.")
     ema: float | None = Field(None, gt=0, lt=1, description="Decay of an exponential moving average of the weights.")
 
+    swa_epochs: int = Field(0, ge=0, description="Last epochs whose weights are averaged at their ends; 0 is off.")
+    swa_lr_scale: float = Field(0.1, gt=0, le=1, description="Share of the highest rate while weights are averaged.")
+    ousm: int = Field(0, ge=0, description="Largest losses of a batch that are left out (OUSM); 0 is off.")
+    ousm_after: int = Field(1, ge=0, description="Epochs before losses are left out.")
+
     train_pixels: tuple[int, int] | None = Field(
         None, description="(height, width) to which training images are brought before augmentation; none: as they are."
     )
     augmentation: Literal["none", "light", "strong"] = Field("light", description="Augmentation of training images.")
+    augment_on: Literal["cpu", "device"] = Field(
+        "cpu", description="Augment by albumentations in the loader, or by kornia on the device (needs train_pixels)."
+    )
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(
         "32-true", description="Numbers that a step computes with."
     )
@@ -65,10 +83,13 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
+        if self.swa_epochs >= self.epochs:
+            raise ValueError(f"swa_epochs must be less than epochs ({self.epochs}), got {self.swa_epochs}")
         if self.warmup_epochs and self.schedule in ("onecycle", "plateau"):
             raise ValueError(f"warmup_epochs goes with the schedules cosine and constant, not with {self.schedule}")
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs must be less than epochs ({self.epochs}), got {self.warmup_epochs}")
+        if self.warmup_epochs >= self.epochs - self.swa_epochs:
+            left = f"epochs ({self.epochs}){f' less swa_epochs ({self.swa_epochs})' if self.swa_epochs else ''}"
+            raise ValueError(f"warmup_epochs must be less than {left}, got {self.warmup_epochs}")
         if self.plain_epochs and not (self.mixup or self.cutmix):
             raise ValueError("plain_epochs needs mixup or cutmix; there is nothing to switch off")
         if self.label_smoothing and self.loss in ("focal", "taylor", "symmetric"):
@@ -77,9 +98,37 @@ class RunConfig(BaseModel):
             )
         if self.loss in ("focal", "taylor", "symmetric") and (self.mixup or self.cutmix):
             raise ValueError(f"mixup and cutmix make soft targets, which the loss {self.loss} does not take")
-        if self.backbone_lr_scale != 1 and self.freeze_backbone:
-            raise ValueError("backbone_lr_scale has no effect on a frozen backbone; drop one of the two")
+        for name, plain in (("backbone_lr_scale", 1), ("layer_decay", 1), ("unfreeze_every", 0)):
+            if getattr(self, name) != plain and self.freeze_backbone:
+                raise ValueError(f"{name} has no effect on a frozen backbone; drop one of the two")
+        self._check_optimizer()
+        self._check_averages()
+        if self.ousm >= self.batch_size:
+            raise ValueError(f"ousm must be less than batch_size ({self.batch_size}), got {self.ousm}")
+        if self.augment_on == "device" and self.train_pixels is None:
+            raise ValueError("augment_on=device needs pictures of one size: set e.g. train_pixels=[384,512]")
         return self
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer == "sam":
+            if self.accumulate > 1:
+                raise ValueError("sam takes two gradients of one batch and cannot accumulate; set accumulate=1")
+            if self.precision == "16-mixed":
+                raise ValueError("sam does not go with 16-mixed's loss scaling; set precision=32-true or bf16-mixed")
+        elif {"sam_rho", "sam_base"} & self.model_fields_set and (self.sam_rho, self.sam_base) != (0.05, "sgd"):
+            raise ValueError(f"sam_rho and sam_base go with optimizer=sam, not with {self.optimizer}")
+
+    def _check_averages(self) -> None:
+        if not self.swa_epochs:
+            return
+        for clash, what in (
+            (self.ema is not None, "ema"),
+            (self.select == "best", "select=best"),
+            (self.early_stopping is not None, "early_stopping"),
+            (self.schedule not in ("cosine", "constant"), f"schedule={self.schedule}"),
+        ):
+            if clash:
+                raise ValueError(f"swa_epochs goes with whole runs on a cosine or constant schedule, not with {what}")
 
     def with_settings(self, settings: Sequence[str]) -> RunConfig:
         """This configuration with `name=value` settings applied; values are JSON, or plain strings."""

@@ -1,4 +1,4 @@
-"""Losses for noisy labels; logits (N, K), targets (N,) classes or (N, K) probabilities, the batch's mean returned."""
+"""Losses for noisy labels: logits (N, K), targets (N,) classes or (N, K) probabilities -> losses (N,)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def smooth_targets(targets: Tensor, n_classes: int, smoothing: float) -> Tensor:
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with label smoothing; torch's own."""
-    return F.cross_entropy(_at_least_float(logits), targets, label_smoothing=smoothing)
+    return F.cross_entropy(_at_least_float(logits), targets, label_smoothing=smoothing, reduction="none")
 
 
 def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
     """Focal loss -(1 - p)^gamma log p. Lin et al. 2017, equation 4."""
     log_p = F.log_softmax(_at_least_float(logits), dim=1).gather(1, targets[:, None]).squeeze(1)
     one_minus_p = -torch.expm1(log_p)
-    return -(one_minus_p.clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma * log_p).mean()
+    return -(one_minus_p.clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma * log_p)
 
 
 def taylor_cross_entropy(logits: Tensor, targets: Tensor, order: float = 2) -> Tensor:
@@ -41,7 +41,7 @@ def taylor_cross_entropy(logits: Tensor, targets: Tensor, order: float = 2) -> T
         raise ValueError(f"order must be a whole number of at least 1, got {order}")
     p = F.softmax(_at_least_float(logits), dim=1).gather(1, targets[:, None]).squeeze(1)
     terms = [(1 - p) ** i / i for i in range(1, int(order) + 1)]
-    return torch.stack(terms).sum(dim=0).mean()
+    return torch.stack(terms).sum(dim=0)
 
 
 def symmetric_cross_entropy(
@@ -50,7 +50,7 @@ def symmetric_cross_entropy(
     """Symmetric cross-entropy alpha CE + beta RCE, log 0 taken as `log_zero`. Wang et al. 2019, equations 5 and 6."""
     logits = _at_least_float(logits)
     p = F.softmax(logits, dim=1).gather(1, targets[:, None]).squeeze(1)
-    return alpha * F.cross_entropy(logits, targets) + beta * (-log_zero * (1 - p)).mean()
+    return alpha * F.cross_entropy(logits, targets, reduction="none") + beta * -log_zero * (1 - p)
 
 
 def bi_tempered(
@@ -66,7 +66,7 @@ def bi_tempered(
     soft = smooth_targets(targets, logits.shape[1], smoothing).to(logits.dtype)
     p = tempered_softmax(logits, t2, steps)
     log_ratio = log_t(soft, t1) - log_t(p, t1)
-    return (soft * log_ratio - (soft ** (2 - t1) - p ** (2 - t1)) / (2 - t1)).sum(dim=1).mean()
+    return (soft * log_ratio - (soft ** (2 - t1) - p ** (2 - t1)) / (2 - t1)).sum(dim=1)
 
 
 def log_t(x: Tensor, t: float) -> Tensor:
@@ -95,7 +95,7 @@ def tempered_softmax(logits: Tensor, t: float, steps: int = 20) -> Tensor:
 
 
 def make_loss(config: RunConfig) -> Loss:
-    """The loss a configuration names, bound to its parameters; ValueError for a parameter it does not have."""
+    """The loss a configuration names, a value a row, bound to its parameters; ValueError for one it does not have."""
     import inspect
 
     functions: dict[str, Callable[..., Tensor]] = {

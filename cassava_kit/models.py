@@ -86,6 +86,52 @@ def freeze_backbone(model: nn.Module) -> None:
         parameter.requires_grad_(name in head)
 
 
+def stages(model: nn.Module) -> list[list[str]]:
+    """Names of the backbone's parameters stage by stage, the stem first, as timm groups them; the head is none of them.
+
+    A ResNet's stages are its stem and layers, a ViT's its embedding and blocks.
+    """
+    from timm.models import group_parameters
+
+    if not hasattr(model, "group_matcher"):
+        raise ValueError(
+            f"{type(model).__name__} names no stages, which layer_decay and unfreeze_every need"
+        )
+    head = head_parameters(model)
+    groups = group_parameters(model, model.group_matcher(coarse=True))
+    named = [[name for name in groups[depth] if name not in head] for depth in sorted(groups)]
+    return [names for names in named if names]
+
+
+def stage_modules(model: nn.Module) -> list[nn.Module]:
+    """Modules that hold a stage each, outermost alone: what a sharding strategy gathers and frees at a time."""
+    found: list[str] = []
+    for names in stages(model):
+        prefix = _common_module(names)
+        if prefix and not any(prefix == known or prefix.startswith(f"{known}.") for known in found):
+            found.append(prefix)
+    return [model.get_submodule(name) for name in found]
+
+
+def _common_module(parameters: list[str]) -> str:
+    """Dotted name of the innermost module that holds all these parameters; empty for the model itself."""
+    parts = [name.split(".")[:-1] for name in parameters]
+    common: list[str] = []
+    for step in zip(*parts, strict=False):
+        if len(set(step)) > 1:
+            break
+        common.append(step[0])
+    return ".".join(common)
+
+
+def free_stages(model: nn.Module, n: int) -> None:
+    """Give the gradient to the head and the top `n` stages, and take it from the stages below."""
+    parts = stages(model)
+    frozen = {name for names in parts[: max(0, len(parts) - n)] for name in names}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
 def keep_frozen(model: nn.Module) -> None:
     """Put modules all of whose own parameters are frozen into eval mode, so that BatchNorm statistics stand still."""
     for module in model.modules():

@@ -41,22 +41,22 @@ def test_label_smoothing_is_cross_entropy_against_the_spread_target():
     total = 0.0
     for p, label in zip(softmax_rows(logits), targets.tolist(), strict=True):
         total -= sum((0.8 * (k == label) + 0.2 / 5) * math.log(p[k]) for k in range(5))
-    assert cross_entropy(logits, targets, 0.2).item() == pytest.approx(total / len(targets), abs=1e-12)
+    assert cross_entropy(logits, targets, 0.2).mean().item() == pytest.approx(total / len(targets), abs=1e-12)
 
 
 def test_focal_is_its_formula():
     logits, targets = batch()
     terms = [-((1 - p[y]) ** 2) * math.log(p[y]) for p, y in zip(softmax_rows(logits), targets.tolist(), strict=True)]
-    assert focal(logits, targets).item() == pytest.approx(np.mean(terms), abs=1e-12)
+    assert focal(logits, targets).mean().item() == pytest.approx(np.mean(terms), abs=1e-12)
 
 
 def test_taylor_is_its_formula_and_nears_cross_entropy():
     logits, targets = batch()
     p = [row[y] for row, y in zip(softmax_rows(logits), targets.tolist(), strict=True)]
     expected = np.mean([(1 - q) + (1 - q) ** 2 / 2 for q in p])
-    assert taylor_cross_entropy(logits, targets, 2).item() == pytest.approx(expected, abs=1e-12)
+    assert taylor_cross_entropy(logits, targets, 2).mean().item() == pytest.approx(expected, abs=1e-12)
     near = taylor_cross_entropy(logits / 10, targets, 200)
-    assert near.item() == pytest.approx(F.cross_entropy(logits / 10, targets).item(), abs=1e-6)
+    assert near.mean().item() == pytest.approx(F.cross_entropy(logits / 10, targets).item(), abs=1e-6)
 
 
 def test_symmetric_is_its_formula():
@@ -65,7 +65,7 @@ def test_symmetric_is_its_formula():
     for p, y in zip(softmax_rows(logits), targets.tolist(), strict=True):
         reverse = -sum(p[k] * (0.0 if k == y else -4.0) for k in range(5))
         terms.append(0.1 * -math.log(p[y]) + 1.0 * reverse)
-    assert symmetric_cross_entropy(logits, targets).item() == pytest.approx(np.mean(terms), abs=1e-12)
+    assert symmetric_cross_entropy(logits, targets).mean().item() == pytest.approx(np.mean(terms), abs=1e-12)
 
 
 def test_tempered_softmax_solves_its_equation():
@@ -84,8 +84,8 @@ def test_bi_tempered_is_its_formula_and_has_cross_entropy_as_its_limit():
     for row, y in zip(p.tolist(), targets.tolist(), strict=True):
         log_t = [(q**0.2 - 1) / 0.2 for q in row]
         expected += sum((k == y) * (0.0 - log_t[k]) - ((k == y) - row[k] ** 1.2) / 1.2 for k in range(5))
-    assert bi_tempered(logits, targets, 0.8, 1.4, steps=200).item() == pytest.approx(expected / len(p), abs=1e-9)
-    assert bi_tempered(logits, targets, 1.0, 1.0).item() == pytest.approx(
+    assert bi_tempered(logits, targets, 0.8, 1.4, steps=200).mean().item() == pytest.approx(expected / len(p), abs=1e-9)
+    assert bi_tempered(logits, targets, 1.0, 1.0).mean().item() == pytest.approx(
         F.cross_entropy(logits, targets).item(), abs=1e-9
     )
 
@@ -103,15 +103,36 @@ def test_loss_and_gradient_are_finite_at_extreme_logits(loss, dtype):
         logits = (torch.eye(5) * 1e4 * sign).to(dtype).requires_grad_()
         for targets in (torch.arange(5), torch.arange(5).roll(1)):
             logits.grad = None
-            value = make_loss(config(loss))(logits, targets)
+            value = make_loss(config(loss))(logits, targets).mean()
             value.backward()
             assert torch.isfinite(value) and torch.isfinite(logits.grad).all()
 
 
 @pytest.mark.parametrize("loss", ALL)
+def test_each_row_has_its_own_loss(loss):
+    logits, targets = batch()
+    whole = make_loss(config(loss))(logits, targets)
+    assert whole.shape == (64,)
+    assert torch.allclose(whole[3:5], make_loss(config(loss))(logits[3:5], targets[3:5]))
+
+
+@pytest.mark.parametrize("loss", ALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loss_is_finite_and_the_same_under_autocast(loss, dtype):
+    logits, targets = batch()
+    weight = torch.eye(5, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        value = make_loss(config(loss))((logits.float() * 100) @ weight, targets).mean()
+    value.backward()
+    exact = make_loss(config(loss))((logits.float() * 100).to(dtype), targets).mean()
+    assert torch.isfinite(weight.grad).all()
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ALL)
 def test_gradient_points_to_the_label(loss):
     logits = torch.zeros(4, 5, requires_grad=True)
-    make_loss(config(loss))(logits, torch.tensor([0, 1, 2, 3])).backward()
+    make_loss(config(loss))(logits, torch.tensor([0, 1, 2, 3])).mean().backward()
     assert (logits.grad.argmin(dim=1) == torch.tensor([0, 1, 2, 3])).all()
 
 
@@ -128,6 +149,6 @@ def test_unknown_parameter_of_a_loss_is_refused():
     with pytest.raises(ValueError, match="has no parameter gama; it has gamma"):
         make_loss(config("focal", loss_args={"gama": 2}))
     logits, targets = batch()
-    assert make_loss(config("focal", loss_args={"gamma": 0}))(logits, targets).item() == pytest.approx(
+    assert make_loss(config("focal", loss_args={"gamma": 0}))(logits, targets).mean().item() == pytest.approx(
         F.cross_entropy(logits, targets).item()
     )

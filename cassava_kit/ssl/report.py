@@ -21,7 +21,8 @@ from cassava_kit.ssl.evaluate import (
     knn_probs,
     linear_probs,
 )
-from cassava_kit.training.fit import Session, TrainData, check_table, train_fold, usable_rows
+from cassava_kit.training.fit import train_fold
+from cassava_kit.training.rows import Session, TrainData, check_table, usable_rows
 
 RANDOM = "random"
 SHARES = (0.01, 0.1, 1.0)

@@ -64,7 +64,10 @@ class Resume(L.Callback):
         self.path = run_dir / RESUME_FILE
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save everything that training needs, atomically."""
+        """Save everything that training needs, atomically; every process takes part, the first one writes."""
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.path)
+            return
         with atomic_path(self.path) as temporary:
             trainer.save_checkpoint(temporary)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning as L
@@ -14,84 +13,155 @@ from torch.nn import functional as F
 from cassava_kit.config import RunConfig
 from cassava_kit.data.transforms import normalize
 from cassava_kit.losses import make_loss
-from cassava_kit.models import create_model, freeze_backbone, head_parameters, image_statistics, keep_frozen
+from cassava_kit.models import create_model, free_stages, freeze_backbone, image_statistics, keep_frozen, stage_modules
+from cassava_kit.noise.decisions import without_largest
+from cassava_kit.training.averaging import make_ema, make_swa
+from cassava_kit.training.devices import Devices, process_place, shard
+from cassava_kit.training.optimizers import make_optimizer, parameter_groups, with_schedule
+from cassava_kit.training.sam import SAM
+
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class Classifier(L.LightningModule):
-    """Trains on batches `(uint8 images (B, 3, H, W), labels (B,), indices (B,))`; logs losses and accuracy by epoch."""
+    """Trains on batches `(uint8 images (B, 3, H, W), labels (B,), indices (B,))`; logs losses and accuracy by epoch.
 
-    def __init__(self, config: RunConfig, n_classes: int, steps_per_epoch: int) -> None:
+    `row_weights` (n,), by index, multiply the losses of the training rows; none: all count the same.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        classes: tuple[str, ...],
+        steps_per_epoch: int,
+        *,
+        devices: Devices | None = None,
+        row_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.n_classes = n_classes
+        self.classes, self.n_classes = classes, len(classes)
+        self.devices = devices or Devices()
+        self.row_weights: Tensor | None
+        self.register_buffer("row_weights", row_weights, persistent=False)
         self.total_steps = config.epochs * steps_per_epoch
         self.warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-        model = create_model(config.model, n_classes, model_args=config.model_args, head=config.head)
+        model = create_model(config.model, self.n_classes, model_args=config.model_args, head=config.head)
         # Channels last: convolutions run 1.3 to 1.5 times faster on a CPU, and on tensor cores.
         self.model = model.to(memory_format=torch.channels_last)
         self.mean, self.std = image_statistics(self.model)
         self.loss = make_loss(config)
-        self.mix = make_mixing(config, n_classes)
+        self.mix = make_mixing(config, self.n_classes)
+        self.augment = make_augmentation(config)
         if config.freeze_backbone:
             freeze_backbone(self.model)
         self.ema = make_ema(self.model, config)
+        self.swa = make_swa(self.model, config)
+        self.seen: list[Tensor] = []
 
     @property
     def inference_model(self) -> nn.Module:
-        """The weights that are validated and kept: the moving average where there is one."""
-        return self.ema.module if self.ema is not None else self.model
+        """The weights that are kept: an average where there is one."""
+        if self.ema is not None:
+            return self.ema.module
+        return self.swa.module if self.swa is not None else self.model
+
+    def configure_model(self) -> None:
+        """Spread the parameters over the processes, where the strategy is FSDP2."""
+        if self.devices.strategy == "fsdp" and not hasattr(self, "sharded"):
+            shard(self.model, self.device_mesh["data_parallel"], stage_modules(self.model))
+            self.sharded = True
 
     def pictures(self, images: Tensor) -> Tensor:
         """Normalised pictures (B, 3, H, W), channels last in memory, of uint8 images."""
         return normalize(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
+    def training_pictures(self, images: Tensor) -> Tensor:
+        """Normalised pictures of a training batch, augmented here where the device does it."""
+        return self.pictures(images if self.augment is None else self.augment(images))
+
     def on_train_epoch_start(self) -> None:
         """Seed each epoch by its number, so that a resumed run draws what an unbroken one would have drawn."""
         seed = (self.config.seed * 1_000_003 + self.current_epoch) % 2**32
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + process_place()[0])
         np.random.seed(seed)
+        if self.config.unfreeze_every:
+            free_stages(self.model, self.current_epoch // self.config.unfreeze_every)
         keep_frozen(self.model)
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: Batch, _: int) -> Tensor:
         """Loss of one batch, mixed where the configuration says so."""
-        images, targets, _ = batch
-        images = self.pictures(images)
+        images, labels, indices = batch
+        images, targets = self.training_pictures(images), labels
         if self.mix is not None and self.current_epoch < self.config.epochs - self.config.plain_epochs:
-            images, targets = self.mix(images, targets)
-        loss = self.loss(self.model(images), targets)
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(images))
+            images, targets = self.mix(images, labels)
+        logits = self.model(images)
+        weights = None if self.row_weights is None else self.row_weights[indices]
+        n_left_out = self.config.ousm if self.current_epoch >= self.config.ousm_after else 0
+        loss = without_largest(self.loss(logits, targets), n_left_out, weights=weights)
+        if not self.climbing:
+            aimed = targets.argmax(dim=1) if targets.ndim == 2 else targets
+            size = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": len(images)}
+            self.log("train_loss", loss.detach(), **size)
+            self.log("train_accuracy", (logits.detach().argmax(dim=1) == aimed).float().mean(), **size)
         return loss
 
-    def on_before_zero_grad(self, _: Any) -> None:
-        """Move the average once for each optimiser step, not for each batch."""
+    @property
+    def climbing(self) -> bool:
+        """Whether SAM takes the gradient at its higher point: such a pass is no step, and is not logged."""
+        optimizer = self.trainer.optimizers[0]
+        return isinstance(optimizer, SAM) and optimizer.climbing
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step, and move the exponential average once for each."""
+        super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> None:
-        """Cross-entropy and accuracy against the given labels, without smoothing: comparable between losses."""
-        images, targets, _ = batch
-        logits = self.inference_model(self.pictures(images)).float()
-        predicted = logits.argmax(dim=1)
-        size = {"on_epoch": True, "sync_dist": True, "batch_size": len(images)}
-        self.log("val_loss", F.cross_entropy(logits, targets), **size)
-        self.log("val_accuracy", (predicted == targets).float().mean(), **size)
-        counts = torch.bincount(predicted, minlength=self.n_classes)
+    def on_train_epoch_end(self) -> None:
+        """Add this epoch's weights to the plain average, once it has begun."""
+        if self.swa is not None and self.current_epoch >= self.config.epochs - self.config.swa_epochs:
+            self.swa.update_parameters(self.model)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Cross-entropy and class of each picture, without smoothing: comparable between losses.
+
+        A plain average (SWA) is not looked at before the end: until then its BatchNorm statistics are not its own.
+        """
+        images, targets, indices = batch
+        model = self.model if self.swa is not None else self.inference_model
+        logits = model(self.pictures(images)).float()
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        self.seen.append(torch.stack([indices, losses, logits.argmax(dim=1), targets], dim=1).double())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all rows, each counted once, whichever process saw it."""
+        rows = every_row_once(torch.cat(self.seen))
+        self.seen.clear()
+        self.log("val_loss", rows[:, 1].mean().float())
+        self.log("val_accuracy", (rows[:, 2] == rows[:, 3]).float().mean())
         for k in range(self.n_classes):
-            self.log(f"val_share_{k}", counts[k] / len(images), **size)
+            self.log(f"val_share_{k}", (rows[:, 2] == k).float().mean())
 
     def configure_optimizers(self) -> Any:
-        """The optimiser over backbone and head, decayed and not, with its schedule."""
-        optimizer = make_optimizer(parameter_groups(self.model, self.config), self.config)
+        """The optimiser over the stages of backbone and head, decayed and not, with its schedule."""
+        sharded = self.devices.strategy == "ddp_sharded"
+        optimizer = make_optimizer(parameter_groups(self.model, self.config), self.config, sharded=sharded)
         return with_schedule(optimizer, self.config, self.total_steps, self.warmup_steps)
 
 
-def make_ema(model: nn.Module, config: RunConfig) -> Any:
-    """timm's exponential moving average of the weights, or None."""
-    if config.ema is None:
-        return None
-    from timm.utils import ModelEmaV3
-
-    return ModelEmaV3(model, decay=config.ema, use_warmup=True)
+def every_row_once(rows: Tensor) -> Tensor:
+    """The rows (index first) of all processes, ordered by index; one that two processes saw is taken once."""
+    _, world = process_place()
+    if world > 1:
+        parts = [torch.empty_like(rows) for _ in range(world)]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        rows = torch.cat(parts)
+    order = torch.argsort(rows[:, 0], stable=True)
+    rows = rows[order]
+    first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    first[1:] = rows[1:, 0] != rows[:-1, 0]
+    return rows[first]
 
 
 def make_mixing(config: RunConfig, n_classes: int) -> Any:
@@ -103,52 +173,10 @@ def make_mixing(config: RunConfig, n_classes: int) -> Any:
     return Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=n_classes)
 
 
-def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by part (backbone, head) and by whether they decay; vectors and biases do not."""
-    head = head_parameters(model)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name in head, parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": config.lr * (1.0 if in_head else config.backbone_lr_scale),
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (in_head, decays), parameters in groups.items()
-    ]
+def make_augmentation(config: RunConfig) -> nn.Module | None:
+    """kornia's augmentation on the device, or None where the loader augments."""
+    if config.augment_on == "cpu":
+        return None
+    from cassava_kit.data.device_augment import DeviceAugment
 
-
-def make_optimizer(groups: list[dict[str, Any]], config: RunConfig) -> torch.optim.Optimizer:
-    """torch's optimiser of that name over parameter groups that carry their own rates."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}
-    optimizer: torch.optim.Optimizer = kinds[config.optimizer](groups, lr=config.lr)
-    return optimizer
-
-
-def with_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, total_steps: int, warmup_steps: int) -> Any:
-    """What Lightning's `configure_optimizers` returns for the configured schedule."""
-    schedulers = torch.optim.lr_scheduler
-    if config.schedule == "plateau":
-        patience = max(1, (config.early_stopping or 6) // 3)
-        plateau = schedulers.ReduceLROnPlateau(optimizer, factor=0.3, patience=patience)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
-    if config.schedule == "onecycle":
-        rates = [group["lr"] for group in optimizer.param_groups]
-        schedule: Any = schedulers.OneCycleLR(optimizer, rates, total_steps=total_steps + 1, pct_start=0.25)
-    else:
-        schedule = schedulers.LambdaLR(optimizer, lambda step: rate_factor(step, config, total_steps, warmup_steps))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def rate_factor(step: int, config: RunConfig, total_steps: int, warmup_steps: int) -> float:
-    """Share of the highest rate at a step: linear warm-up, then constant or half a cosine down to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if config.schedule == "constant":
-        return 1.0
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return DeviceAugment(config.augmentation, (config.image_size, config.image_size))

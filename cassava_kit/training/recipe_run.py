@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +15,12 @@ from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.config import RunConfig
 from cassava_kit.data.table import TrainTable
 from cassava_kit.folds import Folds
-from cassava_kit.oof import Score, accuracy
-from cassava_kit.training.fit import FoldResult, Session, TrainData, fill_cache, join_runs, train_fold
+from cassava_kit.oof import Score, accuracy, majority
+from cassava_kit.training.devices import is_main
+from cassava_kit.training.fit import train_fold
+from cassava_kit.training.loaders import fill_cache
+from cassava_kit.training.rows import Session, TrainData, check_session
+from cassava_kit.training.run_dir import FoldResult, join_runs
 
 
 @dataclass(frozen=True)
@@ -42,35 +46,40 @@ def train_recipe(
     out: Path,
     *,
     folds: Sequence[int] | None = None,
-    weights: Path | None = None,
-    limit: int | None = None,
-    workers: int = 0,
-    cache: Path | None = None,
     competition: Competition = CASSAVA,
+    session: Session | None = None,
 ) -> RecipeResult:
-    """Train a recipe on each of `folds` (default: all) and say what came out, a line a fold."""
-    console = Console(stderr=True, file=sys.stderr)
+    """Train a recipe on each of `folds` (default: all) and say what came out, a line a fold.
+
+    The session's progress bar and its voice are made here.
+    """
+    session = session or Session()
+    console = Console(stderr=True, file=sys.stderr, quiet=not is_main())
     numbers = list(range(split.n_splits)) if folds is None else list(folds)
     data = TrainData(table, split, competition)
+    check_session(config, data, session)
     results = []
-    if cache is not None:
-        fill_cache(config, data, cache)
+    if session.cache is not None:
+        fill_cache(config, data.paths(split.frame), session.cache)
     with training_bar(console) as progress:
         tell = partial(progress.console.print, soft_wrap=True, highlight=False)
-        session = Session(weights, limit, workers=workers, cache=cache, progress=progress, tell=tell)
+        session = replace(session, progress=progress, tell=tell)
         for fold in numbers:
             result = train_fold(config, data, fold, out, session=session)
             how = "reused" if result.reused else f"{result.seconds:.0f} s"
-            progress.console.print(
-                f"{config.recipe} fold {fold}: {result.score} out of fold ({how})", highlight=False, soft_wrap=True
-            )
+            tell(f"{config.recipe} fold {fold}: {result.score} out of fold ({how})")
             results.append(result)
     seconds = sum(0.0 if result.reused else result.seconds for result in results)
-    if len(numbers) < split.n_splits:
+    if len(numbers) < split.n_splits or not is_main():
         return RecipeResult(config, tuple(results), None, None, seconds)
     path, whole = join_runs(results, split, out, config.recipe)
-    score = accuracy(split.frame["label"].to_numpy(), whole.probabilities)
-    print(f"{config.recipe}: OOF accuracy {score} on {score.n} given labels: {path}", file=sys.stderr)
+    labels = split.frame["label"].to_numpy()
+    score = accuracy(labels, whole.probabilities)
+    console.print(
+        f"{config.recipe}: OOF accuracy {score} on {score.n} given labels (majority class {majority(labels)}): {path}",
+        soft_wrap=True,
+        highlight=False,
+    )
     return RecipeResult(config, tuple(results), path, score, seconds)
 
 

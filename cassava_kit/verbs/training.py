@@ -22,7 +22,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print in 
 
 
 def train(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or timm:NAME for any timm model.")],
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, timm:NAME, or logreg.")],
     data: Data,
     folds: FoldFile,
     fold: Annotated[str, typer.Option(help="Number of the fold to hold out, or 'all'.")] = "all",
@@ -34,10 +34,22 @@ def train(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
     ] = None,
+    clean: Annotated[Path | None, typer.Option(help="Noise report of the verb clean, for the training rows.")] = None,
+    clean_action: Annotated[
+        str, typer.Option(help="What happens to rows it would not keep: drop, flip to the other label, or weight.")
+    ] = "drop",
+    devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes where there is none.")] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="auto, ddp, ddp_sharded (optimiser spread, ZeRO-1) or fsdp (weights spread too, FSDP2).")
+    ] = "auto",
+    num_nodes: Annotated[
+        int, typer.Option(min=1, help="Machines; each runs this command, with MASTER_ADDR and NODE_RANK set.")
+    ] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes; 0 loads in the main process.")] = 0,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for decoded pixels, made once (needs the setting train_pixels).")
     ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's log into the run.")] = False,
 ) -> None:
     """Train a recipe on all folds but one, and write checkpoint and out-of-fold predictions; 'all' joins the folds."""
     from cassava_kit.recipes import recipe
@@ -45,14 +57,25 @@ def train(
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.data.table import read_competition
     from cassava_kit.folds import read_folds
+    from cassava_kit.training.devices import Devices
     from cassava_kit.training.recipe_run import train_recipe
+    from cassava_kit.training.rows import Session
 
     split = read_folds(folds)
     numbers = list(range(split.n_splits)) if fold == "all" else [split.check_fold(_whole_number(fold, "--fold"))]
     if weights is not None and not weights.is_file():
         raise FileNotFoundError(f"no weights file {weights}")
-    table = read_competition(data)
-    train_recipe(config, table, split, out, folds=numbers, weights=weights, limit=limit, workers=workers, cache=cache)
+    session = Session(
+        weights=weights,
+        limit=limit,
+        clean=clean,
+        clean_action=clean_action,
+        devices=Devices(devices, strategy, num_nodes),
+        workers=workers,
+        cache=cache,
+        tensorboard=tensorboard,
+    )
+    train_recipe(config, read_competition(data), split, out, folds=numbers, session=session)
 
 
 def _whole_number(text: str, name: str) -> int:

@@ -14,7 +14,7 @@ from cassava_kit.models import create_model
 from cassava_kit.oof import accuracy_of
 from cassava_kit.ssl.evaluate import linear_probs
 from cassava_kit.ssl.report import Result, judge, labelled_rows, probe_oof, ssl_report
-from cassava_kit.training.fit import TrainData
+from cassava_kit.training.rows import TrainData
 
 CONFIG = RunConfig(
     recipe="tiny",

@@ -16,7 +16,8 @@ from cassava_kit.oof import check_oof
 from cassava_kit.predictions import read_predictions
 from cassava_kit.recipes import recipe, recipe_names
 from cassava_kit.training.callbacks import Resume
-from cassava_kit.training.fit import Session, TrainData, train_fold
+from cassava_kit.training.fit import train_fold
+from cassava_kit.training.rows import Session, TrainData
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import train_recipe
 

@@ -1,0 +1,50 @@
+"""The training augmentation by kornia, on the device that trains; imported late, as kornia takes a second."""
+
+from __future__ import annotations
+
+import kornia.augmentation as K
+import torch
+from torch import Tensor, nn
+
+
+class DeviceAugment(nn.Module):
+    """(B, 3, H, W) uint8 pictures of one size -> augmented (B, 3, *size) uint8 pictures, on their own device.
+
+    `light` and `strong` mean what they mean in `augment`, transform by transform, each picture with its own draws from
+    torch's random state; `none` resizes alone.
+    """
+
+    def __init__(self, name: str, size: tuple[int, int]) -> None:
+        super().__init__()
+        transforms = {
+            "none": [K.Resize(size, antialias=True)],
+            "light": light(size),
+            "strong": [*light(size), *strong(size)],
+        }
+        if name not in transforms:
+            raise ValueError(f"augmentation must be one of {', '.join(transforms)}, got {name!r}")
+        self.size = size
+        self.transforms = K.AugmentationSequential(*transforms[name], data_keys=["input"])
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Augment a batch."""
+        return self.transforms(images.float() / 255).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def light(size: tuple[int, int]) -> list[nn.Module]:
+    """Crops, and the eight symmetries of a square."""
+    crop = K.RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(0.75, 4 / 3))
+    flips: list[nn.Module] = [K.RandomHorizontalFlip(p=0.5), K.RandomVerticalFlip(p=0.5)]
+    # A picture turned by a quarter keeps its shape only if it is square.
+    return [crop, *flips, K.RandomRotation90((0, 1), p=0.5)] if size[0] == size[1] else [crop, *flips]
+
+
+def strong(size: tuple[int, int]) -> list[nn.Module]:
+    """Small shifts and turns, light and colour, and a hole."""
+    side = 0.085**2  # the mean hole of `augment.strong`, as a share of the area
+    return [
+        K.RandomAffine(45, translate=(0.0625, 0.0625), scale=(0.9, 1.1), padding_mode="reflection", p=0.5),
+        K.ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.3, hue=20 / 180, p=0.5),
+        *(K.RandomErasing(scale=(0.5 * side, 2 * side), ratio=(0.5, 2.0), p=0.25) for _ in range(4)),
+    ]

@@ -1,0 +1,46 @@
+"""Averages of a model's weights along its training: exponential (timm's) and stochastic weight averaging (torch's)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cassava_kit.config import RunConfig
+
+
+def make_ema(model: nn.Module, config: RunConfig) -> Any:
+    """timm's exponential moving average of the weights, or None."""
+    if config.ema is None:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay=config.ema, use_warmup=True)
+
+
+def make_swa(model: nn.Module, config: RunConfig) -> torch.optim.swa_utils.AveragedModel | None:
+    """torch's plain average of the weights after each of the last epochs, or None. Izmailov et al. 2018."""
+    return torch.optim.swa_utils.AveragedModel(model) if config.swa_epochs else None
+
+
+@torch.no_grad()
+def renew_statistics(model: nn.Module, batches: Iterable[Any], pictures: Callable[[Any], Tensor]) -> None:
+    """Compute BatchNorm's running statistics anew for averaged weights, as plain means over all batches."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in norms if module.track_running_stats]
+    if not norms:
+        return
+    device = next(model.parameters()).device
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # the cumulative mean
+    was_training = model.training
+    model.train()
+    for batch in batches:
+        model(pictures(batch[0].to(device)))
+    model.train(was_training)
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum

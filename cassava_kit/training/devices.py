@@ -1,0 +1,131 @@
+"""How many devices a run trains on, and how the work is spread: Lightning's strategies on torch.distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cassava_kit.config import RunConfig
+
+STRATEGIES = ("auto", "ddp", "ddp_sharded", "fsdp")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Devices on each machine, machines, and the strategy.
+
+    `ddp` copies the model to every process and averages gradients; `ddp_sharded` does so with the optimiser's state
+    spread over the processes (ZeRO-1, Rajbhandari et al. 2020); `fsdp` spreads parameters and gradients as well
+    (FSDP2). With more than one machine, each runs the same command with MASTER_ADDR, MASTER_PORT and NODE_RANK set, on
+    a common file system.
+    """
+
+    devices: int = 1
+    strategy: str = "auto"
+    num_nodes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
+        if self.devices < 1 or self.num_nodes < 1:
+            raise ValueError(f"devices and num_nodes must be at least 1, got {self.devices} and {self.num_nodes}")
+        if self.processes == 1 and self.strategy in ("ddp_sharded", "fsdp"):
+            raise ValueError(f"strategy {self.strategy} shards over processes: give --devices 2 or more")
+
+    @property
+    def processes(self) -> int:
+        """Processes in all, one a device."""
+        return self.devices * self.num_nodes
+
+
+def check_devices(devices: Devices, config: RunConfig) -> None:
+    """ValueError for more GPUs than there are, and for what a strategy cannot do."""
+    found = torch.cuda.device_count()
+    if found and devices.devices > found:
+        raise ValueError(f"--devices {devices.devices}: this machine has {found} GPUs")
+    if devices.processes == 1:
+        return
+    spread = {"fsdp": ("sam", "ema", "swa_epochs", "unfreeze_every"), "ddp_sharded": ("sam", "unfreeze_every")}
+    in_use = {
+        "sam": config.optimizer == "sam",
+        "ema": config.ema is not None,
+        "swa_epochs": bool(config.swa_epochs),
+        "unfreeze_every": bool(config.unfreeze_every),
+    }
+    clash = [name for name in spread.get(devices.strategy, ("unfreeze_every",)) if in_use[name]]
+    if clash:
+        raise ValueError(f"{clash[0]} does not go with strategy {devices.strategy}; use one device")
+
+
+def make_strategy(devices: Devices) -> Any:
+    """Lightning's strategy: gloo between CPU processes, NCCL between GPUs."""
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+    if devices.processes == 1:
+        return "auto"
+    if devices.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=devices.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return DDPStrategy()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return bool(rank_zero_only.rank == 0)
+
+
+def process_place() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) before and without a process group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def zero_optimizer(
+    groups: list[dict[str, Any]], kind: type[torch.optim.Optimizer], arguments: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """torch's ZeRO-1 optimiser: each process keeps the state of its own share of the parameters."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **arguments)
+
+
+def shard(model: nn.Module, mesh: Any, blocks: Iterable[nn.Module]) -> None:
+    """FSDP2: the blocks, then what is left, keep a part of their parameters in each process of the mesh."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's full weights, gathered from all processes where they are spread; every process calls it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    if not any(hasattr(value, "full_tensor") for value in model.state_dict().values()):
+        return dict(model.state_dict())
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def state_elements(optimizer: torch.optim.Optimizer) -> list[int]:
+    """Numbers that each process keeps in the optimiser's state; every process calls it."""
+    own = 0
+    inner = getattr(optimizer, "optim", optimizer)
+    for values in inner.state.values():
+        for value in values.values():
+            if isinstance(value, torch.Tensor) and value.ndim:
+                own += (value.to_local() if hasattr(value, "to_local") else value).numel()
+    _, world = process_place()
+    if world == 1:
+        return [own]
+    counts: list[int] = [0] * world
+    torch.distributed.all_gather_object(counts, own)
+    return counts

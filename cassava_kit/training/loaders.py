@@ -1,0 +1,137 @@
+"""Rows of a table as batches: what is loaded, at which size, in which order, and by which process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sized
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from cassava_kit.config import RunConfig
+from cassava_kit.data.cache import open_cache
+from cassava_kit.data.dataset import ImageDataset, collate
+from cassava_kit.data.images import load_image, read_image
+from cassava_kit.data.transforms import train_transform
+from cassava_kit.training.devices import process_place
+
+Load = Callable[[Path], np.ndarray]
+
+
+class Batches(L.LightningDataModule):
+    """Training rows shuffled and augmented, validation rows plain and in order; each process gets its own share."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        training: ImageDataset,
+        validation: ImageDataset,
+        *,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config, self.training, self.validation, self.workers = config, training, validation, workers
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of (uint8 images, labels, indices) to train on."""
+        return self._loader(self.training, EpochSampler(self.training, self.config.seed), train=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of all validation rows; processes beside the first may repeat some."""
+        return self._loader(self.validation, ShareSampler(self.validation), train=False)
+
+    def steps_per_epoch(self, processes: int) -> int:
+        """Optimiser steps in an epoch; Lightning steps after the last batch whatever is left of an accumulation."""
+        rows, size = len(self.training) // processes, self.config.batch_size
+        batches = rows // size if rows > size else 1
+        return -(-batches // self.config.accumulate)
+
+    def _loader(self, dataset: ImageDataset, sampler: Sampler, *, train: bool) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.config.batch_size,
+            sampler=sampler,
+            drop_last=train and len(sampler) > self.config.batch_size,
+            num_workers=self.workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class EpochSampler(Sampler[int]):
+    """A shuffle that depends on the seed and the epoch alone, so that a resumed run sees the same batches.
+
+    Each process takes every n-th row: their batches together are the one batch that a single process would see.
+    """
+
+    def __init__(self, dataset: ImageDataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch; the data set's augmentation follows."""
+        self.epoch = epoch
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()
+        rank, world = process_place()
+        return iter(order[rank::world][: len(self)])
+
+    def __len__(self) -> int:
+        return len(self.dataset) // process_place()[1]
+
+
+class ShareSampler(Sampler[int]):
+    """Every n-th row in order, as many for each process: the last ones may be repeated from the first."""
+
+    def __init__(self, rows: Sized) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[int]:
+        rank, world = process_place()
+        return (position % len(self.rows) for position in range(rank, len(self) * world, world))
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // process_place()[1])
+
+
+def training_set(config: RunConfig, paths: list[Path], labels: pd.Series, load: Load) -> ImageDataset:
+    """Training pictures, augmented here or, where the device does it, only brought to their size."""
+    size = (config.image_size, config.image_size)
+    transform = train_transform(config.augmentation, size) if config.augment_on == "cpu" else None
+    return ImageDataset(paths, labels.to_numpy(), load, transform=transform, seed=config.seed)
+
+
+def validation_set(paths: list[Path], labels: pd.Series, load: Load) -> ImageDataset:
+    """Validation pictures, as a submission sees them."""
+    return ImageDataset(paths, labels.to_numpy(), load)
+
+
+def fill_cache(config: RunConfig, paths: list[Path], cache: Path) -> None:
+    """Decode all images into the cache, with a progress bar, unless they are there."""
+    if config.train_pixels is None:
+        raise ValueError(
+            "a pixel cache holds all images at one size: say which, e.g. with --set train_pixels=[384,512]; "
+            f"recipe {config.recipe} trains on images as they are"
+        )
+    for size in (config.train_pixels, (config.image_size, config.image_size)):
+        open_cache(cache, paths, size)
+
+
+def pixels(paths: list[Path], size: tuple[int, int] | None, cache: Path | None) -> Load:
+    """What gives an image's pixels at `size` (None: its own) by path: from the cache's folder if there is one.
+
+    One cache of all the table's images, `paths`, serves every fold; the pixels are the same with and without it.
+    """
+    if size is None:
+        return read_image
+    if cache is None:
+        return partial(load_image, size=size)
+    return open_cache(cache, paths, size, progress=False).load

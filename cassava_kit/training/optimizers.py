@@ -1,0 +1,92 @@
+"""Optimisers over a model's parts, each part at its own rate, and the schedules of these rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from cassava_kit.config import RunConfig
+from cassava_kit.models import head_parameters, stages
+from cassava_kit.training.devices import zero_optimizer
+from cassava_kit.training.sam import SAM
+
+KINDS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adadelta": torch.optim.Adadelta,
+    "sgd": torch.optim.SGD,
+}
+
+
+def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+    """Trainable parameters by rate and by whether they decay; vectors and biases do not.
+
+    The head learns at `lr`, the backbone at its share of it, times `layer_decay` for each of timm's stages below the
+    head (layerwise learning-rate decay, Clark et al. 2020, "ELECTRA").
+    """
+    rates = rate_scales(model, config)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((rates[name], parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "lr": config.lr * scale, "weight_decay": config.weight_decay if decays else 0.0}
+        for (scale, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def rate_scales(model: nn.Module, config: RunConfig) -> dict[str, float]:
+    """Each parameter's share of the head's learning rate, by name."""
+    head = head_parameters(model)
+    scales = {name: 1.0 if name in head else config.backbone_lr_scale for name, _ in model.named_parameters()}
+    if config.layer_decay < 1:
+        parts = stages(model)
+        for depth, names in enumerate(parts):
+            for name in names:
+                scales[name] *= config.layer_decay ** (len(parts) - depth)
+    return scales
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: RunConfig, *, sharded: bool = False) -> torch.optim.Optimizer:
+    """torch's optimiser of that name, or SAM around one; `sharded` spreads its state over the processes (ZeRO-1)."""
+    name = config.sam_base if config.optimizer == "sam" else config.optimizer
+    arguments: dict[str, Any] = {"lr": config.lr}
+    if name == "sgd":
+        arguments |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    if sharded:
+        return zero_optimizer(groups, KINDS[name], arguments)
+    base = KINDS[name](groups, **arguments)
+    return SAM(base, config.sam_rho) if config.optimizer == "sam" else base
+
+
+def with_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, total_steps: int, warmup_steps: int) -> Any:
+    """What Lightning's `configure_optimizers` returns for the configured schedule."""
+    schedulers = torch.optim.lr_scheduler
+    if config.schedule == "plateau":
+        patience = max(1, (config.early_stopping or 6) // 3)
+        plateau = schedulers.ReduceLROnPlateau(optimizer, factor=0.3, patience=patience)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+    if config.schedule == "onecycle":
+        rates = [group["lr"] for group in optimizer.param_groups]
+        schedule: Any = schedulers.OneCycleLR(optimizer, rates, total_steps=total_steps + 1, pct_start=0.25)
+    else:
+        schedule = schedulers.LambdaLR(optimizer, lambda step: rate_factor(step, config, total_steps, warmup_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def rate_factor(step: int, config: RunConfig, total_steps: int, warmup_steps: int) -> float:
+    """Share of the highest rate at a step: linear warm-up, then constant or half a cosine.
+
+    The cosine ends at 0; where weights are averaged, it ends at `swa_lr_scale` when the averaging begins, and stays.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    last = config.swa_lr_scale if config.swa_epochs else 0.0
+    falling = total_steps * (config.epochs - config.swa_epochs) / config.epochs - warmup_steps
+    done = min(1.0, (step - warmup_steps) / max(1.0, falling))
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * done))

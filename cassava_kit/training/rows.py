@@ -1,0 +1,127 @@
+"""What a run learns from: the table with its images, the split, and the session's choices; the rows that are left."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.config import RunConfig
+from cassava_kit.data.images import quick_check
+from cassava_kit.data.table import TrainTable
+from cassava_kit.files import sha256_file
+from cassava_kit.folds import Folds
+from cassava_kit.noise.decisions import apply_report, check_report, read_report
+from cassava_kit.training.devices import Devices, check_devices
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """What a run learns from: the competition's table with its image folder, and the split."""
+
+    table: TrainTable
+    folds: Folds
+    competition: Competition = CASSAVA
+
+    @cached_property
+    def images_hash(self) -> str:
+        """SHA-256 over all the table's images, names and contents; one that cannot be read counts as empty."""
+        digest = hashlib.sha256()
+        for path in self.paths(self.folds.frame):
+            digest.update(f"{path.name} {_content_hash(path)}\n".encode())
+        return digest.hexdigest()
+
+    def paths(self, rows: pd.DataFrame) -> list[Path]:
+        """Image files of rows."""
+        return [self.table.image_dir / name for name in rows["image_id"]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run is given beside its configuration.
+
+    First weights, a limit of rows, a noise report for the training rows and what to do with it, the devices, loader
+    processes, a folder for decoded pixels, whether to write TensorBoard's log, and where to speak.
+    """
+
+    weights: Path | None = None
+    limit: int | None = None
+    clean: Path | None = None
+    clean_action: str = "drop"
+    devices: Devices = field(default_factory=Devices)
+    workers: int = 0
+    cache: Path | None = None
+    tensorboard: bool = False
+    progress: Progress | None = None
+    tell: Callable[[str], None] = print
+
+
+def check_table(data: TrainData) -> None:
+    """The fold file must be of this very table: same images, same labels."""
+    table = data.table.frame.sort_values("image_id", kind="stable").reset_index(drop=True)
+    split = data.folds.frame
+    unknown = np.setdiff1d(table["image_id"], split["image_id"])
+    absent = np.setdiff1d(split["image_id"], table["image_id"])
+    if len(unknown) or len(absent):
+        raise ValueError(
+            f"the fold file must have the table's images: {len(unknown)} images of the table are not in it"
+            f"{f' (first: {unknown[0]})' if len(unknown) else ''}, {len(absent)} of its images are not in the table"
+            f"{f' (first: {absent[0]})' if len(absent) else ''}; make it again with: python -m cassava_kit folds"
+        )
+    differs = table["label"].to_numpy() != split["label"].to_numpy()
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise ValueError(
+            f"the fold file says label {split['label'].iloc[row]} for {split['image_id'].iloc[row]}, the table says "
+            f"{table['label'].iloc[row]}; make the fold file again with: python -m cassava_kit folds"
+        )
+
+
+def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
+    """Everything that can be refused before slow work: table, noise report, devices, log."""
+    check_table(data)
+    check_devices(session.devices, config)
+    if session.clean is not None:
+        check_report(read_report(session.clean), data.folds.frame)
+        if session.clean_action == "weight" and (config.mixup or config.cutmix):
+            raise ValueError("weights of rows do not go with mixup or cutmix; use --clean-action drop or flip")
+    if session.tensorboard:
+        from importlib.util import find_spec
+
+        if find_spec("tensorboard") is None:
+            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
+
+
+def usable_rows(data: TrainData, fold: int, limit: int | None) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Training rows (without unreadable images, at most `limit`), validation rows (all), and the unreadable images."""
+    training, validation = data.folds.training(fold), data.folds.validation(fold)
+    bad = np.array([quick_check(path) is not None for path in data.paths(training)])
+    broken = training["image_id"][bad].tolist()
+    training = training[~bad].reset_index(drop=True)
+    if training.empty:
+        raise ValueError(f"no readable training image in {data.table.image_dir}; check the download")
+    if limit is not None and limit < len(training):
+        training = training.sample(limit, random_state=0).sort_index().reset_index(drop=True)
+    return training, validation, broken
+
+
+def cleaned_rows(training: pd.DataFrame, session: Session) -> pd.DataFrame:
+    """Training rows after the noise report: dropped, relabelled or weighted; validation rows are never touched."""
+    if session.clean is None:
+        return training
+    rows = apply_report(training, read_report(session.clean), action=session.clean_action)
+    return rows.reset_index(drop=True)
+
+
+def _content_hash(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError:
+        return ""
