@@ -78,6 +78,13 @@ def densenet169() -> RunConfig:
     return replace(vgg16(), recipe="densenet169", model="densenet169", epochs=20, lr=1e-4)
 
 
+def unfreeze() -> RunConfig:
+    """ResNet-50 set free stage by stage from the top, one every second epoch, each at a third of the rate above it."""
+    return replace(
+        resnet50(), recipe="unfreeze", epochs=20, layer_decay=0.3, unfreeze_every=2, schedule="cosine", warmup_epochs=1
+    )
+
+
 def efficientnet_b4() -> RunConfig:
     """EfficientNet-B4 (noisy student) at 512 pixels with cutmix, as the competition's best teams trained it."""
     return RunConfig(
@@ -169,6 +176,7 @@ RECIPES: tuple[Callable[[], RunConfig], ...] = (
     vgg19,
     resnet50_frozen,
     densenet169,
+    unfreeze,
     efficientnet_b4,
     resnext50,
     deit_base,

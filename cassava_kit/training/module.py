@@ -69,6 +69,7 @@ class Classifier(L.LightningModule):
     def configure_model(self) -> None:
         """Spread the parameters over the processes, where the strategy is FSDP2."""
         if self.devices.strategy == "fsdp" and not hasattr(self, "sharded"):
+            self.model.to(memory_format=torch.contiguous_format)  # all that FSDP2 takes
             shard(self.model, self.device_mesh["data_parallel"], stage_modules(self.model))
             self.sharded = True
 
@@ -87,6 +88,7 @@ class Classifier(L.LightningModule):
         np.random.seed(seed)
         if self.config.unfreeze_every:
             free_stages(self.model, self.current_epoch // self.config.unfreeze_every)
+        self.model.train()  # Lightning leaves what was frozen in the mode it had then
         keep_frozen(self.model)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

@@ -56,6 +56,8 @@ def make_optimizer(groups: list[dict[str, Any]], config: RunConfig, *, sharded: 
     arguments: dict[str, Any] = {"lr": config.lr}
     if name == "sgd":
         arguments |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    if name in ("adam", "adamw"):
+        arguments["betas"] = (0.9, 0.999)  # torch's own; named, so that a one-cycle schedule finds them when sharded
     if sharded:
         return zero_optimizer(groups, KINDS[name], arguments)
     base = KINDS[name](groups, **arguments)

@@ -17,9 +17,9 @@ from cassava_kit.predictions import read_predictions
 from cassava_kit.recipes import recipe, recipe_names
 from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.fit import train_fold
-from cassava_kit.training.rows import Session, TrainData
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import train_recipe
+from cassava_kit.training.rows import Session, TrainData
 
 SILENT = Session(tell=lambda _: None)
 TINY = RunConfig(

@@ -1,0 +1,86 @@
+"""Several processes: the same weights as one process on the joint batch, every row once, state really spread."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from programs import command, kill, run, start, wait_for
+
+from cassava_kit.checkpoint import load_tensors
+from cassava_kit.config import RunConfig
+from cassava_kit.folds import read_folds, write_folds
+from cassava_kit.predictions import read_predictions
+from cassava_kit.training.devices import Devices, check_devices
+from cassava_kit.training.module import every_row_once
+
+
+@pytest.fixture(scope="module")
+def folds(tiny_folds, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("folds") / "folds.csv"
+    write_folds(path, tiny_folds)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_dir, folds, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The weights that one process learns from batches of 16."""
+    out = tmp_path_factory.mktemp("alone")
+    run(command(tiny_dir, folds, out, settings=("batch_size=16",)))
+    return load_tensors(out / "small_vit/fold0/best.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_sharded", "fsdp"])
+def test_two_processes_learn_what_one_learns_from_the_joint_batch(strategy, alone, tiny_dir, folds, tmp_path):
+    more = ("--devices", "2", "--strategy", strategy)
+    arguments = command(tiny_dir, folds, tmp_path, *more, settings=("batch_size=8",))
+    run_dir = tmp_path / "small_vit" / "fold0"
+    if strategy != "ddp":  # and from a killed run's state as well
+        process = start(arguments)
+        wait_for(run_dir / "last.ckpt", process)
+        kill(process)
+        assert not (run_dir / "run.json").exists()
+    run(arguments)
+    together = load_tensors(run_dir / "best.safetensors")
+    assert together.keys() == alone.keys()
+    assert max((together[name] - alone[name]).abs().max().item() for name in alone) < 1e-5
+    rows = read_folds(folds).validation(0)["image_id"].tolist()
+    assert sorted(read_predictions(run_dir / "oof.csv").ids) == sorted(rows)
+    states = json.loads((run_dir / "run.json").read_text())["optimizer_state"]
+    assert len(states) == 2
+    if strategy == "ddp":
+        assert states[0] == states[1]
+    else:
+        # Adam keeps two numbers a weight: here each process keeps about half of them.
+        whole = 2 * sum(value.numel() for value in alone.values())
+        assert sum(states) == pytest.approx(whole, rel=0.01) and max(states) < 0.6 * whole
+
+
+@pytest.mark.parametrize(
+    ("devices", "strategy", "changes", "message"),
+    [
+        (1, "fsdp", {}, "strategy fsdp shards over processes: give --devices 2 or more"),
+        (2, "horovod", {}, "strategy must be one of auto, ddp, ddp_sharded, fsdp, got 'horovod'"),
+        (2, "fsdp", {"ema": 0.99}, "ema does not go with strategy fsdp"),
+        (2, "ddp_sharded", {"optimizer": "sam"}, "sam does not go with strategy ddp_sharded"),
+        (2, "ddp", {"unfreeze_every": 1}, "unfreeze_every does not go with strategy ddp"),
+    ],
+)
+def test_what_a_strategy_cannot_do_is_said_before_work(devices, strategy, changes, message):
+    config = RunConfig.checked({"recipe": "r", "model": "resnet18", **changes})
+    with pytest.raises(ValueError, match=message):
+        check_devices(Devices(devices, strategy), config)
+
+
+def test_more_gpus_than_there_are_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = RunConfig(recipe="r", model="resnet18")
+    check_devices(Devices(2), config)
+    with pytest.raises(ValueError, match="--devices 4: this machine has 2 GPUs"):
+        check_devices(Devices(4), config)
+
+
+def test_a_row_that_two_processes_saw_counts_once():
+    rows = torch.tensor([[2.0, 20], [0, 0], [1, 10], [0, 0]])
+    assert every_row_once(rows).tolist() == [[0, 0], [1, 10], [2, 20]]

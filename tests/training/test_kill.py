@@ -1,0 +1,35 @@
+"""A training killed at random moments, again and again, ends as one that was left alone."""
+
+import random
+import time
+
+import pandas as pd
+import pytest
+from programs import command, kill, run, start, wait_for
+
+from cassava_kit.checkpoint import load_tensors
+from cassava_kit.folds import write_folds
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(tiny_dir, tiny_folds, tmp_path):
+    folds = tmp_path / "folds.csv"
+    write_folds(folds, tiny_folds)
+    settings = ("epochs=16", "batch_size=8")
+    unbroken, broken = (command(tiny_dir, folds, tmp_path / name, settings=settings) for name in ("a", "b"))
+    run(unbroken)
+    run_dir = tmp_path / "b/small_vit/fold0"
+    dice = random.Random(5)
+    for _ in range(3):
+        process = start(broken)
+        (run_dir / "metrics.csv").unlink(missing_ok=True)  # written anew once an epoch is finished
+        wait_for(run_dir / "metrics.csv", process)
+        time.sleep(dice.uniform(0, 0.3))
+        kill(process)
+        if (run_dir / "metrics.csv").is_file():
+            pd.read_csv(run_dir / "metrics.csv")  # whole, whenever the blow fell
+    run(broken)
+    figures = [pd.read_csv(tmp_path / name / "small_vit/fold0/metrics.csv") for name in ("a", "b")]
+    pd.testing.assert_frame_equal(*(frame.drop(columns=["seconds"]) for frame in figures), rtol=1e-5)
+    one, two = (load_tensors(tmp_path / name / "small_vit/fold0/best.safetensors") for name in ("a", "b"))
+    assert all((one[name] - two[name]).abs().max() < 1e-6 for name in one)

@@ -1,0 +1,188 @@
+"""Rates by stage, optimisers and schedules: against torch's own steps and against the formulas."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cassava_kit.config import RunConfig
+from cassava_kit.models import create_model, free_stages, head_parameters, stages
+from cassava_kit.training.optimizers import make_optimizer, parameter_groups, rate_factor, rate_scales, with_schedule
+from cassava_kit.training.sam import SAM
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
+
+
+def config(**changes) -> RunConfig:
+    return RunConfig.checked({"recipe": "r", "model": "resnet10t", **changes})
+
+
+def problem(seed: int = 0) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    return nn.Linear(6, 3), torch.randn(16, 6), torch.randint(3, (16,))
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "n_stages"),
+    [("resnet10t", {}, 5), ("vit_tiny_patch16_224", VIT, 4), ("mobilenetv2_050", {}, 8), ("vgg11", {}, 9)],
+)
+def test_stages_hold_every_weight_of_the_backbone_once(model, args, n_stages):
+    with torch.device("meta"):
+        network = create_model(model, 5, model_args=args)
+    parts = stages(network)
+    names = [name for part in parts for name in part]
+    everything = {name for name, _ in network.named_parameters()}
+    assert len(parts) == n_stages and len(names) == len(set(names))
+    assert set(names) | head_parameters(network) == everything and not set(names) & head_parameters(network)
+
+
+def test_each_stage_learns_at_its_share_of_the_one_above():
+    model = create_model("vit_tiny_patch16_224", 5, model_args=VIT)
+    scales = rate_scales(model, config(layer_decay=0.5, backbone_lr_scale=0.8))
+    assert scales["head.weight"] == 1
+    for depth, name in enumerate(("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.1.attn.qkv.weight")):
+        assert scales[name] == pytest.approx(0.8 * 0.5 ** (4 - depth))
+    groups = parameter_groups(model, config(layer_decay=0.5, lr=1.0, weight_decay=0.1))
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert {group["lr"] for group in groups} == {1.0, 0.5, 0.25, 0.125, 0.0625}
+    assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
+
+
+def test_stages_are_freed_from_the_top():
+    model = create_model("resnet10t", 5)
+
+    def free() -> set[str]:
+        return {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+
+    free_stages(model, 0)
+    assert free() == {"fc"}
+    free_stages(model, 2)
+    assert free() == {"fc", "layer4", "layer3"}
+    free_stages(model, 99)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_sam_is_its_algorithm():
+    model, x, y = problem()
+    reference = [p.detach().clone().requires_grad_() for p in model.parameters()]
+
+    def loss(weight, bias):
+        return nn.functional.cross_entropy(x @ weight.T + bias, y)
+
+    optimizer = make_optimizer(
+        [{"params": list(model.parameters())}], config(optimizer="sam", sam_rho=0.2, momentum=0.0, lr=0.5)
+    )
+    for _ in range(5):
+
+        def closure():
+            optimizer.zero_grad()
+            value = nn.functional.cross_entropy(model(x), y)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        gradient = torch.autograd.grad(loss(*reference), reference)
+        norm = math.sqrt(sum(g.square().sum().item() for g in gradient))
+        above = [(p + 0.2 * g / norm).detach().requires_grad_() for p, g in zip(reference, gradient, strict=True)]
+        steep = torch.autograd.grad(loss(*above), above)
+        reference = [(p - 0.5 * g).detach().requires_grad_() for p, g in zip(reference, steep, strict=True)]
+        for ours, theirs in zip(model.parameters(), reference, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_sam_sees_the_same_dropout_twice_and_follows_its_schedule():
+    model, x, _ = problem()
+    settings = config(optimizer="sam", sam_base="adamw", epochs=10)
+    optimizer = make_optimizer([{"params": list(model.parameters())}], settings)
+    assert isinstance(optimizer, SAM) and isinstance(optimizer.base, torch.optim.AdamW)
+    schedule = with_schedule(optimizer, settings, 10, 0)["lr_scheduler"]["scheduler"]
+    masks = []
+
+    def closure():
+        optimizer.zero_grad()
+        mask = torch.rand(16)
+        masks.append(mask)
+        (model(x).square().sum(dim=1) * mask).mean().backward()
+
+    for _ in range(3):
+        optimizer.step(closure)
+        schedule.step()
+    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[2], masks[3]) and not torch.equal(masks[0], masks[2])
+    assert optimizer.base.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 0.3)))
+
+
+def test_sam_comes_back_from_its_state():
+    def train(steps: int, state=None):
+        model, x, y = problem()
+        optimizer = make_optimizer([{"params": list(model.parameters())}], config(optimizer="sam", lr=0.1))
+        if state is not None:
+            model.load_state_dict(state[0])
+            optimizer.load_state_dict(state[1])
+
+        def closure():
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+
+        for _ in range(steps):
+            optimizer.step(closure)
+        return model.state_dict(), optimizer.state_dict()
+
+    whole, half = train(6), train(3)
+    assert torch.allclose(train(3, half)[0]["weight"], whole[0]["weight"], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adadelta", "sgd"])
+def test_optimisers_are_torchs(name):
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}.get(name)
+    (ours, x, y), (theirs, _, _) = problem(), problem()
+    one = make_optimizer([{"params": list(ours.parameters())}], config(optimizer=name, lr=0.1))
+    other = (
+        kind(theirs.parameters(), lr=0.1)
+        if kind
+        else torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    )
+    for _ in range(4):
+        for model, optimizer in ((ours, one), (theirs, other)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_rates_warm_up_and_fall_on_half_a_cosine():
+    settings = config(epochs=10, warmup_epochs=2)
+    assert [rate_factor(step, settings, 100, 20) for step in (0, 9, 19)] == pytest.approx([0.05, 0.5, 1.0])
+    assert rate_factor(60, settings, 100, 20) == pytest.approx(0.5)
+    assert rate_factor(100, settings, 100, 20) == pytest.approx(0, abs=1e-12)
+
+
+def test_rates_stay_where_weights_are_averaged():
+    settings = config(epochs=10, swa_epochs=4, swa_lr_scale=0.2)
+    assert rate_factor(0, settings, 100, 0) == pytest.approx(1)
+    assert rate_factor(30, settings, 100, 0) == pytest.approx(0.6)
+    assert [rate_factor(step, settings, 100, 0) for step in (60, 75, 99)] == pytest.approx([0.2] * 3)
+
+
+def test_plateau_lowers_the_rate_when_the_validation_loss_stands():
+    model, _, _ = problem()
+    settings = config(schedule="plateau", early_stopping=3)
+    optimizer = make_optimizer([{"params": list(model.parameters())}], settings)
+    plan = with_schedule(optimizer, settings, 10, 0)["lr_scheduler"]
+    for loss in (1.0, 1.0, 1.0):
+        plan["scheduler"].step(loss)
+    assert plan["monitor"] == "val_loss" and optimizer.param_groups[0]["lr"] == pytest.approx(3e-4)
+
+
+def test_one_cycle_rises_for_a_quarter_and_ends_near_nothing():
+    model, _, _ = problem()
+    settings = config(schedule="onecycle")
+    optimizer = make_optimizer([{"params": list(model.parameters())}], settings)
+    schedule = with_schedule(optimizer, settings, 100, 0)["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(1e-3, rel=0.01) and abs(rates.index(max(rates)) - 25) <= 1
+    assert rates[-1] < 1e-5 < rates[0] < 1e-4

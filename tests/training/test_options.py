@@ -1,0 +1,228 @@
+"""What a setting or an option changes in a real run: averages, stages, SAM, noise reports, augmentation, logs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cassava_kit.checkpoint import load_tensors
+from cassava_kit.config import RunConfig, replace
+from cassava_kit.training.averaging import renew_statistics
+from cassava_kit.training.callbacks import Resume
+from cassava_kit.training.fit import make_batches, make_module, train_fold
+from cassava_kit.training.module import Classifier
+from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
+
+SILENT = Session(tell=lambda _: None)
+TINY = RunConfig(
+    recipe="tiny",
+    model="resnet18",
+    model_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    image_size=32,
+    epochs=3,
+    batch_size=16,
+    lr=3e-3,
+)
+
+
+@pytest.fixture
+def data(tiny_table, tiny_folds) -> TrainData:
+    return TrainData(tiny_table, tiny_folds)
+
+
+@pytest.fixture
+def weights_by_epoch(monkeypatch) -> list[dict[str, torch.Tensor]]:
+    """The model's weights at the end of each epoch."""
+    seen = []
+    save = Resume.on_train_epoch_end
+
+    def look(self, trainer, module):
+        seen.append({name: value.clone() for name, value in module.model.state_dict().items()})
+        save(self, trainer, module)
+
+    monkeypatch.setattr(Resume, "on_train_epoch_end", look)
+    return seen
+
+
+def test_swa_is_the_mean_of_the_last_epochs_with_statistics_of_its_own(data, tmp_path, weights_by_epoch):
+    result = train_fold(replace(TINY, epochs=4, swa_epochs=2), data, 0, tmp_path, session=SILENT)
+    kept, last = load_tensors(result.checkpoint), weights_by_epoch
+    mean = (last[2]["layer1.0.conv1.weight"] + last[3]["layer1.0.conv1.weight"]) / 2
+    assert len(last) == 4 and torch.allclose(kept["layer1.0.conv1.weight"], mean, atol=1e-6)
+    assert not torch.allclose(kept["bn1.running_mean"], last[3]["bn1.running_mean"], atol=1e-6)
+
+
+def test_renewed_statistics_are_the_data_sets_own():
+    torch.manual_seed(0)
+    norm, batches = torch.nn.BatchNorm2d(3), [(torch.randn(8, 3, 4, 4) * 5 + 2,) for _ in range(4)]
+    norm(batches[0][0] + 100)  # what stood there before does not matter
+    renew_statistics(norm, batches, lambda images: images)
+    everything = torch.cat([batch[0] for batch in batches])
+    assert torch.allclose(norm.running_mean, everything.mean(dim=(0, 2, 3)), atol=1e-5)
+    assert torch.allclose(norm.running_var, everything.var(dim=(0, 2, 3)), rtol=0.05)
+    assert norm.momentum == 0.1
+
+
+def test_ema_moves_once_for_each_step(data, tmp_path, monkeypatch):
+    from timm.utils import ModelEmaV3
+
+    moves = []
+    update = ModelEmaV3.update
+    monkeypatch.setattr(ModelEmaV3, "update", lambda self, model, step=None: (moves.append(1), update(self, model))[1])
+    train_fold(replace(TINY, epochs=2, ema=0.9, accumulate=2), data, 0, tmp_path, session=SILENT)
+    batches = len(data.folds.training(0)) // 16
+    assert len(moves) == 2 * -(-batches // 2)
+
+
+def test_stages_are_freed_one_by_one_and_what_is_frozen_stands_still(data, tmp_path, weights_by_epoch):
+    train_fold(replace(TINY, unfreeze_every=1, layer_decay=0.5), data, 0, tmp_path, session=SILENT)
+    first, second, third = weights_by_epoch
+
+    def moved(before, after) -> set[str]:
+        return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+    assert moved(first, second) == {"fc", "layer4"}
+    assert moved(second, third) == {"fc", "layer4", "layer3"}
+
+
+def test_unfreeze_resumes_at_the_stage_it_had_reached(data, tmp_path, monkeypatch):
+    config = replace(TINY, unfreeze_every=1)
+    whole = train_fold(config, data, 0, tmp_path / "a", session=SILENT)
+    save = Resume.on_train_epoch_end
+
+    def save_then_die(self, trainer, module):
+        save(self, trainer, module)
+        raise KeyError("power cut")
+
+    monkeypatch.setattr(Resume, "on_train_epoch_end", save_then_die)
+    with pytest.raises(KeyError):
+        train_fold(config, data, 0, tmp_path / "b", session=SILENT)
+    monkeypatch.setattr(Resume, "on_train_epoch_end", save)
+    resumed = train_fold(config, data, 0, tmp_path / "b", session=SILENT)
+    one, two = load_tensors(whole.checkpoint), load_tensors(resumed.checkpoint)
+    assert all(torch.allclose(one[name].double(), two[name].double(), atol=1e-6) for name in one)
+
+
+def test_sam_trains_and_logs_each_step_once(data, tmp_path, monkeypatch):
+    passes = []
+    step = Classifier.training_step
+    monkeypatch.setattr(Classifier, "training_step", lambda self, *a: (passes.append(self.climbing), step(self, *a))[1])
+    config = replace(TINY, optimizer="sam", lr=0.05, epochs=12, augmentation="none", ema=0.5)
+    result = train_fold(config, data, 0, tmp_path, session=SILENT)
+    metrics = pd.read_csv(result.run_dir / "metrics.csv")
+    assert sum(passes) * 2 == len(passes) == 2 * 12 * (len(data.folds.training(0)) // 16)
+    assert metrics["train_loss"].iloc[-1] < metrics["train_loss"].iloc[0]
+
+
+def test_metrics_have_the_training_accuracy(data, tmp_path):
+    result = train_fold(replace(TINY, cutmix=1.0), data, 0, tmp_path, session=SILENT)
+    assert pd.read_csv(result.run_dir / "metrics.csv")["train_accuracy"].between(0, 1).all()
+
+
+@pytest.mark.parametrize("size", [32, 40])
+@pytest.mark.parametrize("augmentation", ["none", "light", "strong"])
+def test_augmentation_on_the_device(data, tmp_path, augmentation, size):
+    config = replace(TINY, augment_on="device", augmentation=augmentation, train_pixels=(48, 64), image_size=size)
+    batches = make_batches(config, data, (data.folds.training(0), data.folds.validation(0)), SILENT)
+    images, _, _ = next(iter(batches.train_dataloader()))
+    assert images.shape[1:] == (3, 48, 64)  # not augmented by the loader
+    module = make_module(config, data, batches, training=data.folds.training(0), session=SILENT)
+    torch.manual_seed(1)
+    pictures = module.training_pictures(images)
+    torch.manual_seed(1)
+    assert torch.equal(module.training_pictures(images), pictures)
+    assert pictures.shape == (16, 3, size, size)
+    plain = module.training_pictures(images)
+    assert torch.equal(plain, pictures) == (augmentation == "none")
+    # Colours stay where they were, on the whole.
+    assert (pictures.mean(dim=(0, 2, 3)) - module.pictures(images).mean(dim=(0, 2, 3))).abs().max() < 0.35
+
+
+def noise_report(data: TrainData, path, dropped: list[str]) -> None:
+    frame = data.folds.frame[["image_id", "label"]].copy()
+    out = frame["image_id"].isin(dropped)
+    frame["suggested_label"] = np.where(out, (frame["label"] + 1) % 5, frame["label"])
+    frame["label_quality"] = np.where(out, 0.1, 0.9)
+    frame["keep"] = ~out
+    frame.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize("action", ["drop", "flip", "weight"])
+def test_a_noise_report_changes_training_rows_and_no_validation_row(data, tmp_path, action):
+    training, validation, _ = usable_rows(data, 0, None)
+    bad = [training["image_id"].iloc[0], training["image_id"].iloc[7], validation["image_id"].iloc[0]]
+    noise_report(data, tmp_path / "clean.csv", bad)
+    session = Session(clean=tmp_path / "clean.csv", clean_action=action, tell=lambda _: None)
+    rows = cleaned_rows(training, session).set_index("image_id")
+    assert len(rows) == len(training) - (2 if action == "drop" else 0)
+    if action == "flip":
+        assert rows.loc[bad[0], "label"] == (training["label"].iloc[0] + 1) % 5
+    if action == "weight":
+        assert rows.loc[bad[0], "weight"] == pytest.approx(0.1)
+    plain = train_fold(TINY, data, 0, tmp_path / "plain", session=SILENT)
+    result = train_fold(TINY, data, 0, tmp_path / "clean", session=session)
+    assert result.score.n == plain.score.n == len(validation)
+    one, two = load_tensors(plain.checkpoint), load_tensors(result.checkpoint)
+    assert not torch.equal(one["fc.weight"], two["fc.weight"])
+    assert not train_fold(TINY, data, 0, tmp_path / "plain", session=session).reused
+
+
+def test_a_noise_report_of_another_table_is_refused_before_work(data, tmp_path):
+    noise_report(data, tmp_path / "clean.csv", [])
+    frame = pd.read_csv(tmp_path / "clean.csv").iloc[1:]
+    frame.to_csv(tmp_path / "clean.csv", index=False)
+    with pytest.raises(ValueError, match="the noise report has no row for"):
+        train_fold(TINY, data, 0, tmp_path, session=Session(clean=tmp_path / "clean.csv", tell=lambda _: None))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_weights_of_rows_do_not_go_with_mixed_pictures(data, tmp_path):
+    noise_report(data, tmp_path / "clean.csv", [])
+    session = Session(clean=tmp_path / "clean.csv", clean_action="weight", tell=lambda _: None)
+    with pytest.raises(ValueError, match="do not go with mixup or cutmix"):
+        train_fold(replace(TINY, cutmix=1.0), data, 0, tmp_path, session=session)
+
+
+def test_largest_losses_are_left_out_after_the_first_epochs(data, tmp_path, monkeypatch):
+    import cassava_kit.training.module as module
+
+    left_out = []
+    plain = module.without_largest
+    monkeypatch.setattr(
+        module, "without_largest", lambda losses, n, **more: (left_out.append(n), plain(losses, n, **more))[1]
+    )
+    train_fold(replace(TINY, ousm=3, ousm_after=2), data, 0, tmp_path, session=SILENT)
+    assert left_out == [0] * (2 * len(left_out) // 3) + [3] * (len(left_out) // 3)
+
+
+def test_tensorboards_log_has_the_metrics(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    session = Session(tensorboard=True, tell=lambda _: None)
+    result = train_fold(TINY, data, 0, tmp_path, session=session)
+    log = EventAccumulator(str(result.run_dir / "tensorboard"))
+    log.Reload()
+    metrics = pd.read_csv(result.run_dir / "metrics.csv")
+    assert [event.value for event in log.Scalars("val_loss")] == pytest.approx(metrics["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"optimizer": "sam", "accumulate": 2}, "cannot accumulate"),
+        ({"optimizer": "sam", "precision": "16-mixed"}, "loss scaling"),
+        ({"sam_rho": 0.1}, "sam_rho and sam_base go with optimizer=sam, not with adamw"),
+        ({"swa_epochs": 10}, "swa_epochs must be less than epochs"),
+        ({"swa_epochs": 2, "ema": 0.9}, "not with ema"),
+        ({"swa_epochs": 2, "schedule": "onecycle"}, "not with schedule=onecycle"),
+        ({"swa_epochs": 4, "warmup_epochs": 6}, r"less than epochs \(10\) less swa_epochs \(4\), got 6"),
+        ({"layer_decay": 0.5, "freeze_backbone": True}, "layer_decay has no effect on a frozen backbone"),
+        ({"unfreeze_every": 2, "freeze_backbone": True}, "unfreeze_every has no effect on a frozen backbone"),
+        ({"ousm": 32}, r"ousm must be less than batch_size \(32\), got 32"),
+        ({"augment_on": "device"}, "augment_on=device needs pictures of one size"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig.checked({"recipe": "r", "model": "resnet18", **setting})
