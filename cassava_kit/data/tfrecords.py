@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.data.crc32c import masked_crc32c
 from cassava_kit.data.tfexample import Feature, make_example, parse_example
-from cassava_kit.files import atomic_path
+from cassava_kit.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,6 +215,27 @@ def _with_progress(paths: list[Path]) -> Iterable[Path]:
 def tfrecord_table(source: Source, competition: Competition = CASSAVA) -> pd.DataFrame:
     """The table `image_id,label` of TFRecord files: equal to that of the competition's CSV, sorted by `image_id`."""
     return TFRecordIndex(source, competition).table()
+
+
+def unpack_tfrecords(source: Source, out: str | Path, competition: Competition = CASSAVA) -> pd.DataFrame:
+    """Make a competition folder of TFRecord files: the images' bytes as they are, and the table `image_id,label`.
+
+    The table is written last, so that a folder that has one is whole. ValueError for names that are none of a file.
+    """
+    out = Path(out)
+    if (out / competition.train_csv).exists():
+        raise ValueError(f"{out / competition.train_csv} is already there; give another --out, or remove it first")
+    index = TFRecordIndex(source, competition)
+    table = index.table()
+    for image_id in table["image_id"]:
+        if Path(image_id).name != image_id or image_id in ("", ".", ".."):
+            place = index.places[image_id]
+            raise ValueError(f"{place.path}, record {place.number}: {image_id!r} is no name of a file")
+    for image_id in table["image_id"]:
+        with atomic_path(out / competition.train_images / image_id) as temporary:
+            temporary.write_bytes(index.read(image_id))
+    write_text(out / competition.train_csv, table.to_csv(index=False, lineterminator="\n"))
+    return table
 
 
 def write_tfrecords(folder: str | Path, table: pd.DataFrame, *, image_dir: Path, n_files: int = 16) -> list[Path]:

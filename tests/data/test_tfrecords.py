@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cassava_kit.data.table import read_competition
 from cassava_kit.data.tfexample import make_example, parse_example
 from cassava_kit.data.tfrecords import (
     TFRecordIndex,
@@ -17,6 +18,7 @@ from cassava_kit.data.tfrecords import (
     read_records,
     read_tfrecords,
     tfrecord_table,
+    unpack_tfrecords,
     write_tfrecords,
 )
 
@@ -260,3 +262,24 @@ def test_a_folder_without_records_is_named(tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "missing"):
         with pytest.raises(FileNotFoundError, match=f"TFRecord files .* in {source}, found none"):
             list(read_tfrecords(source))
+
+
+def test_unpacked_records_are_the_competitions_folder(tiny_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "unpacked"
+    unpack_tfrecords(tiny_dir / "train_tfrecords", out)
+    csv, records = read_competition(tiny_dir), read_competition(out)
+    assert csv.frame.equals(records.frame) and not records.unlisted
+    for image_id in csv.frame["image_id"]:
+        assert (csv.image_dir / image_id).read_bytes() == (records.image_dir / image_id).read_bytes()
+    before = (out / "train.csv").read_bytes()
+    with pytest.raises(ValueError, match="is already there; give another --out"):
+        unpack_tfrecords(tiny_dir / "train_tfrecords", out)
+    assert (out / "train.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", [b"../7.jpg", b"/tmp/7.jpg", b"a/7.jpg", b".."])
+def test_a_record_cannot_write_outside_the_folder(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / "odd.tfrec").write_bytes(record_of(image_name=[name]))
+    with pytest.raises(ValueError, match=r"odd\.tfrec, record 0: .* is no name of a file"):
+        unpack_tfrecords(tmp_path / "odd.tfrec", tmp_path / "a" / "out")
+    assert not (tmp_path / "a").exists()
