@@ -29,13 +29,14 @@ kernels: $(VENV)/user.stamp  ## make the notebooks from their sources
 	$(BIN)/python -m cassava_kit.kaggle.kernels
 
 rehearse-image: $(VENV)/user.stamp  ## run the demo's notebook with the versions of Kaggle's image (5 GB the first time)
+	test -d build/sample-v1/bundle || $(BIN)/python submit.py --ensemble
 	$(BIN)/python submit.py --rehearse --image --bundle build/sample-v1/bundle
 
 bench: $(VENV)/developer.stamp  ## run the benchmarks (nothing else should be running)
-	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove what can be made again
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-image build .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

@@ -2,10 +2,11 @@
 
 All give batches of the same augmentations, in one process and one thread. The notebook's loader normalises each picture
 as a float array; the kit's gives uint8 batches, which the training step normalises on the model's device. The line
-"and normalised here" adds that step on this CPU. Rounds of all loaders are interleaved; the figures are medians over
+"and normalised here" adds that step on this CPU; "for kornia on a device" is the loader's part of augment_on=device,
+whole pictures as they lie in the cache. Rounds of all loaders are interleaved; the figures are medians over
 rounds, and ratios to the notebook's loader. The cache holds whole photographs, `size` high and 4/3 of that wide.
 
-    python benchmarks/bench_loading.py --images FOLDER [--sizes 224 384] [--rounds 7]
+    python benchmarks/bench_loading.py [--images FOLDER] [--sizes 224 384] [--rounds 7]
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from cassava_kit.data.dataset import ImageDataset, collate
 from cassava_kit.data.images import read_image
 from cassava_kit.data.table import list_images
 from cassava_kit.data.transforms import normalize, train_transform
+from cassava_kit.sample import ensure_sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 16
@@ -62,7 +64,13 @@ def notebook_transform(name: str, size: int) -> A.Compose:
         A.VerticalFlip(p=0.5),
     ]
     colour = [
-        A.Affine(translate_percent=(-0.0625, 0.0625), scale=(0.9, 1.1), rotate=(-45, 45), border_mode=2, p=0.5),
+        A.Affine(
+            translate_percent=(-0.0625, 0.0625),
+            scale=(0.9, 1.1),
+            rotate=(-45, 45),
+            border_mode=cv2.BORDER_REFLECT_101,
+            p=0.5,
+        ),
         A.HueSaturationValue(20, 30, 20, p=0.5),
         A.RandomBrightnessContrast(0.2, 0.2, p=0.5),
     ]
@@ -81,6 +89,7 @@ def loaders(name: str, paths: list[Path], size: int, folder: Path) -> dict[str, 
     notebook = NotebookDataset(paths, notebook_transform(name, size))
     decoding = ImageDataset(paths, labels, read_image, transform=transform)
     cached = ImageDataset(paths, labels, cache.load, transform=transform)
+    plain = ImageDataset(paths, labels, cache.load)
 
     def kit(dataset: ImageDataset, finish: Callable[[torch.Tensor], Any] = lambda batch: None) -> None:
         for batch, _, _ in DataLoader(dataset, BATCH, collate_fn=collate):
@@ -94,6 +103,7 @@ def loaders(name: str, paths: list[Path], size: int, folder: Path) -> dict[str, 
         "notebook": usual,
         "kit, decoding": lambda: kit(decoding),
         "kit, pixel cache": lambda: kit(cached),
+        "  for kornia on a device": lambda: kit(plain),
         "  and normalised here": lambda: kit(cached, lambda batch: normalize(batch, MEAN, STD)),
     }
 
@@ -113,13 +123,14 @@ def measure(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder of photographs, best 800x600")
+    parser.add_argument("--images", type=Path, help="folder of photographs, best 800x600; default: the drawn sample")
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384], help="sides of the training picture")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    paths = [arguments.images / name for name in list_images(arguments.images)]
+    images = arguments.images or ensure_sample() / "test_images"
+    paths = [images / name for name in list_images(images)]
     table = Table("pixels", "augmentation", "loader", "images/s", "x notebook", title=f"{len(paths)} photographs")
     for size in arguments.sizes:
         for name in ("light", "strong"):

@@ -109,7 +109,7 @@ def strong() -> list[A.BasicTransform]:
             translate_percent=(-0.0625, 0.0625),
             scale=(0.9, 1.1),
             rotate=(-45, 45),
-            border_mode=cv2.BORDER_REFLECT,
+            border_mode=cv2.BORDER_REFLECT_101,
             p=0.5,
         ),
         checked(A.HueSaturationValue, hue_shift_limit=20, sat_shift_limit=30, val_shift_limit=20, p=0.5),

@@ -48,7 +48,8 @@ class Metrics(L.Callback):
         row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[-1]["lr"], **values}
         row["seconds"] = time.perf_counter() - self.started
         self.rows.append(row)
-        new = {key: text for key, text in diagnose(self.rows, self.classes).items() if key not in self.told}
+        findings = diagnose(self.rows, self.classes, last=trainer.current_epoch + 1 == trainer.max_epochs)
+        new = {key: text for key, text in findings.items() if key not in self.told}
         row["note"] = "; ".join(new.values())
         self.told |= set(new)
         if trainer.is_global_zero:

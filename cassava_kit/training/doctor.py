@@ -13,9 +13,10 @@ FLAT_RATIO = 0.01
 GAP_EPOCHS = 3
 
 
-def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str]) -> dict[str, str]:
+def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str], *, last: bool = False) -> dict[str, str]:
     """Findings by key after the last of `epochs`: rows of `metrics.csv` (train_loss, val_loss, val_share_k ...).
 
+    `last` says that no epoch will follow: then a run shorter than the doctor's patience is judged as it stands.
     Keys are stable (`not_finite`, `one_class`, `flat`, `overfit`), so that a caller can say each only once.
     """
     now = epochs[-1]
@@ -26,10 +27,12 @@ def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str]) -> d
     findings = {}
     recent = [_top_class(row, len(classes)) for row in epochs[-ONE_CLASS_EPOCHS:]]
     top, share = recent[-1]
-    if len(recent) == ONE_CLASS_EPOCHS and all(k == top and s >= ONE_CLASS_SHARE for k, s in recent):
+    judged = last or len(recent) == ONE_CLASS_EPOCHS
+    when = f"{len(recent)} epochs in a row" if len(recent) > 1 else "after its only epoch"
+    if judged and all(k == top and s >= ONE_CLASS_SHARE for k, s in recent):
         findings["one_class"] = (
             f"predicts class {top} ({classes[top]}) for {share:.0%} of the validation images, "
-            f"{ONE_CLASS_EPOCHS} epochs in a row: lr too high or too low? backbone frozen or random? rows not shuffled?"
+            f"{when}: lr too high or too low? backbone frozen or random? rows not shuffled?"
         )
     losses = [row["train_loss"] for row in epochs[-FLAT_EPOCHS:]]
     if len(losses) == FLAT_EPOCHS and max(losses) - min(losses) < FLAT_RATIO * max(losses):

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cassava_kit.verbs.options import Data, FoldFile, Settings
 
+if TYPE_CHECKING:
+    from cassava_kit.folds import Folds
+
 
 def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print in full.")] = None) -> None:
-    """List the recipes, or print one recipe's full configuration."""
+    """List the recipes of train and of pretrain, or print one recipe's full configuration."""
     from cassava_kit.recipes import recipe, recipe_names
+    from cassava_kit.ssl.recipes import RECIPES as PRETRAINING
+    from cassava_kit.ssl.recipes import recipe as pretraining
 
+    selfsupervised = [function.__name__ for function in PRETRAINING]
     if name is not None:
-        print(recipe(name).model_dump_json(indent=2))
+        print((pretraining(name) if name in selfsupervised else recipe(name)).model_dump_json(indent=2))
         return
+    print("train:")
     for listed in recipe_names():
-        print(f"{listed:18} {recipe(listed).about}")
+        print(f"  {listed:18} {recipe(listed).about}")
+    print("  logreg             Logistic regression on small pixels, the baseline (published: .50).")
+    print("pretrain:")
+    for function in PRETRAINING:
+        print(f"  {function.__name__:18} {(function.__doc__ or '').strip()}")
 
 
 def train(
@@ -52,17 +63,26 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's log into the run.")] = False,
 ) -> None:
     """Train a recipe on all folds but one, and write checkpoint and out-of-fold predictions; 'all' joins the folds."""
-    from cassava_kit.recipes import recipe
-
-    config = recipe(name).with_settings(settings or [])
     from cassava_kit.data.table import read_competition
     from cassava_kit.folds import read_folds
+    from cassava_kit.recipes import recipe
+
+    if name == "logreg":
+        given = (settings, weights, limit, clean, cache, workers, tensorboard, devices > 1)
+        if any(given):
+            raise ValueError("train logreg takes --data, --folds, --fold and --out alone: it trains no network")
+        from cassava_kit.baseline import train_logreg
+
+        split = read_folds(folds)
+        score = train_logreg(read_competition(data), split, out, folds=_fold_numbers(fold, split))
+        print(f"logreg: OOF accuracy {score} on {score.n} given labels: {out / 'logreg'}")
+        return
+    config = recipe(name).with_settings(settings or [])
     from cassava_kit.training.devices import Devices
     from cassava_kit.training.recipe_run import train_recipe
     from cassava_kit.training.rows import Session
 
     split = read_folds(folds)
-    numbers = list(range(split.n_splits)) if fold == "all" else [split.check_fold(_whole_number(fold, "--fold"))]
     if weights is not None and not weights.is_file():
         raise FileNotFoundError(f"no weights file {weights}")
     session = Session(
@@ -75,10 +95,13 @@ def train(
         cache=cache,
         tensorboard=tensorboard,
     )
-    train_recipe(config, read_competition(data), split, out, folds=numbers, session=session)
+    train_recipe(config, read_competition(data), split, out, folds=_fold_numbers(fold, split), session=session)
 
 
-def _whole_number(text: str, name: str) -> int:
+def _fold_numbers(text: str, split: Folds) -> list[int]:
+    """The folds that `--fold` names."""
+    if text == "all":
+        return list(range(split.n_splits))
     if not text.isdigit():
-        raise ValueError(f"{name} must be a whole number or 'all', got {text!r}")
-    return int(text)
+        raise ValueError(f"--fold must be a whole number or 'all', got {text!r}")
+    return [split.check_fold(int(text))]

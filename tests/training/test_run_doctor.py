@@ -23,6 +23,12 @@ def test_one_class_is_told_after_five_epochs_not_at_the_start():
     assert list(found) == ["one_class"] and "predicts class 1 (b) for 97%" in found["one_class"]
 
 
+def test_a_short_run_is_judged_at_its_end():
+    epochs = [row(1 - k / 10, 1 - k / 10, share=0.03) for k in range(2)]
+    assert "2 epochs in a row" in diagnose(epochs, CLASSES, last=True)["one_class"]
+    assert diagnose([row(1.0, 1.0)], CLASSES, last=True) == {}
+
+
 def test_changing_sides_is_not_one_class():
     epochs = [row(1.0 - k / 10, 1.0 - k / 10, float(k % 2)) for k in range(5)]
     assert diagnose(epochs, CLASSES) == {}
