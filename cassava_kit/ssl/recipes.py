@@ -11,7 +11,7 @@ from cassava_kit.ssl.config import METHODS, PretrainConfig, View, configure
 
 def byol_resnet50() -> PretrainConfig:
     """BYOL on the training images, 81 epochs in batches of 256 (published for this data: .81 after finetuning)."""
-    return configure("byol", name="byol_resnet50", epochs=81, batch_size=256, precision="bf16-mixed", num_workers=8)
+    return configure("byol", name="byol_resnet50", epochs=81, batch_size=256, precision="16-mixed", num_workers=8)
 
 
 def swav_resnet50() -> PretrainConfig:
@@ -22,7 +22,7 @@ def swav_resnet50() -> PretrainConfig:
         epochs=81,
         batch_size=256,
         prototypes=100,
-        precision="bf16-mixed",
+        precision="16-mixed",
         num_workers=8,
     )
 
@@ -35,7 +35,7 @@ def simclr_resnet50() -> PretrainConfig:
         epochs=81,
         batch_size=256,
         temperature=0.2,
-        precision="bf16-mixed",
+        precision="16-mixed",
         num_workers=8,
     )
 
@@ -48,7 +48,7 @@ def moco_resnet50() -> PretrainConfig:
         epochs=81,
         batch_size=256,
         queue_size=4096,
-        precision="bf16-mixed",
+        precision="16-mixed",
         num_workers=8,
     )
 

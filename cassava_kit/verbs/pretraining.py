@@ -1,4 +1,4 @@
-"""Verbs of self-supervised pretraining: pretrain."""
+"""Verbs of self-supervised pretraining: pretrain, ssl-report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cassava_kit.verbs.options import Settings
+from cassava_kit.verbs.options import Data, FoldFile, Settings
 
 
 def pretrain(
@@ -27,3 +27,40 @@ def pretrain(
     from cassava_kit.ssl.folder import pretrain_folders
 
     print(pretrain_folders(method, data, images or [], backbone=backbone, init=init, out=out, settings=settings or []))
+
+
+def ssl_report(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe that every start is finetuned by.")],
+    data: Data,
+    folds: FoldFile,
+    init: Annotated[
+        list[str], typer.Option(metavar="NAME=FILE", help="A start to compare with random weights; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the report and its runs.")] = Path("runs/ssl-report"),
+    shares: Annotated[str, typer.Option(help="Shares of the labels, with commas.")] = "0.01,0.1,1",
+    finetune: Annotated[bool, typer.Option(help="Finetune as well, not only probe frozen features.")] = True,
+    settings: Settings = None,
+) -> None:
+    """Say whether pretraining helped: probes and finetuning from each start, same folds, labels and budget."""
+    from cassava_kit.recipes import recipe
+
+    starts = {start: Path(file) for start, file in (_named(text, "--init") for text in init)}
+    config = recipe(name).with_settings(settings or [])
+    from cassava_kit.data.table import read_competition
+    from cassava_kit.folds import read_folds
+    from cassava_kit.ssl.report import ssl_report
+    from cassava_kit.training.rows import TrainData
+
+    parts = [float(share) for share in shares.split(",")]
+    report = ssl_report(
+        config, TrainData(read_competition(data), read_folds(folds)), starts, out, shares=parts, finetune=finetune
+    )
+    print(report.verdict)
+    print(out / "ssl_report.md")
+
+
+def _named(text: str, option: str) -> tuple[str, str]:
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise ValueError(f"{option} takes NAME=FILE, got {text!r}")
+    return name, file
