@@ -66,7 +66,12 @@ def train_fold(
     if is_main():
         score = write_oof(run_dir, info, data, fold)
         seconds = round(time.perf_counter() - started, 3)
-        facts = {"fingerprint": print_of_run, "seconds": seconds, "optimizer_state": states}
+        facts = {
+            "fingerprint": print_of_run,
+            "seconds": seconds,
+            "given": session.given(),
+            "optimizer_state": states,
+        }
         finish(run_dir, info, score, facts=facts)
     trainer.strategy.barrier()
     result = finished(run_dir, print_of_run)

@@ -62,6 +62,19 @@ class Session:
     progress: Progress | None = None
     tell: Callable[[str], None] = print
 
+    def given(self) -> dict[str, object]:
+        """What decides the run's outcome, in words: files by name and hash."""
+        named = {"weights": self.weights, "clean": self.clean}
+        files = {key: None if path is None else f"{path.name} {sha256_file(path)[:12]}" for key, path in named.items()}
+        action = self.clean_action if self.clean else None
+        return {
+            **files,
+            "clean_action": action,
+            "limit": self.limit,
+            "strategy": self.devices.strategy,
+            "processes": self.devices.processes,
+        }
+
 
 def check_table(data: TrainData) -> None:
     """The fold file must be of this very table: same images, same labels."""

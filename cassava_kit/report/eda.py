@@ -1,0 +1,209 @@
+"""What the training photographs are: the figures of a competition folder that people look at before they train.
+
+Broken files are found, named and counted; none stops the look.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.data.duplicates import Fingerprints, fingerprint, group_duplicates
+from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
+from cassava_kit.data.table import list_images, read_table
+from cassava_kit.paths import cache_dir
+
+SIDE = 64  # shorter side at which statistics are taken: an eighth of 800x600, decoded so by the JPEG library itself
+QUANTITIES = {
+    "brightness": "mean of luma, 0..255",
+    "contrast": "standard deviation of luma, 0..127",
+    "saturation": "mean of HSV saturation, 0..255",
+    "sharpness": "mean step between neighbouring pixels of the small picture, in levels",
+    "red": "mean of red, 0..255",
+    "green": "mean of green, 0..255",
+    "blue": "mean of blue, 0..255",
+    "kilobytes": "size of the file",
+}
+
+
+class Look(NamedTuple):
+    """One image's statistics, or the reason why it has none."""
+
+    reason: str = ""
+    width: int = 0
+    height: int = 0
+    values: tuple[float, ...] = ()
+    squares: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that are copies of one another; `exact` where all files are the same bytes.
+
+    `labels` has each image's given label, None for an image that no row names.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    exact: bool
+
+    @property
+    def conflicting(self) -> bool:
+        """Whether two of the images are labelled differently."""
+        return len({label for label in self.labels if label is not None}) > 1
+
+
+@dataclass(frozen=True)
+class Eda:
+    """The account of a folder.
+
+    `frame` has every row of the table whose image can be read, with `width`, `height` and the columns of `QUANTITIES`;
+    `counts` (K,) are of all rows. `mean` and `std` (3,) are over all pixels, 0..1, RGB.
+    """
+
+    folder: Path
+    image_dir: Path
+    competition: Competition
+    counts: np.ndarray
+    frame: pd.DataFrame
+    missing: tuple[str, ...]
+    unreadable: dict[str, str]
+    unlisted: tuple[str, ...]
+    groups: tuple[Group, ...]
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def explore(data: Path, *, competition: Competition = CASSAVA, cache: Path | None = None, progress: bool = True) -> Eda:
+    """Look at every training image once, small, on all cores, and compare all for copies.
+
+    `cache` keeps the fingerprints that copies are found by (default: the kit's cache folder). Raises FileNotFoundError
+    or ValueError where the folder has no table, no image folder or no readable image.
+    """
+    table = read_table(data / competition.train_csv, competition)
+    image_dir = data / competition.train_images
+    present = set(list_images(image_dir))
+    present |= {name for name in table["image_id"] if name not in present and _is_file(image_dir / name)}
+    listed = [name for name in table["image_id"] if name in present]
+    unlisted = tuple(sorted(present.difference(listed)))
+    names = [*listed, *unlisted]
+    paths = [image_dir / name for name in names]
+    looks = dict(zip(names, in_threads(look, paths, title="Looking", progress=progress), strict=True))
+    readable = [name for name in names if not looks[name].reason]
+    if not readable:
+        raise ValueError(f"no readable image in {image_dir} ({len(names)} files); check the download")
+    label_of = dict(zip(table["image_id"], table["label"].tolist(), strict=True))
+    prints = fingerprint(
+        [image_dir / name for name in readable], cache=cache or cache_dir() / "fingerprints.npz", progress=progress
+    )
+    mean, std = pixel_statistics([looks[name] for name in readable])
+    return Eda(
+        folder=data,
+        image_dir=image_dir,
+        competition=competition,
+        counts=np.bincount(table["label"], minlength=competition.n_classes),
+        frame=_statistics(table, looks),
+        missing=tuple(name for name in table["image_id"] if name not in present),
+        unreadable={name: looks[name].reason for name in names if looks[name].reason},
+        unlisted=unlisted,
+        groups=copy_groups(readable, label_of, prints, progress=progress),
+        mean=mean,
+        std=std,
+    )
+
+
+def look(path: Path) -> Look:
+    """One image's size and statistics, from a decode at an eighth to the whole of its size."""
+    try:
+        content = read_bytes(path)
+        image = decode_small(content, SIDE)
+        width, height = stored_size(content)
+    except ImageError as error:
+        return Look(str(error))
+    rgb = image.reshape(-1, 3).astype(np.float32)
+    luma = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    highest, lowest = image.max(axis=2).astype(np.float32), image.min(axis=2)
+    saturation = 255 * (1 - lowest / np.maximum(highest, 1))
+    steps = [np.abs(np.diff(luma, axis=axis)).mean() if luma.shape[axis] > 1 else 0.0 for axis in (0, 1)]
+    values = (luma.mean(), luma.std(), saturation.mean(), np.mean(steps), *rgb.mean(axis=0), len(content) / 1000)
+    squares = tuple((rgb.astype(np.float64) ** 2).mean(axis=0).tolist())
+    return Look("", width, height, tuple(float(value) for value in values), squares)
+
+
+def stored_size(content: bytes) -> tuple[int, int]:
+    """(width, height) as the file stores the picture, before any EXIF rotation, from its header."""
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                return image.size
+    except Exception as error:
+        raise ImageError(f"its size cannot be read ({type(error).__name__})") from None
+
+
+def pixel_statistics(looks: Sequence[Look]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of R, G and B over the images' pixels, each image weighing the same, 0..1."""
+    mean = np.array([one.values[4:7] for one in looks]).mean(axis=0)
+    square = np.array([one.squares for one in looks]).mean(axis=0)
+    return mean / 255, np.sqrt(np.maximum(square - mean**2, 0)) / 255
+
+
+def _statistics(table: pd.DataFrame, looks: dict[str, Look]) -> pd.DataFrame:
+    """The rows whose image can be read, with their statistics."""
+    kept = table[[name in looks and not looks[name].reason for name in table["image_id"]]].reset_index(drop=True)
+    mine = [looks[name] for name in kept["image_id"]]
+    columns = dict(zip(QUANTITIES, np.array([one.values for one in mine]).reshape(-1, len(QUANTITIES)).T, strict=True))
+    return kept.assign(width=[one.width for one in mine], height=[one.height for one in mine], **columns)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
+
+
+def copy_groups(
+    names: Sequence[str], label_of: dict[str, int], prints: Fingerprints, *, progress: bool = False
+) -> tuple[Group, ...]:
+    """Groups of two images and more, those with conflicting labels first, then exact copies, then the larger."""
+    group_of = group_duplicates(prints, progress=progress)
+    members: dict[int, list[int]] = {}
+    for n, group in enumerate(group_of.tolist()):
+        members.setdefault(group, []).append(n)
+    groups = [
+        Group(
+            tuple(names[n] for n in rows),
+            tuple(label_of.get(names[n]) for n in rows),
+            exact=bool((prints.digests[rows] == prints.digests[rows[0]]).all()),
+        )
+        for rows in members.values()
+        if len(rows) > 1
+    ]
+    return tuple(sorted(groups, key=lambda g: (not g.conflicting, not g.exact, -len(g.names), g.names)))
+
+
+def between_classes(values: np.ndarray, labels: np.ndarray) -> float:
+    """Share of a quantity's variance that lies between the classes (eta squared), 0..1."""
+    total = float(((values - values.mean()) ** 2).sum())
+    if total == 0:
+        return 0.0
+    means = {k: values[labels == k].mean() for k in np.unique(labels)}
+    between = sum((labels == k).sum() * (mean - values.mean()) ** 2 for k, mean in means.items())
+    return float(between) / total
+
+
+def sizes(frame: pd.DataFrame) -> pd.Series:
+    """Images of each size, `width x height`, the most frequent first."""
+    return (frame["width"].astype(str) + " × " + frame["height"].astype(str)).value_counts()

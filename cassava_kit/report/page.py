@@ -1,0 +1,69 @@
+"""One self-contained HTML page from a template: text escaped, pictures and charts embedded, nothing fetched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cassava_kit.competition import Competition
+from cassava_kit.files import write_text
+from cassava_kit.report.charts import Chart, write_pngs
+
+
+def write_page(out: Path, template: str, charts: Sequence[Chart], values: dict[str, Any]) -> str:
+    """Render a template of this package with its charts by name, write page and PNGs; returns what to tell the user."""
+    shown = {one.name: one for one in charts}
+    html = environment().get_template(template).render(charts=shown, stem=out.stem, **values)
+    pngs = write_pngs(out, charts)
+    write_text(out, html)
+    beside = ", ".join(path.name for path in pngs[:4]) + (f" and {len(pngs) - 4} more" if len(pngs) > 4 else "")
+    return f"{out}: {len(html.encode()) / 1e6:.1f} MB, open it in a browser" + (f"; beside it {beside}" if pngs else "")
+
+
+def check_out(out: Path) -> Path:
+    """Refuse, before slow work, a name that no browser would open as a page."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"the page must be an .html file, got {out}")
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder; name the page to write")
+    return out
+
+
+def environment() -> Any:
+    """Jinja over this package's templates: every value is escaped, a name that is not there is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("cassava_kit.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(percent=percent, number=number)
+    return made
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """`61.5 %` for .615, never parted at a line's end."""
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def number(count: int, thing: str = "", plural: str = "") -> str:
+    """`1 image`, `21,397 images`."""
+    word = thing if count == 1 else plural or (f"{thing}s" if thing else "")
+    return f"{count:,} {word}".strip()
+
+
+def short_names(competition: Competition) -> list[str]:
+    """Each class's number and the abbreviation in its brackets, or its whole name: `3 CMD`."""
+    brackets = [re.search(r"\(([^)]+)\)$", name) for name in competition.classes]
+    short = [m.group(1) if m else name for m, name in zip(brackets, competition.classes, strict=True)]
+    return [f"{k} {name}" for k, name in enumerate(short)]
+
+
+def slug(text: str) -> str:
+    """A name that is safe in a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "run"

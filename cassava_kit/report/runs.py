@@ -1,0 +1,161 @@
+"""Run folders as `train` leaves them: configurations, metrics, findings and out-of-fold files, by fold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cassava_kit.files import read_json
+from cassava_kit.predictions import Predictions, read_predictions
+
+FOLD_FOLDER = re.compile(r"fold(\d+)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What lies in one run folder, by fold: configuration, metrics, `run.json`, out-of-fold rows.
+
+    `whole` is the joined prediction file, used where the folder has no folds of its own (another team's member).
+    """
+
+    name: str
+    folder: Path
+    configs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[int, pd.DataFrame] = field(default_factory=dict)
+    done: dict[int, dict[str, Any]] = field(default_factory=dict)
+    parts: dict[int, Predictions] = field(default_factory=dict)
+    whole: Predictions | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time that its finished folds took."""
+        return float(sum(done.get("seconds", 0) for done in self.done.values()))
+
+
+def find_runs(given: Sequence[Path]) -> list[Run]:
+    """Read the run folders; a folder of run folders stands for all of them, a `.csv` for another model's member."""
+    folders = [folder for path in given for folder in _expand(Path(path))]
+    folders = list(dict.fromkeys(folders))
+    return [_read_run(folder, name) for folder, name in zip(folders, distinct_names(folders), strict=True)]
+
+
+def _expand(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"no run folder {path}; give what train wrote, e.g. runs/resnet18")
+    if path.is_file():
+        if path.suffix.lower() != ".csv":
+            raise ValueError(f"{path} is a file; give a run folder, or an out-of-fold prediction file (.csv)")
+        return [path]
+    if FOLD_FOLDER.fullmatch(path.name) and (path / "config.json").is_file():
+        raise ValueError(f"{path} is one fold of a run; give the run's folder {path.parent}")
+    if _is_run(path):
+        return [path]
+    found = sorted(child for child in path.iterdir() if child.is_dir() and _is_run(child))
+    if not found:
+        raise ValueError(f"{path} has no runs: expected fold0/config.json or oof.csv in it, or folders that have them")
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return bool(_fold_folders(folder)) or (folder / "oof.csv").is_file()
+
+
+def _fold_folders(folder: Path) -> dict[int, Path]:
+    found = {int(m[1]): child for child in folder.iterdir() if (m := FOLD_FOLDER.fullmatch(child.name))}
+    return {k: found[k] for k in sorted(found) if (found[k] / "config.json").is_file()}
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell all apart: `resnet18`, or `first/resnet18` and `second/resnet18`."""
+    parts = [_named(path.resolve()).parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(part) for part in parts]
+
+
+def _named(path: Path) -> Path:
+    """The path that names a run: its folder, or its file without the ending."""
+    if path.is_file():
+        return path.parent if path.stem == "oof" else path.with_suffix("")
+    return path
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    if folder.is_file():
+        return Run(name, folder, whole=read_predictions(folder))
+    folds = _fold_folders(folder)
+    parts = {k: read_predictions(path / "oof.csv") for k, path in folds.items() if (path / "oof.csv").is_file()}
+    logs = {k: path / "metrics.csv" for k, path in folds.items()}
+    joined = folder / "oof.csv"
+    return Run(
+        name,
+        folder,
+        configs={k: _read_object(path / "config.json") | _given(path / "run.json") for k, path in folds.items()},
+        metrics={k: _read_metrics(log) for k, log in logs.items() if _has_content(log)},
+        done={k: _read_object(path / "run.json") for k, path in folds.items() if (path / "run.json").is_file()},
+        parts=parts,
+        whole=read_predictions(joined) if not parts and joined.is_file() else None,
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold one JSON object, got {type(value).__name__}")
+    return value
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _read_metrics(path: Path) -> pd.DataFrame:
+    """A row an epoch; `note` is text, empty where the doctor found nothing."""
+    try:
+        frame = pd.read_csv(path)
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a table of metrics ({error})") from None
+    if not {"epoch", "train_loss", "val_loss"} <= set(frame.columns):
+        raise ValueError(f"{path} must have the columns epoch,train_loss,val_loss, got {','.join(frame.columns)}")
+    return frame.assign(note=frame["note"].fillna("").astype(str) if "note" in frame else "")
+
+
+def _given(path: Path) -> dict[str, Any]:
+    """What a finished run was given beside its configuration: weights, limits, a noise report, devices."""
+    given = _read_object(path).get("given", {}) if path.is_file() else {}
+    return given if isinstance(given, dict) else {}
+
+
+def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Settings in which runs differ: name, and each run's value (several where its folds differ, none as a dash).
+
+    What one run alone has to set is no difference: a baseline of another kind has settings of its own.
+    """
+    names = dict.fromkeys(name for run in runs for config in run.configs.values() for name in config)
+    rows = []
+    for name in names:
+        told = [list(dict.fromkeys(_plain(c[name]) for c in run.configs.values() if name in c)) for run in runs]
+        if name not in ("recipe", "about") and len({value for values in told for value in values}) > 1:
+            rows.append((name, [" | ".join(values) or "–" for values in told]))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+
+
+def findings(run: Run) -> list[tuple[int, int, str]]:
+    """What the doctor of the run found: fold, epoch (from 1), text."""
+    return [
+        (k, int(row["epoch"]) + 1, str(row["note"]))
+        for k, metrics in run.metrics.items()
+        for row in metrics[metrics["note"] != ""].to_dict("records")
+    ]

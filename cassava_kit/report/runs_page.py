@@ -1,0 +1,277 @@
+"""The page of the verb `report`: runs side by side, what is proved between them, and each run by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cassava_kit.calibration import BINS
+from cassava_kit.compare import Comparison
+from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.data.table import read_table
+from cassava_kit.folds import Folds
+from cassava_kit.report import charts
+from cassava_kit.report.charts import Chart
+from cassava_kit.report.eda_page import thumbnails
+from cassava_kit.report.page import check_out, short_names, slug, write_page
+from cassava_kit.report.runs import Run, differing_settings, find_runs, findings
+from cassava_kit.report.runs_scores import (
+    Scored,
+    compare_pairs,
+    holm,
+    majority_of,
+    read_split,
+    recalls,
+    score_run,
+    worst_mistakes,
+)
+from cassava_kit.training.doctor import ONE_CLASS_SHARE
+
+MISTAKES = 24
+INTERVAL_Z = 1.96
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page says: the runs and, where labels are known, their scores; `baseline` is on all their rows."""
+
+    runs: list[Run]
+    folds: Folds | None
+    scored: list[Scored]
+    baseline: Scored | None
+    pairs: list[Comparison]
+    competition: Competition
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    folds: Path | None = None,
+    data: Path | None = None,
+    competition: Competition = CASSAVA,
+) -> str:
+    """Read and check runs, score them, and write the page and its PNGs; returns what to tell the user."""
+    check_out(out)
+    image_dir = None if data is None else data / competition.train_images
+    if image_dir is not None and not image_dir.is_dir():
+        raise FileNotFoundError(f"no folder {image_dir}; --data must be the competition folder")
+    report = gather_report(runs, folds=folds, data=data, competition=competition)
+    keys = unique_slugs([run.name for run in report.runs])
+    made = report_charts(report, keys)
+    return write_page(out, "report.html", made, page_values(report, keys, image_dir))
+
+
+def gather_report(
+    runs: Sequence[Path], *, folds: Path | None = None, data: Path | None = None, competition: Competition = CASSAVA
+) -> Report:
+    """The runs' scores on the rows they held out, the majority's on the same rows, and every pair compared.
+
+    Without fold file and competition folder no label is known: the page then has what the runs say of themselves.
+    """
+    found = find_runs(runs)
+    table = None if data is None else read_table(data / competition.train_csv, competition)
+    split = read_split(found, folds, table)
+    if split is None:
+        return Report(found, None, [], None, [], competition)
+    _check_labels(split, table)
+    scored = [one for run in found if (one := score_run(run, split)) is not None]
+    if not scored:
+        return Report(found, split, [], None, [], competition)
+    widths = {one.name: one.probabilities.shape[1] for one in scored}
+    if len(set(widths.values())) > 1:
+        told = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise ValueError(f"the runs must predict the same classes, got {told}; report runs of one competition together")
+    rows = np.unique(np.concatenate([one.rows for one in scored]))
+    baseline = majority_of(split, rows, scored[0].probabilities.shape[1])
+    return Report(found, split, scored, baseline, compare_pairs([baseline, *scored]), competition)
+
+
+def _check_labels(split: Folds, table: pd.DataFrame | None) -> None:
+    """The fold file and the competition folder must agree on the labels of the images they share."""
+    if table is None:
+        return
+    both = split.frame.merge(table, on="image_id", suffixes=("", "_table"))
+    differs = both[both["label"] != both["label_table"]]
+    if both.empty or len(differs):
+        what = f"{differs['image_id'].iloc[0]} has another label there" if len(differs) else "they share no image"
+        raise ValueError(f"the fold file and --data are of different tables: {what}; give the data of these folds")
+
+
+def unique_slugs(names: Sequence[str]) -> list[str]:
+    """A name for each run that is safe in file names and anchors, no two alike."""
+    keys: list[str] = []
+    for name in names:
+        key, n = slug(name), 2
+        while key.lower() in (known.lower() for known in keys):
+            key, n = f"{slug(name)}-{n}", n + 1
+        keys.append(key)
+    return keys
+
+
+def report_charts(report: Report, keys: Sequence[str]) -> list[Chart]:
+    """The comparison of all runs, then each run's curves, confusion, recall and calibration."""
+    made = [_scores_chart(report)] if report.scored else []
+    by_name = {one.name: one for one in report.scored}
+    for run, key in zip(report.runs, keys, strict=True):
+        if run.metrics:
+            columns = {k: {str(c): m[c].tolist() for c in m if c != "note"} for k, m in run.metrics.items()}
+            made.append(charts.curves(f"{key}-curves", f"Loss and accuracy of {run.name} by epoch.", columns))
+        if run.name in by_name:
+            made += _score_charts(by_name[run.name], key, _class_names(report, by_name[run.name]))
+    return made
+
+
+def _scores_chart(report: Report) -> Chart:
+    assert report.baseline is not None
+    scores = [(one.name, one.score) for one in report.scored]
+    half = [INTERVAL_Z * score.standard_error for _, score in scores]
+    values = np.array([(s.accuracy, s.accuracy - h, s.accuracy + h) for (_, s), h in zip(scores, half, strict=True)])
+    alt = "Out-of-fold accuracy with 95 % intervals; the broken line is the majority class."
+    return charts.intervals("scores", alt, [n for n, _ in scores], values, zero=report.baseline.score.accuracy)
+
+
+def _score_charts(one: Scored, key: str, names: Sequence[str]) -> list[Chart]:
+    right = one.predicted == one.labels
+    confidence = one.probabilities.max(axis=1)
+    on = f"{one.name}, {len(one.rows):,} out-of-fold rows"
+    confusion = f"Confusion matrix of {on}; shares of each row."
+    recall = f"Recall of each class with 95 % intervals: {on}."
+    calibration = f"Accuracy at each confidence: {on}. Points on the broken line are true."
+    return [
+        charts.confusion_matrix(f"{key}-confusion", confusion, names, one.confusion),
+        charts.intervals(f"{key}-recall", recall, names, recalls(one)),
+        charts.reliability(f"{key}-calibration", calibration, confidence, right, bins=BINS),
+    ]
+
+
+def _class_names(report: Report, one: Scored) -> list[str]:
+    """Short names of the classes; numbers where the member predicts more than the competition has."""
+    names = short_names(report.competition)
+    return [names[k] if k < len(names) else f"class {k}" for k in range(one.probabilities.shape[1])]
+
+
+def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> dict[str, Any]:
+    """What the template shows."""
+    by_name = {one.name: one for one in report.scored}
+    mistakes = {one.name: mistakes_of(report, one) for one in report.scored}
+    wanted = [name for rows in mistakes.values() for name in rows["image_id"]]
+    adjusted = holm([pair.p_value for pair in report.pairs])
+    return {
+        "report": report,
+        "runs": list(zip(report.runs, keys, strict=True)),
+        "scored": by_name,
+        "head": headline(report),
+        "score_rows": score_rows(report),
+        "stored_rows": stored_rows(report),
+        "pair_rows": [_pair_row(pair, p) for pair, p in zip(report.pairs, adjusted, strict=True)],
+        "proved": [pair.proved and p < 1 - pair.level for pair, p in zip(report.pairs, adjusted, strict=True)],
+        "settings": differing_settings([run for run in report.runs if run.configs]),
+        "configured": [run.name for run in report.runs if run.configs],
+        "findings": {run.name: findings(run) for run in report.runs},
+        "one_class": {one.name: one_class(one) for one in report.scored},
+        "last_rows": {run.name: _last_rows(run) for run in report.runs},
+        "recall_rows": {one.name: _recall_rows(report, one) for one in report.scored},
+        "calibrations": {one.name: one.calibration for one in report.scored},
+        "mistakes": {name: rows.to_dict("records") for name, rows in mistakes.items()},
+        "pictures": None if image_dir is None else thumbnails(image_dir, wanted),
+        "classes": _class_names(report, report.scored[0]) if report.scored else short_names(report.competition),
+        "full_names": report.competition.classes,
+    }
+
+
+def mistakes_of(report: Report, one: Scored) -> pd.DataFrame:
+    """The run's worst mistakes."""
+    assert report.folds is not None
+    return worst_mistakes(one, report.folds, MISTAKES)
+
+
+def headline(report: Report) -> str:
+    """The page's first sentence: the best run, and whether it is proved better than the next and the majority."""
+    if report.baseline is None:
+        return "No run has finished a fold whose labels are known, so that nothing is scored here."
+    ranked = sorted(report.scored, key=lambda one: -one.score.accuracy)
+    best = ranked[0]
+    text = f"{best.name} has the highest accuracy, {best.score} on {best.score.n:,} out-of-fold rows"
+    others = [one.name for one in ranked[1:2]] + [report.baseline.name]
+    said = [_against(report, best.name, other) for other in others]
+    return f"{text}: {', and '.join(filter(None, said))}."
+
+
+def _against(report: Report, best: str, other: str) -> str:
+    """Whether the pair's difference is proved, in words."""
+    for pair in report.pairs:
+        if set(pair.names) == {best, other}:
+            word = "proved" if pair.proved else "not proved"
+            way = "better" if pair.names[1] == best else "worse"
+            return f"{word} {way} than {other} ({pair.verdict().split(':')[0]})"
+    return f"with no row in common with {other}"
+
+
+def one_class(one: Scored) -> tuple[int, float] | None:
+    """The class that nearly all predictions sit on, and its share; None for a run that tells classes apart."""
+    counts = one.confusion.sum(axis=0)
+    share = float(counts.max() / counts.sum())
+    return (int(counts.argmax()), share) if share >= ONE_CLASS_SHARE else None
+
+
+def score_rows(report: Report) -> list[list[str]]:
+    """A row a run, the majority last: accuracy, log-loss, calibration error, mean recall, rows, folds, time."""
+    seconds = {run.name: run.seconds for run in report.runs}
+    rows = []
+    for one in [*report.scored, *([report.baseline] if report.baseline else [])]:
+        recall = recalls(one)[:, 0]
+        folds = ", ".join(map(str, np.unique(one.fold)))
+        time = f"{seconds.get(one.name, 0) / 60:.1f} min" if seconds.get(one.name) else "–"
+        figures = [str(one.score), f"{one.logloss:.4f}", f"{one.ece:.4f}", f"{np.nanmean(recall):.4f}"]
+        rows.append([one.name, *figures, f"{one.score.n:,}", folds, time])
+    return rows
+
+
+def stored_rows(report: Report) -> list[list[str]]:
+    """What finished folds say of themselves in `run.json`: run, fold, accuracy, standard error, rows."""
+    return [
+        [run.name, str(k), f"{done['oof_accuracy']:.4f} ± {done['oof_standard_error']:.4f}", f"{done['oof_rows']:,}"]
+        for run in report.runs
+        for k, done in run.done.items()
+        if {"oof_accuracy", "oof_standard_error", "oof_rows"} <= done.keys()
+    ]
+
+
+def _pair_row(pair: Comparison, adjusted: float) -> list[str]:
+    low, high = pair.interval
+    return [
+        f"{pair.names[1]} against {pair.names[0]}",
+        f"{pair.difference:+.4f}",
+        f"{low:+.4f} to {high:+.4f}",
+        f"{pair.only_b:,} : {pair.only_a:,}",
+        f"{pair.p_value:.3g}",
+        f"{adjusted:.3g}",
+        f"{pair.a.n:,}",
+        "proved" if pair.proved else "not proved",
+    ]
+
+
+def _last_rows(run: Run) -> list[list[str]]:
+    """A row a fold: epochs so far, and the last one's figures."""
+    columns = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
+    return [
+        [f"fold {k}", str(len(m)), *(f"{m[column].iloc[-1]:.4f}" if column in m else "–" for column in columns)]
+        for k, m in run.metrics.items()
+    ]
+
+
+def _recall_rows(report: Report, one: Scored) -> list[list[str]]:
+    """A row a class: recall with its interval, precision, rows, and predictions."""
+    confusion, rows = one.confusion, []
+    for k, (name, (recall, low, high)) in enumerate(zip(_class_names(report, one), recalls(one), strict=True)):
+        given, predicted = int(confusion[k].sum()), int(confusion[:, k].sum())
+        precision = f"{confusion[k, k] / predicted:.3f}" if predicted else "–"
+        shown = f"{recall:.3f} ({low:.3f} to {high:.3f})" if given else "–"
+        rows.append([name, shown, precision, f"{given:,}", f"{predicted:,}"])
+    return rows

@@ -1,0 +1,190 @@
+"""Runs on the rows they held out: checked against the split, scored, and every pair of them compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cassava_kit.calibration import Calibration, calibrate, ece, logloss
+from cassava_kit.compare import Comparison, compare
+from cassava_kit.folds import Folds, read_folds
+from cassava_kit.oof import Score, accuracy, accuracy_of, check_oof, refuse_in_sample
+from cassava_kit.predictions import Predictions
+from cassava_kit.report.runs import Run
+
+MAJORITY = "majority"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run on the rows that it held out: `rows` (n,) are their numbers in the fold file; probabilities (n, K)."""
+
+    name: str
+    rows: np.ndarray
+    labels: np.ndarray
+    fold: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable class of each row; ties go to the lower class."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def score(self) -> Score:
+        """Accuracy with its standard error."""
+        return accuracy(self.labels, self.probabilities)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error."""
+        return ece(self.labels, self.probabilities)
+
+    @property
+    def logloss(self) -> float:
+        """Mean negative log-probability of the given label."""
+        return logloss(self.labels, self.probabilities)
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Counts (K, K) of given label by predicted class."""
+        k = self.probabilities.shape[1]
+        return np.bincount(self.labels * k + self.predicted, minlength=k * k).reshape(k, k)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What temperatures would mend, each fold by the others'; None where there is one fold alone."""
+        if len(np.unique(self.fold)) < 2:
+            return None
+        return calibrate(self.labels, self.probabilities, self.fold)[1]
+
+
+def read_split(runs: Sequence[Run], folds: Path | None, table: pd.DataFrame | None) -> Folds | None:
+    """The split on which runs are scored: the fold file, else the table's labels by the folds of a complete run.
+
+    None where there are neither; a split made again from a run is checked by its hash like any other.
+    """
+    if folds is not None:
+        return read_folds(folds)
+    if table is None:
+        return None
+    for run in runs:
+        parts = list(run.parts.values()) or ([run.whole] if run.whole is not None else [])
+        if not parts or not all("fold" in part.frame for part in parts):
+            continue
+        rows = pd.concat([part.frame[["image_id", "fold"]] for part in parts], ignore_index=True)
+        if len(rows) == len(table) and set(rows["image_id"]) == set(table["image_id"]):
+            made = table.merge(rows, on="image_id").sort_values("image_id", kind="stable").reset_index(drop=True)
+            return Folds(made[["image_id", "label", "fold"]])
+    raise ValueError("no run predicts every row of the table, so that its folds are not known; give --folds FILE")
+
+
+def score_run(run: Run, folds: Folds) -> Scored | None:
+    """The run on the rows it held out, its contract checked; None where no fold is finished."""
+    if run.whole is not None:
+        frame = check_oof(run.whole, folds, run.name)
+    elif run.parts:
+        for k, part in run.parts.items():
+            _check_part(run, k, part, folds)
+        frame = Predictions(pd.concat([part.frame for part in run.parts.values()], ignore_index=True))
+    else:
+        return None
+    number = pd.Series(np.arange(len(folds.frame)), index=folds.frame["image_id"])
+    rows = number.loc[frame.ids].to_numpy()
+    order = np.argsort(rows)
+    rows = rows[order]
+    labels = folds.frame["label"].to_numpy()[rows]
+    probabilities = frame.probabilities[order]
+    if labels.max() >= probabilities.shape[1]:
+        raise ValueError(
+            f"{run.name} predicts classes 0..{probabilities.shape[1] - 1}, the fold file has label {labels.max()}; "
+            "both must be of one competition"
+        )
+    return Scored(run.name, rows, labels, folds.frame["fold"].to_numpy()[rows], probabilities)
+
+
+def _check_part(run: Run, k: int, part: Predictions, folds: Folds) -> None:
+    """One fold's rows must be that fold's rows of this split, predicted by a checkpoint that never saw them."""
+    name = f"{run.name} fold {k}"
+    folds.check_fold(k)
+    made_on = part.header.fold_hash if part.header is not None else None
+    if made_on is not None and made_on != folds.hash:
+        raise ValueError(
+            f"{name} was made on another split ({made_on[:12]}, this fold file is {folds.hash[:12]}); "
+            "give the fold file it was trained with"
+        )
+    refuse_in_sample(part, folds, name)
+    expected = set(folds.validation(k)["image_id"])
+    differing = expected.symmetric_difference(part.ids)
+    if differing:
+        raise ValueError(
+            f"{name}: its {len(part.ids)} rows are not the {len(expected)} of fold {k} of this fold file "
+            f"(first that differs: {min(differing)}); give the fold file it was trained with"
+        )
+
+
+def majority_of(folds: Folds, rows: np.ndarray, n_classes: int) -> Scored:
+    """Always the most frequent class of the split's labels: the baseline of every comparison."""
+    labels = folds.frame["label"].to_numpy()
+    shares = np.bincount(labels, minlength=n_classes) / len(labels)
+    return Scored(MAJORITY, rows, labels[rows], folds.frame["fold"].to_numpy()[rows], np.tile(shares, (len(rows), 1)))
+
+
+def compare_pairs(scored: Sequence[Scored]) -> list[Comparison]:
+    """Every pair on the rows both held out, the better of the two as B; pairs without common rows are left out."""
+    found = []
+    for a, b in combinations(scored, 2):
+        common, in_a, in_b = np.intersect1d(a.rows, b.rows, assume_unique=True, return_indices=True)
+        if not len(common):
+            continue
+        sides = [(a.name, a.predicted[in_a]), (b.name, b.predicted[in_b])]
+        labels = a.labels[in_a]
+        sides.sort(key=lambda side: accuracy_of(labels, side[1]).accuracy)
+        (first, worse), (second, better) = sides
+        found.append(compare(labels, worse, better, names=(first, second)))
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for as many comparisons (Holm 1979): below .05 means proved even among all of them."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, highest = np.empty(len(p_values)), 0.0
+    for rank, n in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[n]))
+        adjusted[n] = highest
+    return adjusted.tolist()
+
+
+def recalls(scored: Scored) -> np.ndarray:
+    """Each class's recall with its 95 % interval (Wilson 1927), (K, 3); a class without rows has none (nan)."""
+    from scipy.stats import binomtest
+
+    rows = []
+    for k, counts in enumerate(scored.confusion):
+        if not counts.sum():
+            rows.append((np.nan,) * 3)
+            continue
+        interval = binomtest(int(counts[k]), int(counts.sum())).proportion_ci(method="wilson")
+        rows.append((counts[k] / counts.sum(), interval.low, interval.high))
+    return np.array(rows)
+
+
+def worst_mistakes(scored: Scored, folds: Folds, n: int) -> pd.DataFrame:
+    """The `n` rows whose given label got the least probability: `image_id,label,predicted,p_label,p_predicted`."""
+    at = np.arange(len(scored.labels))
+    frame = pd.DataFrame(
+        {
+            "image_id": folds.frame["image_id"].to_numpy()[scored.rows],
+            "label": scored.labels,
+            "predicted": scored.predicted,
+            "p_label": scored.probabilities[at, scored.labels],
+            "p_predicted": scored.probabilities.max(axis=1),
+        }
+    )
+    wrong = frame[frame["label"] != frame["predicted"]]
+    return wrong.sort_values(["p_label", "image_id"], kind="stable").head(n).reset_index(drop=True)

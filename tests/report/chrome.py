@@ -1,0 +1,88 @@
+"""A headless Chromium for the tests of pages: what it says in its console, and what it would fetch."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+)
+# Every resource the page has asked for that is not part of the page itself.
+FETCHED = "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))"
+ALL_LOADED = """
+const images = [...document.images];
+for (const image of images) image.loading = 'eager';
+await Promise.all(images.map(image => image.decode().catch(() => {})));
+return images.filter(image => !(image.complete && image.naturalWidth > 0)).map(image => image.alt);
+"""
+CHART_SIZES = """
+return [...document.querySelectorAll('figure.chart svg')].map(svg => {
+  const box = svg.getBoundingClientRect(); return [box.width, box.height, svg.querySelectorAll('path').length]; });
+"""
+
+
+def open_chromium(profile: Path, *, size: tuple[int, int] = (1200, 900)):
+    """A session of headless Chromium; skips the test, with the reason, where it is not installed."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--window-size={size[0]},{size[1]}", f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+def show(browser, page: Path, *, scheme: str = "light", size: tuple[int, int] = (1200, 900)) -> None:
+    """Open a page in light or dark colours in a window of this size, as a phone would for a narrow one."""
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.resolve().as_uri())
+
+
+def console_errors(browser) -> list[str]:
+    """What the console has said since it was last asked, warnings and errors alone."""
+    return [line["message"] for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+
+
+def unloaded(browser) -> list[str]:
+    """The descriptions of pictures that the browser could not show."""
+    body = f"const done = arguments[0]; (async () => {{ {ALL_LOADED} }})().then(done, error => done([String(error)]));"
+    return browser.execute_async_script(body)
+
+
+def check_page(browser, page: Path) -> None:
+    """No console error, nothing fetched, every picture loaded, every chart drawn; wide and light, narrow and dark."""
+    for scheme, width in (("light", 1200), ("dark", 390)):
+        show(browser, page, scheme=scheme, size=(width, 900))
+        assert unloaded(browser) == []
+        assert browser.execute_script(FETCHED) == []
+        assert console_errors(browser) == []
+        sizes = browser.execute_script(CHART_SIZES)
+        assert all(w > 100 and h > 60 and paths > 3 for w, h, paths in sizes), sizes
+        # The page itself never scrolls sideways, its tables do.
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def screenshot(browser, out: Path) -> None:
+    """The whole page as a PNG, however long."""
+    import base64
+
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "format": "png"})
+    out.write_bytes(base64.b64decode(shot["data"]))

@@ -1,0 +1,455 @@
+"""The page on runs: its numbers are those of `oof`, `compare` and `calibration`; what may not be scored is refused."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import chrome
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, recall_score
+
+from cassava_kit.__main__ import app
+from cassava_kit.baseline import train_logreg
+from cassava_kit.calibration import ece, logloss
+from cassava_kit.cli import run_app
+from cassava_kit.compare import compare
+from cassava_kit.competition import CASSAVA
+from cassava_kit.data.table import TrainTable
+from cassava_kit.folds import make_folds, write_folds
+from cassava_kit.oof import accuracy, majority
+from cassava_kit.predictions import Header, Source, make_predictions, read_predictions, write_predictions
+from cassava_kit.report.charts import INK, chart
+from cassava_kit.report.runs import differing_settings, distinct_names, find_runs, findings
+from cassava_kit.report.runs_page import gather_report, unique_slugs, write_report
+from cassava_kit.report.runs_scores import Scored, compare_pairs, holm, majority_of, recalls, worst_mistakes
+
+NOTE = "predicts class 3 (Cassava Mosaic Disease (CMD)) for 98% of <the> validation images"
+
+
+class Cells(HTMLParser):
+    """Every table's rows as lists of cell texts, and the page's text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.rows, self.text, self.cell = [], "", None
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr":
+            self.rows.append([])
+        self.cell = "" if tag in ("td", "th") else self.cell
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.rows[-1].append(self.cell)
+            self.cell = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self.cell is not None:
+            self.cell += data
+
+    def row(self, *start):
+        """The one row that begins with these cells, without them."""
+        (found,) = [row for row in self.rows if tuple(row[: len(start)]) == start]
+        return found[len(start) :]
+
+
+def guesses(labels, skill, seed):
+    """Probabilities (N, 5) of a model that is right as often as its skill says, by chance."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(len(labels), 5)) + skill * np.eye(5)[labels]
+    return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+
+
+def write_run(folder, split, probabilities, *, folds=None, epochs=4, **config):
+    """A run folder as training leaves it; `probabilities` (N, 5) are in the split's row order."""
+    labels, numbers = split.frame["label"].to_numpy(), split.frame["fold"].to_numpy()
+    for k in range(split.n_splits) if folds is None else folds:
+        path, mine = folder / f"fold{k}", numbers == k
+        path.mkdir(parents=True)
+        source = Source(name=f"{folder.name}-fold{k}", fold=k, fold_hash=split.hash)
+        header = Header(name=source.name, kind="oof", fold_hash=split.hash, sources=(source,))
+        ids = split.frame["image_id"].to_numpy()[mine]
+        part = make_predictions(ids, probabilities[mine], header=header, fold=numbers[mine])
+        write_predictions(path / "oof.csv", part)
+        settings = {"recipe": folder.name, "about": f"About {folder.name}.", "lr": 0.001, "epochs": epochs, **config}
+        (path / "config.json").write_text(json.dumps(settings))
+        score = accuracy(labels[mine], part.probabilities)
+        done = {"oof_accuracy": score.accuracy, "oof_standard_error": score.standard_error, "oof_rows": score.n}
+        (path / "run.json").write_text(json.dumps({**done, "labels": "given", "seconds": 90.0}))
+        metrics(epochs, note=NOTE if k == 1 else "").to_csv(path / "metrics.csv", index=False)
+
+
+def metrics(epochs, note=""):
+    """Rows of a `metrics.csv`; the note is the last epoch's."""
+    epoch = np.arange(epochs)
+    return pd.DataFrame(
+        {
+            "epoch": epoch,
+            "train_loss": 1.5 - 0.1 * epoch,
+            "train_accuracy": 0.5 + 0.05 * epoch,
+            "val_loss": 1.6 - 0.08 * epoch,
+            "val_accuracy": 0.5 + 0.04 * epoch,
+            "note": [""] * (epochs - 1) + [note],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def material(tiny_table, tmp_path_factory):
+    """Folder with a fold file of three folds, runs/good, runs/fair, and runs/part (fold 0 alone)."""
+    root = tmp_path_factory.mktemp("material")
+    split = make_folds(tiny_table.frame, n_splits=3, seed=0)
+    write_folds(root / "folds.csv", split)
+    labels = split.frame["label"].to_numpy()
+    write_run(root / "runs" / "good", split, guesses(labels, 4.0, 1))
+    write_run(root / "runs" / "fair", split, guesses(labels, 2.0, 2), lr=0.01)
+    write_run(root / "runs" / "part", split, guesses(labels, 3.0, 3), folds=[0], epochs=6)
+    return root, split
+
+
+@pytest.fixture(scope="module")
+def written(material, tiny_dir):
+    """The page of all three runs with pictures, and its cells."""
+    root, split = material
+    out = root / "page" / "report.html"
+    write_report([root / "runs"], out, folds=root / "folds.csv", data=tiny_dir)
+    return out, split, Cells(out.read_text(encoding="utf-8"))
+
+
+def joined(root, name, split):
+    """A run's labels and probabilities in the split's row order, read here and not by the kit's report."""
+    frame = pd.concat([pd.read_csv(path) for path in sorted((root / "runs" / name).glob("fold*/oof.csv"))])
+    frame = split.frame.merge(frame.drop(columns="fold"), on="image_id")
+    return frame["label"].to_numpy(), frame[[f"p{k}" for k in range(5)]].to_numpy()
+
+
+def test_scores_are_those_of_the_rows(material, written):
+    root, split = material
+    cells = written[2]
+    for name, rows, folds in (("good", 120, "0, 1, 2"), ("fair", 120, "0, 1, 2"), ("part", 40, "0")):
+        labels, probabilities = joined(root, name, split)
+        recall = recall_score(labels, probabilities.argmax(axis=1), average="macro")
+        told = cells.row(name, str(accuracy(labels, probabilities)))
+        figures = [f"{logloss(labels, probabilities):.4f}", f"{ece(labels, probabilities):.4f}", f"{recall:.4f}"]
+        assert told[:5] == [*figures, str(rows), folds]
+    assert cells.row("majority", str(majority(split.frame["label"].to_numpy())))
+    assert cells.row("good")[-1] == "4.5 min"
+
+
+def test_every_pair_is_compared_as_by_the_verb(material, written):
+    root, split = material
+    cells = written[2]
+    (a, wrong), (_, right) = joined(root, "fair", split), joined(root, "good", split)
+    result = compare(a, wrong.argmax(axis=1), right.argmax(axis=1))
+    low, high = result.interval
+    told = cells.row("good against fair")
+    assert told[:4] == [
+        f"{result.difference:+.4f}",
+        f"{low:+.4f} to {high:+.4f}",
+        f"{result.only_b} : {result.only_a}",
+        f"{result.p_value:.3g}",
+    ]
+    assert told[5:] == ["120", "proved"]
+    assert f"Proved: good is right on {result.only_b - result.only_a} more rows of 120 than fair" in cells.text
+    pairs = [row[0] for row in cells.rows if row and " against " in row[0]]
+    assert len(pairs) == 6 and sum("majority" in pair for pair in pairs) == 3
+
+
+def test_a_part_run_is_compared_on_its_own_rows(material, written):
+    root, split = material
+    held = (split.frame["fold"] == 0).to_numpy()
+    labels, good = joined(root, "good", split)
+    part_labels, part = joined(root, "part", split)
+    assert (part_labels == labels[held]).all()
+    result = compare(part_labels, part.argmax(axis=1), good[held].argmax(axis=1))
+    told = written[2].row("good against part")
+    assert told[0] == f"{result.difference:+.4f}" and told[5] == "40"
+    assert "It holds out 1 of 3 folds" in written[2].text
+    turned = gather_report([root / "runs" / "part", root / "runs" / "good"], folds=root / "folds.csv").pairs[-1]
+    assert (turned.only_a, turned.only_b, turned.a.n) == (result.only_a, result.only_b, 40)
+
+
+def test_recall_and_confusion(material, written):
+    root, split = material
+    labels, probabilities = joined(root, "good", split)
+    report = gather_report([root / "runs" / "good"], folds=root / "folds.csv")
+    assert (report.scored[0].confusion == confusion_matrix(labels, probabilities.argmax(axis=1))).all()
+    hits, rows = ((labels == 3) & (probabilities.argmax(axis=1) == 3)).sum(), (labels == 3).sum()
+    interval = binomtest(int(hits), int(rows)).proportion_ci(method="wilson")
+    shown = f"{hits / rows:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    assert any(row[:2] == ["3 CMD", shown] for row in written[2].rows)
+
+
+def test_a_class_without_rows_has_no_recall():
+    one = Scored("a", np.arange(2), np.array([0, 1]), np.zeros(2), np.array([[1.0, 0, 0], [0, 1, 0]]))
+    assert np.isnan(recalls(one)[2]).all() and recalls(one)[:2, 0].tolist() == [1, 1]
+
+
+def test_worst_mistakes_are_the_least_probable_labels(material):
+    root, split = material
+    report = gather_report([root / "runs" / "fair"], folds=root / "folds.csv")
+    labels, probabilities = joined(root, "fair", split)
+    worst = worst_mistakes(report.scored[0], split, 5)
+    given = probabilities[np.arange(len(labels)), labels]
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    expected = split.frame["image_id"].to_numpy()[wrong[np.argsort(given[wrong])][:5]]
+    assert worst["image_id"].tolist() == expected.tolist()
+    assert (worst["p_label"] <= worst["p_predicted"]).all()
+
+
+def test_settings_that_differ(material):
+    root, _ = material
+    runs = find_runs([root / "runs"])
+    assert [run.name for run in runs] == ["fair", "good", "part"]
+    assert dict(differing_settings(runs)) == {"lr": ["0.01", "0.001", "0.001"], "epochs": ["4", "4", "6"]}
+    assert differing_settings(runs[:1]) == []
+
+
+def test_folds_that_differ_within_a_run_are_shown(material, tmp_path):
+    root, _ = material
+    shutil.copytree(root / "runs" / "good", tmp_path / "good")
+    path = tmp_path / "good" / "fold2" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lr": 0.5}))
+    assert differing_settings(find_runs([tmp_path / "good"])) == [("lr", ["0.001 | 0.5"])]
+
+
+def test_what_a_run_was_given_is_a_difference_too(material, tmp_path):
+    _, split = material
+    labels = split.frame["label"].to_numpy()
+    for name, clean in (("plain", None), ("cleaned", "clean.csv 0123456789ab")):
+        write_run(tmp_path / name, split, guesses(labels, 1, 0))
+        for k in range(split.n_splits):
+            done = tmp_path / name / f"fold{k}" / "run.json"
+            content = json.loads(done.read_text()) if done.is_file() else {}
+            done.write_text(json.dumps({**content, "given": {"clean": clean, "limit": None}}))
+    runs = find_runs([tmp_path / "plain", tmp_path / "cleaned"])
+    assert differing_settings(runs) == [("clean", ["none", "clean.csv 0123456789ab"])]
+
+
+def test_findings_of_the_doctor_are_shown_and_escaped(material, written):
+    root, _ = material
+    assert findings(find_runs([root / "runs" / "good"])[0]) == [(1, 4, NOTE)]
+    assert f"Fold 1, epoch 4: {NOTE}" in written[2].text
+    assert "<the>" not in written[0].read_text(encoding="utf-8")
+
+
+def test_curves_have_every_fold_for_train_and_validation(written):
+    html = written[0].read_text(encoding="utf-8")
+    figure = html[html.index("Loss and accuracy of good by epoch.") :]
+    figure = figure[: figure.index("</svg>")]
+    assert figure.count("stroke-dasharray") == 2 * 3 + 1  # training: two panels of three folds, and the legend
+    assert all(text in figure for text in ("fold 0", "fold 1", "fold 2", "validation", "training"))
+    assert written[2].rows.count(["fold 2", "4", "1.2000", "1.3600", "0.6500", "0.6200"]) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_nothing(material, tmp_path):
+    root, _ = material
+    shutil.copytree(root / "runs" / "good", tmp_path / "good")
+    table = metrics(4, note="the loss is not finite").assign(train_loss=[1.0, 2.0, np.inf, np.nan], val_loss=np.nan)
+    table.drop(columns=["train_accuracy", "val_accuracy"]).to_csv(tmp_path / "good/fold0/metrics.csv", index=False)
+    write_report([tmp_path / "good"], tmp_path / "r.html", folds=root / "folds.csv")
+    cells = Cells((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert cells.row("fold 0") == ["4", "nan", "nan", "–", "–"]
+    assert "Fold 0, epoch 4: the loss is not finite" in cells.text
+
+
+def test_a_run_stuck_on_one_class_is_told_so(material, tmp_path):
+    root, split = material
+    write_run(tmp_path / "stuck", split, np.tile([0.1, 0.1, 0.1, 0.6, 0.1], (120, 1)))
+    write_report([tmp_path / "stuck"], tmp_path / "r.html", folds=root / "folds.csv")
+    text = Cells((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert "It predicts class 3 CMD for 100 % of the rows" in text.replace("\u00a0", " ")
+    assert "Not proved: stuck and majority are right equally often on 120 rows" in text
+
+
+def test_without_the_fold_file_it_is_made_from_a_whole_run(material, tiny_dir):
+    root, split = material
+    report = gather_report([root / "runs"], data=tiny_dir)
+    assert report.folds.hash == split.hash
+    with pytest.raises(ValueError, match="give --folds FILE"):
+        gather_report([root / "runs" / "part"], data=tiny_dir)
+
+
+def test_without_labels_the_page_has_what_the_runs_say(material, tmp_path):
+    root, _ = material
+    write_report([root / "runs"], tmp_path / "r.html")
+    cells = Cells((tmp_path / "r.html").read_text(encoding="utf-8"))
+    done = json.loads((root / "runs" / "good" / "fold1" / "run.json").read_text())
+    assert cells.row("good", "1")[0] == f"{done['oof_accuracy']:.4f} ± {done['oof_standard_error']:.4f}"
+    assert "No labels were given" in cells.text and "McNemar" not in cells.text
+    assert (tmp_path / "r-good-curves.png").is_file() and not (tmp_path / "r-scores.png").exists()
+
+
+def test_a_run_in_progress_shows_its_curves(material, tmp_path):
+    root, split = material
+    write_run(tmp_path / "early", split, guesses(split.frame["label"].to_numpy(), 1.0, 5), folds=[0, 1])
+    for name in ("oof.csv", "oof.json", "run.json"):
+        (tmp_path / "early" / "fold1" / name).unlink()
+    write_report([tmp_path / "early"], tmp_path / "r.html", folds=root / "folds.csv")
+    assert "1 of 2 folds are not finished" in Cells((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    for name in ("oof.csv", "oof.json", "run.json"):
+        (tmp_path / "early" / "fold0" / name).unlink()
+    write_report([tmp_path / "early"], tmp_path / "r.html", folds=root / "folds.csv")
+    assert "No fold is finished" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_baseline_and_foreign_files_are_members_too(material, tiny_table, tmp_path):
+    root, split = material
+    train_logreg(TrainTable(tiny_table.frame, tiny_table.image_dir, ()), split, tmp_path / "runs")
+    whole = read_predictions(tmp_path / "runs" / "logreg" / "oof.csv")
+    write_predictions(
+        tmp_path / "theirs.csv",
+        make_predictions(whole.ids, whole.probabilities, header=whole.header, fold=whole.frame["fold"].to_numpy()),
+    )
+    given = [root / "runs" / "good", tmp_path / "runs" / "logreg", tmp_path / "theirs.csv"]
+    write_report(given, tmp_path / "r.html", folds=root / "folds.csv")
+    cells = Cells((tmp_path / "r.html").read_text(encoding="utf-8"))
+    order = split.frame[["image_id"]].merge(whole.frame, on="image_id")[[f"p{k}" for k in range(5)]].to_numpy()
+    score = str(accuracy(split.frame["label"].to_numpy(), order))
+    assert cells.row("logreg", score)[:3] == cells.row("theirs", score)[:3]
+    assert "No setting differs between these runs" in cells.text  # each has its own alone
+    assert cells.text.count("This model has no epochs to show") == 2
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_better_of_a_pair_comes_second_and_pairs_without_rows_are_left_out(material):
+    _, split = material
+    labels, fold = split.frame["label"].to_numpy(), split.frame["fold"].to_numpy()
+    parts = []
+    for name, skill, k in (("a", 9.0, 0), ("b", 0.0, 0), ("c", 1.0, 1)):
+        rows = np.flatnonzero(fold == k)
+        parts.append(Scored(name, rows, labels[rows], fold[rows], guesses(labels[rows], skill, 7)))
+    assert [pair.names for pair in compare_pairs(parts)] == [("b", "a")]
+
+
+def test_majority_answers_the_most_frequent_class(material):
+    _, split = material
+    one = majority_of(split, np.arange(120), 5)
+    assert one.score == majority(split.frame["label"].to_numpy()) and set(one.predicted) == {CASSAVA.majority}
+
+
+def test_names(tmp_path):
+    assert distinct_names([tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b" / "y"]) == ["a/x", "b/x", "b/y"]
+    assert distinct_names([tmp_path / "x"]) == ["x"]
+    assert unique_slugs(["a/x", "a x", "ä"]) == ["a-x", "a-x-2", "run"]
+
+
+def test_two_runs_of_one_name_are_told_apart(material, tmp_path):
+    root, split = material
+    write_run(tmp_path / "second" / "good", split, guesses(split.frame["label"].to_numpy(), 1.0, 5))
+    report = gather_report([root / "runs" / "good", tmp_path / "second" / "good"], folds=root / "folds.csv")
+    assert [one.name for one in report.scored] == ["runs/good", "second/good"]
+
+
+def test_same_runs_same_bytes(material, written, tiny_dir, tmp_path):
+    root, _ = material
+    out = written[0]
+    write_report([root / "runs"], tmp_path / "report.html", folds=root / "folds.csv", data=tiny_dir)
+    names = sorted(path.name for path in out.parent.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir()) and len(names) == 1 + 1 + 3 * 4
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (out.parent / name).read_bytes(), name
+
+
+def test_charts_leave_the_ink_to_the_page():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.text(0.5, 0.5, "a<b", color=INK)
+    one = chart("x", 'say "a<b"', figure)
+    assert "currentColor" in one.svg and INK not in one.svg
+    assert 'aria-label="say &quot;a&lt;b&quot;"' in one.svg and one.png.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{root}/nothing"], "no run folder"),
+        (["{empty}"], "has no runs"),
+        (["{root}/runs/good/fold0"], "one fold of a run; give the run's folder"),
+        (["{root}/folds.json"], "out-of-fold prediction file"),
+        (["{root}/runs", "--folds", "{root}/none.csv"], "no fold file"),
+        (["{root}/runs", "--folds", "{other}"], "made on another split"),
+        (["{root}/runs", "--folds", "{root}/folds.csv", "--data", "{empty}"], "no folder"),
+        (["{root}/runs", "--out", "{empty}/x.txt"], "must be an .html file"),
+    ],
+)
+def test_errors_are_one_line(material, tmp_path, capsys, arguments, message):
+    root, split = material
+    empty, other = tmp_path / "empty", tmp_path / "other.csv"
+    empty.mkdir()
+    write_folds(other, make_folds(split.frame[["image_id", "label"]], n_splits=3, seed=9))
+    filled = [text.format(root=root, empty=empty, other=other) for text in arguments]
+    out = [] if "--out" in filled else ["--out", str(tmp_path / "r.html")]
+    assert run_app(app, ["report", *filled, *out]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[1]", "one JSON object"),
+        ("config.json", "{", "not valid JSON"),
+        ("metrics.csv", "a,b\n1,2\n", "must have the columns epoch"),
+        ("oof.csv", "image_id,p0\n", "must have the columns"),
+    ],
+)
+def test_broken_files_are_named(material, tmp_path, capsys, name, content, message):
+    root, _ = material
+    shutil.copytree(root / "runs" / "good", tmp_path / "good")
+    (tmp_path / "good" / "fold1" / name).write_text(content)
+    assert run_app(app, ["report", str(tmp_path / "good"), "--out", str(tmp_path / "r.html")]) == 2
+    told = capsys.readouterr().err
+    assert message in told and name in told
+
+
+def test_rows_of_another_fold_are_refused(material, tmp_path):
+    root, _ = material
+    shutil.copytree(root / "runs" / "good", tmp_path / "good")
+    for name in ("oof.csv", "oof.json"):
+        shutil.copy(tmp_path / "good" / "fold0" / name, tmp_path / "good" / "fold1" / name)
+    with pytest.raises(ValueError, match="good fold 1"):
+        gather_report([tmp_path / "good"], folds=root / "folds.csv")
+
+
+def test_verb_makes_the_page(material, tiny_dir, tmp_path, capsys):
+    root, _ = material
+    arguments = ["report", str(root / "runs" / "good"), "--folds", str(root / "folds.csv"), "--data", str(tiny_dir)]
+    assert run_app(app, [*arguments, "--out", str(tmp_path / "x.html")]) == 0
+    assert "x.html" in capsys.readouterr().out
+    assert "All folds of good were trained with the same settings" in (tmp_path / "x.html").read_text("utf-8")
+
+
+def test_in_the_browser(written, tmp_path):
+    out = written[0]
+    assert not re.search(r"(?:src|href)=[\"'](?!#|data:)", out.read_text(encoding="utf-8"))
+    browser = chrome.open_chromium(tmp_path / "profile")
+    try:
+        chrome.check_page(browser, out)
+        headings = [h.text for h in browser.find_elements("css selector", "h2")]
+        assert headings == ["Scores", "What is proved", "Settings", "fair", "good", "part"]
+        assert len(browser.find_elements("css selector", "figure.chart svg")) == 1 + 3 * 4
+        assert len(browser.find_elements("css selector", "section.run")) == 3
+        pictures = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
+        assert len(pictures) >= 10 and min(pictures) > 40
+        ids = browser.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
+        assert len(ids) == len(set(ids))
+        broken = (
+            "return [...document.querySelectorAll('use')].filter(u => !document.querySelector(u.href.baseVal)).length"
+        )
+        assert browser.execute_script(broken) == 0
+    finally:
+        browser.quit()
