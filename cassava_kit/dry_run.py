@@ -6,14 +6,12 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from cassava_kit.blend import Judgement, judge
@@ -23,7 +21,12 @@ from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable, list_images, read_competition
 from cassava_kit.files import read_json
 from cassava_kit.folds import Folds, make_folds, write_folds
-from cassava_kit.inference.ensemble import Ensemble, EnsembleMember
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
+from cassava_kit.kaggle.bundle import Bundle
+from cassava_kit.kaggle.layout import Layout
+from cassava_kit.kaggle.packing import Selection, keep_evidence, score_facts
+from cassava_kit.kaggle.rehearsal import Rehearsal, Setting
+from cassava_kit.kaggle.road import Turn, rehearse_in_turn
 from cassava_kit.oof import Evidence, Score, accuracy, average, gather, majority
 from cassava_kit.predictions import read_predictions, write_predictions
 from cassava_kit.recipes import recipe, recipe_names
@@ -34,7 +37,10 @@ MEMBERS = ("small_resnet", "small_vit", SSL_RECIPE)
 
 @dataclass(frozen=True)
 class DryRun:
-    """What to rehearse: a competition folder (none: the embedded sample), members, first weights, and where to work."""
+    """What to rehearse: a competition folder (none: the embedded sample), members, first weights, and where to work.
+
+    `setting` holds Kaggle's limits and a number of hidden images, where they are asked for.
+    """
 
     data: Path | None = None
     out: Path | None = None
@@ -43,8 +49,9 @@ class DryRun:
     n_splits: int = 3
     seed: int = 42
     views: str = "flips"
-    layout: Literal["new", "old"] = "new"
+    layout: Layout = "new"
     owner: str | None = None
+    setting: Setting = field(default_factory=Setting)
     competition: Competition = CASSAVA
 
 
@@ -90,7 +97,6 @@ def dry_run(plan: DryRun) -> Path:
     """Go the whole road and return the checked `submission.csv`; prints what happened at every stage."""
     from cassava_kit.inference.tta import make_views
     from cassava_kit.kaggle.bundle import package
-    from cassava_kit.kaggle.rehearsal import Setting, rehearse
     from cassava_kit.submission import check_submission
 
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
@@ -113,20 +119,52 @@ def dry_run(plan: DryRun) -> Path:
     with stages("Bundle"):
         files = {bundle_name(name, k): path for name, paths in checkpoints.items() for k, path in enumerate(paths)}
         bundle = package(out / "bundle", ensemble=ensemble, checkpoints=files, root=repository(), owner=plan.owner)
+        write_ensemble(out / ENSEMBLE_FILE, ensemble)
+        keep_evidence(Selection(ensemble, files, (blended, split)), out / "bundle")
         console.print(f"packed {out / 'bundle'} (build {bundle.build_id[:12]})")
     with stages("Kernel, offline"):
-        with cell_bar(console) as progress:
-            setting = Setting(progress=progress)
-            rehearsal = rehearse(bundle, data_dir, out / "rehearsal", layout=plan.layout, setting=setting)
-        console.print(rehearsal.verdict)
-        if not rehearsal.ok:
-            raise ValueError(f"the rehearsal failed: {rehearsal.verdict}; its log is in {out / 'rehearsal'}")
+        rehearsal = rehearse_stage(plan, bundle, data_dir, out, console)
     submission = out / "submission.csv"
     with stages("Check"):
         check_submission(rehearsal.submission, data_dir / plan.competition.test_images, plan.competition)
         shutil.copyfile(rehearsal.submission, submission)
     tell(console, evidence, judgement=judgement, stages=stages, submission=submission)
+    console.print(next_steps(out / "bundle", plan))
     return submission
+
+
+def rehearse_stage(plan: DryRun, bundle: Bundle, data_dir: Path, out: Path, console: Console) -> Rehearsal:
+    """First with one image, as in public, then with all, each in one of the mount layouts, then with hidden ones.
+
+    Returns the one with all test images; ValueError with the verdict of the first that failed.
+    """
+    other: Layout = "old" if plan.layout == "new" else "new"
+    turns = [
+        Turn("rehearsal-public", other, replace(plan.setting, images=1, hidden=None)),
+        Turn("rehearsal", plan.layout, replace(plan.setting, hidden=None)),
+    ]
+    if plan.setting.hidden is not None:
+        turns.append(Turn("rehearsal-hidden", plan.layout, plan.setting))
+    done = {}
+    for turn, rehearsal in rehearse_in_turn(bundle, data_dir, out, turns, console):
+        done[turn.name] = rehearsal
+        if not rehearsal.ok:
+            raise ValueError(f"the rehearsal failed: {rehearsal.verdict}; its log is in {out / turn.name}")
+    return done["rehearsal"]
+
+
+def next_steps(bundle: Path, plan: DryRun) -> str:
+    """The commands that lead on from here."""
+    data = f" --data {plan.data}" if plan.data else ""
+    limits = "--cpus 4 --memory 29 --hidden 2000"
+    steps = {
+        f"python submit.py --rehearse --bundle {bundle}{data} {limits}": "many images, Kaggle's limits",
+        f"python submit.py --doctor --bundle {bundle}": "what ends other submissions",
+        f"python submit.py --submit --dry-run --bundle {bundle}": "every call to Kaggle, none made",
+        f"python submit.py --submit --bundle {bundle}": "upload, run, submit, wait for the score",
+    }
+    width = max(map(len, steps))
+    return "\n".join(["Next:", *(f"  {command:{width}}  {what}" for command, what in steps.items())])
 
 
 def members(plan: DryRun) -> list[tuple[RunConfig, Path | None]]:
@@ -173,15 +211,14 @@ def train_members(
 ) -> tuple[Evidence, dict[str, list[Path]]]:
     """Train or reuse every member over all folds; their out-of-fold evidence and their checkpoints by recipe."""
     from cassava_kit.training.recipe_run import train_recipe
+    from cassava_kit.training.rows import Session
 
     oof, checkpoints = [], {}
     for config, weights in configs:
         if config.recipe == SSL_RECIPE and weights is None:
             weights = pretrained_backbone(table, out / "pretrain")
-        cache = out / "pixels" if config.train_pixels else None
-        result = train_recipe(
-            config, table, split, out / "runs", weights=weights, cache=cache, competition=plan.competition
-        )
+        session = Session(weights=weights, cache=out / "pixels" if config.train_pixels else None)
+        result = train_recipe(config, table, split, out / "runs", competition=plan.competition, session=session)
         assert result.oof is not None  # all folds were asked for
         oof.append(read_predictions(result.oof))
         checkpoints[config.recipe] = [fold.checkpoint for fold in result.folds]
@@ -223,7 +260,7 @@ def describe(plan: DryRun, evidence: Evidence, judgement: Judgement, checkpoints
         views=plan.views,
         prior=tuple((counts / counts.sum()).tolist()),
         fold_hash=evidence.fold_hash,
-        oof={"accuracy": score.accuracy, "standard_error": score.standard_error, "rows": score.n, "labels": "given"},
+        oof=score_facts(score),
     )
 
 
@@ -235,14 +272,6 @@ def bundle_name(recipe_name: str, fold: int) -> str:
 def repository() -> Path:
     """The repository's root, which holds the kernels and the datasets' metadata."""
     return Path(__file__).resolve().parent.parent
-
-
-@contextmanager
-def cell_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the notebook's cells; yields what the rehearsal calls with (cells done, cells)."""
-    with Progress(TextColumn("notebook"), BarColumn(), MofNCompleteColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("cells")
-        yield lambda done, cells: bar.update(task, completed=done, total=cells)
 
 
 def tell(console: Console, evidence: Evidence, *, judgement: Judgement, stages: Stages, submission: Path) -> None:

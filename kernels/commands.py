@@ -1,12 +1,13 @@
 # ruff: noqa: F821 - the cells before define these names
 import shutil
+import signal
 import threading
 
 TIME_LIMIT = float(os.environ.get("CASSAVA_KIT_TIME_LIMIT") or SETTINGS["time_limit"])
 
 
-def run(arguments, gpu=None):
-    """Run one verb of the kit in a process of its own, on one GPU or all, until it ends or the session's time does.
+def run(arguments, gpus=None):
+    """Run one verb of the kit in a process of its own, on some GPUs or all, until it ends or the session's time does.
 
     Returns whether it ended well. What it had finished stays in the output either way, and is where the next session,
     with this one's output attached, goes on.
@@ -15,12 +16,20 @@ def run(arguments, gpu=None):
     if left <= 0:
         print("no time left for:", *arguments)
         return False
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": str(gpu)} if gpu is not None else {})
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {})
     command = [sys.executable, "-m", "cassava_kit", *map(str, arguments)]
+    print("$ python -m cassava_kit", *arguments, flush=True)
+    # A session of its own: data-parallel training starts processes below it, which end with it.
     process = subprocess.Popen(
-        command, env=environment, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        env=environment,
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
-    timer = threading.Timer(left, process.terminate)
+    timer = threading.Timer(left, os.killpg, (process.pid, signal.SIGTERM))
     timer.start()
     for line in process.stdout:
         print(line, end="", flush=True)

@@ -51,10 +51,21 @@ def test_weights_are_given_by_recipe_or_timm_name(tmp_path):
         (["--ensemble", "--views", "upside-down"], "views"),
         (["--ensemble", "--weights", "x"], "NAME=FILE"),
         (["--ensemble", "--n-splits", "1"], "n-splits"),
+        (["--doctor", "--bundle", "x", "--cpus", "2"], "--cpus goes with --ensemble or --rehearse"),
+        (["--package", "--weights", "a=b"], "--weights goes with --ensemble"),
+        (["--package", "--from", "nowhere"], "nowhere holds no ensemble.json"),
+        (["--package", "--member", "nowhere"], "nowhere holds no fold*/best.safetensors"),
+        (["--push", "--bundle", "x", "--again"], "--again goes with --kernel train-folds"),
+        (["--submit", "--bundle", "x", "--kernel", "eda"], "--kernel goes with --package or --doctor or --push"),
+        (["--rehearse", "--bundle", "x", "--image-python", "3.12"], "--image-python goes with --image"),
+        (["--finals", "--candidate", "a=b"], "--candidate needs --folds"),
+        (["--finals", "--ledger", "nowhere.json"], "no nowhere.json: --submit writes it"),
+        (["--fetch", "--bundle", "nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_are_one_line_before_any_work(arguments, message, tmp_path):
-    result = submit(*arguments, "--out", tmp_path / "out")
+    out = ["--out", tmp_path / "out"] if {"--ensemble", "--package"} & set(arguments) else []
+    result = submit(*arguments, *out)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
@@ -73,6 +84,7 @@ def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp
     test[1].write_bytes(test[1].read_bytes()[:300])
     arguments = ["--ensemble", "--data", data, "--out", tmp_path / "out", "--n-splits", 2]
     arguments += ["--recipes", "small_resnet,small_vit,small_ssl_resnet"]
+    arguments += ["--cpus", 1, "--memory", 8, "--minutes", 10, "--hidden", 30]
     first = submit(*arguments)
     assert first.returncode == 0, first.stderr[-3000:]
     out = tmp_path / "out"
@@ -88,6 +100,23 @@ def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp
         assert (out / "bundle" / "weights" / f"{recipe}-fold1.safetensors").is_file()
         assert re.search(rf"{recipe} .*\d\.\d{{4}} ± \d\.\d{{4}}", first.stderr)
     assert "majority class" in first.stderr and "Seconds by stage" in first.stderr
+    verdicts = [line for line in first.stderr.splitlines() if line.startswith("rehearsal passed")]
+    assert ["1 images, every" in verdicts[0], f"{len(test)} images" in verdicts[1], "30 images" in verdicts[2]] == [
+        True
+    ] * 3
+    assert "old layout" in verdicts[0] and all("limits 1 CPU, 8 GiB, 10 min" in verdict for verdict in verdicts)
+    packed = submit("--package", "--from", out, "--out", tmp_path / "again")
+    assert packed.returncode == 0, packed.stderr
+    for path in (path for path in (out / "bundle").rglob("*") if path.is_file()):
+        assert (tmp_path / "again" / path.relative_to(out / "bundle")).read_bytes() == path.read_bytes()
+    hint = first.stderr[first.stderr.index("Next:") :].splitlines()[1:]
+    assert len(hint) >= 4 and all("--bundle" in line for line in hint)
+    proposed = submit(
+        "--finals", "--folds", out / "folds.csv", "--candidate", f"all={out}/ensemble-oof.csv",
+        "--candidate", f"resnet={out}/runs/small_resnet/oof.csv",
+    )  # fmt: skip
+    assert proposed.returncode == (0 if "final 1" in proposed.stdout else 2), proposed.stderr
+    assert "final 2" in proposed.stdout or "two different submissions are needed" in proposed.stderr
     examined = submit("--doctor", "--bundle", out / "bundle")
     assert examined.returncode == 0 and "offline pip" in examined.stdout, examined.stdout + examined.stderr
     planned = submit("--submit", "--dry-run", "--bundle", out / "bundle")

@@ -3,6 +3,7 @@
     out/kit/       the kit's wheel, pure wheels the image lacks, KIT_MANIFEST.json
     out/weights/   <recipe>-fold<k>.safetensors, ensemble.json, WEIGHTS_MANIFEST.json
     out/kernel/    ensemble-submission.ipynb, pinned to both builds, and its kernel-metadata.json
+    out/evidence/  stays at home: the ensemble's out-of-fold predictions and their fold file, for `submit.py --finals`
 
 The same inputs give the same bytes: the build id changes when, and only when, something in it does.
 """
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cassava_kit import __version__
@@ -24,24 +25,39 @@ from cassava_kit.files import sha256_bytes, write_json, write_text
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, write_ensemble
 from cassava_kit.kaggle.config import EXTRA_WHEELS, METADATA_FILE, library_ranges, read_config
 from cassava_kit.kaggle.credentials import known_secrets, refuse_secrets
-from cassava_kit.kaggle.kernels import KERNEL_METADATA, SUBMISSION_KERNEL, render
+from cassava_kit.kaggle.kernels import KERNEL_METADATA, SUBMISSION_KERNEL, Changes, Kernel, render
 from cassava_kit.kaggle.manifest import MANIFESTS, problems, read_manifest, write_manifest
 from cassava_kit.kaggle.wheels import build_kit_wheel, pure_wheel
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The folders of a bundle, and one id for all that it holds."""
+    """The folders of a bundle, one id for all that is uploaded, and which of the kernels it is for.
+
+    A kernel that trains, or looks at the data, has no weights: `weights_dir` is not there then.
+    """
 
     kit_dir: Path
     weights_dir: Path
     kernel_dir: Path
     build_id: str
+    kernel: Kernel = SUBMISSION_KERNEL
+
+    @property
+    def home(self) -> Path:
+        """The folder that holds them."""
+        return self.kit_dir.parent
 
     @property
     def notebook(self) -> Path:
         """The notebook that Kaggle will run."""
-        return self.kernel_dir / f"{SUBMISSION_KERNEL.name}.ipynb"
+        return self.kernel_dir / f"{self.kernel.name}.ipynb"
+
+    @property
+    def datasets(self) -> tuple[tuple[str, Path], ...]:
+        """Kind and folder of the datasets that are uploaded for the kernel."""
+        kit = (("kit", self.kit_dir),)
+        return (*kit, ("weights", self.weights_dir)) if self.kernel.weights else kit
 
 
 def package(
@@ -77,6 +93,28 @@ def package(
     return read_bundle(out)
 
 
+def package_kernel(
+    out: str | Path, kernel: Kernel, *, root: str | Path, owner: str | None = None, changes: Changes | None = None
+) -> Bundle:
+    """Pack the code and one of the kernels that need no weights, pinned to it, with its parameters changed."""
+    out, root = Path(out), Path(root)
+    if kernel.weights:
+        raise ValueError(f"{kernel.name} needs weights: python submit.py --package packs it with them")
+    secrets = known_secrets([root])
+    build = package_kit(out / "kit", root, owner=owner, secrets=secrets)
+    with _replaced(kernel_folder(out, kernel), KERNEL_METADATA) as folder:
+        rendered = render(kernel, root, owner=owner, builds={MANIFESTS["kit"]: build}, changes=changes)
+        for name, text in rendered.items():
+            write_text(folder / name, text)
+        refuse_secrets(folder, secrets)
+    return read_bundle(out, kernel)
+
+
+def kernel_folder(out: Path, kernel: Kernel) -> Path:
+    """Where a bundle keeps a kernel."""
+    return out / ("kernel" if kernel.weights else f"kernel-{kernel.name}")
+
+
 def package_kit(out: Path, root: Path, *, owner: str | None = None, secrets: set[str] | None = None) -> str:
     """Pack the dataset that carries the code, and return its build id; training kernels need no other."""
     config = read_config(root, owner=owner)
@@ -97,15 +135,17 @@ def wheelhouse(root: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def read_bundle(out: str | Path) -> Bundle:
+def read_bundle(out: str | Path, kernel: Kernel = SUBMISSION_KERNEL) -> Bundle:
     """An existing bundle; every file is held against its manifest, ValueError with each one that differs."""
-    kit, weights, kernel = (Path(out) / name for name in ("kit", "weights", "kernel"))
-    found = [f"kit: {line}" for line in problems(kit, "kit")]
-    found += [f"weights: {line}" for line in problems(weights, "weights")]
+    out = Path(out)
+    bundle = Bundle(out / "kit", out / "weights", kernel_folder(out, kernel), "", kernel)
+    found = [f"{kind}: {line}" for kind, folder in bundle.datasets for line in problems(folder, kind)]
     if found:
         raise ValueError(f"the bundle {out} is damaged: {'; '.join(found)}; package it again")
-    builds = [read_manifest(kit, "kit")["build_id"], read_manifest(weights, "weights")["build_id"]]
-    return Bundle(kit, weights, kernel, sha256_bytes(" ".join(builds).encode()))
+    if not bundle.notebook.is_file() or not (bundle.kernel_dir / KERNEL_METADATA).is_file():
+        raise FileNotFoundError(f"{bundle.kernel_dir} has no {bundle.notebook.name} with its metadata; package it")
+    builds = [read_manifest(folder, kind)["build_id"] for kind, folder in bundle.datasets]
+    return replace(bundle, build_id=sha256_bytes(" ".join(builds).encode()))
 
 
 def check_members(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:

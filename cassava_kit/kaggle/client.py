@@ -12,74 +12,19 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from cassava_kit.files import read_json
 from cassava_kit.kaggle.causes import NO_CREDENTIALS, explain
 from cassava_kit.kaggle.config import METADATA_FILE
 from cassava_kit.kaggle.credentials import known_secrets, redact
+from cassava_kit.kaggle.remote import KaggleError, Patience, Say, Submission
+from cassava_kit.kaggle.strict import answer_text, checked_api, code_cells, http_status, pause_before
 
 T = TypeVar("T")
-Say = Callable[[str], None]
 GONE = (403, 404)  # how Kaggle answers for what is not there, or not yours to see
-
-
-class KaggleError(ValueError):
-    """What Kaggle refused, in one line, with what to do about it."""
-
-
-@dataclass(frozen=True)
-class Submission:
-    """One submission as Kaggle lists it; `status` is pending, complete or error, `score` empty until it is known."""
-
-    ref: int
-    description: str
-    status: str
-    score: str
-    error: str
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait: polls start `first` seconds apart and slow down to `longest`; limits in seconds."""
-
-    first: float = 2.0
-    longest: float = 60.0
-    attempts: int = 6
-    dataset: float = 3600.0
-    kernel: float = 12 * 3600.0
-    score: float = 12 * 3600.0
-
-    def polls(self, limit: float) -> Iterator[None]:
-        """Yield until `limit` seconds have passed, sleeping between."""
-        pause, end = self.first, time.monotonic() + limit
-        while True:
-            yield
-            if time.monotonic() + pause > end:
-                return
-            time.sleep(pause)
-            pause = min(1.5 * pause, self.longest)
-
-
-class Remote(Protocol):
-    """What pushing needs of Kaggle: the real client, or one that only says what it would call."""
-
-    def owner(self) -> str: ...
-    def gpu_hours_left(self) -> float | None: ...
-    def dataset_status(self, dataset: str) -> str | None: ...
-    def dataset_build(self, dataset: str, manifest: str) -> str | None: ...
-    def dataset_sizes(self, dataset: str) -> dict[str, int] | None: ...
-    def create_dataset(self, folder: Path) -> None: ...
-    def create_version(self, folder: Path, notes: str) -> None: ...
-    def push_kernel(self, folder: Path) -> int: ...
-    def kernel_version(self, kernel: str, source: str) -> int | None: ...
-    def kernel_status(self, kernel: str) -> tuple[str, str]: ...
-    def kernel_log(self, kernel: str) -> str: ...
-    def kernel_output(self, kernel: str, out: Path) -> None: ...
-    def submit(self, kernel: str, version: int, description: str) -> int: ...
-    def submissions(self) -> list[Submission]: ...
+ARRIVED = object()  # stands for the answer of a call that was carried out although its answer was lost
 
 
 class KaggleClient:
@@ -115,14 +60,14 @@ class KaggleClient:
                     return function()
                 except (OSError, ValueError, SystemExit) as error:  # requests' errors are OSErrors
                     failure = error
-            pause = _pause(failure, self.patience, attempt)
+            pause = pause_before(failure, self.patience, attempt)
             if pause is None or attempt == self.patience.attempts:
                 break
             if done is not None and (found := done()) is not None:
                 return found
             self.say(f"{what}: {self._said(failure)}; again in {pause:.0f} s")
             time.sleep(pause)
-        reason = f"{failure} {_body(failure)} {said.getvalue()[-300:] if isinstance(failure, SystemExit) else ''}"
+        reason = f"{failure} {answer_text(failure)} {said.getvalue()[-300:] if isinstance(failure, SystemExit) else ''}"
         raise KaggleError(f"{what} failed: {redact(explain(reason, self.competition), self._secrets)}") from None
 
     def _said(self, error: BaseException) -> str:
@@ -135,7 +80,7 @@ class KaggleClient:
             try:
                 return function()
             except OSError as error:
-                if _status(error) in GONE:
+                if http_status(error) in GONE:
                     return None
                 raise
 
@@ -196,23 +141,54 @@ class KaggleClient:
     def create_dataset(self, folder: Path) -> None:
         """Upload a new private dataset; the reply must not hold an error."""
         dataset = read_json(folder / METADATA_FILE)["id"]
-        reply = self._call(f"creating {dataset}", lambda: self._api.dataset_create_new(str(folder), quiet=True))
-        self._believe(f"creating {dataset}", reply)
+
+        def done() -> Any:
+            return ARRIVED if self.dataset_status(dataset) is not None else None
+
+        what = f"creating {dataset}"
+        reply = self._call(what, lambda: self._api.dataset_create_new(str(folder), quiet=True), done=done)
+        self._believe(what, reply)
 
     def create_version(self, folder: Path, notes: str) -> None:
         """Upload a new version of a dataset; older versions stay."""
         dataset = read_json(folder / METADATA_FILE)["id"]
+        before = self.dataset_version(dataset)
+
+        def done() -> Any:
+            now = self.dataset_version(dataset)
+            return ARRIVED if before is not None and now is not None and now > before else None
+
         what = f"new version of {dataset}"
-        reply = self._call(what, lambda: self._api.dataset_create_version(str(folder), notes, quiet=True))
+        reply = self._call(what, lambda: self._api.dataset_create_version(str(folder), notes, quiet=True), done=done)
         self._believe(what, reply)
 
-    def _believe(self, what: str, reply: Any) -> None:
-        """Raise what a reply complains about: its HTTP status and the client's exit code say nothing of it."""
-        refused = {
-            name.removeprefix("invalid_").replace("_", " ")[:-1]: getattr(reply, name)
+    def dataset_version(self, dataset: str) -> int | None:
+        """The number of a dataset's latest version; None where Kaggle does not say."""
+
+        def ask() -> int | None:
+            from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest
+
+            request = ApiGetDatasetRequest()
+            request.owner_slug, request.dataset_slug = dataset.split("/")
+            with self._api.build_kaggle_client() as client:
+                found = client.datasets.dataset_api_client.get_dataset(request)
+            return int(found.current_version_number) or None
+
+        try:
+            return self._unless_gone(f"version of {dataset}", ask)
+        except (KaggleError, AttributeError, TypeError):
+            return None
+
+    def _believe(self, what: str, reply: Any, *, forgiven: str = "") -> None:
+        """Raise what a reply complains about: its HTTP status and the client's exit code say nothing of it.
+
+        `forgiven` is a source that may be missing: a kernel's own output, before it has ever run.
+        """
+        listed = {
+            name.removeprefix("invalid_").replace("_", " ")[:-1]: getattr(reply, name, None) or []
             for name in ("invalid_dataset_sources", "invalid_competition_sources", "invalid_kernel_sources")
-            if getattr(reply, name, None)
         }
+        refused = {kind: left for kind, names in listed.items() if (left := [n for n in names if n != forgiven])}
         error = getattr(reply, "error", None) or (
             "" if str(getattr(reply, "status", "")).lower() != "error" else "error"
         )
@@ -221,8 +197,11 @@ class KaggleClient:
             reason = explain("; ".join(filter(None, parts)), self.competition)
             raise KaggleError(f"{what} failed: {redact(reason, self._secrets)}")
 
-    def push_kernel(self, folder: Path) -> int:
-        """Save and run a kernel; its version number (0 where Kaggle does not say)."""
+    def push_kernel(self, folder: Path, newer_than: int = 0) -> int:
+        """Save and run a kernel; its version number (0 where Kaggle does not say).
+
+        Where the answer is lost, a version with this source that is `newer_than` that number is taken for ours.
+        """
         metadata = read_json(folder / "kernel-metadata.json")
         kernel, source = metadata["id"], (folder / metadata["code_file"]).read_text(encoding="utf-8")
         what = f"pushing {kernel}"
@@ -230,15 +209,15 @@ class KaggleClient:
 
         def done() -> Any:
             version = self.kernel_version(kernel, source)
-            if version is None:
+            if version is None or version <= newer_than:
                 return None
             found.append(version)
-            return object()
+            return ARRIVED
 
         reply = self._call(what, lambda: self._api.kernels_push(str(folder)), done=done)
         if found:
             return found[0]
-        self._believe(what, reply)
+        self._believe(what, reply, forgiven=kernel)
         return int(reply.version_number or 0)
 
     def kernel_version(self, kernel: str, source: str) -> int | None:
@@ -251,7 +230,7 @@ class KaggleClient:
             request.user_name, request.kernel_slug = kernel.split("/")
             with self._api.build_kaggle_client() as client:
                 held = client.kernels.kernels_api_client.get_kernel(request)
-            same = held.blob is not None and _cells(json.loads(held.blob.source)) == _cells(json.loads(source))
+            same = held.blob is not None and code_cells(json.loads(held.blob.source)) == code_cells(json.loads(source))
             return int(held.metadata.current_version_number) if same else None
 
         try:
@@ -273,13 +252,15 @@ class KaggleClient:
             text = log
         return redact(text, self._secrets)
 
-    def kernel_output(self, kernel: str, out: Path) -> None:
-        """Fetch `submission.csv` and `run.json` of the latest run into `out`."""
+    def kernel_output(self, kernel: str, out: Path, pattern: str) -> None:
+        """Fetch what the latest run left into `out`: the files whose name matches a regular expression."""
 
         def fetch() -> Any:
-            return self._api.kernels_output(kernel, str(out), file_pattern=r"^(submission\.csv|run\.json)$", force=True)
+            return self._api.kernels_output(kernel, str(out), file_pattern=pattern, force=True)
 
         self._call(f"output of {kernel}", fetch)
+        for log in out.glob("*.log"):  # the client writes what the run printed beside its files
+            log.write_text(redact(log.read_text(encoding="utf-8"), self._secrets), encoding="utf-8")
 
     def submit(self, kernel: str, version: int, description: str) -> int:
         """Submit a kernel's `submission.csv`; a submission that already has this description is not made again."""
@@ -310,42 +291,3 @@ class KaggleClient:
             )
             for each in listed or []
         ]
-
-
-def checked_api() -> Any:
-    """The official client, signed in; it stops where version 2.2.4 would go on without a file that failed to upload."""
-    from kaggle.api.kaggle_api_extended import KaggleApi
-
-    class CheckedApi(KaggleApi):
-        def upload_files(self, request: Any, resources: Any, folder: str, *arguments: Any, **options: Any) -> None:
-            super().upload_files(request, resources, folder, *arguments, **options)
-            wanted = [path.name for path in Path(folder).iterdir() if path.name != METADATA_FILE]
-            if len(request.files or []) != len(wanted):
-                raise OSError(f"connection lost: {len(request.files or [])} of {len(wanted)} files were uploaded")
-
-    api = CheckedApi()
-    api.authenticate()
-    return api
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _body(error: BaseException) -> str:
-    response = getattr(error, "response", None)
-    return str(getattr(response, "text", ""))[:300]
-
-
-def _pause(error: BaseException, patience: Patience, attempt: int) -> float | None:
-    """Seconds to wait before another attempt; None where another would fail the same way."""
-    status = _status(error)
-    if not isinstance(error, OSError) or (status is not None and status != 429 and status < 500):
-        return None
-    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    wait = float(asked) if str(asked).isdigit() else patience.first * 2 ** (attempt - 1)
-    return min(wait, patience.longest)
-
-
-def _cells(notebook: dict[str, Any]) -> list[str]:
-    return ["".join(cell["source"]) for cell in notebook["cells"]]

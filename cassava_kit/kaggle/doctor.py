@@ -5,90 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 from cassava_kit.checkpoint import read_info
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
-from cassava_kit.kaggle.bundle import Bundle, read_bundle
-from cassava_kit.kaggle.client import KaggleError, Remote
+from cassava_kit.kaggle.bundle import read_bundle
+from cassava_kit.kaggle.case import Case, Check, Status
 from cassava_kit.kaggle.config import METADATA_FILE, PLACEHOLDER_OWNER
 from cassava_kit.kaggle.image import image_versions
-from cassava_kit.kaggle.kernels import KERNEL_METADATA
+from cassava_kit.kaggle.kernels import SUBMISSION_KERNEL, Kernel
 from cassava_kit.kaggle.manifest import MANIFESTS, check_flat, read_manifest
-from cassava_kit.kaggle.rehearsal import REPORT
+from cassava_kit.kaggle.remote import KaggleError, Remote
 from cassava_kit.kaggle.wheels import check_pure
 
-Status = Literal["passed", "failed", "unknown"]
 GPU_SECONDS = 9 * 3600
+SESSION_SECONDS = 12 * 3600
 HIDDEN_IMAGES = 15_000
 IMAGE_MEMORY = 29 * 2**30
 FEWEST_HOURS = 0.25
-
-
-@dataclass(frozen=True)
-class Check:
-    """One cause: whether it can end this submission, and what to do; `unknown` cannot be seen from here."""
-
-    cause: str
-    status: Status
-    detail: str
-
-    def __str__(self) -> str:
-        mark = {"passed": "ok     ", "failed": "FAILED ", "unknown": "?      "}[self.status]
-        return f"{mark}{self.cause}: {self.detail}"
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is examined: the repository, a bundle, its rehearsals, and Kaggle where it may be asked."""
-
-    root: Path
-    bundle: Bundle
-    remote: Remote | None = None
-
-    @cached_property
-    def notebook(self) -> str:
-        """All code of the notebook."""
-        cells = read_json(self.bundle.notebook)["cells"]
-        return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What the notebook was generated with."""
-        literal = re.search(r"^SETTINGS = (\{.*?^\})", self.notebook, re.MULTILINE | re.DOTALL)
-        if literal is None:
-            raise ValueError(f"{self.bundle.notebook} has no SETTINGS; package it again")
-        import ast
-
-        return dict(ast.literal_eval(literal[1]))
-
-    @cached_property
-    def metadata(self) -> dict[str, Any]:
-        """The notebook's `kernel-metadata.json`."""
-        return dict(read_json(self.bundle.kernel_dir / KERNEL_METADATA))
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """The kit's manifest."""
-        return read_manifest(self.bundle.kit_dir, "kit")
-
-    @cached_property
-    def rehearsals(self) -> list[dict[str, Any]]:
-        """Reports of this very build's rehearsals, in folders `rehearsal*` beside the bundle or in it."""
-        home = self.bundle.kit_dir.parent
-        found = [*home.glob(f"rehearsal*/{REPORT}"), *home.parent.glob(f"rehearsal*/{REPORT}")]
-        reports = [read_json(path) | {"folder": str(path.parent)} for path in sorted(found)]
-        return [report for report in reports if report["build_id"] == self.bundle.build_id]
-
-    @cached_property
-    def runs(self) -> list[dict[str, Any]]:
-        """What the rehearsed runs reported of themselves."""
-        paths = [Path(report["folder"]) / "working" / "run.json" for report in self.rehearsals]
-        return [read_json(path) for path in paths if path.is_file()]
 
 
 Verdict = tuple[Status, str]
@@ -118,6 +53,8 @@ def weights_downloaded(case: Case) -> Verdict:
 
 def wrong_gpu(case: Case) -> Verdict:
     """The accelerator is one for which the image's torch has kernels."""
+    if not case.bundle.kernel.gpu:
+        return "passed", "this kernel needs none"
     shape = case.metadata.get("machine_shape")
     if not case.metadata["enable_gpu"] or shape != "NvidiaTeslaT4":
         return "failed", f"machine_shape is {shape}; the P100 is retired, ask for NvidiaTeslaT4"
@@ -135,10 +72,11 @@ def scoring_error(case: Case) -> Verdict:
 
 def timeout(case: Case) -> Verdict:
     """The run stops by itself before Kaggle stops it."""
-    limit = case.settings["time_limit"]
-    if limit > 0.98 * GPU_SECONDS:
-        return "failed", f"the notebook's own limit of {limit} s leaves no room below Kaggle's {GPU_SECONDS} s"
-    return "passed", f"the run ends by itself after {limit / 3600:g} of {GPU_SECONDS / 3600:g} h, best file first"
+    limit, allowed = case.settings["time_limit"], GPU_SECONDS if case.bundle.kernel.weights else SESSION_SECONDS
+    if limit > 0.98 * allowed:
+        return "failed", f"the notebook's own limit of {limit} s leaves no room below Kaggle's {allowed} s"
+    kept = "best file first" if case.bundle.kernel.weights else "what is finished stays"
+    return "passed", f"the run ends by itself after {limit / 3600:g} of {allowed / 3600:g} h, {kept}"
 
 
 def csv_not_found(case: Case) -> Verdict:
@@ -159,27 +97,25 @@ def mount_path(case: Case) -> Verdict:
 
 def stale_dataset(case: Case) -> Verdict:
     """The notebook runs with these datasets or not at all."""
-    builds = {MANIFESTS[kind]: read_manifest(folder, kind)["build_id"] for kind, folder in _datasets(case)}
+    datasets = case.bundle.datasets
+    builds = {MANIFESTS[kind]: read_manifest(folder, kind)["build_id"] for kind, folder in datasets}
     if case.settings["builds"] != builds:
         return "failed", "the notebook is pinned to another build; package again"
+    pinned = f"the notebook is pinned to {'both builds' if len(datasets) > 1 else 'the build'}"
     if case.remote is None:
-        return "passed", "the notebook is pinned to both builds; Kaggle's side is looked at when pushing"
-    for _, folder in _datasets(case):
+        return "passed", f"{pinned}; Kaggle's side is looked at when pushing"
+    for _, folder in datasets:
         dataset = read_json(folder / METADATA_FILE)["id"]
         if not dataset.startswith(PLACEHOLDER_OWNER) and case.remote.dataset_status(dataset) in ("failed", "deleted"):
             return "failed", f"Kaggle could not process {dataset}; look at it on kaggle.com"
-    return "passed", "the notebook is pinned to both builds, and waits until Kaggle serves them"
-
-
-def _datasets(case: Case) -> tuple[tuple[str, Path], tuple[str, Path]]:
-    return ("kit", case.bundle.kit_dir), ("weights", case.bundle.weights_dir)
+    return "passed", f"{pinned}, and is pushed when Kaggle serves it"
 
 
 def dropped_folders(case: Case) -> Verdict:
     """Everything arrives: the datasets are flat and plainly named."""
-    for _, folder in _datasets(case):
+    for _, folder in case.bundle.datasets:
         check_flat(folder)
-    return "passed", "both datasets are flat, with names that Kaggle keeps"
+    return "passed", "the datasets are flat, with names that Kaggle keeps"
 
 
 def library_drift(case: Case) -> Verdict:
@@ -209,8 +145,9 @@ def slugs(case: Case) -> Verdict:
     as_slug = re.sub(r"[^a-z0-9]+", "-", case.metadata["title"].lower()).strip("-")
     if kernel != as_slug or not 5 <= len(case.metadata["title"]) <= 50:
         return "failed", f"the title {case.metadata['title']!r} does not make the slug {kernel!r}"
-    ids = [read_json(folder / METADATA_FILE)["id"] for _, folder in _datasets(case)]
-    if case.metadata["dataset_sources"] != ids:
+    ids = [read_json(folder / METADATA_FILE)["id"] for _, folder in case.bundle.datasets]
+    # Behind the bundle's own there may be datasets that the user attached.
+    if case.metadata["dataset_sources"][: len(ids)] != ids:
         return "failed", f"the notebook attaches {case.metadata['dataset_sources']}, the bundle holds {ids}"
     if ids[0].startswith(f"{PLACEHOLDER_OWNER}/"):
         return "passed", f"slugs fit; the owner {PLACEHOLDER_OWNER!r} becomes your user name when pushing"
@@ -241,6 +178,8 @@ def slow_decode(case: Case) -> Verdict:
 
 def quota(case: Case) -> Verdict:
     """GPU hours are left this week."""
+    if not case.bundle.kernel.gpu:
+        return "passed", "this kernel needs no GPU"
     hours = case.remote.gpu_hours_left() if case.remote is not None else None
     if hours is None:
         return "unknown", "only Kaggle knows; see kaggle.com/settings (30 h a week, two sessions at once)"
@@ -251,7 +190,7 @@ def quota(case: Case) -> Verdict:
 
 def wrong_final(case: Case) -> Verdict:
     """Two different finals are chosen, from out-of-fold evidence."""
-    return "unknown", "chosen on kaggle.com by hand: take two different ones"
+    return "unknown", "chosen on kaggle.com by hand; `python submit.py --finals` proposes two different ones"
 
 
 CAUSES: tuple[tuple[str, Callable[[Case], Verdict]], ...] = (
@@ -274,16 +213,23 @@ CAUSES: tuple[tuple[str, Callable[[Case], Verdict]], ...] = (
 )
 
 
-def doctor(root: str | Path, bundle_dir: str | Path, *, remote: Remote | None = None) -> list[Check]:
+# What only a submission can fail by; a kernel that trains or looks at the data is not asked.
+OF_SUBMISSIONS = (weights_downloaded, scoring_error, csv_not_found, no_reason, memory, slow_decode, wrong_final)
+
+
+def doctor(
+    root: str | Path, bundle_dir: str | Path, *, remote: Remote | None = None, kernel: Kernel = SUBMISSION_KERNEL
+) -> list[Check]:
     """Examine a bundle for every known cause; Kaggle is asked only where `remote` is given.
 
     A bundle that is damaged or not there fails every cause that needs it, with the same reason.
     """
+    causes = [(cause, look) for cause, look in CAUSES if kernel.weights or look not in OF_SUBMISSIONS]
     try:
-        case = Case(Path(root), read_bundle(bundle_dir), remote)
+        case = Case(Path(root), read_bundle(bundle_dir, kernel), remote)
     except (ValueError, FileNotFoundError) as error:
-        return [Check(cause, "failed", str(error)) for cause, _ in CAUSES]
-    return [_examine(cause, look, case) for cause, look in CAUSES]
+        return [Check(cause, "failed", str(error)) for cause, _ in causes]
+    return [_examine(cause, look, case) for cause, look in causes]
 
 
 def _examine(cause: str, look: Callable[[Case], Verdict], case: Case) -> Check:

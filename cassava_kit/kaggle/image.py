@@ -15,13 +15,17 @@ STAMP = "made-from.sha256"
 IMAGES = ("3.13", "3.12")
 
 
-def image_environment(root: Path, folder: Path, *, say: Callable[[str], None] = print) -> Path:
+def image_environment(
+    root: Path, folder: Path, *, version: str | None = None, say: Callable[[str], None] = print
+) -> Path:
     """The Python of an environment made from `kernels/image-<version>.txt` in `folder`; made anew when that changes.
 
-    Takes about 5 GB and needs a package index, the first time. FileNotFoundError where neither Python is installed.
+    `version` asks for the image with that Python (None: the newest that is installed here); each has a folder of its
+    own below `folder`. Takes about 5 GB and needs a package index, the first time. FileNotFoundError where the Python
+    is not installed.
     """
-    version, interpreter = find_python()
-    wanted = root / "kernels" / f"image-{version}.txt"
+    version, interpreter = find_python(version)
+    wanted, folder = root / "kernels" / f"image-{version}.txt", folder / version
     python, stamp = folder / "bin" / "python", folder / STAMP
     made_from = f"{sha256_file(wanted)} {version}"
     if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == made_from:
@@ -37,13 +41,19 @@ def image_environment(root: Path, folder: Path, *, say: Callable[[str], None] = 
     return python
 
 
-def find_python() -> tuple[str, Path]:
-    """The newest of the image's Python versions that is installed here, and where."""
-    for version in IMAGES:
+def find_python(asked: str | None = None) -> tuple[str, Path]:
+    """The newest of the image's Python versions that is installed here, or the one that is asked for, and where."""
+    if asked not in (None, *IMAGES):
+        raise ValueError(f"Kaggle's images have Python {' or '.join(IMAGES)}, got {asked}")
+    versions = IMAGES if asked is None else (asked,)
+    for version in versions:
         for candidate in _candidates(version):
             if candidate.is_file() and _version(candidate) == version:
                 return version, candidate
-    raise FileNotFoundError(f"none of Python {', '.join(IMAGES)} is installed; install one to rehearse as Kaggle runs")
+    raise FileNotFoundError(
+        f"none of Python {', '.join(versions)} is installed; install one to rehearse as Kaggle runs "
+        f"(python{versions[0]} on PATH, pyenv, uv)"
+    )
 
 
 def _candidates(version: str) -> Iterator[Path]:

@@ -7,11 +7,12 @@ install, the builds it was made for), `# include: <file>` by a file of `kernels/
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,39 @@ KERNELS = (
     Kernel("pretrain-ssl", ("cassava-kit", "lightning", "lightly"), own_output=True, seconds=SESSION_SECONDS),
     Kernel("eda", ("cassava-kit",), gpu=False, seconds=SESSION_SECONDS),
 )
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What one push of a kernel changes: values of its parameters, by name, and further datasets to attach."""
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    attach: tuple[str, ...] = ()
+
+
+def find_kernel(name: str) -> Kernel:
+    """The kernel of that name; ValueError with those there are."""
+    found = next((kernel for kernel in KERNELS if kernel.name == name), None)
+    if found is None:
+        raise ValueError(f"no kernel {name!r}; there are {', '.join(kernel.name for kernel in KERNELS)}")
+    return found
+
+
+def parse_changes(parameters: Sequence[str], attach: Sequence[str]) -> Changes:
+    """`NAME=VALUE` arguments, VALUE a Python literal or else text, and datasets owner/slug; ValueError otherwise."""
+    values: dict[str, Any] = {}
+    for text in parameters:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--param takes NAME=VALUE, e.g. RECIPE=resnet50 or FOLDS=[0,1], got {text!r}")
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value
+    for dataset in attach:
+        if not re.fullmatch(r"[\w-]+/[\w-]+", dataset):
+            raise ValueError(f"--attach takes a dataset's owner/slug, got {dataset!r}")
+    return Changes(values, tuple(attach))
 
 
 def settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]) -> dict[str, Any]:
@@ -91,8 +125,11 @@ def metadata(kernel: Kernel, config: KaggleConfig, competition: Competition) -> 
     }
 
 
-def notebook_text(source: Path, values: Mapping[str, Any]) -> str:
-    """The notebook of a percent source, with pinned cell ids and metadata: jupytext draws new ids on every build."""
+def notebook_text(source: Path, values: Mapping[str, Any], parameters: Mapping[str, Any] | None = None) -> str:
+    """The notebook of a percent source, with pinned cell ids and metadata: jupytext draws new ids on every build.
+
+    `parameters` stand in for values that the first code cell assigns.
+    """
     import jupytext
     import nbformat
 
@@ -101,6 +138,9 @@ def notebook_text(source: Path, values: Mapping[str, Any]) -> str:
     for number, cell in enumerate(notebook.cells):
         cell.source = _include(cell.source, source.parent, values)
         cell.id, cell.metadata = f"{source.stem}-{number:02d}", {}
+    if parameters:
+        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first.source = _assigned(first.source, parameters, source.stem)
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -110,6 +150,15 @@ def notebook_text(source: Path, values: Mapping[str, Any]) -> str:
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     nbformat.validate(notebook)
     return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _assigned(cell: str, parameters: Mapping[str, Any], kernel: str) -> str:
+    """The parameters' cell with other values after its own; ValueError for a name that it does not assign."""
+    assigned = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Name)]
+    known = sorted({node.id for node in assigned if isinstance(node.ctx, ast.Store)})
+    if unknown := [name for name in parameters if name not in known]:
+        raise ValueError(f"the kernel {kernel} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    return "\n".join([cell, *(f"{name} = {value!r}" for name, value in parameters.items())])
 
 
 def _include(cell: str, folder: Path, values: Mapping[str, Any]) -> str:
@@ -127,14 +176,20 @@ def _source(path: Path) -> str:
 
 
 def render(
-    kernel: Kernel, root: Path, *, owner: str | None = None, builds: Mapping[str, str] | None = None
+    kernel: Kernel,
+    root: Path,
+    *,
+    owner: str | None = None,
+    builds: Mapping[str, str] | None = None,
+    changes: Changes | None = None,
 ) -> dict[str, str]:
     """File name -> text of a kernel's generated files; `builds` pins it to the datasets it was made for."""
-    source = root / "kernels" / kernel.name / f"{kernel.name}.py"
+    source, changes = root / "kernels" / kernel.name / f"{kernel.name}.py", changes or Changes()
     values = settings(kernel, CASSAVA, builds or {})
     described = metadata(kernel, read_config(root, owner=owner), CASSAVA)
+    described["dataset_sources"] += changes.attach
     return {
-        f"{kernel.name}.ipynb": notebook_text(source, values),
+        f"{kernel.name}.ipynb": notebook_text(source, values, changes.parameters),
         KERNEL_METADATA: json.dumps(described, indent=2) + "\n",
     }
 

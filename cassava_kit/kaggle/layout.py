@@ -8,8 +8,9 @@ import re
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -98,9 +99,28 @@ def _arrive(path: Path, target: Path) -> None:
         target.symlink_to(path.resolve())
 
 
-def link_images(names: Sequence[str], source: Path, out: Path) -> Path:
-    """A folder of links to some of the images in `source`: a public or a hidden test set of any size."""
+def link_images(images: Mapping[str, Path], out: Path) -> Path:
+    """A folder of links, name -> image: a public or a hidden test set of any size."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (out / name).symlink_to((source / name).resolve())
+    for name, source in images.items():
+        (out / name).symlink_to(source.resolve())
     return out
+
+
+def hidden_images(folders: Sequence[Path], n: int) -> dict[str, Path]:
+    """`n` test images, name -> source: those of the folders in turn, and then the same ones again under new names."""
+    from cassava_kit.data.table import list_images
+
+    ordered: dict[str, Path] = {}
+    for folder in folders:
+        for name in list_images(folder):
+            ordered.setdefault(name, folder / name)
+    if not ordered:
+        raise FileNotFoundError(f"no image in {', '.join(map(str, folders))} to make hidden ones of")
+    sources = list(ordered.values())
+    numbers = (number for number in count(1) if f"{number:09d}{sources[0].suffix}" not in ordered)
+    images = dict(list(ordered.items())[:n])
+    for k in range(len(images), n):
+        source = sources[k % len(sources)]
+        images[f"{next(numbers):09d}{source.suffix}"] = source
+    return images

@@ -1,66 +1,42 @@
-"""Push a bundle and submit its notebook: every step is looked at, written down, and not done twice.
-
-`push.json` beside the bundle remembers what Kaggle has accepted, by build id; Kaggle itself is asked first wherever it
-can tell. So a second call after a crash goes on where the first one stopped. Nothing is ever deleted.
-"""
+"""Push a bundle and submit its notebook: every step is looked at, written down, and not done twice (`datasets.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.files import read_json, sha256_bytes, write_json
 from cassava_kit.kaggle.bundle import Bundle
-from cassava_kit.kaggle.client import KaggleError, Patience, Remote, Say, Submission
 from cassava_kit.kaggle.config import METADATA_FILE, PLACEHOLDER_OWNER
+from cassava_kit.kaggle.datasets import Trip, send_dataset
 from cassava_kit.kaggle.kernels import KERNEL_METADATA
-from cassava_kit.kaggle.manifest import MANIFESTS, problems, read_manifest
+from cassava_kit.kaggle.manifest import MANIFESTS
+from cassava_kit.kaggle.output import fetch_output
+from cassava_kit.kaggle.remote import KaggleError, Patience, Submission
 
-JOURNAL = "push.json"
 LOG_LINES = 30
 FEWEST_HOURS = 0.25
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """A notebook that ran to its end on Kaggle, and where its checked output lies here."""
+    """A kernel that ran to its end on Kaggle, where its checked output lies here, and its submission if it was made."""
 
     kernel: str
     version: int
     output: Path
-
-
-@dataclass(frozen=True)
-class Trip:
-    """One way to Kaggle and back: the bundle, who does the calls, and how long to wait."""
-
-    bundle: Bundle
-    remote: Remote
-    patience: Patience
-    say: Say = print
-
-    @property
-    def journal(self) -> Path:
-        """The file that remembers what was accepted."""
-        return self.bundle.kit_dir.parent / JOURNAL
-
-    def remember(self, **facts: Any) -> None:
-        """Add facts to the journal."""
-        write_json(self.journal, self.known() | facts)
-
-    def known(self) -> dict[str, Any]:
-        """What the journal holds."""
-        return dict(read_json(self.journal)) if self.journal.is_file() else {}
+    submission: Submission | None = None
 
 
 def go(
-    root: Path, bundle: Bundle, *, send: bool = False, images_dir: Path | None = None, patience: Patience | None = None
+    root: Path, bundle: Bundle, *, send: bool = False, again: bool = False, patience: Patience | None = None
 ) -> Pushed:
     """Examine the bundle with Kaggle's help, push it, and with `send` submit it; every step is printed.
 
+    `again` runs a kernel once more that ran already, as a training goes on from its own output.
     KaggleError where the doctor finds a cause that would end the submission: nothing has been uploaded then.
     """
     from cassava_kit.kaggle.client import KaggleClient
@@ -69,54 +45,56 @@ def go(
     patience = patience or Patience()
     remote = KaggleClient(CASSAVA.slug, patience=patience)
     adopt_owner(bundle, remote.owner())
-    checks = doctor(root, bundle.kit_dir.parent, remote=remote)
+    checks = doctor(root, bundle.home, remote=remote, kernel=bundle.kernel)
     failed = [str(check) for check in checks if check.status == "failed"]
     print("\n".join(map(str, checks)))
     if failed:
         raise KaggleError(f"not pushed: {'; '.join(failed)}")
     trip = Trip(bundle, remote, patience)
-    pushed = push(trip, images_dir=images_dir)
-    if send:
-        submit(trip, pushed)
-    return pushed
+    pushed = push(trip, again=again)
+    return replace(pushed, submission=submit(trip, pushed)) if send else pushed
 
 
-def push(trip: Trip, *, images_dir: Path | None = None) -> Pushed:
-    """Datasets up and verified, kernel run, output fetched and checked against `images_dir` if it is given."""
+def push(trip: Trip, *, again: bool = False) -> Pushed:
+    """Datasets up and verified, kernel run, output fetched and checked."""
     bundle, remote = trip.bundle, trip.remote
     adopt_owner(bundle, remote.owner())
-    for kind, folder in (("kit", bundle.kit_dir), ("weights", bundle.weights_dir)):
+    for kind, folder in bundle.datasets:
         send_dataset(trip, folder, kind)
-    version = send_kernel(trip)
+    version = send_kernel(trip, again=again)
     kernel = read_json(bundle.kernel_dir / KERNEL_METADATA)["id"]
     wait_for_kernel(trip, kernel)
-    output = bundle.kit_dir.parent / "output"
-    output.mkdir(exist_ok=True)
-    for stale in ("submission.csv", "run.json"):
-        (output / stale).unlink(missing_ok=True)
-    remote.kernel_output(kernel, output)
-    check_output(output, images_dir)
-    trip.say(f"{kernel} version {version} ran to its end; its submission.csv is in {output}")
+    output = fetch_output(remote, bundle.kernel, kernel, bundle.home)
+    left = "its submission.csv is" if bundle.kernel.weights else "what it left is"
+    trip.say(f"{kernel} version {version} ran to its end; {left} in {output}")
     return Pushed(kernel, version, output)
+
+
+def fetch(bundle: Bundle, *, patience: Patience | None = None) -> Path:
+    """Fetch and check what a pushed kernel's latest run left, without pushing anything; returns the folder."""
+    from cassava_kit.kaggle.client import KaggleClient
+
+    patience = patience or Patience()
+    remote = KaggleClient(CASSAVA.slug, patience=patience)
+    adopt_owner(bundle, remote.owner())
+    kernel = read_json(bundle.kernel_dir / KERNEL_METADATA)["id"]
+    wait_for_kernel(Trip(bundle, remote, patience), kernel)
+    return fetch_output(remote, bundle.kernel, kernel, bundle.home)
 
 
 def adopt_owner(bundle: Bundle, owner: str) -> None:
     """Put the user's name where the bundle still has a placeholder; ValueError where it names somebody else."""
-    metadata = read_json(bundle.kit_dir / METADATA_FILE)["id"]
-    written = metadata.partition("/")[0]
-    if written not in (owner, PLACEHOLDER_OWNER):
-        raise KaggleError(
-            f"wrong owner: the bundle is for {written}, the credentials are {owner}'s; "
-            "change the id in dataset-metadata.json and package again"
-        )
-    if written == owner:
-        return
-    for path in (
-        bundle.kit_dir / METADATA_FILE,
-        bundle.weights_dir / METADATA_FILE,
-        bundle.kernel_dir / KERNEL_METADATA,
-    ):
-        write_json(path, _renamed(read_json(path), f"{PLACEHOLDER_OWNER}/", f"{owner}/"))
+    for path in (*(folder / METADATA_FILE for _, folder in bundle.datasets), bundle.kernel_dir / KERNEL_METADATA):
+        metadata = read_json(path)
+        written = metadata["id"].partition("/")[0]
+        if written not in (owner, PLACEHOLDER_OWNER):
+            raise KaggleError(
+                f"wrong owner: the bundle is for {written}, the credentials are {owner}'s; "
+                "change the id in dataset-metadata.json and package again"
+            )
+        renamed = _renamed(metadata, f"{PLACEHOLDER_OWNER}/", f"{owner}/")
+        if renamed != metadata:
+            write_json(path, renamed)
 
 
 def _renamed(value: Any, old: str, new: str) -> Any:
@@ -127,94 +105,33 @@ def _renamed(value: Any, old: str, new: str) -> Any:
     return [_renamed(item, old, new) for item in value] if isinstance(value, list) else value
 
 
-def send_dataset(trip: Trip, folder: Path, kind: str) -> None:
-    """Create or version one dataset, unless Kaggle holds this very build; then wait until it is ready and verified."""
-    if found := problems(folder, kind):
-        raise ValueError(f"{folder} is damaged: {'; '.join(found)}; package it again")
-    remote, build = trip.remote, read_manifest(folder, kind)["build_id"]
-    dataset = read_json(folder / METADATA_FILE)["id"]
-    status = remote.dataset_status(dataset)
-    if status is not None and _holds(trip, dataset, kind, build):
-        trip.say(f"{dataset} holds build {build[:12]} already")
-    elif status is None:
-        trip.say(f"creating {dataset} (build {build[:12]})")
-        remote.create_dataset(folder)
-    else:
-        trip.say(f"new version of {dataset} (build {build[:12]})")
-        remote.create_version(folder, f"build {build}")
-    trip.remember(**{dataset: build})
-    wait_for_dataset(trip, folder, kind)
+def send_kernel(trip: Trip, *, again: bool = False) -> int:
+    """Push the notebook, unless this very notebook runs or ran already; its version number.
 
-
-def _holds(trip: Trip, dataset: str, kind: str, build: str) -> bool:
-    held = trip.remote.dataset_build(dataset, MANIFESTS[kind])
-    return held == build if held is not None else trip.known().get(dataset) == build
-
-
-def wait_for_dataset(trip: Trip, folder: Path, kind: str) -> None:
-    """Poll until the dataset is ready and what it holds is what was packed."""
-    dataset = read_json(folder / METADATA_FILE)["id"]
-    status: str | None = None
-    verdict = "not looked at"
-    for _ in trip.patience.polls(trip.patience.dataset):
-        status = trip.remote.dataset_status(dataset)
-        if status in ("failed", "deleted"):
-            raise KaggleError(f"Kaggle could not process {dataset} ({status}); look at it on kaggle.com and push again")
-        if status == "ready":
-            verdict = verify_dataset(trip, folder, kind)
-            if verdict != "stale":
-                trip.say(f"{dataset} is ready; {verdict}")
-                return
-    raise KaggleError(
-        f"{dataset} is still processing ({status}, {verdict}); push again later, nothing is uploaded twice"
-    )
-
-
-def verify_dataset(trip: Trip, folder: Path, kind: str) -> str:
-    """`verified ...`, `stale` (Kaggle still serves something else), or why it could not be looked at."""
-    manifest, dataset = read_manifest(folder, kind), read_json(folder / METADATA_FILE)["id"]
-    held = trip.remote.dataset_build(dataset, MANIFESTS[kind])
-    if held is not None and held != manifest["build_id"]:
-        return "stale"
-    sizes = trip.remote.dataset_sizes(dataset)
-    if sizes is not None:
-        wanted = {entry["name"]: entry["size"] for entry in manifest["files"]}
-        # A size of 0 is one that Kaggle does not know yet.
-        wrong = [name for name, size in wanted.items() if sizes.get(name) not in (size, 0)]
-        if wrong and held is not None:
-            missing = ", ".join(sorted(wrong))
-            raise KaggleError(f"{dataset} arrived without, or with another size of: {missing}; push again")
-        if wrong:
-            return "stale"
-    if held is None and sizes is None:
-        return "its content could not be listed (the notebook will hold it against the manifest)"
-    return "verified against the manifest"
-
-
-def send_kernel(trip: Trip) -> int:
-    """Push the notebook, unless this very notebook runs or ran already; its version number."""
+    With `again` one that ran to its end is run once more; one that is still at it is waited for all the same.
+    """
     folder, remote = trip.bundle.kernel_dir, trip.remote
     metadata = read_json(folder / KERNEL_METADATA)
     source = (folder / metadata["code_file"]).read_text(encoding="utf-8")
     pushed = sha256_bytes((source + (folder / KERNEL_METADATA).read_text(encoding="utf-8")).encode())
-    known = trip.known().get("kernel") or {}
+    key = "kernel" if trip.bundle.kernel.weights else f"kernel {trip.bundle.kernel.name}"
+    known = trip.known().get(key) or {}
+    before = int(known.get("version") or known.get("newer_than") or 0)
     if known.get("sha256") == pushed:
         if known.get("version") is None:  # stopped while pushing: did it arrive?
-            known["version"] = remote.kernel_version(metadata["id"], source)
-        if known["version"] is not None and remote.kernel_status(metadata["id"])[0] in (
-            "queued",
-            "running",
-            "complete",
-        ):
-            trip.remember(kernel=known)
+            held = remote.kernel_version(metadata["id"], source)
+            known["version"] = held if held is not None and held > before else None
+        going_on = ("queued", "running") if again else ("queued", "running", "complete")
+        if known["version"] is not None and remote.kernel_status(metadata["id"])[0] in going_on:
+            trip.remember(**{key: known})
             trip.say(f"{metadata['id']} version {known['version']} was pushed already")
             return int(known["version"])
     hours = remote.gpu_hours_left() if metadata["enable_gpu"] else None
     if hours is not None and hours < FEWEST_HOURS:
         raise KaggleError("this week's GPU quota is used up (kaggle.com/settings shows when it is renewed)")
-    trip.remember(kernel={"sha256": pushed, "version": None})
-    version = remote.push_kernel(folder)
-    trip.remember(kernel={"sha256": pushed, "version": version})
+    trip.remember(**{key: {"sha256": pushed, "version": None, "newer_than": before}})
+    version = remote.push_kernel(folder, before)
+    trip.remember(**{key: {"sha256": pushed, "version": version}})
     trip.say(f"pushed {metadata['id']} version {version}")
     return version
 
@@ -222,22 +139,24 @@ def send_kernel(trip: Trip) -> int:
 def planned_calls(bundle: Bundle, *, submit: bool = False, competition: Competition = CASSAVA) -> list[str]:
     """Every call that pushing this bundle would make, in order; nothing is called."""
     calls = []
-    for kind, folder in (("kit", bundle.kit_dir), ("weights", bundle.weights_dir)):
+    for kind, folder in bundle.datasets:
         dataset = read_json(folder / METADATA_FILE)["id"]
         files = sorted(path for path in folder.iterdir() if path.name != METADATA_FILE)
         calls.append(f"GetDatasetStatus {dataset}")
         calls.append(f"DownloadDataset {dataset} {MANIFESTS[kind]}: if it is this build, the upload is left out")
         calls += [f"StartBlobUpload {path.name}, PUT {path.stat().st_size} bytes" for path in files]
-        calls.append(f"CreateDataset {dataset}, private (CreateDatasetVersion if it exists)")
+        calls.append(f"CreateDataset {dataset}, private (GetDataset and CreateDatasetVersion if it exists)")
         calls.append(f"GetDatasetStatus {dataset} until it is ready")
         calls.append(f"DownloadDataset {dataset} {MANIFESTS[kind]}, held against what was packed")
         calls.append(f"ListDatasetFiles {dataset}, held against the manifest")
     metadata = read_json(bundle.kernel_dir / KERNEL_METADATA)
-    given = ", ".join(metadata["dataset_sources"] + metadata["competition_sources"])
-    calls.append("GetAcceleratorQuotaStatistics")
-    calls.append(f"SaveKernel {metadata['id']}, {metadata['machine_shape']}, internet off, with {given}")
+    sources = metadata["dataset_sources"] + metadata["competition_sources"] + metadata["kernel_sources"]
+    given = ", ".join(sources)
+    calls += ["GetAcceleratorQuotaStatistics"] if metadata["enable_gpu"] else []
+    calls.append(f"SaveKernel {metadata['id']}, {metadata.get('machine_shape', 'CPU')}, internet off, with {given}")
     calls.append(f"GetKernelSessionStatus {metadata['id']} until it has ended")
-    calls.append(f"ListKernelSessionOutput {metadata['id']}, GET submission.csv, GET run.json")
+    left = "GET submission.csv, GET run.json" if bundle.kernel.weights else "GET each file"
+    calls.append(f"ListKernelSessionOutput {metadata['id']}, {left}")
     if submit:
         calls.append(f"ListSubmissions {competition.slug}: if this build is there, it is not submitted again")
         calls.append(f"CreateCodeSubmission {competition.slug} {metadata['id']} submission.csv")
@@ -260,32 +179,6 @@ def wait_for_kernel(trip: Trip, kernel: str) -> None:
             trip.say(f"{kernel} is {status}")
             said = status
     raise KaggleError(f"{kernel} did not end in {trip.patience.kernel / 3600:g} h; call again, it goes on from here")
-
-
-def check_output(output: Path, images_dir: Path | None, competition: Competition = CASSAVA) -> None:
-    """Refuse to submit what is not whole: the file's form, its ids where the images are known, the run's own report."""
-    import csv
-
-    from cassava_kit.kaggle.rehearsal import read_run
-    from cassava_kit.submission import check_submission
-
-    path = output / "submission.csv"
-    if not path.is_file():
-        raise KaggleError("the notebook left no submission.csv; see its log on kaggle.com")
-    if images_dir is not None:
-        check_submission(path, images_dir, competition)
-    else:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        labels = {str(label) for label in range(competition.n_classes)}
-        if header != [competition.id_column, competition.label_column] or not rows:
-            raise KaggleError(
-                f"{path} must begin with {competition.id_column},{competition.label_column} and have rows"
-            )
-        if bad := next((row for row in rows if len(row) != 2 or row[1] not in labels), None):
-            raise KaggleError(f"{path} has the row {bad}; a label must be one of {', '.join(sorted(labels))}")
-    if (output / "run.json").is_file() and (wrong := read_run(output)[0]):
-        raise KaggleError(f"not submitted: {'; '.join(wrong)}")
 
 
 def submit(trip: Trip, pushed: Pushed) -> Submission:

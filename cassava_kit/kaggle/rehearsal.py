@@ -6,6 +6,7 @@ What can be closed depends on the machine; the report says how it was done (`iso
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,12 +23,21 @@ from cassava_kit.kaggle import execute
 from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.credentials import known_secrets, redact
 from cassava_kit.kaggle.isolation import Isolation, close_sockets, isolations, link_tree, private_environment
-from cassava_kit.kaggle.kernels import KERNEL_METADATA
-from cassava_kit.kaggle.layout import Layout, Mount, as_uploaded, competition_mounts, dataset_mounts, link_images
+from cassava_kit.kaggle.kernels import KERNEL_METADATA, SUBMISSION_SECONDS
+from cassava_kit.kaggle.layout import (
+    Layout,
+    Mount,
+    as_uploaded,
+    competition_mounts,
+    dataset_mounts,
+    hidden_images,
+    link_images,
+)
 from cassava_kit.submission import check_submission
 
 Progress = Callable[[int, int], None]
 REPORT = "rehearsal.json"
+OWN_SHARE = SUBMISSION_SECONDS / (9 * 3600)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -35,18 +45,33 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 class Setting:
     """How to rehearse: how many test images (None: all), Kaggle's limits on demand, which Python.
 
-    `memory` in GiB, `minutes` for the whole notebook; `python` is the interpreter of another environment, such as one
-    with the versions of Kaggle's image; `isolation` asks for one by name instead of the strongest; `progress` is called
-    with (cells done, cells).
+    `hidden` stands for the hidden test set: so many images, taken from test and training images and then repeated under
+    new names. `memory` in GiB, `minutes` for the whole notebook; `python` is the interpreter of another environment,
+    such as one with the versions of Kaggle's image; `isolation` asks for one by name instead of the strongest;
+    `progress` is called with (cells done, cells).
     """
 
     images: int | None = None
+    hidden: int | None = None
     cpus: int | None = None
     memory: float | None = None
     minutes: float | None = None
     python: str = sys.executable
     isolation: str | None = None
     progress: Progress | None = None
+
+    @property
+    def limits(self) -> str:
+        """The limits that are kept, in words; empty where there are none."""
+        have = len(os.sched_getaffinity(0))
+        few = "" if self.cpus is None or self.cpus <= have else f" (there are {have})"
+        plural = "" if self.cpus == 1 else "s"
+        kept = [
+            f"{self.cpus} CPU{plural}{few}" if self.cpus else "",
+            f"{self.memory:g} GiB" if self.memory else "",
+            f"{self.minutes:g} min" if self.minutes else "",
+        ]
+        return f"limits {', '.join(filter(None, kept))}" if any(kept) else ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ def rehearse(
     """
     setting, out = setting or Setting(), Path(out).resolve()
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-        mounts = _competition(Path(competition_dir), Path(scratch), layout, setting.images)
+        mounts = _competition(Path(competition_dir), Path(scratch), layout, setting)
         mounts += _datasets(bundle, Path(scratch), layout)
         stage = Stage(bundle.notebook.resolve(), mounts, out, layout, setting)
         if stage.working.exists():
@@ -109,15 +134,21 @@ def rehearse(
     return rehearsal
 
 
-def _competition(folder: Path, scratch: Path, layout: Layout, images: int | None) -> list[Mount]:
-    """The competition as Kaggle mounts it, with its first `images` test images (None: all)."""
+def _competition(folder: Path, scratch: Path, layout: Layout, setting: Setting) -> list[Mount]:
+    """The competition as Kaggle mounts it, with as many test images as are asked for."""
+    from cassava_kit.data.images import quick_check
     from cassava_kit.data.table import list_images
 
-    if images is None:
+    tests, training = folder / CASSAVA.test_images, folder / CASSAVA.train_images
+    if setting.hidden is not None:
+        images = hidden_images([place for place in (tests, training) if place.is_dir()], setting.hidden)
+    elif setting.images is not None:
+        # A broken picture among the first would be all there is of a small set: whole ones come first.
+        names = sorted(list_images(tests), key=lambda name: quick_check(tests / name) is not None)
+        images = {name: tests / name for name in names[: setting.images]}
+    else:
         return competition_mounts(folder, layout)
-    source = folder / CASSAVA.test_images
-    some = link_images(list_images(source)[:images], source, scratch / "test_images")
-    return competition_mounts(folder, layout, test_images=some)
+    return competition_mounts(folder, layout, test_images=link_images(images, scratch / "test_images"))
 
 
 def _datasets(bundle: Bundle, scratch: Path, layout: Layout) -> list[Mount]:
@@ -173,7 +204,8 @@ def _follow(
 def _environment(stage: Stage, place: Path, isolation: Isolation) -> dict[str, str]:
     environment = private_environment(place)
     if stage.setting.minutes:
-        environment["CASSAVA_KIT_TIME_LIMIT"] = str(stage.setting.minutes * 60)
+        # As on Kaggle, where the notebook stops itself after 8.5 of the 9 hours.
+        environment["CASSAVA_KIT_TIME_LIMIT"] = f"{stage.setting.minutes * 60 * OWN_SHARE:.1f}"
     if not isolation.mounts:
         environment["KAGGLE_INPUT_DIR"] = str(link_tree(stage.mounts, place / "input"))
         environment["KAGGLE_WORKING_DIR"] = str(stage.working)
@@ -202,11 +234,15 @@ def _spec(stage: Stage, place: Path, isolation: Isolation) -> dict[str, Any]:
 
 def _judge(stage: Stage, result: dict[str, Any], isolation: Isolation, changed: Sequence[str]) -> Rehearsal:
     """Hold what was left behind against what Kaggle would ask of it."""
-    log = COLOURS.sub("", redact(result.get("log", ""), known_secrets()))
+    secrets = known_secrets()
+    log = COLOURS.sub("", redact(result.get("log", ""), secrets))
     write_text(stage.out / "log.txt", log)
+    executed = stage.out / stage.notebook.name
+    if executed.is_file():
+        write_text(executed, redact(executed.read_text(encoding="utf-8"), secrets))
     submission = stage.working / "submission.csv"
     images = next(mount.source for mount in stage.mounts if mount.target.name == CASSAVA.test_images)
-    wrong = [redact(result["error"], known_secrets())] if result["error"] else []
+    wrong = [redact(result["error"], secrets)] if result["error"] else []
     wrong += [f"the notebook changed its input: {', '.join(changed)}"] if changed else []
     rows, notes = "", ""
     try:
@@ -217,7 +253,8 @@ def _judge(stage: Stage, result: dict[str, Any], isolation: Isolation, changed: 
     except (ValueError, FileNotFoundError) as error:
         wrong.append(str(error))
     seconds, memory = result.get("seconds", 0.0), result.get("peak_memory", 0)
-    how = f"{stage.layout} layout, {isolation.report}, {seconds:.0f} s, {memory / 2**30:.1f} GiB"
+    used = f"used {seconds:.0f} s and {memory / 2**30:.1f} GiB"
+    how = ", ".join(filter(None, (f"{stage.layout} layout", isolation.report, stage.setting.limits, used)))
     said = f"FAILED ({how}): {'; '.join(wrong)}" if wrong else f"passed ({how}): {rows}; {notes}"
     return Rehearsal(not wrong, f"rehearsal {said}", submission, seconds, isolation.report, log, memory)
 

@@ -1,55 +1,207 @@
-"""What `submit.py` does with a packed bundle: rehearse it again, examine it, send it."""
+"""What `submit.py` does with what was trained: pack it, rehearse it, examine it, send it, fetch what came of it."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cassava_kit.kaggle.bundle import read_bundle
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
+from cassava_kit.kaggle.bundle import Bundle, package, package_kernel, read_bundle
+from cassava_kit.kaggle.kernels import SUBMISSION_KERNEL, Changes, Kernel
+from cassava_kit.kaggle.layout import LAYOUTS, Layout
+from cassava_kit.kaggle.packing import EVIDENCE, Selection, from_dry_run, from_runs, keep_evidence
+from cassava_kit.kaggle.rehearsal import Rehearsal, Setting, rehearse
+from cassava_kit.kaggle.remote import Submission
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def rehearse_bundle(bundle: Path, data: Path | None, *, image: bool = False) -> int:
-    """Run the bundle's notebook offline in both mount layouts, with one test image and with all; 1 if any run failed.
+@dataclass(frozen=True)
+class Turn:
+    """One of several rehearsals: the name of its folder, the mount layout, and how it is done."""
 
-    Without `data` the embedded sample is the competition. With `image` the notebook runs in an environment with the
-    versions of Kaggle's image, made in `.venv-image` the first time. What each run leaves lies beside the bundle, in
+    name: str
+    layout: Layout
+    setting: Setting
+
+
+def rehearse_in_turn(
+    bundle: Bundle, competition: Path, out: Path, turns: Sequence[Turn], console: Console
+) -> Iterator[tuple[Turn, Rehearsal]]:
+    """Rehearse one turn after the other into `out/<name>`, each with a bar and its verdict."""
+    for turn in turns:
+        with cell_bar(console) as progress:
+            setting = replace(turn.setting, progress=progress)
+            done = rehearse(bundle, competition, out / turn.name, layout=turn.layout, setting=setting)
+        console.print(done.verdict, markup=False)
+        yield turn, done
+
+
+@contextmanager
+def cell_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the notebook's cells; yields what the rehearsal calls with (cells done, cells)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("notebook"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("cells")
+        yield lambda done, cells: bar.update(task, completed=done, total=cells)
+
+
+def select(
+    source: Path | None, members: Sequence[Path], *, weights: Path | None, views: str | None, folds: Path | None
+) -> Selection:
+    """What to pack: an earlier `--ensemble`, run folders, or a weights file; without any, the only one there is.
+
+    ValueError where nothing, or more than one thing, was trained.
+    """
+    if source is not None and (members or weights):
+        raise ValueError("--from names a whole ensemble; give it, or --member and --ensemble-weights, not both")
+    if members or weights:
+        return from_runs(members, weights=weights, views=views or "flips", folds=folds)
+    if folds is not None:
+        raise ValueError("--folds goes with --member or --ensemble-weights; an earlier --ensemble has its own")
+    if source is not None:
+        return from_dry_run(source, views)
+    found = sorted(path.parent for path in Path("build").glob(f"*/{ENSEMBLE_FILE}"))
+    if len(found) != 1:
+        listed = f"found {', '.join(map(str, found))}" if found else "found none in build/"
+        raise ValueError(
+            f"say what to pack, {listed}: --from DIR (an earlier --ensemble), --member DIR or --ensemble-weights FILE; "
+            "the code alone, for a kernel that trains: --kernel train-folds"
+        )
+    return from_dry_run(found[0], views)
+
+
+def pack(selection: Selection, out: Path, *, owner: str | None = None) -> int:
+    """Pack what was trained into both datasets and the notebook, and say what to do next."""
+    for note in selection.notes:
+        print(f"note: {note}")
+    bundle = package(out, ensemble=selection.ensemble, checkpoints=selection.checkpoints, root=ROOT, owner=owner)
+    keep_evidence(selection, out)
+    names = ", ".join(member.name for member in selection.ensemble.members)
+    print(f"packed {out} (build {bundle.build_id[:12]}): {len(selection.checkpoints)} checkpoints of {names}")
+    print(f"next: python submit.py --rehearse --bundle {out}")
+    return 0
+
+
+def pack_kernel(kernel: Kernel, out: Path, *, owner: str | None = None, changes: Changes | None = None) -> int:
+    """Pack the code and one of the kernels that need no weights."""
+    bundle = package_kernel(out, kernel, root=ROOT, owner=owner, changes=changes)
+    print(f"packed {kernel.name} in {out} (build {bundle.build_id[:12]})")
+    print(f"next: python submit.py --push --kernel {kernel.name} --bundle {out}")
+    return 0
+
+
+def rehearse_bundle(bundle: Path, data: Path | None, setting: Setting, *, image: str | None = None) -> int:
+    """Run the bundle's notebook offline in both mount layouts; 1 if any run failed.
+
+    First with one test image, then with all, or with `setting.hidden` ones. Without `data` the embedded sample is the
+    competition. `image` is a Python version of Kaggle's image, or `newest`: the notebook runs in an environment with
+    that image's versions, made in `.venv-image` the first time. What each run leaves lies in the bundle's folder, in
     `rehearsal-*`.
     """
+    from rich.console import Console
+
     from cassava_kit.kaggle.image import image_environment
-    from cassava_kit.kaggle.rehearsal import Setting, rehearse
     from cassava_kit.sample import ensure_sample
 
     packed, competition = read_bundle(bundle), data or ensure_sample()
-    python = str(image_environment(ROOT, ROOT / ".venv-image")) if image else sys.executable
-    failed = 0
-    for layout in ("new", "old"):
-        for images in (1, None):
-            out = bundle.parent / f"rehearsal-{'image-' if image else ''}{layout}-{images or 'all'}"
-            setting = Setting(images=images, python=python)
-            result = rehearse(packed, competition, out, layout=layout, setting=setting)
-            print(result.verdict)
-            failed += not result.ok
+    name = "rehearsal"
+    if image is not None:
+        version = None if image == "newest" else image
+        python = image_environment(ROOT, ROOT / ".venv-image", version=version)
+        setting, name = replace(setting, python=str(python)), f"rehearsal-image{python.parents[1].name}"
+    many = "all" if setting.hidden is None else str(setting.hidden)
+    turns = [
+        Turn(f"{name}-{layout}-{count}", layout, replace(setting, images=1, hidden=None) if count == "1" else setting)
+        for count in ("1", many)
+        for layout in LAYOUTS
+    ]
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    done = [rehearsal for _, rehearsal in rehearse_in_turn(packed, competition, bundle, turns, console)]
+    failed = sum(not rehearsal.ok for rehearsal in done)
+    console.print(f"{failed} of {len(done)} rehearsals failed" if failed else f"all {len(done)} rehearsals passed")
     return int(failed > 0)
 
 
-def examine(bundle: Path) -> int:
+def examine(bundle: Path, kernel: Kernel = SUBMISSION_KERNEL) -> int:
     """Print a line for each known cause of failure; 1 if the bundle has one of them."""
     from cassava_kit.kaggle.doctor import doctor
 
-    checks = doctor(ROOT, bundle)
+    checks = doctor(ROOT, bundle, kernel=kernel)
     print(*checks, sep="\n")
     return int(any(check.status == "failed" for check in checks))
 
 
-def send(bundle: Path, *, submit: bool, dry_run: bool) -> int:
-    """Push the bundle, and with `submit` submit it; with `dry_run` print the calls and make none."""
-    from cassava_kit.kaggle.push import go, planned_calls
+def plan(bundle: Bundle, *, submit: bool = False) -> int:
+    """Print every call that sending the bundle would make; none is made."""
+    from cassava_kit.kaggle.push import planned_calls
 
-    packed = read_bundle(bundle)
-    if dry_run:
-        print(*planned_calls(packed, submit=submit), sep="\n")
-    else:
-        go(ROOT, packed, send=submit)
+    print(*planned_calls(bundle, submit=submit), sep="\n")
+    return 0
+
+
+def send(bundle: Bundle, ledger: Path, *, submit: bool = False, again: bool = False) -> int:
+    """Push the bundle, and with `submit` submit it and write it into the ledger that `--finals` reads."""
+    from cassava_kit.kaggle.push import go
+
+    pushed = go(ROOT, bundle, send=submit, again=again)
+    if pushed.submission is not None:
+        write_down(ledger, bundle, pushed.submission)
+        print(f"written into {ledger}; next, with two or more of them: python submit.py --finals")
+    return 0
+
+
+def write_down(ledger: Path, bundle: Bundle, submission: Submission) -> None:
+    """Record a submission with its evidence, which is copied: the bundle's folder may be packed anew."""
+    from cassava_kit.finals import record
+
+    ensemble = read_ensemble(bundle.weights_dir / ENSEMBLE_FILE)
+    names = "+".join(member.name for member in ensemble.members)
+    evidence = ledger.parent / ledger.stem / str(submission.ref)
+    evidence.mkdir(parents=True, exist_ok=True)
+    for path in sorted((bundle.home / EVIDENCE).glob("*")):
+        shutil.copyfile(path, evidence / path.name)
+    entry = {
+        "ref": submission.ref,
+        "name": f"{names}@{bundle.build_id[:8]}",
+        "build_id": bundle.build_id,
+        "description": submission.description,
+        "public_score": submission.score,
+        "members": len(ensemble.members),
+        "evidence": str(evidence),
+    }
+    record(ledger, entry)
+
+
+def finals(ledger: Path, folds: Path | None, candidates: Sequence[str]) -> int:
+    """Propose two different finals among the submissions of the ledger, or among those that are given."""
+    from cassava_kit.finals import parse_candidates, propose, read_ledger
+
+    if candidates:
+        if folds is None:
+            raise ValueError("--candidate needs --folds FILE, the split on which its out-of-fold file was made")
+        print(propose(parse_candidates(candidates, folds)))
+        return 0
+    found, left_out = read_ledger(ledger)
+    for reason in left_out:
+        print(f"left out: {reason}")
+    print(propose(found))
+    return 0
+
+
+def fetch(bundle: Bundle) -> int:
+    """Fetch and check what the pushed kernel's latest run left."""
+    from cassava_kit.kaggle.push import fetch as fetch_latest
+
+    print(f"fetched and checked: {fetch_latest(bundle)}")
     return 0

@@ -127,7 +127,8 @@ def bars(name: str, alt: str, labels: Sequence[str], values: Sequence[int]) -> C
     ax.invert_yaxis()
     ax.set_xlim(0, max(*values, 1) * 1.22)
     for y, value in enumerate(values):
-        ax.annotate(f" {value:,} ({value / max(sum(values), 1):.1%})", (value, y), va="center")
+        text = f"{value:,} ({value / max(sum(values), 1):.1%})"
+        ax.annotate(text, (value, y), xytext=(5, 0), textcoords="offset points", va="center")
     ax.set_xlabel("images")
     return chart(name, alt, figure)
 

@@ -1,13 +1,16 @@
 # ruff: noqa: F821, E402 - the included cells define these names
 # %% [markdown]
 # # Train folds
-# One recipe, chosen folds, one fold on each GPU at a time. A session that runs out of time loses nothing: attach this
-# notebook's output to itself and run it again.
+# One recipe, chosen folds, one fold on each GPU at a time, or every fold on both by DDP. A session that runs out of
+# time loses nothing: attach this notebook's output to itself and run it again.
 
 # %%
 RECIPE = "resnet50"
 FOLDS = [0, 1, 2, 3, 4]
 N_SPLITS, SEED = 5, 42
+# 1: a fold on each GPU, nothing to synchronise, exact where data parallelism is not (BatchNorm, batch size).
+# 2: every fold on both GPUs by DDP, for one fold sooner, or a batch that one GPU cannot hold.
+GPUS_PER_FOLD = 1
 # Name of a weights file in an attached dataset; timm cannot download any here.
 WEIGHTS = ""
 # Changes to the recipe, as for `python -m cassava_kit train --set`.
@@ -36,29 +39,33 @@ RUNS, SPLIT = OUTPUT / "runs", OUTPUT / f"kfold{N_SPLITS}.csv"
 take_up(RUNS)
 if not run(["folds", "--data", DATA, "--n-splits", N_SPLITS, "--seed", SEED, "--out", SPLIT]):
     raise RuntimeError("the folds were not made; see above")
-# One fold a GPU: nothing to synchronise, and exact where data parallelism is not (BatchNorm, batch size).
-GPUS = SimpleQueue()
-for index in range(torch.cuda.device_count()) if torch.cuda.is_available() else [None]:
-    GPUS.put(index)
+COUNT = torch.cuda.device_count() if torch.cuda.is_available() else 0
+FREE = SimpleQueue()
+for index in range(0, COUNT, GPUS_PER_FOLD):
+    FREE.put(list(range(index, min(index + GPUS_PER_FOLD, COUNT))))
+if not COUNT:
+    FREE.put([])  # the processor, for a rehearsal at home
 
 
-def train(fold, gpu=None):
+def train(fold, gpus=()):
     """Train one fold, or with "all" join those that are there."""
     first = find_file(WEIGHTS)
     options = [*(["--weights", first] if first else []), *(part for one in SET for part in ("--set", one))]
-    return run(["train", RECIPE, "--data", DATA, "--folds", SPLIT, "--fold", fold, "--out", RUNS, *options], gpu)
+    if GPUS_PER_FOLD > 1 and len(gpus) in (0, GPUS_PER_FOLD):
+        options += ["--devices", GPUS_PER_FOLD, "--strategy", "ddp"]
+    return run(["train", RECIPE, "--data", DATA, "--folds", SPLIT, "--fold", fold, "--out", RUNS, *options], gpus)
 
 
 def train_where_free(fold):
-    """Train one fold on whichever GPU is free."""
-    gpu = GPUS.get()
+    """Train one fold where there are GPUs free."""
+    gpus = FREE.get()
     try:
-        return train(fold, gpu)
+        return train(fold, gpus)
     finally:
-        GPUS.put(gpu)
+        FREE.put(gpus)
 
 
-with ThreadPoolExecutor(GPUS.qsize()) as pool:
+with ThreadPoolExecutor(FREE.qsize()) as pool:
     ENDED = list(pool.map(train_where_free, FOLDS))
 print({fold: "ended" if well else "NOT ENDED" for fold, well in zip(FOLDS, ENDED, strict=True)})
 if not any(ENDED):

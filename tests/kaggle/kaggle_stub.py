@@ -75,6 +75,12 @@ class Stub:
         dataset.processing -= 1
         return 200, {"status": "READY" if dataset.processing < 0 else "BLOBS_RECEIVED"}
 
+    def on_GetDataset(self, body: dict[str, Any]) -> Answer:  # noqa: N802
+        dataset = self.datasets.get(f"{body['ownerSlug']}/{body['datasetSlug']}")
+        if dataset is None:
+            return 404, {"code": 404, "message": "not found"}
+        return 200, {"ref": f"{body['ownerSlug']}/{body['datasetSlug']}", "currentVersionNumber": dataset.version}
+
     def on_StartBlobUpload(self, body: dict[str, Any]) -> Answer:  # noqa: N802
         token = f"token{len(self.blobs)}"
         self.blobs[token] = (body["name"], b"")
@@ -108,11 +114,13 @@ class Stub:
         return 200, {"datasetFiles": [{"name": name, "totalBytes": len(data)} for name, data in files.items()]}
 
     def on_SaveKernel(self, body: dict[str, Any]) -> Answer:  # noqa: N802
+        attached = {"invalidDatasetSources": (body["datasetDataSources"], self.datasets)}
+        attached["invalidKernelSources"] = (body.get("kernelDataSources") or [], dict(self.kernels))
+        invalid = {key: [name for name in names if name not in known] for key, (names, known) in attached.items()}
         versions = self.kernels.setdefault(body["slug"], [])
         versions.append(body)
-        missing = [name for name in body["datasetDataSources"] if name not in self.datasets]
         reply = {"ref": f"/code/{body['slug']}", "url": "http://localhost/k", "versionNumber": len(versions)}
-        return 200, reply | ({"invalidDatasetSources": missing} if missing else {})
+        return 200, reply | {key: names for key, names in invalid.items() if names}
 
     def on_GetKernel(self, body: dict[str, Any]) -> Answer:  # noqa: N802
         versions = self.kernels.get(f"{body['userName']}/{body['kernelSlug']}")
@@ -227,10 +235,11 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             parts = unquote(urlsplit(self.path).path).strip("/").split("/")
             stub.seen.append(("GET", {"name": parts[-1]}))
             if parts[0] == "file":
-                files = stub.served({"ownerSlug": parts[1], "datasetSlug": parts[2]}) or {}
+                content = (stub.served({"ownerSlug": parts[1], "datasetSlug": parts[2]}) or {})[parts[3]]
             else:
-                files = stub.output
-            self.reply(200, files[parts[-1]], "application/octet-stream")
+                content = stub.output["/".join(parts[1:])]
+            if not self.misbehaves("GET"):
+                self.reply(200, content, "application/octet-stream")
 
     return Handler
 

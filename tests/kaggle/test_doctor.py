@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from cassava_kit.files import read_json, write_json
-from cassava_kit.kaggle.bundle import Bundle
+from cassava_kit.kaggle.bundle import Bundle, package_kernel
 from cassava_kit.kaggle.config import library_ranges, read_config
 from cassava_kit.kaggle.credentials import known_secrets, redact
 from cassava_kit.kaggle.doctor import CAUSES, doctor
 from cassava_kit.kaggle.image import find_python, image_versions
+from cassava_kit.kaggle.kernels import find_kernel, parse_changes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -41,6 +42,39 @@ def test_every_cause_has_its_line_and_a_good_bundle_passes(bundle: Bundle) -> No
     assert not [str(check) for check in checks if check.status == "failed"]
     assert {check.cause for check in checks if check.status == "unknown"} == {"quota", "wrong final chosen"}
     assert all("\n" not in str(check) for check in checks)
+
+
+def test_a_kernel_that_trains_is_examined_by_what_can_end_it(pristine: Path, tmp_path: Path) -> None:
+    kernel = find_kernel("train-folds")
+    changes = parse_changes(["FOLDS=[0, 1]", "RECIPE=vit_base"], ["me/first-weights"])
+    bundle = package_kernel(tmp_path, kernel, root=pristine, changes=changes)
+    checks = {check.cause: check for check in doctor(REPOSITORY, tmp_path, kernel=kernel)}
+    assert not [str(check) for check in checks.values() if check.status == "failed"]
+    assert {"offline pip", "wrong GPU", "dataset stale or still processing", "quota"} <= checks.keys()
+    assert "scoring error (rows, ids, dtype)" not in checks
+    text = bundle.notebook.read_text()
+    assert "FOLDS = [0, 1]" in text and "RECIPE = 'vit_base'" in text
+    assert "ends by itself after 11.5 of 12 h" in checks["timeout"].detail
+    _in_notebook(bundle, str(kernel.seconds), str(12 * 3600))
+    _edit(bundle.kernel_dir / "kernel-metadata.json", dataset_sources=["me/first-weights"])
+    checks = {check.cause: check for check in doctor(REPOSITORY, tmp_path, kernel=kernel)}
+    assert (checks["timeout"].status, checks["metadata slugs"].status) == ("failed", "failed")
+
+
+def test_a_kernels_parameters_are_checked(pristine: Path, tmp_path: Path) -> None:
+    for parameters, attach, message in (
+        (["FOLDS"], [], "--param takes NAME=VALUE"),
+        ([], ["no-owner"], "--attach takes a dataset's owner/slug"),
+        (["FOLD=1"], [], "no parameter FOLD; it has FOLDS, GPUS_PER_FOLD, N_SPLITS, RECIPE"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            changes = parse_changes(parameters, attach)
+            package_kernel(tmp_path, find_kernel("train-folds"), root=pristine, changes=changes)
+    with pytest.raises(ValueError, match="no kernel 'train'; there are ensemble-submission, train-folds"):
+        find_kernel("train")
+    with pytest.raises(ValueError, match="needs weights"):
+        package_kernel(tmp_path, find_kernel("ensemble-submission"), root=pristine)
+    assert not list(tmp_path.glob("kernel-*"))
 
 
 def test_what_was_not_rehearsed_is_not_called_good(bundle: Bundle) -> None:
@@ -115,6 +149,16 @@ def test_the_images_versions_are_within_what_the_kit_asks_for() -> None:
         outside = [name for name, version in versions.items() if name in asked and version not in asked[name]]
         assert not outside, f"image-{image}.txt: {outside}"
     assert library_ranges(REPOSITORY).keys() >= {"torch", "timm", "albumentations"}
+
+
+def test_only_the_images_pythons_can_be_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"have Python 3\.13 or 3\.12, got 3\.11"):
+        find_python("3.11")
+    for version in ("3.13", "3.12"):
+        try:
+            assert find_python(version)[0] == version
+        except FileNotFoundError as error:
+            assert version in str(error)
 
 
 def test_a_python_of_the_image_is_found_or_named() -> None:

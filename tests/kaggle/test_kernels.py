@@ -125,6 +125,31 @@ def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, compet
 
 
 @pytest.mark.slow
+def test_train_folds_can_give_a_fold_two_processes(packed: Path, competition: Path, tmp_path: Path) -> None:
+    """Both T4s on one fold: the same option starts two processes where there is no GPU, without a network."""
+    parameters = (
+        "RECIPE, FOLDS, N_SPLITS, GPUS_PER_FOLD = 'small_resnet', [1], 2, 2\nSET = ['epochs=1', 'image_size=32']"
+    )
+    result, output = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
+    assert result["error"] == "", result
+    assert "--fold 1" in result["log"] and "--devices 2 --strategy ddp" in result["log"]
+    run = output / "runs" / "small_resnet" / "fold1"
+    assert (run / "best.safetensors").is_file() and len((run / "oof.csv").read_text().splitlines()) == 41
+
+
+@pytest.mark.slow
+def test_train_folds_stops_itself_before_kaggle_does(packed: Path, competition: Path, tmp_path: Path) -> None:
+    """What the session's time ends is named, and its processes are gone."""
+    parameters = (
+        "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nimport os\nos.environ['CASSAVA_KIT_TIME_LIMIT'] = '12'"
+    )
+    parameters += "\nSET = ['epochs=1000']"
+    result, _ = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
+    assert "no fold ended" in result["error"] and result["seconds"] < 60
+    assert "attach this notebook's output to itself and run again to go on" in result["log"]
+
+
+@pytest.mark.slow
 def test_train_folds_says_when_nothing_was_trained(packed: Path, competition: Path, tmp_path: Path) -> None:
     result, _ = execute_kernel("train-folds", WRONG, packed, competition, tmp_path / "one")
     assert "no fold ended" in result["error"] and "no_such_recipe" in result["log"]

@@ -6,7 +6,14 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from cassava_kit.kaggle.layout import as_uploaded, competition_mounts, dataset_folder, uploaded_name
+from cassava_kit.kaggle.layout import (
+    as_uploaded,
+    competition_mounts,
+    dataset_folder,
+    hidden_images,
+    link_images,
+    uploaded_name,
+)
 
 
 def test_a_folder_arrives_as_kaggle_leaves_it(tmp_path: Path) -> None:
@@ -48,3 +55,22 @@ def test_only_the_competitions_own_files_are_mounted(tmp_path: Path) -> None:
     (tmp_path / "sample_submission.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no sample_submission\.csv"):
         competition_mounts(tmp_path, "new")
+
+
+def test_hidden_images_are_the_test_images_then_others_then_all_again(tmp_path: Path) -> None:
+    tests, training = tmp_path / "test", tmp_path / "train"
+    for folder, names in ((tests, ("1.jpg", "000000001.jpg")), (training, ("a.jpg", "1.jpg"))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(f"{folder.name} {name}")
+    assert list(hidden_images([tests, training], 2)) == ["000000001.jpg", "1.jpg"]
+    assert hidden_images([tests, training], 1) == {"000000001.jpg": tests / "000000001.jpg"}
+    many = hidden_images([tests, training], 8)
+    assert list(many.values())[:3] == [tests / "000000001.jpg", tests / "1.jpg", training / "a.jpg"]
+    assert list(many)[3:] == [f"{n:09d}.jpg" for n in (2, 3, 4, 5, 6)], "no name twice, not even one that is there"
+    assert list(many.values())[3:] == [*list(many.values())[:3], *list(many.values())[:2]]
+    linked = link_images(many, tmp_path / "hidden")
+    assert (linked / "000000002.jpg").read_text() == "test 000000001.jpg" and len(list(linked.iterdir())) == 8
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FileNotFoundError, match="to make hidden ones of"):
+        hidden_images([tmp_path / "none"], 3)

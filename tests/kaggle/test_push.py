@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import pytest
 from kaggle_stub import KEY, USER, Dataset, Stub, environment, running
 
 from cassava_kit.files import read_json
-from cassava_kit.kaggle.bundle import Bundle
-from cassava_kit.kaggle.push import JOURNAL, planned_calls
+from cassava_kit.kaggle.bundle import Bundle, package_kernel
+from cassava_kit.kaggle.datasets import JOURNAL
+from cassava_kit.kaggle.kernels import Changes, find_kernel
+from cassava_kit.kaggle.push import planned_calls
 
 # Every test starts the real client in a process of its own, some several times.
 pytestmark = pytest.mark.slow
@@ -27,11 +30,20 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from cassava_kit.kaggle.bundle import read_bundle
-from cassava_kit.kaggle.client import KaggleError, Patience
-from cassava_kit.kaggle.push import go
+from cassava_kit.kaggle.kernels import find_kernel
+from cassava_kit.kaggle.push import fetch, go
+from cassava_kit.kaggle.remote import KaggleError, Patience
+from cassava_kit.kaggle.road import write_down
+root, home, name, action = sys.argv[1:]
 patience = Patience(first=0.05, longest=0.2, attempts=4, dataset=2, kernel=3, score=3)
 try:
-    go(Path(sys.argv[1]), read_bundle(sys.argv[2]), send=True, patience=patience)
+    bundle = read_bundle(home, find_kernel(name))
+    if action == "fetch":
+        print(fetch(bundle, patience=patience))
+    else:
+        pushed = go(Path(root), bundle, send=action == "submit", again=action == "again", patience=patience)
+        if pushed.submission:
+            write_down(Path(home) / "submissions.json", bundle, pushed.submission)
 except (KaggleError, ValueError) as error:
     print("error:", error)
     sys.exit(2)
@@ -53,11 +65,19 @@ class Traveller:
         self.bundle, self.stub, self.home = bundle, stub, home
         self.printed = ""
 
-    def go(self, **variables: str) -> tuple[int, str]:
+    def go(self, action: str = "submit", **variables: str) -> tuple[int, str]:
         """Exit code and everything printed; what the stub saw before is forgotten."""
         self.stub.seen.clear()
         variables = environment(self.stub, self.home, os.environ["PATH"]) | variables
-        command = [sys.executable, "-c", SCRIPT, str(REPOSITORY), str(self.bundle.kit_dir.parent)]
+        command = [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            str(REPOSITORY),
+            str(self.bundle.home),
+            self.bundle.kernel.name,
+            action,
+        ]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY, env=variables
         )
@@ -66,9 +86,9 @@ class Traveller:
         assert KEY not in done.stdout + done.stderr
         return done.returncode, done.stdout
 
-    def fails(self, message: str) -> str:
+    def fails(self, message: str, action: str = "submit") -> str:
         """Call, and hold the one line of the error against `message`."""
-        code, printed = self.go()
+        code, printed = self.go(action)
         error = printed.splitlines()[-1]
         assert code == 2 and error.startswith("error: ") and message in error, printed
         return error
@@ -139,6 +159,10 @@ def test_a_later_build_becomes_a_new_version_and_the_old_one_stays(traveller: Tr
         ("StartBlobUpload", [(429, {"code": 429, "message": "Too Many Requests"})]),
         ("CreateCodeSubmission", ["lost before"]),
         ("ListKernelSessionOutput", ["lost before"]),
+        ("PUT", ["lost before"]),
+        ("GET", ["lost before"]),
+        ("ListSubmissions", [(502, {"code": 502, "message": "Bad Gateway"})]),
+        ("CreateDataset", [(503, {"code": 503, "message": "Service Unavailable"})]),
     ],
 )
 def test_what_passes_is_waited_out(traveller: Traveller, stub: Stub, method: str, answers: list) -> None:  # type: ignore[type-arg]
@@ -149,11 +173,24 @@ def test_what_passes_is_waited_out(traveller: Traveller, stub: Stub, method: str
 
 
 def test_an_answer_that_is_lost_does_not_make_it_happen_twice(traveller: Traveller, stub: Stub) -> None:
-    stub.instead = {"SaveKernel": ["lost after"], "CreateCodeSubmission": ["lost after"]}
+    stub.datasets[WEIGHTS] = Dataset({"WEIGHTS_MANIFEST.json": b'{"build_id": "old"}'})
+    made = ("CreateDataset", "CreateDatasetVersion", "SaveKernel", "CreateCodeSubmission")
+    stub.instead = {method: ["lost after"] for method in made}
     code, printed = traveller.go()
     assert code == 0, printed
-    assert stub.counts["SaveKernel"] == 1 and stub.counts["CreateCodeSubmission"] == 1
+    assert [stub.counts[method] for method in made] == [1, 1, 1, 1]
+    assert (stub.datasets[KIT].version, stub.datasets[WEIGHTS].version) == (1, 2)
     assert stub.calls("CreateCodeSubmission")[0]["kernelVersion"] == 1
+
+
+def test_a_version_that_did_not_arrive_is_sent_again(traveller: Traveller, stub: Stub) -> None:
+    stub.datasets[WEIGHTS] = Dataset({"WEIGHTS_MANIFEST.json": b'{"build_id": "old"}'})
+    stub.instead["CreateDatasetVersion"] = ["lost before"]
+    code, printed = traveller.go()
+    assert code == 0, printed
+    assert stub.counts["CreateDatasetVersion"] == 2 and stub.datasets[WEIGHTS].version == 2
+    files = [path for _, folder in traveller.bundle.datasets for path in folder.iterdir()]
+    assert stub.counts["StartBlobUpload"] == len(files) - 2, "no file is uploaded twice; two are metadata"
 
 
 def test_a_crash_in_the_middle_goes_on_where_it_stopped(traveller: Traveller, stub: Stub) -> None:
@@ -287,7 +324,8 @@ def test_wrong_credentials(traveller: Traveller, stub: Stub) -> None:
 def test_no_credentials_at_all(traveller: Traveller, stub: Stub) -> None:
     variables = environment(stub, traveller.home, os.environ["PATH"])
     del variables["KAGGLE_USERNAME"], variables["KAGGLE_KEY"]
-    command = [sys.executable, "-c", SCRIPT, str(REPOSITORY), str(traveller.bundle.kit_dir.parent)]
+    name = traveller.bundle.kernel.name
+    command = [sys.executable, "-c", SCRIPT, str(REPOSITORY), str(traveller.bundle.home), name, "submit"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=variables)
     assert done.returncode == 2 and "error: no Kaggle credentials" in done.stdout and done.stdout.count("\n") == 1
     assert not stub.seen
@@ -315,3 +353,110 @@ def test_nothing_is_written_beside_the_bundle_that_holds_a_secret(traveller: Tra
     assert not [path for path, content in texts.items() if KEY.encode() in content]
     assert read_json(folder / JOURNAL)["kernel"]["version"] == 1
     assert not [name for name, body in stub.seen if KEY in json.dumps(body)]
+
+
+def test_a_submission_is_written_into_the_ledger_with_its_evidence(traveller: Traveller, stub: Stub) -> None:
+    evidence = traveller.bundle.home / "evidence"
+    evidence.mkdir()
+    (evidence / "oof.csv").write_text("of this build")
+    traveller.go()
+    (evidence / "oof.csv").write_text("of a later one")
+    traveller.go()
+    (entry,) = read_json(traveller.bundle.home / "submissions.json")["submissions"]
+    assert (entry["ref"], entry["public_score"], entry["members"]) == (1000, "0.9012", 2)
+    assert entry["build_id"] == traveller.bundle.build_id and entry["name"].startswith("vit_a+vit_b@")
+    assert Path(entry["evidence"], "oof.csv").is_file()
+
+
+TRAIN = f"{USER}/cassava-kit-train-folds"
+
+
+@pytest.fixture
+def trainer(pristine: Path, stub: Stub, tmp_path: Path, checkpoints: dict[str, Path]) -> Traveller:
+    """A user who pushes the notebook that trains; what it leaves on Kaggle is a run's folder."""
+    changes = Changes({"RECIPE": "resnet18", "FOLDS": [0]}, ("somebody/first-weights",))
+    bundle = package_kernel(tmp_path / "kernels", find_kernel("train-folds"), root=pristine, changes=changes)
+    stub.datasets["somebody/first-weights"] = Dataset({"resnet18.safetensors": b""})
+    stub.output = {
+        "runs/resnet18/fold0/best.safetensors": next(iter(checkpoints.values())).read_bytes(),
+        "runs/resnet18/fold0/oof.csv": b"image_id,p0,p1,fold\n1.jpg,0.5,0.5,0\n",
+        "kfold5.csv": b"image_id,label,fold\n1.jpg,0,0\n",
+    }
+    return Traveller(bundle, stub, tmp_path / "home")
+
+
+def test_a_kernel_that_trains_is_pushed_pinned_and_its_output_fetched(trainer: Traveller, stub: Stub) -> None:
+    code, printed = trainer.go("push")
+    assert code == 0, printed
+    assert set(stub.datasets) == {KIT, "somebody/first-weights"} and stub.counts["CreateDataset"] == 1
+    (kernel,) = stub.calls("SaveKernel")
+    assert kernel["slug"] == TRAIN and kernel["enableInternet"] is False
+    assert kernel["machineShape"] == "NvidiaTeslaT4" and kernel["isPrivate"] is True
+    assert kernel["datasetDataSources"] == [KIT, "somebody/first-weights"]
+    assert kernel["kernelDataSources"] == [TRAIN], "its own output, although there is none yet"
+    code_cells = ["".join(cell["source"]) for cell in json.loads(kernel["text"])["cells"]]
+    assert any("RECIPE = 'resnet18'\nFOLDS = [0]" in cell for cell in code_cells)
+    assert any(read_json(trainer.bundle.kit_dir / "KIT_MANIFEST.json")["build_id"] in cell for cell in code_cells)
+    output = trainer.bundle.home / "output-train-folds"
+    assert {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()} >= set(stub.output)
+    planned = {call.split()[0] for call in planned_calls(trainer.bundle)}
+    assert planned == set(stub.counts) - {"PUT", "GET"}
+
+
+def test_a_kernel_that_trains_runs_again_only_when_asked(trainer: Traveller, stub: Stub) -> None:
+    trainer.go("push")
+    code, printed = trainer.go("push")
+    assert code == 0 and "was pushed already" in printed and not stub.counts["SaveKernel"]
+    stub.kernel_statuses = ["COMPLETE", "RUNNING", "COMPLETE"]
+    stub.instead["SaveKernel"] = ["lost before"]
+    code, printed = trainer.go("again")
+    assert code == 0, printed
+    assert len(stub.kernels[TRAIN]) == 2, "the first version, of the same source, is not taken for the second"
+    assert not stub.counts["StartBlobUpload"]
+
+
+def test_again_waits_for_a_session_that_still_runs(trainer: Traveller, stub: Stub) -> None:
+    stub.kernel_statuses = ["RUNNING"]
+    trainer.fails("did not end", "push")
+    stub.kernel_statuses = ["RUNNING", "COMPLETE"]
+    code, printed = trainer.go("again")
+    assert code == 0 and len(stub.kernels[TRAIN]) == 1, printed
+
+
+def test_fetching_pushes_nothing(trainer: Traveller, stub: Stub) -> None:
+    trainer.go("push")
+    shutil.rmtree(trainer.bundle.home / "output-train-folds")
+    code, printed = trainer.go("fetch")
+    assert code == 0, printed
+    assert set(stub.counts) == {"GetKernelSessionStatus", "ListKernelSessionOutput", "GET"}
+    assert (trainer.bundle.home / "output-train-folds" / "runs/resnet18/fold0/best.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({}, "left no files"),
+        ({"runs/x/fold0/best.safetensors": b"<html>503</html>"}, "did not arrive whole"),
+        ({"runs/x/oof.csv": b"image_id,p0,p1\n1.jpg,0.5,0.9\n"}, "probabilities that sum to 1"),
+    ],
+)
+def test_training_output_that_is_not_whole_is_named(
+    trainer: Traveller, stub: Stub, output: dict[str, bytes], message: str
+) -> None:
+    stub.output = output
+    trainer.fails(message, "push")
+
+
+def test_a_name_that_leads_out_of_the_folder_is_not_fetched(trainer: Traveller, stub: Stub) -> None:
+    stub.output |= {"../../escaped.txt": b"x"}
+    code, printed = trainer.go("push")
+    assert code == 0, printed
+    assert not list(trainer.bundle.home.parent.rglob("escaped.txt"))
+
+
+def test_the_doctor_stops_a_stale_kernel_before_anything_is_uploaded(trainer: Traveller, stub: Stub) -> None:
+    text = trainer.bundle.notebook.read_text()
+    build = read_json(trainer.bundle.kit_dir / "KIT_MANIFEST.json")["build_id"]
+    trainer.bundle.notebook.write_text(text.replace(build, "0" * 64))
+    trainer.fails("the notebook is pinned to another build", "push")
+    assert not stub.counts["StartBlobUpload"]

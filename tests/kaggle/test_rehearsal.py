@@ -222,8 +222,27 @@ def test_limits_and_the_public_test_set(bundle: Bundle, competition: Path, tmp_p
     without_models(bundle)
     add_cell(bundle, "print('cpus', len(os.sched_getaffinity(0)), 'limit', os.environ['CASSAVA_KIT_TIME_LIMIT'])")
     rehearsal = rehearse(bundle, competition, tmp_path / "out", setting=Setting(images=1, cpus=1, minutes=2))
-    assert "cpus 1 limit 120" in rehearsal.log
+    assert "cpus 1 limit 113.3" in rehearsal.log
+    assert "limits 1 CPU, 2 min" in rehearsal.verdict
     assert rehearsal.submission.read_text() == "image_id,label\n10.jpg,3\n"
+
+
+@pytest.mark.slow
+def test_a_hidden_test_set_of_any_size(bundle: Bundle, competition: Path, tmp_path: Path) -> None:
+    """More images than there are: the same ones again, under new names, every one of them predicted."""
+    rehearsal = rehearse(bundle, competition, tmp_path / "out", layout="old", setting=Setting(hidden=1500))
+    assert rehearsal.ok, rehearsal.verdict + rehearsal.log
+    rows = rehearsal.submission.read_text().splitlines()
+    assert len(rows) == 1501 and "1500 images, every one once" in rehearsal.verdict
+    labels = {name: label for name, _, label in (row.rpartition(",") for row in rows[1:])}
+    assert labels["000000001.jpg"] == labels["10.jpg"], "the same picture has the same label under its new name"
+
+
+def test_limits_are_named_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert Setting(cpus=2, memory=4.5, minutes=30).limits == "limits 2 CPUs, 4.5 GiB, 30 min"
+    assert Setting(cpus=4).limits == "limits 4 CPUs (there are 2)"
+    assert Setting(images=1).limits == ""
 
 
 @pytest.mark.slow

@@ -1,0 +1,240 @@
+"""Which two submissions to take as finals: the best expected and the best hedge, from paired out-of-fold evidence.
+
+Kaggle scores the better of two finals. So the second is not the second best: it is the one that wins most where the
+first does badly, and a near copy of the first wins nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cassava_kit.compare import DRAWS, LEVEL, Comparison, compare
+from cassava_kit.files import read_json, write_json
+from cassava_kit.folds import Folds, read_folds
+from cassava_kit.oof import Score, accuracy_of, average, check_oof, gather_files
+from cassava_kit.predictions import Predictions, read_predictions
+
+# The hidden test set has about 15,000 images, of which 69 % are private.
+PRIVATE_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A submission: its out-of-fold predictions in row order of its split, and what is known of it besides.
+
+    `members` is the number of recipes in it (None: not known), `public` its public score, `submission` its file.
+    """
+
+    name: str
+    oof: Predictions
+    split: Folds
+    members: int | None = None
+    public: str = ""
+    submission: Path | None = None
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable class of every row, (N,)."""
+        return self.oof.probabilities.argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class Finals:
+    """Two different submissions, and how sure it is.
+
+    `best` and `hedge` are indices. `win` (C,) is each candidate's share of redraws in which it is the best of all, ties
+    shared; `pair_win` the share in which one of the two is. `gain` is what the better of both is expected to score
+    above `best` alone, with its interval. `against_best[c]` compares each other candidate with `best`.
+    """
+
+    names: tuple[str, ...]
+    scores: tuple[Score, ...]
+    public: tuple[str, ...]
+    best: int
+    hedge: int
+    win: np.ndarray
+    pair_win: float
+    gain: float
+    gain_interval: tuple[float, float]
+    differ: float
+    against_best: dict[int, Comparison]
+    rows: int = PRIVATE_ROWS
+
+    def __str__(self) -> str:
+        return report(self)
+
+
+def redraw(right: np.ndarray, *, rows: int = PRIVATE_ROWS, seed: int = 0) -> np.ndarray:
+    """Accuracies (DRAWS, C) on redrawn private test sets, all candidates on the same images; right (C, N) bool.
+
+    Each redraw resamples the evidence (it is finite) and from that a test set of `rows` images (so is that one). Rows
+    on which the same candidates are right are one kind: two multinomials draw how many there are of each.
+    """
+    kinds, counts = np.unique(right.T, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    truth = rng.multinomial(counts.sum(), counts / counts.sum(), size=DRAWS) / counts.sum()
+    return np.asarray(rng.multinomial(rows, truth) @ kinds.astype(float) / rows)
+
+
+def propose(candidates: Sequence[Candidate], *, rows: int = PRIVATE_ROWS, seed: int = 0) -> Finals:
+    """The candidate with the best out-of-fold accuracy (a tie goes to fewer members), and its best hedge.
+
+    The hedge has the largest expected maximum with the best. ValueError where there are no two different candidates or
+    their evidence is not of the same rows and labels.
+    """
+    labels = _same_rows(candidates)
+    predicted = np.stack([candidate.predicted for candidate in candidates])
+    right = predicted == labels
+    order = sorted(range(len(candidates)), key=lambda c: (-int(right[c].sum()), candidates[c].members or np.inf, c))
+    best = order[0]
+    others = [c for c in order[1:] if _different(candidates[best], candidates[c])]
+    if not others:
+        raise ValueError(
+            f"two different submissions are needed, every other one predicts just as {candidates[best].name} does; "
+            "submit another recipe or ensemble first"
+        )
+    drawn = redraw(right, rows=rows, seed=seed)
+    above = {c: np.maximum(drawn[:, c] - drawn[:, best], 0) for c in others}
+    hedge = max(others, key=lambda c: above[c].mean())  # of equals the one with the better score
+    low, high = np.quantile(above[hedge], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    top = drawn >= drawn.max(axis=1, keepdims=True)
+    names = tuple(candidate.name for candidate in candidates)
+    return Finals(
+        names=names,
+        scores=tuple(accuracy_of(labels, each) for each in predicted),
+        public=tuple(candidate.public for candidate in candidates),
+        best=best,
+        hedge=hedge,
+        win=(top / top.sum(axis=1, keepdims=True)).mean(axis=0),
+        pair_win=float(top[:, [best, hedge]].any(axis=1).mean()),
+        gain=float(above[hedge].mean()),
+        gain_interval=(float(low), float(high)),
+        differ=float((predicted[best] != predicted[hedge]).mean()),
+        against_best={
+            c: compare(labels, predicted[best], predicted[c], names=(names[best], names[c]))
+            for c in range(len(candidates))
+            if c != best
+        },
+        rows=rows,
+    )
+
+
+def _same_rows(candidates: Sequence[Candidate]) -> np.ndarray:
+    """The labels (N,) that all candidates are scored on; ValueError for fewer than two, or where they differ."""
+    names = [candidate.name for candidate in candidates]
+    if len(names) < 2 or len(set(names)) != len(names):
+        raise ValueError(f"finals are chosen among two or more submissions of distinct names, got {names or 'none'}")
+    first = candidates[0].split.frame[["image_id", "label"]]
+    for candidate in candidates[1:]:
+        if not candidate.split.frame[["image_id", "label"]].equals(first):
+            raise ValueError(
+                f"{candidate.name} and {names[0]} are scored on other rows or labels; only evidence on the same ones "
+                "is paired"
+            )
+    return first["label"].to_numpy()
+
+
+def _different(one: Candidate, other: Candidate) -> bool:
+    """Whether two submissions predict differently, out of fold or in their files."""
+    if (one.predicted != other.predicted).any():
+        return True
+    files = [each.submission for each in (one, other) if each.submission is not None]
+    return len(files) == 2 and files[0].read_bytes() != files[1].read_bytes()
+
+
+def report(finals: Finals) -> str:
+    """The proposal in plain words, for someone who will act on it."""
+    best, hedge = finals.names[finals.best], finals.names[finals.hedge]
+    width, n = max(map(len, finals.names)), finals.scores[0].n
+    lines = [f"{len(finals.names)} submissions on the same {n:,} rows: out-of-fold accuracy ± standard error"]
+    for name, score, public, win in zip(finals.names, finals.scores, finals.public, finals.win, strict=True):
+        lines.append(f"  {name:{width}}  {score}  best of all in {win:4.0%}" + (f"  public {public}" if public else ""))
+    low, high = finals.gain_interval
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"final 1, best expected: {best}",
+            f"final 2, best hedge:    {hedge} (differs on {finals.differ:.1%} of the rows)",
+            "",
+            f"How sure: in {DRAWS:,} redraws of the evidence and of {finals.rows:,} private images one of the two is "
+            f"the best of all in {finals.pair_win:.0%}, {best} alone in {finals.win[finals.best]:.0%}.",
+            f"The better of the two is expected {finals.gain:+.4f} above {best} alone ({LEVEL:.0%} of the redraws: "
+            f"{low:+.4f} to {high:+.4f}).",
+            _first_place(finals),
+            "Out-of-fold accuracy counts against the given labels, wrong ones among them, as the leaderboard does; "
+            "the public score has no say here.",
+        ]
+    )
+
+
+def _first_place(finals: Finals) -> str:
+    """Whether the best is proved better than the others, and where it is not."""
+    best = finals.names[finals.best]
+    open_ones = [comparison for comparison in finals.against_best.values() if not comparison.proved]
+    if not open_ones:
+        return f"{best} is proved better than every other one."
+    said = "; ".join(
+        f"{comparison.names[1]} {comparison.difference:+.4f} ± {comparison.half_width:.4f}" for comparison in open_ones
+    )
+    return f"That {best} is the best is not proved. As good for all we know (against {best}): {said}."
+
+
+def parse_candidates(given: Sequence[str], folds: Path) -> list[Candidate]:
+    """`NAME=FILE[,SUBMISSION]` arguments: FILE is out-of-fold predictions or a weights file of the verb `ensemble`."""
+    split, found = read_folds(folds), []
+    for text in given:
+        name, _, files = text.partition("=")
+        evidence, _, submission = files.partition(",")
+        if not (name and evidence):
+            raise ValueError(f"--candidate takes NAME=OOF.csv or NAME=WEIGHTS.json[,submission.csv], got {text!r}")
+        if submission and not Path(submission).is_file():
+            raise FileNotFoundError(f"no submission {submission} (from --candidate {text})")
+        oof, members = _evidence(Path(evidence), split, name)
+        found.append(Candidate(name, oof, split, members, submission=Path(submission) if submission else None))
+    return found
+
+
+def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | None]:
+    """Out-of-fold predictions in the split's row order, and the number of recipes behind them where it is known."""
+    if path.suffix != ".json":
+        oof = check_oof(read_predictions(path), split, name)
+        recipes = {source.name.rpartition("-fold")[0] for source in (oof.header.sources if oof.header else ())}
+        return oof, len(recipes) or None
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    members = [member for member in read_json(path).get("members", []) if member.get("weight", 0) > 0]
+    if not members or any("oof" not in member for member in members):
+        raise ValueError(f"{path} is no weights file of the verb ensemble (members with name, oof, weight)")
+    evidence = gather_files([Path(member["oof"]) for member in members], split)
+    return average(evidence, np.array([member["weight"] for member in members]), name), len(members)
+
+
+def record(ledger: Path, entry: dict[str, Any]) -> None:
+    """Write a submission into the ledger, in place of what stood there under its reference on Kaggle."""
+    known = read_json(ledger)["submissions"] if ledger.is_file() else []
+    write_json(ledger, {"submissions": [*(each for each in known if each["ref"] != entry["ref"]), entry]})
+
+
+def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
+    """The submissions that were made and have evidence, and the reason why each other one is left out."""
+    if not ledger.is_file():
+        raise FileNotFoundError(
+            f"no {ledger}: --submit writes it; or give --folds FILE --candidate NAME=OOF.csv for each submission"
+        )
+    found, left_out = [], []
+    for entry in read_json(ledger)["submissions"]:
+        evidence = Path(entry["evidence"])
+        try:
+            split = read_folds(evidence / "folds.csv")
+            oof = check_oof(read_predictions(evidence / "oof.csv"), split, entry["name"])
+        except FileNotFoundError:
+            left_out.append(f"{entry['name']} has no out-of-fold evidence in {evidence}")
+            continue
+        found.append(Candidate(entry["name"], oof, split, entry.get("members"), str(entry.get("public_score", ""))))
+    return found, tuple(left_out)

@@ -1,0 +1,79 @@
+"""What the doctor examines, read when it is asked for, and what it says of one cause."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from cassava_kit.files import read_json
+from cassava_kit.kaggle.bundle import Bundle
+from cassava_kit.kaggle.kernels import KERNEL_METADATA
+from cassava_kit.kaggle.manifest import read_manifest
+from cassava_kit.kaggle.rehearsal import REPORT
+from cassava_kit.kaggle.remote import Remote
+
+Status = Literal["passed", "failed", "unknown"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One cause: whether it can end this submission, and what to do; `unknown` cannot be seen from here."""
+
+    cause: str
+    status: Status
+    detail: str
+
+    def __str__(self) -> str:
+        mark = {"passed": "ok     ", "failed": "FAILED ", "unknown": "?      "}[self.status]
+        return f"{mark}{self.cause}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is examined: the repository, a bundle, its rehearsals, and Kaggle where it may be asked."""
+
+    root: Path
+    bundle: Bundle
+    remote: Remote | None = None
+
+    @cached_property
+    def notebook(self) -> str:
+        """All code of the notebook."""
+        cells = read_json(self.bundle.notebook)["cells"]
+        return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What the notebook was generated with."""
+        literal = re.search(r"^SETTINGS = (\{.*?^\})", self.notebook, re.MULTILINE | re.DOTALL)
+        if literal is None:
+            raise ValueError(f"{self.bundle.notebook} has no SETTINGS; package it again")
+        return dict(ast.literal_eval(literal[1]))
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """The notebook's `kernel-metadata.json`."""
+        return dict(read_json(self.bundle.kernel_dir / KERNEL_METADATA))
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The kit's manifest."""
+        return read_manifest(self.bundle.kit_dir, "kit")
+
+    @cached_property
+    def rehearsals(self) -> list[dict[str, Any]]:
+        """Reports of this very build's rehearsals, in folders `rehearsal*` beside the bundle or in it."""
+        home = self.bundle.home
+        found = [*home.glob(f"rehearsal*/{REPORT}"), *home.parent.glob(f"rehearsal*/{REPORT}")]
+        reports = [read_json(path) | {"folder": str(path.parent)} for path in sorted(found)]
+        return [report for report in reports if report["build_id"] == self.bundle.build_id]
+
+    @cached_property
+    def runs(self) -> list[dict[str, Any]]:
+        """What the rehearsed runs reported of themselves."""
+        paths = [Path(report["folder"]) / "working" / "run.json" for report in self.rehearsals]
+        return [read_json(path) for path in paths if path.is_file()]

@@ -1,0 +1,106 @@
+"""The datasets on their way up: created or versioned once, waited for, and held against their manifests.
+
+`push.json` in the bundle's folder remembers what Kaggle has accepted, by build id; Kaggle itself is asked first
+wherever it can tell. So a second call after a crash goes on where the first one stopped. Nothing is ever deleted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cassava_kit.files import read_json, write_json
+from cassava_kit.kaggle.bundle import Bundle
+from cassava_kit.kaggle.config import METADATA_FILE
+from cassava_kit.kaggle.manifest import MANIFESTS, problems, read_manifest
+from cassava_kit.kaggle.remote import KaggleError, Patience, Remote, Say
+
+JOURNAL = "push.json"
+
+
+@dataclass(frozen=True)
+class Trip:
+    """One way to Kaggle and back: the bundle, who does the calls, and how long to wait."""
+
+    bundle: Bundle
+    remote: Remote
+    patience: Patience
+    say: Say = print
+
+    @property
+    def journal(self) -> Path:
+        """The file that remembers what was accepted."""
+        return self.bundle.home / JOURNAL
+
+    def remember(self, **facts: Any) -> None:
+        """Add facts to the journal."""
+        write_json(self.journal, self.known() | facts)
+
+    def known(self) -> dict[str, Any]:
+        """What the journal holds."""
+        return dict(read_json(self.journal)) if self.journal.is_file() else {}
+
+
+def send_dataset(trip: Trip, folder: Path, kind: str) -> None:
+    """Create or version one dataset, unless Kaggle holds this very build; then wait until it is ready and verified."""
+    if found := problems(folder, kind):
+        raise ValueError(f"{folder} is damaged: {'; '.join(found)}; package it again")
+    remote, build = trip.remote, read_manifest(folder, kind)["build_id"]
+    dataset = read_json(folder / METADATA_FILE)["id"]
+    status = remote.dataset_status(dataset)
+    if status is not None and _holds(trip, dataset, kind, build):
+        trip.say(f"{dataset} holds build {build[:12]} already")
+    elif status is None:
+        trip.say(f"creating {dataset} (build {build[:12]})")
+        remote.create_dataset(folder)
+    else:
+        trip.say(f"new version of {dataset} (build {build[:12]})")
+        remote.create_version(folder, f"build {build}")
+    trip.remember(**{dataset: build})
+    wait_for_dataset(trip, folder, kind)
+
+
+def _holds(trip: Trip, dataset: str, kind: str, build: str) -> bool:
+    held = trip.remote.dataset_build(dataset, MANIFESTS[kind])
+    return held == build if held is not None else trip.known().get(dataset) == build
+
+
+def wait_for_dataset(trip: Trip, folder: Path, kind: str) -> None:
+    """Poll until the dataset is ready and what it holds is what was packed."""
+    dataset = read_json(folder / METADATA_FILE)["id"]
+    status: str | None = None
+    verdict = "not looked at"
+    for _ in trip.patience.polls(trip.patience.dataset):
+        status = trip.remote.dataset_status(dataset)
+        if status in ("failed", "deleted"):
+            raise KaggleError(f"Kaggle could not process {dataset} ({status}); look at it on kaggle.com and push again")
+        if status == "ready":
+            verdict = verify_dataset(trip, folder, kind)
+            if verdict != "stale":
+                trip.say(f"{dataset} is ready; {verdict}")
+                return
+    raise KaggleError(
+        f"{dataset} is still processing ({status}, {verdict}); push again later, nothing is uploaded twice"
+    )
+
+
+def verify_dataset(trip: Trip, folder: Path, kind: str) -> str:
+    """`verified ...`, `stale` (Kaggle still serves something else), or why it could not be looked at."""
+    manifest, dataset = read_manifest(folder, kind), read_json(folder / METADATA_FILE)["id"]
+    held = trip.remote.dataset_build(dataset, MANIFESTS[kind])
+    if held is not None and held != manifest["build_id"]:
+        return "stale"
+    sizes = trip.remote.dataset_sizes(dataset)
+    if sizes is not None:
+        wanted = {entry["name"]: entry["size"] for entry in manifest["files"]}
+        # A size of 0 is one that Kaggle does not know yet.
+        wrong = [name for name, size in wanted.items() if sizes.get(name) not in (size, 0)]
+        if wrong and held is not None:
+            missing = ", ".join(sorted(wrong))
+            raise KaggleError(f"{dataset} arrived without, or with another size of: {missing}; push again")
+        if wrong:
+            return "stale"
+    if held is None and sizes is None:
+        return "its content could not be listed (the notebook will hold it against the manifest)"
+    return "verified against the manifest"

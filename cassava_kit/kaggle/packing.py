@@ -1,0 +1,177 @@
+"""What was trained already, as the ensemble that is packed: nothing is trained again, nothing is guessed.
+
+Three sources: the folder of an earlier `submit.py --ensemble`, a weights file of the verb `ensemble`, or run folders
+alone, which are averaged evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cassava_kit.checkpoint import CheckpointInfo, read_info
+from cassava_kit.files import read_json
+from cassava_kit.folds import Folds, read_folds, write_folds
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
+from cassava_kit.oof import Score, accuracy, average, gather
+from cassava_kit.predictions import Predictions, read_predictions, write_predictions
+
+CHECKPOINT = "best.safetensors"
+OOF, FOLDS = "ensemble-oof.csv", "folds.csv"  # as submit.py --ensemble names them
+EVIDENCE = "evidence"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to pack: the ensemble, its checkpoints by their name in the bundle, and notes for the user.
+
+    `evidence` are the ensemble's out-of-fold predictions and their split, where they are known.
+    """
+
+    ensemble: Ensemble
+    checkpoints: dict[str, Path]
+    evidence: tuple[Predictions, Folds] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def from_dry_run(folder: Path, views: str | None = None) -> Selection:
+    """What `submit.py --ensemble` left in `folder`, with other views if they are given.
+
+    FileNotFoundError where it did not come so far.
+    """
+    path = next((p for p in (folder / ENSEMBLE_FILE, folder / "bundle/weights" / ENSEMBLE_FILE) if p.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder} holds no {ENSEMBLE_FILE}; run: python submit.py --ensemble --out {folder}")
+    ensemble = read_ensemble(path)
+    ensemble = ensemble.model_copy(update={"views": _known_views(views)}) if views else ensemble
+    checkpoints: dict[str, Path] = {}
+    for member in ensemble.members:
+        found = {f"{read_info(run).name}.safetensors": run for run in _runs(folder / "runs" / member.name)}
+        checkpoints |= {name: found[name] for name in member.checkpoints if name in found}
+    oof, folds = folder / OOF, folder / FOLDS
+    known = oof.is_file() and folds.is_file()
+    return Selection(ensemble, checkpoints, (read_predictions(oof), read_folds(folds)) if known else None)
+
+
+def from_runs(
+    members: Sequence[Path], *, weights: Path | None = None, views: str = "flips", folds: Path | None = None
+) -> Selection:
+    """Members by their run folders (`runs/<recipe>`), weighed by a file of the verb `ensemble` or evenly.
+
+    The weights file alone is enough: it names each member's out-of-fold file, beside which its folds lie. With `folds`
+    the ensemble is scored out of fold. ValueError where members are of different splits or classes.
+    """
+    weighed = _weights(weights) if weights else {}
+    if repeated := sorted({folder.name for folder in members if [m.name for m in members].count(folder.name) > 1}):
+        raise ValueError(f"members need distinct names, got {', '.join(repeated)} more than once")
+    folders = {folder.name: folder for folder in members} or {n: w["oof"].parent for n, w in weighed.items()}
+    if not folders:
+        raise ValueError("give at least one member, or a weights file that names them")
+    if weights and folders.keys() != weighed.keys():
+        raise ValueError(
+            f"{weights} weighs {', '.join(weighed)}, the run folders are of {', '.join(folders)}; "
+            "give the folder of each, or none"
+        )
+    share = {name: weighed[name]["weight"] if weights else 1 / len(folders) for name in folders}
+    listed = [name for name in folders if share[name] > 0]
+    notes = [f"{name} has no weight and is left out" for name in folders if share[name] == 0]
+    runs = {name: [(path, read_info(path)) for path in _runs(folders[name])] for name in listed}
+    infos = [info for name in listed for _, info in runs[name]]
+    _of_one_split(infos, weights)
+    notes += [note for name in listed for note in _missing_folds(name, [info for _, info in runs[name]])]
+    ensemble = Ensemble(
+        members=tuple(_member(name, share[name], [info for _, info in runs[name]]) for name in listed),
+        views=_known_views(views),
+        prior=tuple(np.mean([info.prior or () for info in infos], axis=0).tolist()),
+        fold_hash=infos[0].fold_hash,
+    )
+    checkpoints = {f"{info.name}.safetensors": path for name in listed for path, info in runs[name]}
+    if folds is None:
+        return Selection(ensemble, checkpoints, notes=(*notes, "without --folds there is no evidence for --finals"))
+    split = read_folds(folds)
+    evidence = gather([read_predictions(folders[name] / "oof.csv") for name in listed], split, listed)
+    blended = average(evidence, np.array([share[name] for name in listed]))
+    score = accuracy(evidence.labels, blended.probabilities)
+    scored = ensemble.model_copy(update={"oof": score_facts(score)})
+    return Selection(scored, checkpoints, (blended, split), tuple(notes))
+
+
+def _known_views(views: str) -> str:
+    """The name of a set of views; ValueError for another."""
+    from cassava_kit.inference.tta import make_views
+
+    make_views(views)
+    return views
+
+
+def score_facts(score: Score) -> dict[str, Any]:
+    """An out-of-fold score as the ensemble file keeps it."""
+    return {"accuracy": score.accuracy, "standard_error": score.standard_error, "rows": score.n, "labels": "given"}
+
+
+def _member(name: str, weight: float, infos: Sequence[CheckpointInfo]) -> EnsembleMember:
+    """A member of the ensemble; its accuracy is the folds' mean, by their rows, where all know theirs."""
+    known = [(info.oof_accuracy, info.oof_rows) for info in infos if info.oof_accuracy is not None and info.oof_rows]
+    scored = len(known) == len(infos)
+    return EnsembleMember(
+        name=name,
+        weight=weight,
+        checkpoints=tuple(f"{info.name}.safetensors" for info in infos),
+        oof_accuracy=sum(a * n for a, n in known) / sum(n for _, n in known) if scored else None,
+    )
+
+
+def _weights(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> weight and out-of-fold file, as the verb `ensemble` wrote them; ValueError for another file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}; make one with: python -m cassava_kit ensemble --oof ...")
+    try:
+        members = read_json(path)["members"]
+        found = {each["name"]: {"weight": float(each["weight"]), "oof": Path(each["oof"])} for each in members}
+    except (KeyError, TypeError):
+        raise ValueError(f"{path} is no weights file of the verb ensemble (members with name, oof, weight)") from None
+    return found
+
+
+def _runs(folder: Path) -> list[Path]:
+    """The checkpoints in a recipe's run folder, by fold."""
+    found = [path / CHECKPOINT for path in folder.glob("fold*") if (path / CHECKPOINT).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no fold*/{CHECKPOINT}; give a recipe's folder of runs, or train it")
+    return sorted(found, key=lambda path: read_info(path).fold or 0)
+
+
+def _of_one_split(infos: Sequence[CheckpointInfo], weights: Path | None) -> None:
+    """ValueError where checkpoints, or the weights, are of different splits or classes, or have no class shares."""
+    splits = {info.fold_hash: info.name for info in infos}
+    if weights:
+        splits.setdefault(read_json(weights).get("fold_hash"), str(weights))
+    if len(splits) > 1:
+        said = ", ".join(f"{name} on {str(split)[:12]}" for split, name in splits.items())
+        raise ValueError(f"members and weights must be of one split, got {said}; train and weigh them on one fold file")
+    if any(info.prior is None for info in infos):
+        raise ValueError("a checkpoint does not know its training labels' class shares; train it again")
+
+
+def _missing_folds(name: str, infos: Sequence[CheckpointInfo]) -> list[str]:
+    wanted = set(range(infos[0].n_splits or len(infos)))
+    missing = sorted(wanted - {info.fold for info in infos if info.fold is not None})
+    return [f"{name}: fold {', '.join(map(str, missing))} of {len(wanted)} is not trained"] if missing else []
+
+
+def keep_evidence(selection: Selection, out: Path) -> None:
+    """Write the out-of-fold evidence beside the datasets, where `--finals` finds it; it is not uploaded.
+
+    Where there is none, what an earlier packing left goes: it is of another ensemble.
+    """
+    for stem in ("oof", "folds"):
+        for suffix in (".csv", ".json"):
+            (out / EVIDENCE / f"{stem}{suffix}").unlink(missing_ok=True)
+    if selection.evidence is not None:
+        oof, folds = selection.evidence
+        write_predictions(out / EVIDENCE / "oof.csv", oof)
+        write_folds(out / EVIDENCE / "folds.csv", folds)

@@ -1,0 +1,150 @@
+"""Two finals: properties of the redraws, and planted candidates whose right choice is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cassava_kit.finals import Candidate, parse_candidates, propose, read_ledger, record, redraw
+from cassava_kit.folds import Folds, write_folds
+from cassava_kit.predictions import Header, Source, make_predictions, write_predictions
+
+N = 6000
+LABELS = np.arange(N) % 5
+
+
+@pytest.fixture
+def split() -> Folds:
+    names = [f"{i:05d}.jpg" for i in range(N)]
+    return Folds(pd.DataFrame({"image_id": names, "label": LABELS, "fold": np.arange(N) % 3}))
+
+
+def candidate(name: str, wrong: np.ndarray, split: Folds, **facts: object) -> Candidate:
+    """A candidate that is wrong, by one class, on the rows `wrong` (N,) and right on all others."""
+    predicted = np.where(wrong, (LABELS + 1) % 5, LABELS)
+    probabilities = np.eye(5)[predicted] * 0.6 + 0.08
+    header = Header(name=name, kind="oof", fold_hash=split.hash)
+    fold = split.frame["fold"].to_numpy()
+    oof = make_predictions(split.frame["image_id"].to_numpy(), probabilities, header=header, fold=fold)
+    return Candidate(name, oof, split, **facts)  # type: ignore[arg-type]
+
+
+def errors(start: int, n: int) -> np.ndarray:
+    return (np.arange(N) >= start) & (np.arange(N) < start + n)
+
+
+def test_redraws_spread_as_evidence_and_test_set_do() -> None:
+    right = np.stack([~errors(0, 600), ~errors(300, 660)])
+    drawn = redraw(right, rows=3000)
+    expected = right.mean(axis=1)
+    assert np.abs(drawn.mean(axis=0) - expected).max() < 0.0005
+    spread = np.sqrt(expected * (1 - expected) * (1 / N + 1 / 3000))
+    assert drawn.std(axis=0) == pytest.approx(spread, rel=0.05)
+    d = right[0].astype(int) - right[1]
+    paired = d.std() * np.sqrt(1 / N + 1 / 3000)
+    assert (drawn[:, 0] - drawn[:, 1]).std() == pytest.approx(paired, rel=0.05), "the same images for both"
+
+
+def test_the_hedge_is_the_one_that_differs_and_not_a_near_copy(split: Folds) -> None:
+    best = candidate("best", errors(0, 600), split)
+    copy = candidate("copy", errors(0, 602), split)
+    other = candidate("other", errors(3000, 615), split)
+    weak = candidate("weak", errors(3000, 1500), split)
+    finals = propose([weak, copy, best, other])
+    assert (finals.names[finals.best], finals.names[finals.hedge]) == ("best", "other")
+    assert finals.differ == pytest.approx(1215 / N)
+    assert finals.win.sum() == pytest.approx(1) and finals.win[finals.names.index("weak")] < 0.001
+    assert finals.pair_win > finals.win[finals.best]
+    assert finals.gain > 0.001 and finals.gain_interval[0] == 0
+    assert "final 1, best expected: best" in str(finals) and "final 2, best hedge:    other" in str(finals)
+    assert "is not proved" in str(finals) and "copy -0.0003" in str(finals)
+
+
+def test_the_gain_is_the_expected_maximum_of_two_normals(split: Folds) -> None:
+    """E max(0, D) of a normal difference D with mean m and standard deviation s is m Phi(m/s) + s phi(m/s)."""
+    from statistics import NormalDist
+
+    finals = propose([candidate("a", errors(0, 600), split), candidate("b", errors(3000, 630), split)], rows=5000)
+    right = np.stack([~errors(0, 600), ~errors(3000, 630)]).astype(int)
+    d = right[1] - right[0]
+    m, s, unit = d.mean(), d.std() * np.sqrt(1 / N + 1 / 5000), NormalDist()
+    assert finals.gain == pytest.approx(m * unit.cdf(m / s) + s * unit.pdf(m / s), rel=0.05)
+    assert finals.win[1] == pytest.approx(unit.cdf(m / s), abs=0.02)
+
+
+def test_a_clear_winner_is_called_proved(split: Folds) -> None:
+    finals = propose([candidate("good", errors(0, 300), split), candidate("bad", errors(3000, 900), split)])
+    assert "good is proved better than every other one" in str(finals)
+    assert finals.win[0] > 0.999 and finals.gain < 1e-6
+
+
+def test_a_tie_goes_to_the_simpler_and_the_order_does_not_matter(split: Folds) -> None:
+    many = candidate("many", errors(0, 600), split, members=5)
+    one = candidate("one", errors(3000, 600), split, members=1)
+    unknown = candidate("unknown", errors(1000, 600), split)
+    for order in ([many, one, unknown], [unknown, many, one]):
+        assert propose(order).names[propose(order).best] == "one"
+
+
+def test_two_different_ones_are_needed(split: Folds, tmp_path: Path) -> None:
+    a, same = candidate("a", errors(0, 600), split), candidate("same", errors(0, 600), split)
+    with pytest.raises(ValueError, match="two different submissions are needed"):
+        propose([a, same])
+    with pytest.raises(ValueError, match="two or more submissions"):
+        propose([a])
+    files = [tmp_path / "1.csv", tmp_path / "2.csv"]
+    for label, path in enumerate(files):
+        path.write_text(f"image_id,label\n1.jpg,{label}\n")
+    pair = [candidate(name, errors(0, 600), split, submission=f) for name, f in zip("ab", files, strict=True)]
+    assert propose(pair).differ == 0, "the same out of fold, but their files differ"
+
+
+def test_evidence_on_other_rows_is_not_paired(split: Folds) -> None:
+    frame = split.frame.copy()
+    frame.loc[0, "label"] = 4
+    with pytest.raises(ValueError, match="b and a are scored on other rows or labels"):
+        propose([candidate("a", errors(0, 600), split), candidate("b", errors(9, 600), Folds(frame))])
+
+
+def test_candidates_from_files_and_the_verbs_weights(split: Folds, tmp_path: Path) -> None:
+    write_folds(tmp_path / "folds.csv", split)
+    for name, wrong in (("a", errors(0, 600)), ("b", errors(3000, 630))):
+        made = candidate(name, wrong, split).oof
+        sources = tuple(Source(name=f"{name}-fold{k}", fold=k, fold_hash=split.hash) for k in range(3))
+        header = made.header.model_copy(update={"sources": sources})  # type: ignore[union-attr]
+        write_predictions(tmp_path / f"{name}.csv", type(made)(made.frame, header))
+    members = [{"name": n, "oof": str(tmp_path / f"{n}.csv"), "weight": 0.5} for n in "ab"]
+    (tmp_path / "weights.json").write_text(json.dumps({"members": members, "fold_hash": split.hash}))
+    texts = [f"a={tmp_path}/a.csv", f"both={tmp_path}/weights.json", f"b={tmp_path}/b.csv"]
+    found = parse_candidates(texts, tmp_path / "folds.csv")
+    assert [(each.name, each.members) for each in found] == [("a", 1), ("both", 2), ("b", 1)]
+    assert {propose(found).names[i] for i in (propose(found).best, propose(found).hedge)} <= {"a", "b", "both"}
+    for text, message in (
+        ("a", "takes NAME=OOF.csv"),
+        (f"a={tmp_path}/a.csv,nowhere.csv", "no submission nowhere.csv"),
+        (f"a={tmp_path}/folds.json", "no weights file of the verb ensemble"),
+        ("a=nowhere.csv", "no prediction file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            parse_candidates([text], tmp_path / "folds.csv")
+
+
+def test_the_ledger_keeps_each_submission_once(split: Folds, tmp_path: Path) -> None:
+    ledger = tmp_path / "submissions.json"
+    with pytest.raises(FileNotFoundError, match="--submit writes it"):
+        read_ledger(ledger)
+    for ref, wrong in ((1, errors(0, 600)), (2, errors(3000, 630))):
+        write_folds(tmp_path / str(ref) / "folds.csv", split)
+        write_predictions(tmp_path / str(ref) / "oof.csv", candidate(f"s{ref}", wrong, split).oof)
+        for score in ("", "0.9012"):
+            entry = {"ref": ref, "name": f"s{ref}", "public_score": score, "evidence": str(tmp_path / str(ref))}
+            record(ledger, entry | {"members": ref})
+    record(ledger, {"ref": 3, "name": "foreign", "evidence": str(tmp_path / "3")})
+    found, left_out = read_ledger(ledger)
+    assert [(each.name, each.members, each.public) for each in found] == [("s1", 1, "0.9012"), ("s2", 2, "0.9012")]
+    assert left_out == (f"foreign has no out-of-fold evidence in {tmp_path / '3'}",)
+    assert "public 0.9012" in str(propose(found))
