@@ -1,11 +1,12 @@
 """The submission run against the usual notebook, timm's loop, the decoder, its own plan, the clock and the memory.
 
 Members are small timm networks with random weights and heads fitted to the photographs' labels, so that they agree
-about as trained members do. Ways that are compared take turns in every round; figures are medians over rounds. Nothing
-else should be running.
+about as trained members do. Ways that are compared take turns in every round; figures are medians over rounds. All of
+it takes about ten minutes on two cores on which nothing else runs. On shared cores `--clock cpu` counts the processor
+seconds of the process and its children: work saved shows, waiting does not.
 
-    python benchmarks/bench_inference.py [--images FOLDER] [--files 600] [--rounds 3] [--only notebook limits ...]
-    python benchmarks/bench_inference.py --only budget --oof runs/*/oof.csv --folds folds/kfold5.csv
+    python benchmarks/bench_inference.py [--images FOLDER] [--files 600] [--rounds 3] [--part notebook limits ...]
+    python benchmarks/bench_inference.py --part budget --oof runs/*/oof.csv --folds folds/kfold5.csv
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -30,6 +33,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 import numpy as np
+import pandas as pd
 import timm
 import torch
 from albumentations.pytorch import ToTensorV2
@@ -39,23 +43,36 @@ from cassava_kit.checkpoint import CheckpointInfo, load_model, save_checkpoint
 from cassava_kit.data.images import load_image
 from cassava_kit.data.table import list_images
 from cassava_kit.data.transforms import normalize
+from cassava_kit.files import read_json
+from cassava_kit.inference.calibrated import calibrate_stop, vote_orders
+from cassava_kit.inference.choices import lacking
+from cassava_kit.inference.engine import build_engine
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.inference.forward import load_forward
+from cassava_kit.inference.fuse import fuse_conv_bn
 from cassava_kit.inference.machine import cpu_count
-from cassava_kit.inference.pixels import Format, PixelStore
+from cassava_kit.inference.pixel_change import compare_pixels
+from cassava_kit.inference.pixels import Budget, Format, PixelStore
 from cassava_kit.inference.planner import Plan, arranged, choose_rows
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.inference.report import RunOptions, RunReport
 from cassava_kit.inference.run import run_submission
+from cassava_kit.inference.runner import Runner
+from cassava_kit.inference.speedup import Engines
 from cassava_kit.inference.tta import make_views
 from cassava_kit.inference.votes import StopRule, Votes, simulate_stop
+from cassava_kit.submission import check_submission
 
 MEMBERS = ("mobilenetv3_large_100", "resnet18", "efficientnet_b0")
-SIZE = (224, 224)
+SIZE = 160
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRIOR = (0.05, 0.10, 0.11, 0.62, 0.12)
 BATCH = 16
 CONFIDENCE = 0.85
+PLANNED_FILES = 200
+RANK14_ROWS = 5000
+RIDGE = 0.3
+LAYOUTS = {"eager": torch.channels_last, "onnx": torch.contiguous_format}
 
 
 def main() -> None:
@@ -64,9 +81,12 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of 800x600 photographs, with labels.csv if there is one")
     parser.add_argument("--files", type=int, default=600, help="the photographs are repeated to this many files")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=sorted(PARTS))
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--members", nargs="+", default=list(MEMBERS), help="timm names")
+    parser.add_argument("--size", type=int, default=SIZE, help="side of the members' input")
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument("--trials", type=int, default=20, help="random time limits (part planner)")
     parser.add_argument("--oof", nargs="*", type=Path, default=[], help="members' out-of-fold files (part budget)")
     parser.add_argument("--folds", type=Path, help="their fold file")
     arguments = parser.parse_args()
@@ -75,20 +95,24 @@ def main() -> None:
         photographs = arguments.images or default_photographs(arguments.folder)
         arguments.source = photographs
         arguments.paths = repeated(photographs, arguments.files, arguments.folder / "images")
-        arguments.weights = make_members(arguments.members, photographs, arguments.folder / "weights")
+        arguments.size = (arguments.size, arguments.size)
+        arguments.seconds = CLOCKS[arguments.clock]
+        arguments.weights = make_members(arguments.members, photographs, arguments.folder / "weights", arguments.size)
         print(
-            f"{arguments.files} files from {photographs}, {cpu_count()} cores, {', '.join(arguments.members)} at {SIZE}"
+            f"{arguments.files} files from {photographs.name}, {cpu_count()} cores, {torch.get_num_threads()} threads, "
+            f"{arguments.clock} seconds; {', '.join(arguments.members)} at {arguments.size[0]} px"
         )
-        for part in arguments.only:
+        for part in arguments.part:
             print(f"\n[{part}]", flush=True)
+            start = time.perf_counter()
             PARTS[part](arguments)
+            print(f"({time.perf_counter() - start:.0f} s)", flush=True)
 
 
 def default_photographs(folder: Path) -> Path:
     """The real photographs if they are at hand, else drawn ones of the same size."""
-    root = Path(os.environ.get("CASSAVA_KIT_REAL_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if (root / "originals").is_dir():
-        return root / "originals"
+    if (real_data() / "originals").is_dir():
+        return real_data() / "originals"
     drawn = folder / "drawn"
     drawn.mkdir()
     rng = np.random.default_rng(0)
@@ -96,6 +120,11 @@ def default_photographs(folder: Path) -> Path:
         field = cv2.resize(rng.integers(0, 256, (60, 80, 3), np.uint8), (800, 600), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(drawn / f"{i}.jpg"), field)
     return drawn
+
+
+def real_data() -> Path:
+    """Where the real photographs and tables lie, if they do."""
+    return Path(os.environ.get("CASSAVA_KIT_REAL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
 def repeated(photographs: Path, n_files: int, folder: Path) -> list[Path]:
@@ -118,20 +147,26 @@ def labels_of(photographs: Path, names: list[str]) -> np.ndarray:
 
 
 @torch.no_grad()
-def make_members(models: list[str], photographs: Path, folder: Path) -> Path:
-    """Checkpoints with random backbones and ridge-regressed heads, and their ensemble file with the four flips."""
+def make_members(models: list[str], photographs: Path, folder: Path, size: tuple[int, int]) -> Path:
+    """Checkpoints with random backbones and ridge-regressed heads, and their ensemble file with the four flips.
+
+    The heads see all four flips, as members that were trained with augmentation did, and are as sure of them on the
+    whole as `CONFIDENCE` says.
+    """
     folder.mkdir()
     names = list_images(photographs)
-    labels = torch.eye(5)[labels_of(photographs, names)]
-    pixels = torch.stack([torch.from_numpy(load_image(photographs / name, SIZE)) for name in names])
+    views = make_views("flips")
+    labels = torch.eye(5)[labels_of(photographs, names)].repeat(len(views), 1)
+    pixels = torch.stack([torch.from_numpy(load_image(photographs / name, size)) for name in names])
     for i, name in enumerate(models):
         torch.manual_seed(i)
         model = timm.create_model(name, num_classes=5).eval()
         inputs: list[torch.Tensor] = []
         head = model.get_classifier()
         handle = head.register_forward_hook(lambda module, args, output, inputs=inputs: inputs.append(args[0]))
-        for batch in pixels.split(BATCH):
-            model(normalize(batch.permute(0, 3, 1, 2), MEAN, STD))
+        for view in views:
+            for batch in pixels.split(BATCH):
+                model(view(normalize(batch.permute(0, 3, 1, 2), MEAN, STD)))
         handle.remove()
         features = torch.cat(inputs).double()
         centre, spread = features.mean(0), features.std(0) + 1e-9
@@ -141,7 +176,7 @@ def make_members(models: list[str], photographs: Path, folder: Path) -> Path:
         scale = next(s for s in np.geomspace(1, 1000, 200) if (logits * s).softmax(1).amax(1).mean() >= CONFIDENCE)
         head.weight.copy_((scale * w / spread[:, None]).T)
         head.bias.copy_(scale * (labels.mean(0) - centre / spread @ w))
-        facts: dict[str, Any] = {"model": name, "n_classes": 5, "input_size": SIZE, "mean": MEAN, "std": STD}
+        facts: dict[str, Any] = {"model": name, "n_classes": 5, "input_size": size, "mean": MEAN, "std": STD}
         info = CheckpointInfo(**facts, recipe=name, fold=0, prior=PRIOR)
         save_checkpoint(folder / f"{name}-fold0.safetensors", model.state_dict(), info)
     members = tuple(
@@ -154,9 +189,9 @@ def make_members(models: list[str], photographs: Path, folder: Path) -> Path:
 class NotebookDataset(Dataset):
     """imread, BGR to RGB, Resize, Normalize, ToTensorV2: what the public notebooks do."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], size: tuple[int, int]) -> None:
         self.paths = paths
-        self.transform = A.Compose([A.Resize(*SIZE), A.Normalize(MEAN, STD), ToTensorV2()])
+        self.transform = A.Compose([A.Resize(*size), A.Normalize(MEAN, STD), ToTensorV2()])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -166,8 +201,8 @@ class NotebookDataset(Dataset):
         return self.transform(image=image)["image"]
 
 
-def notebook_loader(paths: list[Path]) -> DataLoader:
-    return DataLoader(NotebookDataset(paths), batch_size=32, num_workers=cpu_count())
+def notebook_loader(paths: list[Path], size: tuple[int, int]) -> DataLoader:
+    return DataLoader(NotebookDataset(paths, size), batch_size=32, num_workers=cpu_count())
 
 
 @torch.no_grad()
@@ -175,20 +210,21 @@ def notebook(paths: list[Path], weights: Path) -> np.ndarray:
     """For every member, for every view: load all images, predict; the mean of probabilities (N, K)."""
     total = np.zeros((len(paths), 5))
     for file in sorted(weights.glob("*.safetensors")):
-        model, _ = load_model(file)
+        model, info = load_model(file)
         for view in make_views("flips"):
-            total += np.concatenate([model(view(x)).softmax(1).numpy() for x in notebook_loader(paths)])
-    return total / 12
+            loader = notebook_loader(paths, info.input_size)
+            total += np.concatenate([model(view(x)).softmax(1).numpy() for x in loader])
+    return total / total.sum(axis=1, keepdims=True)
 
 
-def notebook_data(paths: list[Path], n_passes: int) -> None:
+def notebook_data(paths: list[Path], n_passes: int, size: tuple[int, int]) -> None:
     for _ in range(n_passes):
-        for _ in notebook_loader(paths):
+        for _ in notebook_loader(paths, size):
             pass
 
 
-def kit_data(paths: list[Path], n_passes: int) -> None:
-    wanted = Format(SIZE)
+def kit_data(paths: list[Path], n_passes: int, size: tuple[int, int]) -> None:
+    wanted = Format(size)
     with PixelStore(paths, [wanted]) as store:
         for _ in range(n_passes):
             for _ in store.batches(np.arange(len(paths)), wanted, BATCH):
@@ -214,62 +250,88 @@ def labels_in(arguments: argparse.Namespace, early_stop: str) -> list[str]:
     return (arguments.folder / early_stop / "submission.csv").read_text().splitlines()
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function; every round runs all of them in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def cpu_seconds() -> float:
+    """Processor seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
-def table(medians: dict[str, float], n_images: int) -> None:
-    """Images per second, and the ratio to the first line."""
-    first = next(iter(medians.values()))
-    for name, seconds in medians.items():
-        print(f"{name:44} {n_images / seconds:8.1f} images/s  {first / seconds:6.2f} x", flush=True)
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": cpu_seconds}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do the work, and on how many images."""
+
+    name: str
+    run: Callable[[], Any]
+    n_images: int
+
+
+def interleaved(ways: list[Way], arguments: argparse.Namespace) -> None:
+    """Print the median images per second of each way; every round runs all of them in turn. Ratios are to the first."""
+    rates: dict[str, list[float]] = {way.name: [] for way in ways}
+    for _ in range(arguments.rounds):
+        for way in ways:
+            start = arguments.seconds()
+            way.run()
+            rates[way.name].append(way.n_images / max(arguments.seconds() - start, 1e-9))
+    first = rates[ways[0].name]
+    for name, found in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(found, first, strict=True))
+        print(f"{name:44} {statistics.median(found):8.1f} images/s  {ratio:6.2f} x", flush=True)
 
 
 def against_notebook(arguments: argparse.Namespace) -> None:
-    """3 members x 4 views; the kit's times include loading, measuring and planning."""
-    paths, weights = arguments.paths, arguments.weights
-    table(
-        interleaved(
-            {
-                "notebook": lambda: notebook(paths, weights),
-                "kit, every view of every member": lambda: submit(arguments, "off"),
-                "kit, certified stopping": lambda: submit(arguments, "certified"),
-            },
-            arguments.rounds,
-        ),
-        len(paths),
+    """Members x 4 views; the kit's times include loading, building engines, measuring and planning.
+
+    The notebook's time is proportional to the images (no plan, no engine), so that a third of them is enough for it.
+    """
+    paths, weights, n = arguments.paths, arguments.weights, len(arguments.paths)
+    third = paths[: max(1, n // 3)]
+    interleaved(
+        [
+            Way("notebook", lambda: notebook(third, weights), len(third)),
+            Way("kit, every view of every member", lambda: submit(arguments, "off"), n),
+            Way("kit, certified stopping", lambda: submit(arguments, "certified"), n),
+        ],
+        arguments,
     )
-    print(
-        f"labels with certified stopping identical: {labels_in(arguments, 'off') == labels_in(arguments, 'certified')}"
-    )
-    table(
-        interleaved(
-            {"notebook, data alone": lambda: notebook_data(paths, 12), "kit, data alone": lambda: kit_data(paths, 12)},
-            1,
-        ),
-        len(paths),
-    )
-    checked = paths[:64]
+    report = read_json(arguments.folder / "off" / "run.json")
+    print("engines:", {member["file"]: member["engine"] for member in report["members_used"]})
+    seconds = {key: report["timings"][key] for key in ("loading", "work", "total")}
+    print("seconds of the full run:", {key: round(value, 1) for key, value in seconds.items()})
+    same = labels_in(arguments, "off") == labels_in(arguments, "certified")
+    done = read_json(arguments.folder / "certified" / "run.json")["early_stop"]["work_done"]
+    print(f"labels with certified stopping identical: {same}; {100 * done:.0f} % of the votes were needed")
     files = sorted(weights.glob("*.safetensors"))
-    found, _ = predict_images(files, checked, views="flips", device="cpu", progress=False)
+    passes = len(files) * 4
+    interleaved(
+        [
+            Way("notebook, data alone", lambda: notebook_data(third, passes, arguments.size), len(third)),
+            Way("kit, data alone", lambda: kit_data(paths, passes, arguments.size), n),
+        ],
+        arguments,
+    )
+    checked = paths[:48]
+    found, _ = predict_images(
+        files, checked, views="flips", device="cpu", batch_size=BATCH, engine=best_engine(arguments), progress=False
+    )
     worst = np.abs(found - plain_loop(files, checked)).max()
-    print(f"largest difference from the plain loop over the same pixels: {worst:.1e}")
+    print(f"largest difference of a probability from the plain loop over the same pixels: {worst:.1e}")
+
+
+def best_engine(arguments: argparse.Namespace) -> str:
+    """The engine that the full run chose for its first member."""
+    return str(read_json(arguments.folder / "off" / "run.json")["members_used"][0]["engine"])
 
 
 @torch.no_grad()
 def plain_loop(files: list[Path], paths: list[Path]) -> np.ndarray:
-    """Probabilities (M, N, K) image by image, view by view, in eager torch."""
+    """Probabilities (M, N, K) view by view, in eager torch, over `load_image`'s pixels."""
     answers = []
     for file in files:
         model, info = load_model(file)
-        x = torch.stack([torch.from_numpy(load_image(path, SIZE)).permute(2, 0, 1) for path in paths])
+        x = torch.stack([torch.from_numpy(load_image(path, info.input_size)).permute(2, 0, 1) for path in paths])
         x = normalize(x, info.mean, info.std)
         answers.append(torch.stack([model(view(x)).softmax(1) for view in make_views("flips")]).mean(0).numpy())
     return np.stack(answers)
@@ -280,7 +342,7 @@ def against_timm(arguments: argparse.Namespace) -> None:
     file = arguments.weights / f"{arguments.members[0]}-fold0.safetensors"
 
     class Files(Dataset):
-        transform = timm.data.create_transform(input_size=(3, *SIZE), mean=MEAN, std=STD, crop_pct=1.0)
+        transform = timm.data.create_transform(input_size=(3, *arguments.size), mean=MEAN, std=STD, crop_pct=1.0)
 
         def __len__(self) -> int:
             return len(arguments.paths)
@@ -298,25 +360,26 @@ def against_timm(arguments: argparse.Namespace) -> None:
                 model(x).softmax(1)
 
     def by_kit() -> None:
-        predict_images([file], arguments.paths, device="cpu", progress=False)
+        predict_images([file], arguments.paths, device="cpu", engine=arguments.engine, progress=False)
 
-    table(interleaved({"timm": by_timm, "kit": by_kit}, arguments.rounds), len(arguments.paths))
+    n = len(arguments.paths)
+    interleaved([Way("timm", by_timm, n), Way("kit", by_kit, n)], arguments)
 
 
 def against_limits(arguments: argparse.Namespace) -> None:
-    """The pass over the pixels against the decoder alone, and the whole against the bare model."""
-    paths, rows = arguments.paths, np.arange(len(arguments.paths))
+    """The pass over the pixels against the fastest exact decoder alone, and the whole against the bare model."""
+    paths, rows, n = arguments.paths, np.arange(len(arguments.paths)), len(arguments.paths)
 
     def decode_alone() -> None:
         def one(path: Path) -> None:
-            cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
+            cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
 
         with ThreadPoolExecutor(cpu_count()) as pool:
             list(pool.map(one, paths))
 
     def read(pixels: str) -> Callable[[], None]:
         def once() -> None:
-            wanted = Format(SIZE, pixels)
+            wanted = Format(arguments.size, pixels)
             with PixelStore(paths, [wanted], keep=False) as store:
                 for _ in store.batches(rows, wanted, BATCH):
                     pass
@@ -324,46 +387,131 @@ def against_limits(arguments: argparse.Namespace) -> None:
         return once
 
     ways = {"decoder alone": decode_alone, "kit, exact pixels": read("exact"), "kit, half-size decoding": read("fast")}
-    table(interleaved(ways, arguments.rounds), len(paths))
-    file = make_members(["resnet50"], arguments.source, arguments.folder / "large") / "resnet50-fold0.safetensors"
-    few = paths[: min(len(paths), 160)]
-    forward = load_forward(file, torch.device("cpu"))
-    batch, plain = torch.randint(0, 256, (BATCH, *SIZE, 3), dtype=torch.uint8), make_views("none")[0]
+    interleaved([Way(name, way, n) for name, way in ways.items()], arguments)
+    folder = make_members(["resnet50"], arguments.source, arguments.folder / "large", (224, 224))
+    file = folder / "resnet50-fold0.safetensors"
+    for engine in ("eager", "onnx"):
+        if engine == "eager" or lacking(engine) is None:
+            against_bare(arguments, file, engine)
+    change = compare_pixels(load_forward(file, torch.device("cpu")), paths[:59], BATCH)
+    print(f"half-size decoding changes {change['labels_changed']} of {change['images']} labels of resnet50 at 224 px")
 
-    def bare() -> None:
-        for _ in range(len(few) // BATCH):
-            forward.start(batch, plain)
 
-    def whole() -> None:
-        predict_images([file], few[: len(few) // BATCH * BATCH], batch_size=BATCH, device="cpu", progress=False)
+def against_bare(arguments: argparse.Namespace, file: Path, engine: str) -> None:
+    """The runner over images that are already read, against the same engine over one batch in memory."""
+    paths = arguments.paths[: min(len(arguments.paths), 160) // BATCH * BATCH]
+    wanted, plain, rows = Format((224, 224)), make_views("none")[0], np.arange(len(paths))
+    with PixelStore(paths, [wanted], budget=Budget(1 << 30)) as store:
+        runner = Runner(store, [torch.device("cpu")], BATCH, engines=Engines(engine, 10**9))
+        (forward,) = runner.load(file)
+        batch = next(store.batches(rows, wanted, BATCH)).pixels
+        with torch.inference_mode():
+            images = normalize(batch.permute(0, 3, 1, 2), MEAN, STD).contiguous(memory_format=LAYOUTS[engine])
 
-    table(interleaved({"bare resnet50": bare, "kit with resnet50": whole}, arguments.rounds), len(few))
+            def bare() -> None:
+                for _ in range(len(paths) // BATCH):
+                    forward._logits(images)
+
+            def whole() -> None:
+                runner.run(file, plain, rows, lambda seen, probabilities: None)
+
+            whole()
+            ways = [Way(f"bare resnet50, {engine}", bare, len(paths)), Way("kit, images in memory", whole, len(paths))]
+            interleaved(ways, arguments)
 
 
 def of_budget(arguments: argparse.Namespace) -> None:
-    """Labels at a share of the full cost, on real out-of-fold members: the kit's own choice of rows, replayed."""
-    if len(arguments.oof) < 2 or arguments.folds is None:
-        print("skipped: give --oof FILE FILE ... and --folds FILE of trained members")
-        return
-    from cassava_kit.folds import read_folds
-    from cassava_kit.oof import gather
-    from cassava_kit.predictions import read_predictions
+    """Labels at a share of the full cost, on out-of-fold answers of real members: the kit's own choices, replayed."""
+    if len(arguments.oof) >= 2 and arguments.folds is not None:
+        from cassava_kit.folds import read_folds
+        from cassava_kit.oof import gather_files
 
-    names = [path.parent.name for path in arguments.oof]
-    evidence = gather([read_predictions(path) for path in arguments.oof], read_folds(arguments.folds), names)
-    p, n_members = evidence.pred_probs, len(names)
-    weights, costs = np.full(n_members, 1 / n_members), np.full(n_members, 0.01)
-    full, _ = simulate_stop(p, weights, np.arange(n_members), StopRule("off"))
+        evidence = gather_files(arguments.oof, read_folds(arguments.folds))
+        tell_budget("given members", evidence.pred_probs, evidence.labels, np.ones(len(evidence.names)))
+    root = real_data()
+    if (root / "tables" / "oof_rank14.csv").is_file():
+        tell_budget("rank 14, 10 members x 4 views", *rank14_members(root))
+    if (root / "weights").is_dir():
+        tell_budget("MobileNetV2 at 96, 128 and 160 px x 4 views", *real_members(root / "cassava", root / "weights"))
+
+
+def tell_budget(name: str, p: np.ndarray, labels: np.ndarray, costs: np.ndarray) -> None:
+    """Print the share of the full ensemble's labels at shares of its cost, and the calibrated stop; p (U, N, K)."""
+    weights = np.full(len(p), 1 / len(p))
+    full = p.mean(0).argmax(1)
+    print(f"{name}: {len(p)} units, {p.shape[1]} images, accuracy of all {100 * np.mean(full == labels):.2f} %")
     for share in (0.1, 0.2, 0.5, 1.0):
-        labels = replay(p, weights, costs, share)
-        kept = 100 * np.mean(labels == full)
-        print(f"{100 * share:3.0f} % of the cost of {n_members} members: {kept:.2f} % of the labels")
+        answers = replay(p, weights, costs, share)
+        kept, right = 100 * np.mean(answers == full), 100 * np.mean(answers == labels)
+        print(f"  {100 * share:3.0f} % of the cost: {kept:.2f} % of the labels, accuracy {right:.2f} %", flush=True)
+    (order,) = vote_orders(weights, costs)
+    for rule in (StopRule("certified"), calibrate_stop(p[:, ::2], weights, [order])):
+        answers, used = simulate_stop(p[:, 1::2], weights, order, rule)
+        changed = 100 * np.mean(answers != full[1::2])
+        print(f"  {rule.kind} stop: {len(p) / used:.1f} x fewer votes, {changed:.2f} % of the labels changed")
+
+
+def rank14_members(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Forty passes that a 14th place's out-of-fold answers could be the mean of: noise by member and by view."""
+    answers = pd.read_csv(root / "tables" / "oof_rank14.csv").set_index("image_id").sample(RANK14_ROWS, random_state=0)
+    labels = pd.read_csv(root / "tables" / "train.csv").set_index("image_id")["label"].reindex(answers.index)
+    logits = np.log(np.clip(answers[[f"c{k}" for k in range(5)]].to_numpy(float), 1e-6, None))
+    rng = np.random.default_rng(0)
+    noisy = logits + rng.normal(0, 0.5, (10, 1, *logits.shape)) + rng.normal(0, 0.3, (10, 4, *logits.shape))
+    p = np.exp(noisy - noisy.max(-1, keepdims=True)).reshape(40, *logits.shape)
+    return p / p.sum(-1, keepdims=True), labels.to_numpy(int), np.ones(40)
+
+
+@torch.inference_mode()
+def real_members(data: Path, weights: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Out-of-fold answers (12, N, K) of linear heads on a pretrained network at three sizes, through four flips."""
+    from sklearn.model_selection import StratifiedKFold
+
+    table = pd.read_csv(data / "train.csv")
+    labels, paths = table["label"].to_numpy(), [data / "train_images" / name for name in table["image_id"]]
+    model = timm.create_model("mobilenetv2_100", pad_type="same", num_classes=0).eval()
+    state = torch.load(next(weights.glob("mobilenetv2_100*.pth")), weights_only=True)
+    model.load_state_dict({key: value for key, value in state.items() if not key.startswith("classifier")})
+    fuse_conv_bn(model, (96, 96))
+    model = model.to(memory_format=torch.channels_last)
+    folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(labels, labels))
+    units, costs = [], []
+    for side in (96, 128, 160):
+        network = build_engine("onnx", model, (BATCH, 3, side, side)) if lacking("onnx") is None else model
+        features: list[list[np.ndarray]] = [[] for _ in range(4)]
+        wanted = Format((side, side))
+        with PixelStore(paths, [wanted], keep=False) as store:
+            for batch in store.batches(np.arange(len(paths)), wanted, BATCH):
+                images = normalize(batch.pixels.permute(0, 3, 1, 2), MEAN, STD)
+                for found, view in zip(features, make_views("flips"), strict=True):
+                    found.append(network(view(images)).numpy()[: len(batch.rows)])
+        seen = [np.concatenate(found) for found in features]
+        centre, scale = seen[0].mean(axis=0), seen[0].std(axis=0) + 1e-6
+        scores = np.zeros((4, len(labels), 5))
+        for train, held_out in folds:
+            x, y = (seen[0][train] - centre) / scale, np.eye(5)[labels[train]]
+            # Ridge regression in its dual form: fewer rows than features.
+            dual = np.linalg.solve(x @ x.T + RIDGE * x.shape[1] * np.eye(len(x)), y - y.mean(0))
+            for found, view_features in zip(scores, seen, strict=True):
+                found[held_out] = (view_features[held_out] - centre) / scale @ (x.T @ dual) + y.mean(0)
+        units += list(confident_as_right(scores, labels))
+        costs += [float(side**2)] * 4
+    return np.stack(units), labels, np.array(costs) / costs[0]
+
+
+def confident_as_right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Scores (V, N, K) as probabilities that are as sure on the whole as the plain view is right."""
+    right = (scores[0].argmax(1) == labels).mean()
+    for scale in np.geomspace(1, 200, 60):
+        p = np.exp(scale * (scores - scores.max(-1, keepdims=True)))
+        p /= p.sum(-1, keepdims=True)
+        if p[0].max(1).mean() >= right:
+            break
+    return p
 
 
 def replay(p: np.ndarray, weights: np.ndarray, costs: np.ndarray, share: float) -> np.ndarray:
-    """Labels (N,) when only `share` of the full cost may be spent; p (M, N, K)."""
-    from types import SimpleNamespace
-
+    """Labels (N,) when only `share` of the full cost may be spent; p (U, N, K)."""
     n_images = p.shape[1]
     units: Any = [
         SimpleNamespace(part=SimpleNamespace(name=str(u)), view=SimpleNamespace(name="plain"), worth=w, weight=w)
@@ -372,8 +520,7 @@ def replay(p: np.ndarray, weights: np.ndarray, costs: np.ndarray, share: float) 
     left = share * n_images * float(costs.sum())
     plan = arranged(Plan(tuple(units), costs, n_images, left=left))
     votes = Votes(n_images, weights, np.full(p.shape[2], 1 / p.shape[2]))
-    worked = True
-    while worked:
+    while True:
         worked = False
         for u in plan.order:
             rows = choose_rows(votes, plan, u, left=left, rule=StopRule())[: int(left / costs[u] + 1e-9)]
@@ -381,30 +528,39 @@ def replay(p: np.ndarray, weights: np.ndarray, costs: np.ndarray, share: float) 
                 votes.add(u, rows, p[u, rows])
                 left -= len(rows) * costs[u]
                 worked = True
-    return votes.labels()
+        if not worked:
+            return votes.labels()
 
 
 def of_planner(arguments: argparse.Namespace) -> None:
-    """The plan's seconds against the seconds that the work took, and twenty random limits."""
+    """The plan's seconds against the seconds that the work took, and random limits."""
+    few = argparse.Namespace(**vars(arguments) | {"paths": arguments.paths[:PLANNED_FILES]})
+    folder = arguments.folder / "planned"
+    folder.mkdir()
+    for path in few.paths:
+        (folder / path.name).symlink_to(path.resolve())
+    few.paths = sorted(folder.iterdir())
     errors, whole = [], 0.0
     for _ in range(arguments.rounds):
-        report = submit(arguments, "off")
+        start = time.time()
+        report = submit(few, "off", started=start)
         planned, took = report.plan["total_seconds"], report.timings["work"]
         errors.append(planned / took - 1)
         whole = report.timings["total"]
         print(f"planned {planned:.1f} s, took {took:.1f} s: {100 * errors[-1]:+.1f} %", flush=True)
     print(f"median error {100 * statistics.median(map(abs, errors)):.1f} %")
     rng = np.random.default_rng(0)
-    late = []
-    for _ in range(20):
-        start, limit = time.time(), float(rng.uniform(0.1, 0.8)) * min(whole, 60.0)
-        report = submit(arguments, "off", time_limit=limit, started=start)
+    late, kept = [], 0
+    for _ in range(arguments.trials):
+        start, limit = time.time(), float(rng.uniform(0.2, 0.8)) * whole
+        report = submit(few, "off", time_limit=limit, started=start)
         late.append(time.time() - start - limit)
-        print(
-            f"limit {limit:5.1f} s: {late[-1]:+.2f} s, {100 * report.early_stop['work_done']:.0f} % of the work",
-            flush=True,
-        )
-    print(f"latest {max(late):+.2f} s; in 20 trials {sum(x > 0 for x in late)} ended after the limit")
+        kept += late[-1] <= max(5.0, 0.02 * limit)
+        check_submission(few.folder / "off" / "submission.csv", folder)
+        done = 100 * report.early_stop["work_done"]
+        print(f"limit {limit:5.1f} s: {late[-1]:+.2f} s, {done:.0f} % of the work", flush=True)
+    if late:
+        print(f"kept in {kept} of {len(late)} trials; latest {max(late):+.2f} s against the limit")
 
 
 def of_memory(arguments: argparse.Namespace) -> None:
@@ -418,7 +574,7 @@ def of_memory(arguments: argparse.Namespace) -> None:
         "run_submission(*sys.argv[1:4], options=options)\n"
         "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
-    weights = make_members(["test_resnet", "test_efficientnet"], arguments.source, arguments.folder / "tiny")
+    weights = make_members(["test_resnet", "test_efficientnet"], arguments.source, arguments.folder / "tiny", (64, 64))
     peaks = {}
     for n_files in (1000, 15000):
         folder = repeated(arguments.source, n_files, arguments.folder / str(n_files))[0].parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,17 +42,31 @@ def write_submission(
         temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
+def submission_ids(images_dir: str | Path) -> list[str]:
+    """What a submission has rows for: every name in the folder with an image's suffix, sorted; not hidden files.
+
+    A name alone decides, whatever is behind it (a folder, a link to nothing, a file that may not be read): the
+    competition counts ids, and one row too few scores nothing at all.
+    """
+    from cassava_kit.data.table import IMAGE_SUFFIXES
+
+    images_dir = Path(images_dir)
+    if not images_dir.is_dir():
+        raise FileNotFoundError(f"no folder {images_dir}")
+    with os.scandir(images_dir) as entries:
+        names = [entry.name for entry in entries]
+    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+
+
 def check_submission(path: str | Path, images_dir: str | Path, competition: Competition = CASSAVA) -> SubmissionSummary:
     """Refuse whatever the competition would score as an error: ValueError naming the file and the row.
 
-    The columns are `image_id,label`, the ids are exactly the image files in `images_dir`, each once, and every label
-    is a whole number 0..K-1.
+    The columns are `image_id,label`, the ids are exactly `submission_ids(images_dir)`, each once, and every label is a
+    whole number 0..K-1.
     """
-    from cassava_kit.data.table import list_images
-
     path, images_dir = Path(path), Path(images_dir)
     labels = _read_rows(path, competition)
-    expected = list_images(images_dir)
+    expected = submission_ids(images_dir)
     missing = [name for name in expected if name not in labels]
     if missing:
         raise ValueError(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cassava_kit.competition import CASSAVA
-from cassava_kit.submission import check_submission, write_submission
+from cassava_kit.submission import check_submission, submission_ids, write_submission
 
 NAMES = ["1.jpg", "a b.jpg", "ünï.jpg", 'c,"d".jpg']
 
@@ -90,3 +90,16 @@ def test_no_images_need_no_rows(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     write_submission(tmp_path / "s.csv", [], [], CASSAVA)
     assert check_submission(tmp_path / "s.csv", tmp_path / "images").n_images == 0
+
+
+def test_a_name_with_an_images_suffix_has_a_row_whatever_is_behind_it(images: Path, tmp_path: Path) -> None:
+    (images / "folder.jpg").mkdir()
+    (images / "gone.JPEG").symlink_to(images / "nothing")
+    (images / ".hidden.jpg").write_bytes(b"x")
+    (images / "notes.txt").write_bytes(b"x")
+    assert submission_ids(images) == sorted([*NAMES, "folder.jpg", "gone.JPEG"])
+    write_submission(tmp_path / "s.csv", sorted(NAMES), [0] * 4)
+    with pytest.raises(ValueError, match=r"no row for 2 of the 6 images .*first: folder\.jpg"):
+        check_submission(tmp_path / "s.csv", images)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        submission_ids(tmp_path / "nowhere")

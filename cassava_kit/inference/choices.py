@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from importlib.util import find_spec
+
 VIEW_PRESETS = ("none", "flips", "d4", "d4+zoom")
 TTACH_ALIASES = ("flip_transform", "hflip_transform", "vlip_transform", "d4_transform")
 VIEWS = (*VIEW_PRESETS, *TTACH_ALIASES)
 EARLY_STOP = ("certified", "calibrated", "off")
-ENGINES = ("auto", "torch", "openvino")
+ENGINES = ("auto", "eager", "compiled", "onnx", "openvino")
+PIXELS = ("exact", "fast")
+# What an engine needs beside torch; torch.compile needs a C++ compiler instead. ONNX Runtime reads what `onnx` writes.
+PACKAGES = {"onnx": ("onnxruntime", "onnx"), "openvino": ("openvino",), "compiled": ()}
+COMPILERS = ("g++", "clang++", "c++")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -14,3 +22,14 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return value
+
+
+def lacking(engine: str) -> str | None:
+    """What an engine needs and is not installed, as a thing to install; None if it can be tried."""
+    packages = [package for package in PACKAGES[engine] if find_spec(package) is None]
+    if packages:
+        return f"pip install {' '.join(packages)}"
+    compilers = (os.environ.get("CXX") or COMPILERS[0], *COMPILERS)
+    if engine == "compiled" and not any(map(shutil.which, compilers)):
+        return "install a C++ compiler (g++)"
+    return None

@@ -11,16 +11,19 @@ from torch import nn
 
 from cassava_kit.checkpoint import CheckpointInfo, load_model
 from cassava_kit.data.transforms import normalize
-from cassava_kit.inference.engine import Engine, openvino_engine
+from cassava_kit.inference.engine import Engine
 from cassava_kit.inference.fuse import fuse_conv_bn
 from cassava_kit.inference.tta import View
 
-OUT_OF_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
+OUT_OF_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 @dataclass
 class Forward:
-    """A model on its device; half precision on GPUs until a batch comes out non-finite, then single."""
+    """A model on its device; half precision on GPUs until a batch comes out non-finite, then single.
+
+    `most` is how many images went through at once after memory ran out (0: it never did).
+    """
 
     model: nn.Module
     info: CheckpointInfo
@@ -28,20 +31,26 @@ class Forward:
     dtype: torch.dtype = torch.float32
     engine: Engine | None = None
     engine_batch: int = 0
+    engine_name: str = "eager"
     batch_seconds: float = 0.0
+    most: int = 0
+    overflowed: bool = False
 
     @property
     def n_bytes(self) -> int:
-        """Memory the weights take."""
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+        """Memory the weights take; an engine has a copy of its own."""
+        copies = 1 if self.engine is None else 2
+        return copies * sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     @torch.inference_mode()
     def start(self, pixels: torch.Tensor, view: View) -> torch.Tensor:
         """Probabilities for one view: pixels (B, H, W, 3) uint8 on the host to (B, K) float32 on the device.
 
         On a GPU the answer may still be under way; `finish` waits for it. A batch that does not fit into memory is
-        halved until it does.
+        halved until it does, and those after it are cut to that size at once.
         """
+        if 0 < self.most < len(pixels):
+            return torch.cat([self.start(piece, view) for piece in pixels.split(self.most)])
         try:
             batch = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             images = view(normalize(batch, self.info.mean, self.info.std))
@@ -52,8 +61,8 @@ class Forward:
         # Outside the handler, where the traceback no longer holds the failed batch's tensors.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        halves = pixels.split((len(pixels) + 1) // 2)
-        return torch.cat([self.start(half, view) for half in halves])
+        self.most = (len(pixels) + 1) // 2
+        return self.start(pixels, view)
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         # Views may change the size (ttach's crops and scales), and half batches follow a lack of memory.
@@ -64,24 +73,19 @@ class Forward:
     def finish(self, started: torch.Tensor, pixels: torch.Tensor, view: View) -> np.ndarray:
         """The probabilities on the host; computed again in single precision where half precision overflowed."""
         answer = started.cpu().numpy()
-        if np.isfinite(answer).all() or self.dtype == torch.float32:
+        if np.isfinite(answer).all() or (self.dtype == torch.float32 and not self.overflowed):
             return answer
-        self.model.float()
-        self.dtype = torch.float32
+        if not self.overflowed:
+            self.model.float()
+            self.dtype, self.overflowed = torch.float32, True
+        # Also for the batch that was under way in half precision when another one overflowed.
         return self.start(pixels, view).cpu().numpy()
 
 
-def load_forward(path: str | Path, device: torch.device, *, engine: str = "torch", batch_size: int = 0) -> Forward:
-    """Load a checkpoint for a device: conv-bn fused, channels last, half precision on a GPU.
-
-    With the engine `openvino` batches of `batch_size` go through it where it gives the same answer.
-    """
+def load_forward(path: str | Path, device: torch.device) -> Forward:
+    """Load a checkpoint for a device: conv-bn fused, channels last, half precision on a GPU."""
     model, info = load_model(path)
     fuse_conv_bn(model, info.input_size)
-    if engine == "openvino":
-        fast = openvino_engine(model, info.input_size, batch_size)
-        if fast is not None:
-            return Forward(model, info, device, engine=fast, engine_batch=batch_size)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     model = model.to(device, dtype, memory_format=torch.channels_last)
     return Forward(model.eval(), info, device, dtype)

@@ -103,6 +103,14 @@ def reweighted(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(replace(part, weight=part.weight / total) for part in parts if part.weight > 0)
 
 
+def with_pixels(members: Members, pixels: str) -> Members:
+    """The members with one path from file to pixels for all checkpoints, whatever their headers say."""
+    parts = tuple(
+        replace(part, info=part.info and part.info.model_copy(update={"pixels": pixels})) for part in members.parts
+    )
+    return replace(members, parts=parts)
+
+
 def _member_parts(
     member: EnsembleMember, folder: Path, competition: Competition, hashes: dict[str, str], left_out: dict[str, str]
 ) -> list[Part]:

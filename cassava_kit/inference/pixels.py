@@ -51,18 +51,20 @@ class Budget:
     folder: Path = Path(tempfile.gettempdir())
 
     @staticmethod
-    def of_machine() -> Budget:
-        """A share of what is free now; a folder that itself lies in memory does not count as disk."""
+    def of_machine(gigabytes: float | None = None) -> Budget:
+        """A share of what is free now, or so many gigabytes of memory; a folder in memory does not count as disk."""
         folder = Path(tempfile.gettempdir())
         disk = int(DISK_SHARE * free_disk(folder)) if on_disk(folder) else 0
-        return Budget(int(MEMORY_SHARE * free_memory()), disk, folder)
+        memory = MEMORY_SHARE * free_memory() if gigabytes is None else gigabytes * 1e9
+        return Budget(int(memory), disk, folder)
 
 
 class PixelStore:
     """Images by row, in each of `formats`, read by threads while the model computes.
 
-    `keep=False` for a single pass: nothing is stored. A row that cannot be read is all zeros and stands in `failed`
-    with its reason; it never disturbs another row, because a batch keeps its shape.
+    `keep=False` for a single pass: nothing is stored; `pinned` batches go to a GPU without waiting. A row that cannot
+    be read is all zeros and stands in `failed` with its reason; it never disturbs another row, because a batch keeps
+    its shape.
     """
 
     def __init__(
@@ -72,15 +74,18 @@ class PixelStore:
         *,
         budget: Budget | None = None,
         keep: bool = True,
-        threads: int = 0,
+        pinned: bool = False,
     ) -> None:
         self.paths = [Path(path) for path in paths]
         self.formats = tuple(sorted(set(formats)))
         self.failed: dict[int, str] = {}
         self.decoded = 0
-        self.pinned = torch.cuda.is_available()
+        self.pinned = pinned
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads or cpu_count(), "decode", initializer=_one_core_each)
+        # Decoding and torch's uint8 resize take one core each by themselves. No `set_num_threads` here: called in any
+        # thread, it holds for the whole process, and the model would run on one core.
+        self.threads = cpu_count()
+        self._pool = ThreadPoolExecutor(self.threads, "decode")
         self._shelf = Shelf(len(self.paths), self.formats, budget or Budget.of_machine()) if keep else None
 
     def __enter__(self) -> PixelStore:
@@ -219,8 +224,3 @@ def _finish(batch: Batch, futures: list[Future[None]]) -> Batch:
 def _write_all(file: int, image: np.ndarray, position: int) -> None:
     if os.pwrite(file, image.data.cast("B"), position) != image.nbytes:
         raise OSError("short write")
-
-
-def _one_core_each() -> None:
-    """Threads that decode side by side must not each start threads of their own."""
-    torch.set_num_threads(1)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cassava_kit.files import write_json
-from cassava_kit.inference.choices import EARLY_STOP, ENGINES, VIEWS, check_choice
+from cassava_kit.inference.choices import EARLY_STOP, ENGINES, PIXELS, VIEWS, check_choice, lacking
 
 if TYPE_CHECKING:
     from cassava_kit.inference.pixels import Budget
@@ -20,7 +19,12 @@ REPORT_FILE = "run.json"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out; None takes the ensemble's views, the device's batch size, the machine's budget."""
+    """How a run is carried out; None takes the ensemble's views, the checkpoints' pixels, the device's batch size and
+    the machine's budget.
+
+    `pixels="fast"` decodes at half size whatever the checkpoints were validated with, `exact` never does. `memory` is
+    how many gigabytes of pixels may be kept, beside the disk; a `budget` says both.
+    """
 
     views: str | None = None
     early_stop: str = "certified"
@@ -28,6 +32,8 @@ class RunOptions:
     device: str | Sequence[str] = "auto"
     budget: Budget | None = None
     engine: str = "auto"
+    pixels: str | None = None
+    memory: float | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -35,8 +41,14 @@ class RunOptions:
             check_choice("views", self.views, VIEWS)
         check_choice("early_stop", self.early_stop, EARLY_STOP)
         check_choice("engine", self.engine, ENGINES)
-        if self.engine == "openvino" and find_spec("openvino") is None:
-            raise ValueError("engine openvino needs the package openvino; pip install openvino, or take engine torch")
+        if self.pixels is not None:
+            check_choice("pixels", self.pixels, PIXELS)
+        if self.engine not in ("auto", "eager"):
+            remedy = lacking(self.engine)
+            if remedy is not None:
+                raise ValueError(f"engine {self.engine} needs what is not installed: {remedy}, or take engine auto")
+        if self.memory is not None and not self.memory >= 0:
+            raise ValueError(f"memory must be at least 0 gigabytes, got {self.memory}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
@@ -57,7 +69,7 @@ class RunReport:
     left_out: dict[str, str] = field(default_factory=dict)
     images_failed: dict[str, str] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
-    engine: str = ""
+    pixels: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.competition import CASSAVA, Competition
-from cassava_kit.data.table import list_images
 from cassava_kit.inference.clock import Clock, process_start
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.members import load_members, read_prior
 from cassava_kit.inference.report import RunOptions, RunReport, say, warn
-from cassava_kit.submission import write_submission
+from cassava_kit.submission import check_submission, submission_ids, write_submission
 
 
 def run_submission(
@@ -35,7 +35,7 @@ def run_submission(
     clock = Clock(time_limit, process_start() if started is None else started)
     out, weights_dir = Path(out), Path(weights_dir)
     options = options or RunOptions()
-    names = list_images(images_dir)
+    names = submission_ids(images_dir)
     prior = np.asarray(read_prior(weights_dir, competition))
     write_submission(out, names, [int(prior.argmax())] * len(names), competition)
     report = RunReport(str(out), len(names), time_limit=time_limit, early_stop={"kind": options.early_stop})
@@ -64,6 +64,31 @@ def run_submission(
     report.write(out.parent)
     say(f"{out}: {len(names)} images, {len(report.images_failed)} unreadable, {clock.used:.1f} s since the start")
     return report
+
+
+def run_at_home(
+    weights: str | Path,
+    images_dir: str | Path,
+    out: str | Path,
+    *,
+    time_limit: float | None = None,
+    options: RunOptions | None = None,
+) -> str:
+    """The verb submission: a folder of weights or its `ensemble.json` in, a checked file out; returns what to tell.
+
+    At home a missing folder is a slip of the pen: FileNotFoundError, and no file. A run in which no member voted is a
+    ValueError; the file that it leaves holds the prior's class.
+    """
+    weights = Path(weights)
+    folder = weights.parent if weights.name == ENSEMBLE_FILE else weights
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder of weights {folder}; give one with {ENSEMBLE_FILE} and its checkpoints")
+    report = run_submission(images_dir, folder, out, time_limit=time_limit, options=options)
+    summary = check_submission(out, images_dir)
+    if report.prior_alone and summary.n_images:
+        why = report.error or "; ".join(f"{name}: {reason}" for name, reason in report.left_out.items())
+        raise ValueError(f"{out} holds the prior's class alone: no member voted ({why or 'no time or no checkpoint'})")
+    return str(summary)
 
 
 def _write_labels(out: Path, names: list[str], competition: Competition, labels: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.forward import Forward, is_out_of_memory, load_forward
 from cassava_kit.inference.machine import free_on
 from cassava_kit.inference.pixels import Batch, Format, PixelStore
+from cassava_kit.inference.speedup import Engines
 from cassava_kit.inference.tta import View
 
 Deliver = Callable[[np.ndarray, np.ndarray], None]
@@ -25,20 +27,30 @@ LOADED_SHARE = 0.25
 
 @dataclass
 class Runner:
-    """Devices, the batch size and the clock; keeps models loaded while they fit into a quarter of the memory."""
+    """Devices, the batch size and the clock; keeps models loaded while they fit into a quarter of the memory.
+
+    `pixels` names the path from file to pixels for every checkpoint; None takes each header's.
+    """
 
     store: PixelStore
     devices: Sequence[torch.device]
     batch_size: int
     clock: Clock = field(default_factory=Clock)
-    engine: str = "torch"
+    engines: Engines = field(default_factory=Engines)
+    pixels: str | None = None
     load_seconds: float = 0.0
     slowest_load: float = 0.0
+    engine_names: dict[Path, str] = field(default_factory=dict)
     _loaded: dict[Path, list[Forward]] = field(default_factory=dict)
     room: int = 0
 
     def __post_init__(self) -> None:
         self.room = self.room or int(LOADED_SHARE * min(free_on(device) for device in self.devices))
+
+    @property
+    def at_once(self) -> int:
+        """Images under way when every device has a batch."""
+        return self.batch_size * len(self.devices)
 
     def load(self, path: Path) -> list[Forward]:
         """The checkpoint on every device, from memory if it is there; others make room where memory runs out."""
@@ -54,12 +66,23 @@ class Runner:
             while self._loaded and self._taken() + sum(f.n_bytes for f in replicas) > self.room:
                 del self._loaded[next(iter(self._loaded))]
             self._loaded[path] = replicas
+            self.engine_names[path] = replicas[0].engine_name
             self.slowest_load = max(self.slowest_load, time.monotonic() - start)
             self.load_seconds += time.monotonic() - start
         return self._loaded[path]
 
     def _load(self, path: Path) -> list[Forward]:
-        return [load_forward(path, d, engine=self.engine, batch_size=self.batch_size) for d in self.devices]
+        replicas = [load_forward(path, device) for device in self.devices]
+        for forward in replicas if self.pixels else []:
+            forward.info = forward.info.model_copy(update={"pixels": self.pixels})
+        for forward in replicas if len(self.store.paths) else []:
+            self.engines.speed_up(forward, partial(self.sample, format_of(forward)))
+        return replicas
+
+    def sample(self, wanted: Format) -> torch.Tensor:
+        """The first images, one batch, as a checkpoint wants to see them."""
+        rows = np.arange(min(self.batch_size, len(self.store.paths)))
+        return next(self.store.batches(rows, wanted, self.batch_size)).pixels
 
     def load_time(self, path: Path) -> float:
         """Seconds that loading may take: none for what is loaded, else the longest seen."""

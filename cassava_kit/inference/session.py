@@ -6,25 +6,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cassava_kit.inference.clock import Clock
-from cassava_kit.inference.engine import choose_engine
 from cassava_kit.inference.machine import describe_device, usable_devices, versions
-from cassava_kit.inference.members import Members, Part, foreign_probabilities, reweighted
-from cassava_kit.inference.pixels import Format, PixelStore
+from cassava_kit.inference.members import Members, Part, foreign_probabilities, reweighted, with_pixels
+from cassava_kit.inference.pixel_change import compare_pixels
+from cassava_kit.inference.pixels import Budget, Format, PixelStore
 from cassava_kit.inference.planner import Plan, arranged, choose_rows, make_units
 from cassava_kit.inference.predict import fitting_batch
 from cassava_kit.inference.progress import progress_bar
 from cassava_kit.inference.report import RunOptions, RunReport, say, warn
 from cassava_kit.inference.runner import Runner
+from cassava_kit.inference.speedup import Engines, kind_of
 from cassava_kit.inference.votes import StopRule, Votes
 
 WRITE_EVERY_SECONDS = 60.0
 MEASURED_BATCHES = 3
 # Measuring may take this share of the time that is left; its answers are votes like any other.
 MEASURING_SHARE = 0.05
+COMPARED_IMAGES = 64
 
 
 class Session:
@@ -40,6 +43,7 @@ class Session:
         report: RunReport,
         write: Callable[[np.ndarray], None],
     ) -> None:
+        members = members if options.pixels is None else with_pixels(members, options.pixels)
         self.paths, self.members, self.clock, self.options, self.report = paths, members, clock, options, report
         self.write = write
         self.units = make_units(members, options.views or members.views)
@@ -61,15 +65,19 @@ class Session:
             self.report.devices = [describe_device(device) for device in devices]
             formats = {Format(u.part.info.input_size, u.part.info.pixels) for u in self.units if u.part.info}
             keep = len(self.units) > 1
-            with PixelStore(self.paths, formats, budget=self.options.budget, keep=keep) as self.store:
+            pinned = devices[0].type == "cuda"
+            budget = self.options.budget or Budget.of_machine(self.options.memory)
+            with PixelStore(self.paths, formats, budget=budget, keep=keep, pinned=pinned) as self.store:
                 batch = fitting_batch(self.options.batch_size, devices[0], len(self.paths))
                 passes = len(self.paths) * max(Counter(unit.part.name for unit in self.units).values())
-                self.report.engine = choose_engine(self.options.engine, devices[0], passes)
-                self.runner = Runner(self.store, devices, batch, self.clock, self.report.engine)
+                engines = Engines(self.options.engine, passes, self.clock)
+                self.runner = Runner(self.store, devices, batch, self.clock, engines, self.options.pixels)
                 self.make_plan(overlap=devices[0].type != "cpu")
                 self.sweep()
                 self.report.timings |= {
                     "images_decoded": self.store.decoded,
+                    "decoding_threads": self.store.threads,
+                    "engines": [trial.as_json() for trial in engines.trials],
                     "loading": self.runner.load_seconds,
                     "work": self.reading + float(self.seconds.sum()),
                 }
@@ -88,6 +96,8 @@ class Session:
     def make_plan(self, *, overlap: bool) -> None:
         """Measure, arrange and print."""
         measured = self.measure()
+        if self.options.pixels is not None:
+            self.report.pixels = {"asked": self.options.pixels} | self.pixel_change()
         self.plan.left, self.plan.overlap = self.clock.left, overlap
         self.plan = arranged(self.plan)
         self.report.plan = self.plan.as_json()
@@ -102,7 +112,7 @@ class Session:
         """
         start = time.monotonic()
         allowed = MEASURING_SHARE * self.clock.left
-        rows = np.arange(min(len(self.paths), self.runner.batch_size * (1 + MEASURED_BATCHES)))
+        rows = np.arange(min(len(self.paths), self.runner.at_once * (1 + MEASURED_BATCHES)))
         self.plan.data_seconds = self.time_reading(rows)
         unknown = np.ones(len(self.units), bool)
         for kind in self.kinds():
@@ -114,14 +124,24 @@ class Session:
         self.plan.kept[[unit.part.name in self.report.left_out for unit in self.units]] = False
         return time.monotonic() - start
 
+    def pixel_change(self) -> dict[str, Any]:
+        """What the path to the pixels that was asked for changes in the cheapest checkpoint's answers, said aloud."""
+        part = next((part for parts in self.kinds() for part in parts if part.name not in self.report.left_out), None)
+        if part is None or MEASURING_SHARE * self.clock.left <= 4 * self.plan.seconds.max() * COMPARED_IMAGES:
+            return {}
+        change = compare_pixels(self.runner.load(part.path)[0], self.paths[:COMPARED_IMAGES], self.runner.batch_size)
+        say(
+            f"half-size decoding changes {change['labels_changed']} of {change['images']} labels of {part.name} "
+            f"(largest difference {change['largest_difference']:.1e}); this run takes {self.options.pixels} pixels"
+        )
+        return change
+
     def kinds(self) -> list[list[Part]]:
         """Checkpoints that cost the same (one architecture at one size), smallest files first."""
-        by_kind: dict[tuple[object, ...], list[Part]] = {}
+        by_kind: dict[tuple[str, ...], list[Part]] = {}
         for part in self.members.parts:
             if part.info is not None:
-                info = part.info
-                key = (info.model, str(info.model_args), info.head, info.input_size, info.pixels)
-                by_kind.setdefault(key, []).append(part)
+                by_kind.setdefault(kind_of(part.info), []).append(part)
         return sorted(by_kind.values(), key=lambda parts: parts[0].path.stat().st_size)
 
     def time_reading(self, rows: np.ndarray) -> float:
@@ -134,7 +154,7 @@ class Session:
 
     def time_kind(self, parts: Sequence[Part], rows: np.ndarray) -> dict[int, float]:
         """Seconds per image of every unit of one kind, from its first checkpoint that works."""
-        batch = self.runner.batch_size
+        batch = self.runner.at_once
         for part in parts:
             own = [u for u, unit in enumerate(self.units) if unit.part is part]
             plain = self.run_unit(own[0], rows[:batch])
@@ -238,7 +258,12 @@ class Session:
             warn(f"{name} cannot be read and gets the prior's class: {reason}")
         report.class_counts = np.bincount(votes.labels(), minlength=len(votes.prior)).tolist()
         report.members_used = [
-            {"file": part.name, "member": part.member, "weight": part.weight}
+            {
+                "file": part.name,
+                "member": part.member,
+                "weight": part.weight,
+                "engine": self.runner.engine_names.get(part.path) if part.info is not None else None,
+            }
             for part in reweighted([part for part in self.members.parts if part.name not in report.left_out])
         ]
         alive = max(1, int((~votes.dead).sum()))
@@ -261,5 +286,6 @@ def stop_rule(asked: str, members: Members) -> StopRule:
         warn("the ensemble file has no calibrated stop: images stop only when they are certain")
         return StopRule("certified")
     rule = StopRule("calibrated", *(float(stored[key]) for key in ("threshold", "min_share", "changed")))
-    say(f"calibrated stop: {100 * rule.changed:.2f} % of the labels are expected to differ from the full ensemble's")
+    most = f" (at most {100 * float(stored['changed_at_most']):.2f} %)" if "changed_at_most" in stored else ""
+    say(f"calibrated stop: {100 * rule.changed:.2f} % of the labels{most} are expected to differ from all votes'")
     return rule

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,27 +108,6 @@ class StopRule:
             needed = self.threshold * np.sqrt((1 - share) / np.maximum(share, ROUNDING))
             done |= (share >= self.min_share) & (margins / np.maximum(seen, ROUNDING) >= needed)
         return done
-
-
-def calibrate_stop(
-    pred_probs: np.ndarray, weights: Sequence[float], *, target: float = 0.002, n_orders: int = 20, seed: int = 0
-) -> StopRule:
-    """The least threshold at which at most `target` of the out-of-fold labels differ from the full ensemble's.
-
-    pred_probs (M, N, K) are the members' OOF probabilities, weights (M,) theirs. The share is the mean over random
-    orders of the members, since the order of a submission follows their cost.
-    """
-    if len(pred_probs) < 2:
-        raise ValueError(f"calibrated stopping needs the OOF of at least 2 members, got {len(pred_probs)}")
-    w = np.asarray(weights, float) / np.sum(weights)
-    orders = [np.random.default_rng(seed + i).permutation(len(w)) for i in range(n_orders)]
-    full = np.tensordot(w, pred_probs, axes=1).argmax(axis=1)
-    for threshold in np.geomspace(0.01, 10, 61):
-        rule = StopRule("calibrated", float(threshold), float(w.min()))
-        changed = float(np.mean([np.mean(simulate_stop(pred_probs, w, order, rule)[0] != full) for order in orders]))
-        if changed <= target:
-            return StopRule("calibrated", float(threshold), float(w.min()), changed)
-    return StopRule("certified")
 
 
 def simulate_stop(

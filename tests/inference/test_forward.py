@@ -65,6 +65,15 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path, error: Exception) -> Non
     assert np.array_equal(answer, probabilities(greedy(tmp_path, 8, error), pixels(8)))
 
 
+def test_the_next_batches_are_cut_at_once(tmp_path: Path) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory")
+    halving = greedy(tmp_path, 3, error)
+    probabilities(halving, pixels(8))
+    halving.model.error = AssertionError("tried a batch that is known not to fit")
+    assert np.array_equal(probabilities(halving, pixels(8)), probabilities(greedy(tmp_path, 8, error), pixels(8)))
+    assert halving.model.batches == [2] * 8 and halving.most == 2
+
+
 def test_one_image_that_does_not_fit_and_other_errors_are_raised(tmp_path: Path) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         probabilities(greedy(tmp_path, 0, torch.OutOfMemoryError("out of memory")), pixels(4))
@@ -89,7 +98,13 @@ def test_an_overflow_in_half_precision_is_computed_again(tmp_path: Path) -> None
     answer = probabilities(half, pixels())
     assert half.dtype == torch.float32
     assert np.isfinite(answer).all()
-    assert np.allclose(answer, probabilities(Forward(Loud(), info, CPU), pixels()), atol=1e-6)
+    exact = probabilities(Forward(Loud(), info, CPU), pixels())
+    assert np.allclose(answer, exact, atol=1e-6)
+    # On a GPU the next batch is under way in half precision before the first one's overflow is seen.
+    half = Forward(Loud(), info, CPU, torch.float16)
+    started = [half.start(pixels(), PLAIN), half.start(pixels(), PLAIN)]
+    for one in started:
+        assert np.allclose(half.finish(one, pixels(), PLAIN), exact, atol=1e-6)
 
 
 def test_half_precision_stays_where_it_holds(tmp_path: Path) -> None:

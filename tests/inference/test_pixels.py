@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cassava_kit.data import images as image_files
 from cassava_kit.data.images import load_image
@@ -132,3 +133,16 @@ def test_giving_up_early_leaves_no_thread_at_work(images: Path) -> None:
         batches.close()
         assert store.decoded <= 21
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_reading_leaves_the_model_its_cores(images: Path) -> None:
+    """`set_num_threads` in a decoding thread holds for the whole process: the model would run on one core."""
+    torch.set_num_threads(2)
+    with PixelStore(sorted(images.iterdir()), [SMALL]) as store:
+        read_all(store, SMALL)
+        assert torch.get_num_threads() == 2
+
+
+def test_the_budget_takes_the_gigabytes_asked_for() -> None:
+    assert Budget.of_machine(0.5).memory == 500_000_000
+    assert 0 < Budget.of_machine().memory < 10**13

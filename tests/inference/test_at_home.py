@@ -1,0 +1,115 @@
+"""The verb submission: every option reaches the run, and slips of the pen are one line and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import ROOT, full_ensemble, read_labels, run_python
+
+from cassava_kit.inference import run as run_module
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE
+from cassava_kit.inference.report import RunOptions, RunReport
+from cassava_kit.inference.run import run_at_home
+from cassava_kit.submission import check_submission
+
+CPU = RunOptions(device="cpu", batch_size=4, progress=False)
+
+
+def test_the_command_writes_the_full_ensembles_labels(images: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "submission.csv"
+    arguments = ["--weights", str(weights), "--images", str(images), "--out", str(out)]
+    settings = ["--time-limit", "300", "--early-stop", "off", "--engine", "eager", "--memory", "0.1", "--exact"]
+    text = run_python(["-m", "cassava_kit", "submission", *arguments, *settings, "--views", "flips"])
+    assert text.splitlines()[-1] == str(check_submission(out, images))
+    assert read_labels(out).tolist() == full_ensemble(images, weights).argmax(1).tolist()
+    report = json.loads((out.parent / "run.json").read_text())
+    assert report["time_limit"] == 300 and report["views"] == "flips" and report["finished"]
+    assert report["early_stop"]["kind"] == "off" and report["pixels"]["asked"] == "exact"
+    assert {member["engine"] for member in report["members_used"]} == {"eager"}
+    # From the start of the process: Python and the kit had to be imported before the clock was read.
+    assert 0.05 < report["timings"]["first_file"] < 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "nowhere"], "no folder of weights nowhere"),
+        (["--images", "nowhere"], "no folder nowhere"),
+        (["--early-stop", "soon"], "early_stop must be one of certified, calibrated, off, got 'soon'"),
+        (["--engine", "tvm"], "engine must be one of auto, eager, compiled, onnx, openvino, got 'tvm'"),
+        (["--views", "all"], "views must be one of none, flips, d4, d4+zoom"),
+        (["--memory", "-1"], "memory must be at least 0 gigabytes, got -1.0"),
+        (["--time-limit", "0"], "the time limit must be more than 0 seconds, got 0.0"),
+    ],
+)
+def test_slips_are_one_line(
+    images: Path, weights: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cassava_kit.__main__ import app
+    from cassava_kit.cli import run_app
+
+    given = {"--weights": str(weights), "--images": str(images), "--out": str(tmp_path / "s.csv")}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    code = run_app(app, ["submission", *(word for pair in given.items() for word in pair)])
+    error = capsys.readouterr().err
+    assert code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_the_ensemble_file_stands_for_its_folder(images: Path, weights: Path, tmp_path: Path) -> None:
+    told = run_at_home(weights / ENSEMBLE_FILE, images, tmp_path / "s.csv", options=CPU)
+    assert told == str(check_submission(tmp_path / "s.csv", images))
+
+
+def test_a_run_without_a_vote_is_an_error_with_its_reasons(images: Path, weights: Path, tmp_path: Path) -> None:
+    for path in weights.glob("*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"prior's class alone: no member voted \(.*vit-fold0.*not a whole"):
+        run_at_home(weights, images, tmp_path / "s.csv", options=CPU)
+    assert set(read_labels(tmp_path / "s.csv")) == {3}
+
+
+@pytest.mark.parametrize(("flag", "pixels"), [("--half-size", "fast"), ("--exact", "exact"), (None, None)])
+def test_options_arrive(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str | None, pixels: str | None
+) -> None:
+    from cassava_kit.verbs.submission import submission
+
+    seen: list[object] = []
+
+    def run(*where: object, time_limit: float, options: RunOptions) -> str:
+        seen.extend([*where, time_limit, options])
+        return "done"
+
+    monkeypatch.setattr(run_module, "run_at_home", run)
+    half = None if flag is None else flag == "--half-size"
+    submission(weights, images, tmp_path / "s.csv", 60.0, "calibrated", "eager", "d4", 2.0, half, "cpu")
+    options = RunOptions("d4", "calibrated", device="cpu", engine="eager", pixels=pixels, memory=2.0)
+    assert seen == [weights, images, tmp_path / "s.csv", 60.0, options]
+
+
+def test_half_size_decoding_states_what_it_changes(images: Path, weights: Path, tmp_path: Path) -> None:
+    from tiny_members import write_image
+
+    for i in range(21):
+        write_image(images / f"{i:03d}.jpg", i, size=(200, 260))
+    options = RunOptions(device="cpu", batch_size=4, progress=False, pixels="fast")
+    report = run_module.run_submission(images, weights, tmp_path / "s.csv", options=options)
+    assert report.pixels["asked"] == "fast" and report.pixels["images"] == 21
+    assert 0 < report.pixels["mean_difference"] < report.pixels["largest_difference"] < 0.2
+    assert isinstance(report, RunReport) and not report.left_out
+
+
+def test_the_time_limit_counts_the_time_before_our_first_line(images: Path, weights: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time; time.sleep(3)\n"
+        "from cassava_kit.inference.run import run_submission\n"
+        "r = run_submission(*sys.argv[1:4], time_limit=3)\n"
+        "print(r.prior_alone, r.timings['first_file'])\n"
+    )
+    command = [sys.executable, "-c", code, str(images), str(weights), str(tmp_path / "s.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    alone, first = done.stdout.split()[-2:]
+    assert alone == "True" and float(first) > 3

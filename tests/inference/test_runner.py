@@ -1,0 +1,116 @@
+"""Devices played on the CPU: GPUs that do not compute, memory that runs out while loading, several at once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import full_ensemble, read_labels, submit
+
+from cassava_kit.inference import machine, runner
+from cassava_kit.inference.forward import Forward
+from cassava_kit.inference.machine import usable_devices
+from cassava_kit.inference.pixels import Format, PixelStore
+from cassava_kit.inference.runner import Runner
+from cassava_kit.inference.tta import make_views
+
+CPU = torch.device("cpu")
+PLAIN = make_views("none")[0]
+
+
+def test_a_gpu_that_is_announced_and_does_not_compute_is_not_used(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if any(map(machine._computes, (torch.device("cuda", 0), torch.device("cuda", 1)))):
+        pytest.skip("here is a GPU that does compute")
+    assert usable_devices() == (CPU,)
+    labels, report = submit(images, weights, tmp_path / "s.csv", device="auto")
+    assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()
+    assert report.error is None and report.devices[0].startswith("cpu")
+
+
+def test_every_gpu_that_computes_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(machine, "_computes", lambda device: device.index != 1)
+    assert usable_devices() == (torch.device("cuda", 0), torch.device("cuda", 2))
+    assert usable_devices("cuda:1") == (torch.device("cuda", 1),)
+
+
+def make_runner(images: Path, devices: int = 1) -> tuple[PixelStore, Runner]:
+    store = PixelStore(sorted(images.iterdir()), [Format((32, 32)), Format((48, 48))])
+    return store, Runner(store, [CPU] * devices, 4)
+
+
+def test_loaded_models_make_room_when_loading_runs_out_of_memory(
+    images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, work = make_runner(images)
+    real, calls = runner.load_forward, []
+
+    def load(path: Path, device: torch.device) -> Forward:
+        calls.append(path.name)
+        if work._loaded:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(path, device)
+
+    monkeypatch.setattr(runner, "load_forward", load)
+    with store:
+        work.load(weights / "res-fold0.safetensors")
+        work.load(weights / "vit-fold0.safetensors")
+        assert calls == ["res-fold0.safetensors", "vit-fold0.safetensors", "vit-fold0.safetensors"]
+        assert list(work._loaded) == [weights / "vit-fold0.safetensors"]
+        monkeypatch.setattr(runner, "load_forward", lambda *_: (_ for _ in ()).throw(RuntimeError("bad file")))
+        with pytest.raises(RuntimeError, match="bad file"):
+            work.load(weights / "eff-fold0.safetensors")
+        assert list(work._loaded) == [weights / "vit-fold0.safetensors"]  # another error costs nobody his place
+
+
+def test_models_beyond_the_room_are_given_back(images: Path, weights: Path) -> None:
+    store, work = make_runner(images)
+    with store:
+        first = work.load(weights / "res-fold0.safetensors")[0]
+        work.room = int(1.5 * first.n_bytes)
+        work.load(weights / "res-fold1.safetensors")
+        assert list(work._loaded) == [weights / "res-fold1.safetensors"]
+
+
+def test_several_devices_share_the_batches_and_each_row_comes_once(
+    images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, work = make_runner(images, devices=2)
+    replicas = work.load(weights / "res-fold0.safetensors")
+    busy: list[int] = []
+    real = Forward.start
+
+    def start(self: Forward, pixels: torch.Tensor, view: object) -> torch.Tensor:
+        busy.append(replicas.index(next(r for r in replicas if r is self)))
+        return real(self, pixels, view)
+
+    monkeypatch.setattr(Forward, "start", start)
+    seen: list[np.ndarray] = []
+    with store:
+        done = work.run(
+            weights / "res-fold0.safetensors", PLAIN, np.arange(21), lambda rows, p: seen.append(rows.copy())
+        )
+    assert done == 21 and sorted(np.concatenate(seen)) == list(range(21))
+    assert len(busy) == 6 and set(busy) <= {0, 1} and work.at_once == 8
+
+
+def test_memory_that_runs_out_in_a_run_changes_no_label(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Forward._logits
+
+    def scarce(self: Forward, batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    expected = full_ensemble(images, weights).argmax(1).tolist()
+    monkeypatch.setattr(Forward, "_logits", scarce)
+    labels, report = submit(images, weights, tmp_path / "s.csv", batch_size=8)
+    assert labels.tolist() == expected == read_labels(tmp_path / "s.csv").tolist()
+    assert not report.left_out and report.error is None
