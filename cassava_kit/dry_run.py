@@ -24,7 +24,7 @@ from cassava_kit.folds import Folds, make_folds, write_folds
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.layout import Layout
-from cassava_kit.kaggle.packing import Selection, keep_evidence, score_facts
+from cassava_kit.kaggle.packing import Selection, keep_evidence, oof_facts
 from cassava_kit.kaggle.rehearsal import Rehearsal, Setting
 from cassava_kit.kaggle.road import Turn, rehearse_in_turn
 from cassava_kit.oof import Evidence, Score, accuracy, average, gather, majority
@@ -254,13 +254,12 @@ def describe(plan: DryRun, evidence: Evidence, judgement: Judgement, checkpoints
         )
         for name, weight, probabilities in zip(evidence.names, judgement.weights, evidence.pred_probs, strict=True)
     )
-    score = accuracy(evidence.labels, average(evidence, judgement.weights).probabilities)
     return Ensemble(
         members=listed,
         views=plan.views,
         prior=tuple((counts / counts.sum()).tolist()),
         fold_hash=evidence.fold_hash,
-        oof=score_facts(score),
+        oof=oof_facts(evidence, judgement.weights),
     )
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from cassava_kit.checkpoint import CheckpointInfo, read_info
 from cassava_kit.files import read_json
 from cassava_kit.folds import Folds, read_folds, write_folds
+from cassava_kit.inference.calibrated import ensemble_evidence
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
-from cassava_kit.oof import Score, accuracy, average, gather
+from cassava_kit.oof import Evidence, accuracy, average, gather
 from cassava_kit.predictions import Predictions, read_predictions, write_predictions
 
 CHECKPOINT = "best.safetensors"
@@ -94,10 +95,9 @@ def from_runs(
         return Selection(ensemble, checkpoints, notes=(*notes, "without --folds there is no evidence for --finals"))
     split = read_folds(folds)
     evidence = gather([read_predictions(folders[name] / "oof.csv") for name in listed], split, listed)
-    blended = average(evidence, np.array([share[name] for name in listed]))
-    score = accuracy(evidence.labels, blended.probabilities)
-    scored = ensemble.model_copy(update={"oof": score_facts(score)})
-    return Selection(scored, checkpoints, (blended, split), tuple(notes))
+    shares = np.array([share[name] for name in listed])
+    scored = ensemble.model_copy(update={"oof": oof_facts(evidence, shares)})
+    return Selection(scored, checkpoints, (average(evidence, shares), split), tuple(notes))
 
 
 def _known_views(views: str) -> str:
@@ -108,9 +108,11 @@ def _known_views(views: str) -> str:
     return views
 
 
-def score_facts(score: Score) -> dict[str, Any]:
-    """An out-of-fold score as the ensemble file keeps it."""
-    return {"accuracy": score.accuracy, "standard_error": score.standard_error, "rows": score.n, "labels": "given"}
+def oof_facts(evidence: Evidence, weights: np.ndarray) -> dict[str, Any]:
+    """What the ensemble file keeps of out-of-fold evidence: the score, what members are worth, when votes may stop."""
+    score = accuracy(evidence.labels, average(evidence, weights).probabilities)
+    facts = {"accuracy": score.accuracy, "standard_error": score.standard_error, "rows": score.n, "labels": "given"}
+    return facts | ensemble_evidence(evidence.names, evidence.labels, evidence.pred_probs, weights)
 
 
 def _member(name: str, weight: float, infos: Sequence[CheckpointInfo]) -> EnsembleMember:

@@ -15,7 +15,7 @@ import csv
 
 SUBMISSION = OUTPUT / "submission.csv"
 IMAGES = competition_folder(SETTINGS["test_images"], SETTINGS["sample_submission"]) / SETTINGS["test_images"]
-FILES = [entry.name for entry in os.scandir(IMAGES) if entry.is_file() and not entry.name.startswith(".")]
+FILES = [entry.name for entry in os.scandir(IMAGES) if not entry.name.startswith(".")]
 IDS = sorted(name for name in FILES if name.lower().endswith(tuple(SETTINGS["suffixes"])))
 PART = OUTPUT / "submission.csv.part"
 with PART.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -31,5 +31,5 @@ def test_a_start_is_compared_with_random_weights(tiny_dir, tiny_folds, tmp_path,
 
 
 def test_a_start_is_a_name_and_a_file(tmp_path):
-    with pytest.raises(ValueError, match="--init takes NAME=FILE, got 'b.safetensors'"):
+    with pytest.raises(ValueError, match=r"--init takes NAME=FILE, got 'b\.safetensors'"):
         ssl_report("small_resnet", tmp_path, tmp_path / "folds.csv", ["b.safetensors"])
