@@ -8,20 +8,27 @@ from typing import Annotated
 import typer
 
 from cassava_kit.cli import run_app
-from cassava_kit.verbs import data, evidence, pretraining, training
+from cassava_kit.verbs import data, evidence, pages, pretraining, submission, training
 
 VERBS = (
     data.sample,
     data.sheet,
+    data.tfrecords,
     data.folds,
+    data.splits,
+    pages.eda,
+    pages.report,
     training.recipes,
     training.train,
     pretraining.pretrain,
+    pretraining.ssl_report,
     evidence.predict,
     evidence.ensemble,
     evidence.compare,
     evidence.clean,
     evidence.review,
+    evidence.ablate,
+    submission.submission,
 )
 
 app = typer.Typer(

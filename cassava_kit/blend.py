@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,10 @@ class Judgement:
     weights: np.ndarray
 
     def __str__(self) -> str:
-        lines = [f"{name:8s} {c.b}   against the mean {c.verdict()}" for name, c in self.comparisons.items()]
+        level = next(iter(self.comparisons.values())).level
+        lines = [f"{'mean':8s} {next(iter(self.comparisons.values())).a}"]
+        lines += [f"{name:8s} {c.b}   against the mean {told(c)}" for name, c in self.comparisons.items()]
+        lines.append(f"(intervals at {level:.1%} each, so that all hold together)")
         if self.chosen == "mean":
             why = "no other weights are proved better, and a tie goes to the mean"
         else:
@@ -59,6 +63,12 @@ class BlendReport:
 
     def __str__(self) -> str:
         return report_text(self)
+
+
+def told(comparison: Comparison) -> str:
+    """A comparison's verdict, and where it is not proved how many images would prove it."""
+    wanting = comparison.wanting()
+    return f"{comparison.verdict()}{f' ({wanting})' if wanting else ''}"
 
 
 def mean_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
@@ -216,8 +226,8 @@ def report_text(report: BlendReport) -> str:
     width = max(len(name) for name in (*report.names, "plain mean"))
     lines = [f"{name:{width}s}  {score}" for name, score in report.members.items()]
     lines += [f"{'plain mean':{width}s}  {report.ensemble}", f"{'majority':{width}s}  {report.majority}"]
-    lines += ["", "adds to the plain mean of the others:"]
-    lines += [f"{name:{width}s}  {c.verdict()}" for name, c in report.adds.items()] or ["(one member alone)"]
+    lines += ["", "what each member adds to the plain mean of the others (or costs it):"]
+    lines += [f"{name:{width}s}  {effect(c)}" for name, c in report.adds.items()] or ["(one member alone)"]
     lines += ["", "correlation of errors:"]
     lines += [
         f"{name:{width}s}  " + " ".join(f"{value:5.2f}" for value in row)
@@ -225,6 +235,37 @@ def report_text(report: BlendReport) -> str:
     ]
     lines += ["", "weights judged by nested cross-validation:", str(report.judgement)]
     return "\n".join([*lines, "", f"calibration of the plain mean: {report.calibration}"])
+
+
+def effect(c: Comparison) -> str:
+    """Whether a member adds or costs, as far as it is proved."""
+    word = ("adds" if c.difference > 0 else "costs") if c.proved else "nothing proved"
+    return f"{c.difference:+.4f} ± {c.half_width:.4f}: {word}{f' ({c.wanting()})' if not c.proved else ''}"
+
+
+def account(report: BlendReport) -> dict[str, Any]:
+    """The report as plain values, for the weights file."""
+    calibration = report.calibration
+    return {
+        "members": {name: score.accuracy for name, score in report.members.items()},
+        "plain_mean": report.ensemble.accuracy,
+        "standard_error": report.ensemble.standard_error,
+        "majority": report.majority.accuracy,
+        "against_mean": {
+            name: {"difference": c.difference, "interval": list(c.interval), "level": c.level, "proved": c.proved}
+            for name, c in report.judgement.comparisons.items()
+        },
+        "adds": {
+            name: {"difference": c.difference, "interval": list(c.interval), "proved": c.proved}
+            for name, c in report.adds.items()
+        },
+        "error_correlation": report.error_correlation.round(6).tolist(),
+        "calibration": {
+            "ece": [calibration.ece_before, calibration.ece_after],
+            "logloss": [calibration.logloss_before, calibration.logloss_after],
+            "temperatures": calibration.temperatures.tolist(),
+        },
+    }
 
 
 def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
@@ -237,5 +278,5 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
         for name, path, weight in zip(evidence.names, oof, chosen.weights, strict=True)
     ]
     content = {"members": members, "method": chosen.chosen, "fold_hash": evidence.fold_hash, "labels": "given"}
-    write_json(out, content)
+    write_json(out, {**content, "report": account(report)})
     return f"{report}\n{out}"

@@ -54,6 +54,12 @@ class Comparison:
         """The short form: `+0.0012 ± 0.0020: not proved`."""
         return f"{self.difference:+.4f} ± {self.half_width:.4f}: {'proved' if self.proved else 'not proved'}"
 
+    def wanting(self) -> str:
+        """How many images would prove it: empty where it is proved."""
+        if self.images_needed is None:
+            return "no number of images would prove a difference"
+        return "" if self.proved else f"about {self.images_needed:,} images would prove a difference of this size"
+
     def __str__(self) -> str:
         return sentence(self)
 
@@ -139,7 +145,7 @@ def sentence(result: Comparison) -> str:
         f"({b} alone right {result.only_b:,} times, {a} alone {result.only_a:,} times)",
     ]
     if result.images_needed is None:
-        lines.append("They are equally often right: no number of images would prove a difference.")
+        lines.append(f"They are equally often right: {result.wanting()}.")
     elif not result.proved:
-        lines.append(f"About {result.images_needed:,} images would prove a difference of this size.")
+        lines.append(f"A{result.wanting()[1:]}.")
     return "\n".join(lines)

@@ -94,9 +94,7 @@ def stages(model: nn.Module) -> list[list[str]]:
     from timm.models import group_parameters
 
     if not hasattr(model, "group_matcher"):
-        raise ValueError(
-            f"{type(model).__name__} names no stages, which layer_decay and unfreeze_every need"
-        )
+        raise ValueError(f"{type(model).__name__} names no stages, which layer_decay and unfreeze_every need")
     head = head_parameters(model)
     groups = group_parameters(model, model.group_matcher(coarse=True))
     named = [[name for name in groups[depth] if name not in head] for depth in sorted(groups)]

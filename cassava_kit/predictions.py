@@ -135,6 +135,9 @@ def read_predictions(path: str | Path) -> Predictions:
             raise ValueError(
                 f"{header_path} is not a prediction header ({field}: {error.errors()[0]['msg']})"
             ) from None
-    if "fold" in frame and not pd.api.types.is_integer_dtype(frame["fold"]):
-        raise ValueError(f"{path} must have whole numbers in the column fold")
+    if "fold" in frame:
+        numbers = pd.to_numeric(frame["fold"], errors="coerce")
+        if numbers.isna().any() or (numbers % 1 != 0).any():
+            raise ValueError(f"{path} must have whole numbers in the column fold")
+        frame["fold"] = numbers.astype(int)  # other frameworks write 2.0 for 2
     return check_predictions(Predictions(frame, header), str(path))

@@ -15,6 +15,7 @@ from cassava_kit.blend import (
     nested,
     weigh_files,
 )
+from cassava_kit.calibration import ece
 from cassava_kit.compare import compare_files
 from cassava_kit.folds import make_folds, write_folds
 from cassava_kit.oof import Evidence
@@ -124,6 +125,17 @@ def test_the_report_says_what_each_member_adds_or_costs():
         assert word in text
 
 
+def test_what_is_not_proved_says_how_many_images_would_prove_it():
+    e = evidence([2.5, 2.4], n=60)
+    adds = leave_one_out(e)
+    assert not any(c.proved for c in adds.values())
+    lines = str(blend_report(e)).splitlines()
+    first = next(line for line in lines if line.startswith("m0") and "±" in line and ": nothing proved" in line)
+    assert f"about {adds['m0'].images_needed:,} images would prove" in first
+    strong = str(blend_report(evidence([1.5, 1.5, -0.5])))
+    assert ": adds" in strong and ": costs" in strong and "nothing proved" not in strong
+
+
 def test_errors_correlate_as_numpy_says():
     e = evidence([1.5, 1.0, 0.5])
     assert np.allclose(error_correlation(e), np.corrcoef(e.pred_probs.argmax(axis=2) != e.labels))
@@ -161,6 +173,11 @@ def test_files_go_in_and_weights_come_out(tmp_path):
     written = json.loads((tmp_path / "weights.json").read_text())
     assert [m["name"] for m in written["members"]] == ["a", "b"] and written["fold_hash"] == split.hash
     assert sum(m["weight"] for m in written["members"]) == pytest.approx(1)
+    said = written["report"]
+    assert said["members"]["a"] == pytest.approx((e.pred_probs[0].argmax(axis=1) == e.labels).mean())
+    assert said["calibration"]["ece"][0] == pytest.approx(ece(e.labels, e.pred_probs.mean(axis=0)), abs=1e-6)
+    assert np.allclose(said["error_correlation"], error_correlation(e), atol=1e-5)
+    assert set(said["against_mean"]) == {"logloss", "greedy", "stack"} and set(said["adds"]) == {"a", "b"}
     assert written["method"] in text and "m2" not in text
     verdict = compare_files(files[1], files[0], tmp_path / "folds.csv")
     assert verdict.names == ("b", "a") and verdict.proved and verdict.difference > 0

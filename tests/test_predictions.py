@@ -65,6 +65,7 @@ BROKEN = {
     "negative": ("image_id,p0,p1\na,1.1,-0.1\n", "softmax"),
     "a sum over one": ("image_id,p0,p1\na,.6,.5\n", "sum to 1"),
     "a fold that is no number": ("image_id,p0,p1,fold\na,.5,.5,one\n", "whole numbers in the column fold"),
+    "half a fold": ("image_id,p0,p1,fold\na,.5,.5,1.5\n", "whole numbers in the column fold"),
     "a fold left out": ("image_id,p0,p1,fold\na,.5,.5,0\nb,.5,.5,\n", "whole numbers in the column fold"),
 }
 
@@ -76,6 +77,11 @@ def test_a_broken_file_is_refused_by_name(tmp_path, case):
     with pytest.raises(ValueError, match=message) as error:
         read_predictions(tmp_path / "bad.csv")
     assert "bad.csv" in str(error.value)
+
+
+def test_folds_written_as_decimals_are_whole_numbers(tmp_path):
+    (tmp_path / "foreign.csv").write_text("image_id,p0,p1,fold\na,.5,.5,2.0\nb,.5,.5,0.0\n")
+    assert read_predictions(tmp_path / "foreign.csv").frame["fold"].tolist() == [2, 0]
 
 
 def test_a_missing_file_is_named(tmp_path):

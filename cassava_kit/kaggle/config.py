@@ -12,7 +12,8 @@ from cassava_kit.files import read_json
 METADATA_FILE = "dataset-metadata.json"
 PLACEHOLDER_OWNER = "your-kaggle-name"
 # What the kernels need and Kaggle's image lacks; all are pure Python, so one wheel serves every Python of the image.
-EXTRA_WHEELS = ("ttach", "cleanlab", "lightly", "lightning")
+COMMAND_LINE = ("typer", "rich", "shellingham", "annotated-doc")
+EXTRA_WHEELS = ("ttach", "cleanlab", "lightly", "lightning", *COMMAND_LINE)
 # The libraries whose version decides whether a kernel runs; their ranges come from requirements.txt.
 TESTED_LIBRARIES = ("torch", "torchvision", "timm", "albumentations")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.files import write_text
-from cassava_kit.kaggle.config import KaggleConfig, read_config
+from cassava_kit.kaggle.config import COMMAND_LINE, KaggleConfig, read_config
 
 KERNEL_METADATA = "kernel-metadata.json"
 # The competition allows nine hours on a GPU; what is left of it is for start-up and for writing the result.
@@ -46,8 +46,10 @@ class Kernel:
 SUBMISSION_KERNEL = Kernel("ensemble-submission", ("cassava-kit", "ttach"), weights=True)
 KERNELS = (
     SUBMISSION_KERNEL,
-    Kernel("train-folds", ("cassava-kit", "lightning"), own_output=True, seconds=SESSION_SECONDS),
-    Kernel("pretrain-ssl", ("cassava-kit", "lightning", "lightly"), own_output=True, seconds=SESSION_SECONDS),
+    Kernel("train-folds", ("cassava-kit", *COMMAND_LINE, "lightning"), own_output=True, seconds=SESSION_SECONDS),
+    Kernel(
+        "pretrain-ssl", ("cassava-kit", *COMMAND_LINE, "lightning", "lightly"), own_output=True, seconds=SESSION_SECONDS
+    ),
     Kernel("eda", ("cassava-kit",), gpu=False, seconds=SESSION_SECONDS),
 )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,9 @@ from cassava_kit.noise.decisions import (
     write_report,
 )
 from cassava_kit.noise.detect import Detection, find_errors
+from cassava_kit.noise.embedding import backbone_embedding, read_embedding
 from cassava_kit.oof import Evidence, gather_files
+from cassava_kit.paths import cache_dir
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,47 @@ class Cleaning:
     evidence: Evidence
     caps: Caps
     classes: tuple[str, ...]
+    embedding: str | None = None
+
+    def header(self) -> dict[str, Any]:
+        """What the file beside the report says: split, members, counts, caps, counts by class, noise matrix."""
+        detection = self.detection
+        by_class = class_table(self.report, self.classes)
+        return {
+            "kind": "noise-report",
+            "fold_hash": self.evidence.fold_hash,
+            "members": list(self.evidence.names),
+            "embedding": self.embedding,
+            "labels": "given",
+            "rows": len(self.report),
+            "flagged": int(detection.flags.sum()),
+            "confident_learning": detection.confident,
+            "plain_disagreement": detection.disagreeing,
+            "removed": int((~self.report["keep"]).sum()),
+            "cap": self.caps.overall,
+            "class_cap": self.caps.per_class,
+            "disagreement": detection.disagreement,
+            "ratio": detection.ratio,
+            "classes": [
+                {"class": name, "rows": int(rows), "flagged": int(flagged), "removed": int(removed)}
+                for name, rows, flagged, removed in by_class[["class", "rows", "flagged", "removed"]].itertuples(
+                    index=False
+                )
+            ],
+            "noise_matrix": estimated_noise(self.report, len(self.classes)).round(6).tolist(),
+        }
 
     def __str__(self) -> str:
         removed = int((~self.report["keep"]).sum())
         matrix = pd.DataFrame(estimated_noise(self.report, len(self.classes))).map("{:.3f}".format)
+        n = len(self.report)
         return "\n".join(
             [
-                f"evidence: {', '.join(self.evidence.names)} on {len(self.report):,} rows, given labels",
+                f"evidence: {', '.join(self.evidence.names)} on {n:,} rows, given labels"
+                f"{f'; neighbours in {self.embedding}' if self.embedding else ''}",
+                f"the members' mean alone: confident learning flags {self.detection.confident:,} "
+                f"({self.detection.confident / n:.1%}), its most probable class is another one for "
+                f"{self.detection.disagreeing:,} ({self.detection.disagreeing / n:.1%})",
                 str(self.detection),
                 f"{removed:,} rows are removed from training (cap {self.caps.overall:.0%} of all, "
                 f"{self.caps.per_class:.0%} of a class); validation keeps every row and its given label",
@@ -77,58 +115,50 @@ def clean_files(
     *,
     caps: Caps | None = None,
     embedding: Path | None = None,
+    backbone: tuple[Path, Path] | None = None,
     decisions: Path | None = None,
 ) -> Cleaning:
-    """`clean` on files: writes the report `out` and beside it a header naming the fold file's hash."""
-    caps = caps or Caps()
+    """`clean` on files: writes the report `out` and beside it a header naming the fold file's hash.
+
+    Neighbours come from a file `embedding`, or from `backbone`: a checkpoint and the competition folder it looks at.
+    """
+    check_out(out, folds, [*oof, *filter(None, (embedding, decisions))])
     decided = read_decisions(decisions) if decisions is not None else None
     evidence = gather_files(oof, read_folds(folds))
-    vectors = read_embedding(embedding, evidence.image_ids) if embedding is not None else None
-    cleaning = clean(evidence, caps=caps, embedding=vectors, decisions=decided)
+    vectors, source = embedding_of(evidence.image_ids, embedding, backbone)
+    found = clean(evidence, caps=caps, embedding=vectors, decisions=decided)
+    cleaning = replace(found, embedding=source)
     write_report(out, cleaning.report)
-    detection = cleaning.detection
-    header = {
-        "kind": "noise-report",
-        "fold_hash": evidence.fold_hash,
-        "members": list(evidence.names),
-        "embedding": embedding is not None,
-        "labels": "given",
-        "flagged": int(detection.flags.sum()),
-        "removed": int((~cleaning.report["keep"]).sum()),
-        "cap": caps.overall,
-        "class_cap": caps.per_class,
-        "disagreement": detection.disagreement,
-        "ratio": detection.ratio,
-        "noise_matrix": estimated_noise(cleaning.report, len(cleaning.classes)).round(6).tolist(),
-    }
-    write_json(Path(out).with_suffix(".json"), header)
+    given = {"folds": [folds], "oof": oof, "embedding": [embedding] if embedding else []}
+    files = {kind: [os.path.relpath(path, Path(out).parent) for path in paths] for kind, paths in given.items()}
+    write_json(Path(out).with_suffix(".json"), {**cleaning.header(), "files": files})
     return cleaning
 
 
-def write_embedding(path: Path, image_ids: np.ndarray, vectors: np.ndarray) -> None:
-    """Write an embedding (N, D) of images as .npz: `image_id` (N,) and `embedding` (N, D), atomically."""
-    from cassava_kit.files import atomic_path
+def check_out(out: Path, folds: Path, inputs: Sequence[Path]) -> None:
+    """ValueError where the report, or its header, would be written over one of its own inputs."""
+    taken = {path.resolve() for given in (folds, *inputs) for path in (given, given.with_suffix(".json"))}
+    for path in (out, out.with_suffix(".json")):
+        if path.resolve() in taken:
+            raise ValueError(f"the report would be written over {path}, which it is made from; give --out another name")
 
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, image_id=np.asarray(image_ids).astype(str), embedding=np.asarray(vectors, np.float32))
 
-
-def read_embedding(path: Path, image_ids: np.ndarray) -> np.ndarray:
-    """The embedding (N, D) of these images from an .npz file with `image_id` and `embedding`, joined by id."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no embedding {path}")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            ids, vectors = stored["image_id"].astype(str), stored["embedding"]
-    except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path} must be an .npz file with the arrays image_id and embedding ({error})") from None
-    if vectors.ndim != 2 or len(ids) != len(vectors):
-        raise ValueError(f"{path} must hold one vector an image, got {len(ids)} ids and shape {vectors.shape}")
-    at = pd.Series(np.arange(len(ids)), index=ids)
-    if at.index.has_duplicates:
-        raise ValueError(f"{path} names {at.index[at.index.duplicated()][0]} more than once")
-    rows = at.reindex(np.asarray(image_ids).astype(str))
-    if rows.isna().any():
-        raise ValueError(f"{path} has no vector for {rows.index[rows.isna()][0]}; embed every training image")
-    return vectors[rows.to_numpy(int)]
+def embedding_of(
+    image_ids: np.ndarray,
+    embedding: Path | None,
+    backbone: tuple[Path, Path] | None,
+    competition: Competition = CASSAVA,
+) -> tuple[np.ndarray | None, str | None]:
+    """Vectors (N, D) of images from a file or a checkpoint, and what they are called; none where neither is given."""
+    if embedding is not None and backbone is not None:
+        raise ValueError("give --embedding FILE or --backbone CHECKPOINT, not both")
+    if embedding is not None:
+        return read_embedding(embedding, image_ids), embedding.name
+    if backbone is None:
+        return None, None
+    checkpoint, data = backbone
+    folder = data / competition.train_images
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; --data must be the competition folder")
+    vectors = backbone_embedding(checkpoint, [folder / name for name in image_ids], cache=cache_dir() / "features")
+    return vectors, checkpoint.name

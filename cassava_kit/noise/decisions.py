@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -71,26 +71,11 @@ def noise_report(
     `decisions` (`image_id,decision,label`, from the review page) come before any estimate: a kept row is never
     removed, dropped and relabelled rows are removed first. Raises ValueError where they alone exceed a tenth.
     """
-    keep_by_eye, out_by_eye = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
-    suggested = detection.suggested.copy()
+    suggested, kept, gone = detection.suggested, np.zeros(len(labels), bool), np.zeros(len(labels), bool)
     if decisions is not None:
-        row_of = pd.Series(np.arange(len(labels)), index=image_ids)
-        rows = row_of.reindex(decisions["image_id"])
-        if rows.isna().any():
-            raise ValueError(f"the decisions name {rows.index[rows.isna()][0]}, which is no row of the fold file")
-        at, verdict = rows.to_numpy(int), decisions["decision"].to_numpy()
-        keep_by_eye[at], out_by_eye[at] = verdict == "keep", verdict != "keep"
-        new = decisions["label"].to_numpy()
-        suggested[at[verdict == "relabel"]] = new[verdict == "relabel"]
-        suggested[at[verdict == "keep"]] = labels[at[verdict == "keep"]]
-        if out_by_eye.mean() > HARD_CAP:
-            raise ValueError(
-                f"the decisions remove {out_by_eye.sum()} of {len(labels)} rows, more than {HARD_CAP:.0%}; "
-                "review the most suspicious rows alone"
-            )
-    removed = out_by_eye | removed_rows(
-        labels, detection.quality, detection.flags & ~keep_by_eye, caps=caps or Caps(), spent=out_by_eye
-    )
+        suggested, kept, gone = by_eye(image_ids, labels, detection, decisions)
+    flags = detection.flags & ~kept
+    removed = gone | removed_rows(labels, detection.quality, flags, caps=caps or Caps(), spent=gone)
     frame = pd.DataFrame(
         {
             "image_id": image_ids,
@@ -101,6 +86,34 @@ def noise_report(
         }
     )
     return frame.sort_values(["label_quality", "image_id"], kind="stable").reset_index(drop=True)
+
+
+def by_eye(
+    image_ids: np.ndarray, labels: np.ndarray, detection: Detection, decisions: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Suggested labels (N,), rows kept by eye (N,) and rows taken out by eye (N,), dropped or relabelled."""
+    rows = pd.Series(np.arange(len(labels)), index=image_ids).reindex(decisions["image_id"])
+    if rows.isna().any():
+        raise ValueError(f"the decisions name {rows.index[rows.isna()][0]}, which is no row of the fold file")
+    at, new, n_classes = rows.to_numpy(int), decisions["label"].to_numpy(), detection.pred_probs.shape[1]
+    outside = (new < 0) | (new >= n_classes)
+    if outside.any():
+        raise ValueError(
+            f"the decisions give {image_ids[at[outside][0]]} label {new[outside][0]}, not 0..{n_classes - 1}"
+        )
+    relabelled = (decisions["decision"] == "relabel").to_numpy() & (new != labels[at])
+    kept, gone = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
+    gone[at] = relabelled | (decisions["decision"] == "drop").to_numpy()
+    kept[at] = ~gone[at]
+    # Nothing but the given label is suggested for what eyes kept, and for what they dropped without naming a class.
+    suggested = detection.suggested.copy()
+    suggested[at] = np.where(relabelled, new, labels[at])
+    if gone.mean() > HARD_CAP:
+        raise ValueError(
+            f"the decisions remove {gone.sum()} of {len(labels)} rows, more than {HARD_CAP:.0%}; "
+            "review the most suspicious rows alone"
+        )
+    return suggested, kept, gone
 
 
 def write_report(path: str | Path, report: pd.DataFrame) -> None:
@@ -140,33 +153,54 @@ def read_decisions(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def apply_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "drop") -> pd.DataFrame:
-    """Training rows `image_id,label` after the report, with a column `weight`; validation rows never come here.
+def check_report(report: pd.DataFrame, table: pd.DataFrame) -> None:
+    """ValueError unless the report has exactly the images and given labels of the whole table `image_id,label`."""
+    unknown = np.setdiff1d(report["image_id"], table["image_id"])
+    if len(unknown):
+        raise ValueError(
+            f"the noise report names {len(unknown)} images that the table does not have (first: {unknown[0]}); "
+            "make it for this table with: python -m cassava_kit clean"
+        )
+    _check_labels(table, report)
 
-    `drop` leaves out the rows that are not kept, `flip` gives them the suggested label, `weight` counts them by their
-    label quality. The report's labels must be the rows' own. Order is kept; every weight else is 1.
-    """
-    if action not in ACTIONS:
-        raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
+
+def _check_labels(rows: pd.DataFrame, report: pd.DataFrame) -> pd.DataFrame:
+    """What the report says of each row, in their order; ValueError where it has no such row or another given label."""
     said = report.set_index("image_id").reindex(rows["image_id"])
     if said["label"].isna().any():
         raise ValueError(
-            f"the noise report has no row for {said.index[said['label'].isna()][0]}; make it for this table"
+            f"the noise report has no row for {said.index[said['label'].isna()][0]}; make it for this table with: "
+            "python -m cassava_kit clean"
         )
     differs = said["label"].to_numpy() != rows["label"].to_numpy()
     if differs.any():
         raise ValueError(
             f"the noise report was made for other labels: {rows['image_id'].to_numpy()[differs][0]} is "
-            f"{rows['label'].to_numpy()[differs][0]} here; make it again"
+            f"{rows['label'].to_numpy()[differs][0]} here and {int(said['label'].to_numpy()[differs][0])} in the "
+            "report; make it again with: python -m cassava_kit clean"
         )
+    return said
+
+
+def apply_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "drop") -> pd.DataFrame:
+    """Training rows `image_id,label` after the report, with a column `weight`; validation rows never come here.
+
+    `drop` leaves out the rows that are not kept, `flip` gives them the suggested label, `weight` counts them by their
+    label quality; a row for which nothing else is suggested (dropped by eye) leaves in any case. The report's labels
+    must be the rows' own. Order is kept; every weight else is 1.
+    """
+    if action not in ACTIONS:
+        raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
+    said = _check_labels(rows, report)
     out = ~said["keep"].to_numpy(bool)
+    suggested = said["suggested_label"].to_numpy(np.int64)
+    leaves = out & ((action == "drop") | (suggested == rows["label"].to_numpy()))
     cleaned = rows.assign(weight=1.0)
-    if action == "drop":
-        return cleaned[~out].reset_index(drop=True)
     if action == "flip":
-        suggested = said["suggested_label"].to_numpy(np.int64)
-        return cleaned.assign(label=np.where(out, suggested, rows["label"]))
-    return cleaned.assign(weight=np.where(out, said["label_quality"].to_numpy(), 1.0))
+        cleaned["label"] = np.where(out, suggested, rows["label"])
+    if action == "weight":
+        cleaned["weight"] = np.where(out, said["label_quality"].to_numpy(), 1.0)
+    return cleaned[~leaves].reset_index(drop=True)
 
 
 def class_table(report: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
@@ -188,8 +222,10 @@ def estimated_noise(report: pd.DataFrame, n_classes: int) -> np.ndarray:
     return joint / joint.sum(axis=0)
 
 
-def without_largest(losses: torch.Tensor, n: int) -> Any:
-    """Mean of a batch's losses without its n largest (OUSM, Xu et al. 2019), losses (B,); n is at most B - 1."""
-    if not 0 <= n < len(losses):
-        raise ValueError(f"the largest {n} losses of a batch of {len(losses)} cannot be left out; leave one at least")
-    return losses.topk(len(losses) - n, largest=False).values.mean()
+def without_largest(losses: torch.Tensor, n: int, *, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of a batch's losses (B,) without its n largest (OUSM, Xu et al. 2019); of a short batch one is always left.
+
+    With weights (B,) the losses that are left count by them; which are the largest is judged without.
+    """
+    kept = losses.topk(max(len(losses) - n, 1), largest=False)
+    return kept.values.mean() if weights is None else (kept.values * weights[kept.indices]).mean()

@@ -9,6 +9,7 @@ benchmarks/bench_noise.py:
    add to it is the members' own error. Where ambiguous images are flipped, as people do (instance-dependent noise), the
    sure rows hardly ever disagree, nearly every disagreement is a wrong label, and the confident joint flags far too
    few. The ratio of the two rates of disagreement says which it is.
+   Members that rate the label nearly as high as their first choice speak of ties, and of no wrong label at all.
 3. In which order: by margin where flips do not look at the image, by the label's probability alone where they do (an
    unsure image is then suspicious in itself); the same ratio sets the weight of the two orders.
 """
@@ -28,10 +29,16 @@ ROUNDS = 2
 VOTERS = 8
 # The ratio (sure rows' disagreement / all rows') below which flips follow the images, and above which they do not.
 FOLLOWS, INDEPENDENT = 0.25, 0.45
-SUREST = 0.35  # share of rows by which the two kinds are told apart
+SUREST, BELIEVED = 0.35, 0.8  # share of rows by which the two kinds are told apart; largest share that counts as sure
+# How near the label comes to the members' first choice, own / (own + first) on average over the disagreements: from the
+# first value down they count in full, from the second up they are ties, which is how members err on right labels.
+CLEAR, TIED = 0.295, 0.325
 PRIOR_ROWS = 20  # weight, in rows, of the overall rate in a class's own
 EXPECTED = 1 / 3  # weight of the best expected F1 against the plain disagreements, where flips follow the images
 MARGIN_POWER = 3  # the margin's weight in the order is the ratio to this power
+# Where flips do not look at the image: the disagreement from which the members' mean weighs in the order as much as
+# what was learned from it. The second round improves on good members and overfits weak ones.
+WEAK = 0.35
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class Detection:
     `quality` (N,) in 0..1, lowest most suspicious; `flags` (N,) bool; `suggested` (N,), the given label where it is
     not flagged; `pred_probs` (N, K) the evidence in one; `disagreement`, the share of rows whose label is not the
     evidence's; `ratio`, the surest rows' disagreement against that; `independent` 0..1, how far flips look independent
-    of the images.
+    of the images; `confident` and `disagreeing`, how many confident learning alone flags on the members' mean, and how
+    many labels are not its most probable class.
     """
 
     quality: np.ndarray
@@ -51,12 +59,19 @@ class Detection:
     disagreement: float
     ratio: float
     independent: float
+    confident: int
+    disagreeing: int
 
     def __str__(self) -> str:
+        found = f"{int(self.flags.sum()):,} of {len(self.flags):,} labels ({self.flags.mean():.1%}) are suspicious"
+        if self.disagreeing and not self.flags.any():
+            return (
+                f"{found}: where the members' first choice is another class, it is hardly likelier than the label, "
+                "which is how members err on right labels"
+            )
         kind = "not look at the images" if self.independent > 0.5 else "follow the images' ambiguity"
         return (
-            f"{int(self.flags.sum()):,} of {len(self.flags):,} labels ({self.flags.mean():.1%}) are suspicious; the "
-            f"evidence disagrees with {self.disagreement:.1%}, where it is surest with "
+            f"{found}; the evidence disagrees with {self.disagreement:.1%}, where it is surest with "
             f"{self.ratio * self.disagreement:.1%}: wrong labels would {kind} (weak members' own errors look the same)"
         )
 
@@ -93,15 +108,20 @@ def _accuracy(labels: np.ndarray, pred_probs: np.ndarray) -> float:
 
 
 def decide(labels: np.ndarray, parts: Sequence[np.ndarray], fold: np.ndarray) -> Detection:
-    """Kind, count, order and suggestions from several accounts of the same rows, probabilities (N, K) each."""
+    """Kind, count, order and suggestions from several accounts of the same rows, probabilities (N, K) each.
+
+    The first is the members' mean.
+    """
     evidence = geometric_mean(parts)
     disagrees = evidence.argmax(axis=1) != labels
     disagreement = float(disagrees.mean())
     ratio = min(surest_disagreement(evidence, disagrees, SUREST) / max(disagreement, 1e-12), 1.0)
     independent = float(np.clip((ratio - FOLLOWS) / (INDEPENDENT - FOLLOWS), 0, 1))
-    n_wrong = independent * independent_count(evidence, disagrees, max(ratio, SUREST))
-    n_wrong += (1 - independent) * dependent_count(labels, evidence, fold)
-    order = suspicion(labels, parts, ratio**MARGIN_POWER)
+    n_wrong = independent * independent_count(evidence, disagrees, min(max(ratio, SUREST), BELIEVED))
+    n_wrong += (1 - independent) * clearness(labels, parts[0]) * dependent_count(labels, evidence, fold)
+    raw = independent * min(disagreement / WEAK, 1) ** 2 + 1 - independent
+    weights = [raw, *[1.0] * (len(parts) - 1)] if len(parts) > 1 else [1.0]
+    order = suspicion(labels, parts, weights, margin_weight=ratio**MARGIN_POWER)
     flags = np.zeros(len(labels), bool)
     flags[order[: round(n_wrong)]] = True
     own = evidence[np.arange(len(labels)), labels]
@@ -110,16 +130,28 @@ def decide(labels: np.ndarray, parts: Sequence[np.ndarray], fold: np.ndarray) ->
     quality[order] = np.sort(own)
     evidence_without = evidence - np.where(np.arange(evidence.shape[1]) == labels[:, None], 1, 0)
     suggested = np.where(flags, evidence_without.argmax(axis=1), labels)
-    return Detection(quality, flags, suggested, evidence, disagreement, ratio, independent)
+    return Detection(
+        quality=quality,
+        flags=flags,
+        suggested=suggested,
+        pred_probs=evidence,
+        disagreement=disagreement,
+        ratio=ratio,
+        independent=independent,
+        confident=int(find_issues(labels, parts[0]).sum()),
+        disagreeing=int((parts[0].argmax(axis=1) != labels).sum()),
+    )
 
 
-def suspicion(labels: np.ndarray, parts: Sequence[np.ndarray], weight: float) -> np.ndarray:
-    """Rows from most to least suspicious, (N,): the margin has this weight, the label's probability the rest."""
+def suspicion(
+    labels: np.ndarray, parts: Sequence[np.ndarray], weights: Sequence[float], *, margin_weight: float
+) -> np.ndarray:
+    """Rows from most to least suspicious, (N,), by weighted accounts: by margin and by the label's probability."""
     from scipy.stats import rankdata
 
-    own = geometric_mean(parts)[np.arange(len(labels)), labels]
-    by_margin = rankdata(margin(labels, np.mean(parts, axis=0)))
-    return np.argsort(weight * by_margin + (1 - weight) * rankdata(own), kind="stable")
+    own = geometric_mean(parts, weights)[np.arange(len(labels)), labels]
+    by_margin = rankdata(margin(labels, np.average(parts, axis=0, weights=weights)))
+    return np.argsort(margin_weight * by_margin + (1 - margin_weight) * rankdata(own), kind="stable")
 
 
 def surest_disagreement(evidence: np.ndarray, disagrees: np.ndarray, share: float) -> float:
@@ -141,6 +173,16 @@ def independent_count(evidence: np.ndarray, disagrees: np.ndarray, share: float)
         sure = rows[smallest(-confidence[rows], round(share * len(rows)))]
         total += len(rows) * (disagrees[sure].sum() + PRIOR_ROWS * overall) / (len(sure) + PRIOR_ROWS)
     return min(total, float(disagrees.sum()))
+
+
+def clearness(labels: np.ndarray, mean: np.ndarray) -> float:
+    """How far the members' mean (N, K) speaks against the labels it disagrees with, 0 (a tie) to 1, on average."""
+    first, own = mean.max(axis=1), mean[np.arange(len(labels)), labels]
+    against = mean.argmax(axis=1) != labels
+    if not against.any():
+        return 0.0
+    nearness = float((own[against] / (own[against] + first[against])).mean())
+    return float(np.clip((TIED - nearness) / (TIED - CLEAR), 0, 1))
 
 
 def dependent_count(labels: np.ndarray, evidence: np.ndarray, fold: np.ndarray) -> float:

@@ -77,7 +77,7 @@ def calibrated(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> 
     return scaled
 
 
-def geometric_mean(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Normalised geometric mean of probabilities (N, K); never 0."""
-    g = np.exp(np.mean([np.log(np.clip(p, FLOOR, 1)) for p in parts], axis=0))
+def geometric_mean(parts: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
+    """Normalised geometric mean of probabilities (N, K), weighted if weights are given; never 0."""
+    g = np.exp(np.average([np.log(np.clip(p, FLOOR, 1)) for p in parts], axis=0, weights=weights))
     return g / g.sum(axis=1, keepdims=True)

@@ -142,20 +142,14 @@ def boxes(name: str, alt: str, labels: Sequence[str], values: Mapping[str, Seque
     figure, spots = axes(9, 0.5 + rows * (0.7 + 0.27 * len(labels)), columns=columns, rows=rows)
     ink = {"color": INK, "linewidth": 0.9}
     for k, (spot, (title, groups)) in enumerate(zip(spots, values.items(), strict=False)):
-        shown = [group if len(group) else np.array([np.nan]) for group in groups]
-        drawn = spot.boxplot(
-            shown,
-            orientation="horizontal",
-            whis=(5, 95),
-            widths=0.6,
-            showfliers=False,
-            patch_artist=True,
-            whiskerprops=ink,
-            capprops=ink,
-            medianprops={"color": INK, "linewidth": 1.6},
-        )
-        for box in drawn["boxes"]:
-            box.set(facecolor=COLORS[0], edgecolor=INK, alpha=0.55, linewidth=0.9)
+        # Not matplotlib's boxplot: its word for lying boxes changed from version to version.
+        for y, group in enumerate(groups, start=1):
+            if len(group):
+                low, first, middle, third, high = np.percentile(group, (5, 25, 50, 75, 95))
+                spot.hlines(y, low, high, **ink)
+                spot.vlines((low, high), y - 0.15, y + 0.15, **ink)
+                spot.barh(y, third - first, 0.6, first, color=COLORS[0], edgecolor=INK, alpha=0.55, linewidth=0.9)
+                spot.vlines(middle, y - 0.3, y + 0.3, color=INK, linewidth=1.6)
         spot.set_title(title)
         spot.set_yticks(range(1, len(labels) + 1), labels if k % columns == 0 else [""] * len(labels))
         spot.invert_yaxis()

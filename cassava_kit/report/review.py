@@ -15,14 +15,16 @@ import pandas as pd
 
 from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
-from cassava_kit.files import sha256_bytes, write_text
-from cassava_kit.noise.clean import read_embedding
+from cassava_kit.files import read_json, sha256_bytes, write_text
+from cassava_kit.folds import read_folds
+from cassava_kit.noise.clean import embedding_of
 from cassava_kit.noise.decisions import read_report
 from cassava_kit.noise.neighbours import nearest
-from cassava_kit.oof import Evidence
+from cassava_kit.oof import Evidence, gather_files
+from cassava_kit.paths import cache_dir
 
 LIMIT = 2000
-PHOTO, NEIGHBOUR = 280, 84  # longer side of thumbnails, pixels
+PHOTO, NEIGHBOUR, QUALITY = 272, 80, 72  # longer side of thumbnails in pixels, and their JPEG quality
 N_NEAR = 4
 
 
@@ -37,6 +39,39 @@ class Extras:
     evidence: Evidence | None = None
     near: dict[str, list[str]] | None = None
     groups: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class ReviewFiles:
+    """Files behind a page: members' out-of-fold files with their fold file, an embedding or a checkpoint for one."""
+
+    oof: tuple[Path, ...] = ()
+    folds: Path | None = None
+    embedding: Path | None = None
+    backbone: Path | None = None
+
+    def or_those_of(self, clean: Path) -> ReviewFiles:
+        """These files; where none are given, those that the report's own header names, if they are still there."""
+        header = clean.with_suffix(".json")
+        named = read_json(header).get("files", {}) if header.is_file() else {}
+        found = {
+            kind: [path for name in names if (path := clean.parent / name).is_file()] for kind, names in named.items()
+        }
+        oof, folds = self.oof, self.folds
+        if not oof and found.get("oof") and found.get("folds"):
+            oof, folds = tuple(found["oof"]), folds or found["folds"][0]
+        embedding = self.embedding
+        if embedding is None and self.backbone is None and found.get("embedding"):
+            embedding = found["embedding"][0]
+        return ReviewFiles(oof, folds, embedding, self.backbone)
+
+    def evidence(self) -> Evidence | None:
+        """Members' predictions, joined and checked against the split; None without members."""
+        if not self.oof:
+            return None
+        if self.folds is None:
+            raise ValueError("--oof needs --folds FILE: members' votes are checked against the split")
+        return gather_files(self.oof, read_folds(self.folds))
 
 
 def review_rows(report: pd.DataFrame, extras: Extras | None = None, *, limit: int = LIMIT) -> list[dict[str, Any]]:
@@ -97,9 +132,10 @@ def member_votes(evidence: Evidence | None) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def nearest_ids(image_ids: np.ndarray, embedding: np.ndarray) -> dict[str, list[str]]:
-    """Ids of each image's nearest images in an embedding (N, D)."""
-    return dict(zip(image_ids, image_ids[nearest(embedding, reach=N_NEAR)].tolist(), strict=True))
+def nearest_ids(image_ids: np.ndarray, embedding: np.ndarray, shown: Sequence[str]) -> dict[str, list[str]]:
+    """Ids of the nearest images in an embedding (N, D), for the shown images."""
+    rows = pd.Series(np.arange(len(image_ids)), index=image_ids)[list(shown)].to_numpy()
+    return dict(zip(shown, image_ids[nearest(embedding, reach=N_NEAR, of=rows)].tolist(), strict=True))
 
 
 def thumbnail(path: Path, side: int) -> str:
@@ -113,13 +149,14 @@ def thumbnail(path: Path, side: int) -> str:
     scale = side / max(image.shape[:2])
     size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
-    _, content = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return base64.b64encode(content.tobytes()).decode("ascii")
 
 
 def thumbnails(rows: Sequence[dict[str, Any]], image_dir: Path, *, progress: bool = True) -> dict[str, str]:
-    """Thumbnails of all images the rows name: photographs larger, those that are only neighbours smaller."""
-    sides = {other["id"]: NEIGHBOUR for row in rows for other in row["near"]} | {row["id"]: PHOTO for row in rows}
+    """Thumbnails of all images the rows name: photographs larger, those only beside them smaller."""
+    beside = {other["id"]: NEIGHBOUR for row in rows for other in (*row["near"], *row["conflicts"])}
+    sides = beside | {row["id"]: PHOTO for row in rows}
     made = in_threads(
         lambda item: thumbnail(image_dir / item[0], item[1]), list(sides.items()), title="Thumbnails", progress=progress
     )
@@ -135,6 +172,16 @@ def review_page(rows: Sequence[dict[str, Any]], thumbs: dict[str, str], *, class
     return template.replace("__DATA__", text)
 
 
+def image_folder(data: Path, report: pd.DataFrame, clean: Path, competition: Competition) -> Path:
+    """The folder of the report's photographs; FileNotFoundError where it is not there or has none of them."""
+    folder = Path(data) / competition.train_images
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; --data must be the competition folder")
+    if not any((folder / name).is_file() for name in report["image_id"]):
+        raise FileNotFoundError(f"{folder} has none of the images {clean} names (first: {report['image_id'].iloc[0]})")
+    return folder
+
+
 def write_review(
     clean: Path,
     data: Path,
@@ -146,12 +193,7 @@ def write_review(
 ) -> str:
     """Write the review page of a noise report over a competition folder's images; returns what to tell the user."""
     report = read_report(clean)
-    image_dir = Path(data) / competition.train_images
-    if not image_dir.is_dir():
-        raise FileNotFoundError(f"no folder {image_dir}; --data must be the competition folder")
-    missing = [name for name in report["image_id"] if not (image_dir / name).is_file()]
-    if len(missing) == len(report):
-        raise FileNotFoundError(f"{image_dir} has none of the images {clean} names (first: {missing[0]})")
+    image_dir = image_folder(data, report, clean, competition)
     rows = review_rows(report, extras, limit=limit)
     if not rows:
         return f"{clean} has no suspicious row: there is nothing to review"
@@ -169,25 +211,38 @@ def review_files(
     data: Path,
     out: Path,
     *,
-    oof: Sequence[Path] = (),
-    folds: Path | None = None,
-    embedding: Path | None = None,
-    duplicates: bool = False,
+    files: ReviewFiles | None = None,
     limit: int = LIMIT,
+    competition: Competition = CASSAVA,
 ) -> str:
-    """The verb `review`: the page with members' votes, neighbours and near-duplicates, as far as files are given."""
-    from cassava_kit.data.duplicates import find_duplicates
-    from cassava_kit.folds import read_folds
-    from cassava_kit.oof import gather_files
+    """The verb `review`: the page with members' votes, near-duplicates and neighbours.
 
-    if oof and folds is None:
-        raise ValueError("--oof needs --folds FILE: members' votes are checked against the split")
+    Without an embedding or a backbone the neighbours are the images most alike in their coarse layout.
+    """
+    from cassava_kit.data.duplicates import fingerprint, group_duplicates
+
     report = read_report(clean)
+    given = (files or ReviewFiles()).or_those_of(clean)
+    evidence = given.evidence()
+    image_dir = image_folder(data, report, clean, competition)
     ids = report["image_id"].to_numpy()
-    evidence = gather_files(oof, read_folds(folds)) if oof and folds is not None else None
-    near = nearest_ids(ids, read_embedding(embedding, ids)) if embedding is not None else None
-    groups = None
-    if duplicates:
-        paths = [Path(data) / CASSAVA.train_images / name for name in ids]
-        groups = dict(zip(ids, find_duplicates(paths).tolist(), strict=True))
-    return write_review(clean, data, out, extras=Extras(evidence, near, groups), limit=limit)
+    there = np.array([(image_dir / name).is_file() for name in ids])
+    prints = fingerprint([image_dir / name for name in ids[there]], cache=cache_dir() / "fingerprints.npz")
+    groups = dict(zip(ids[there], group_duplicates(prints).tolist(), strict=True))
+    shown = [row["id"] for row in review_rows(report, Extras(groups=groups), limit=limit)]
+    backbone = None if given.backbone is None else (given.backbone, Path(data))
+    vectors, source = embedding_of(ids, given.embedding, backbone, competition)
+    if vectors is None:
+        ids, vectors, source = ids[there], layout(prints.thumbnails), "coarse layout alone (give --embedding)"
+    near = nearest_ids(ids, vectors, [name for name in shown if name in set(ids)]) if len(ids) > N_NEAR else None
+    message = write_review(clean, data, out, extras=Extras(evidence, near, groups), limit=limit)
+    votes = ", ".join(evidence.names) if evidence else "not shown (give --oof and --folds)"
+    return f"{message}\nmembers' votes: {votes}; neighbours by {source}"
+
+
+def layout(thumbnails: np.ndarray) -> np.ndarray:
+    """Vectors (N, 63) of gray thumbnails: their lowest frequencies without the mean, each image's of length 1."""
+    from cassava_kit.data.duplicates import low_frequencies
+
+    low = low_frequencies(thumbnails).reshape(len(thumbnails), -1)[:, 1:]
+    return low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)

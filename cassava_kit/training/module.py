@@ -57,6 +57,7 @@ class Classifier(L.LightningModule):
             freeze_backbone(self.model)
         self.ema = make_ema(self.model, config)
         self.swa = make_swa(self.model, config)
+        self.learnt: list[Tensor] = []
         self.seen: list[Tensor] = []
 
     @property
@@ -83,6 +84,7 @@ class Classifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed each epoch by its number, so that a resumed run draws what an unbroken one would have drawn."""
+        self.learnt.clear()
         seed = (self.config.seed * 1_000_003 + self.current_epoch) % 2**32
         torch.manual_seed(seed + process_place()[0])
         np.random.seed(seed)
@@ -103,9 +105,9 @@ class Classifier(L.LightningModule):
         loss = without_largest(self.loss(logits, targets), n_left_out, weights=weights)
         if not self.climbing:
             aimed = targets.argmax(dim=1) if targets.ndim == 2 else targets
-            size = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": len(images)}
-            self.log("train_loss", loss.detach(), **size)
-            self.log("train_accuracy", (logits.detach().argmax(dim=1) == aimed).float().mean(), **size)
+            right = (logits.detach().argmax(dim=1) == aimed).sum()
+            # Summed here and logged once an epoch: Lightning's log takes longer than a small network's backward pass.
+            self.learnt.append(torch.stack([loss.detach() * len(images), right, loss.new_tensor(len(images))]))
         return loss
 
     @property
@@ -137,7 +139,12 @@ class Classifier(L.LightningModule):
         self.seen.append(torch.stack([indices, losses, logits.argmax(dim=1), targets], dim=1).double())
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all rows, each counted once, whichever process saw it."""
+        """Log the means over all rows, each counted once, whichever process saw it; and those of the training epoch."""
+        if self.learnt:
+            loss, right, n = sum_of_processes(torch.stack(self.learnt).sum(dim=0))
+            self.learnt.clear()
+            self.log("train_loss", loss / n)
+            self.log("train_accuracy", right / n)
         rows = every_row_once(torch.cat(self.seen))
         self.seen.clear()
         self.log("val_loss", rows[:, 1].mean().float())
@@ -150,6 +157,13 @@ class Classifier(L.LightningModule):
         sharded = self.devices.strategy == "ddp_sharded"
         optimizer = make_optimizer(parameter_groups(self.model, self.config), self.config, sharded=sharded)
         return with_schedule(optimizer, self.config, self.total_steps, self.warmup_steps)
+
+
+def sum_of_processes(values: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if process_place()[1] > 1:
+        torch.distributed.all_reduce(values)
+    return values
 
 
 def every_row_once(rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable
 from cassava_kit.files import sha256_file
 from cassava_kit.folds import Folds
-from cassava_kit.noise.decisions import apply_report, check_report, read_report
+from cassava_kit.noise.decisions import ACTIONS, apply_report, check_report, read_report
 from cassava_kit.training.devices import Devices, check_devices
 
 
@@ -101,6 +101,8 @@ def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
     """Everything that can be refused before slow work: table, noise report, devices, log."""
     check_table(data)
     check_devices(session.devices, config)
+    if session.clean_action not in ACTIONS:
+        raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {session.clean_action!r}")
     if session.clean is not None:
         check_report(read_report(session.clean), data.folds.frame)
         if session.clean_action == "weight" and (config.mixup or config.cutmix):

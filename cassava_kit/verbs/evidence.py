@@ -1,4 +1,4 @@
-"""Verbs on predictions and labels: predict, ensemble, compare, clean, review."""
+"""Verbs on predictions and labels: predict, ensemble, compare, clean, review, ablate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cassava_kit.verbs.options import Data, FoldFile
+from cassava_kit.verbs.options import Data, FoldFile, Settings
 
 
 def predict(
@@ -46,28 +46,94 @@ def compare(
     print(compare_files(a, b, folds))
 
 
+Embedding = Annotated[
+    Path | None, typer.Option(help="Vectors of the images: .npz (image_id, embedding), or .csv by image_id.")
+]
+Backbone = Annotated[
+    Path | None, typer.Option(help="Checkpoint whose features are the embedding, e.g. of the verb pretrain.")
+]
+
+
 def clean(
     oof: Annotated[list[Path], typer.Option(help="Out-of-fold prediction file of a member; repeat for each.")],
     folds: FoldFile,
     out: Annotated[Path, typer.Option(help="Noise report to write, most suspicious row first.")] = Path("clean.csv"),
     cap: Annotated[float, typer.Option(help="Largest share of all rows to leave out of training.")] = 0.03,
+    class_cap: Annotated[float, typer.Option(help="Largest share of any one class to leave out.")] = 0.10,
+    embedding: Embedding = None,
+    backbone: Backbone = None,
+    data: Annotated[Path | None, typer.Option(help="Competition folder, for --backbone.")] = None,
     decisions: Annotated[Path | None, typer.Option(help="Decisions exported from the review page.")] = None,
 ) -> None:
     """Find wrong labels by out-of-fold predictions; validation keeps every row and its given label."""
     from cassava_kit.noise.clean import clean_files
     from cassava_kit.noise.decisions import Caps
 
-    print(clean_files(oof, folds, out, caps=Caps(overall=cap), decisions=decisions))
+    if (backbone is None) != (data is None):
+        raise ValueError("--backbone CHECKPOINT and --data DIR go together: the one looks at the images of the other")
+    looked = (backbone, data) if backbone is not None and data is not None else None
+    caps = Caps(cap, class_cap)
+    print(clean_files(oof, folds, out, caps=caps, embedding=embedding, backbone=looked, decisions=decisions))
+    print(out)
 
 
 def review(
     report: Annotated[Path, typer.Argument(metavar="CLEAN.CSV", help="Noise report of the verb clean.")],
     data: Data,
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("review.html"),
-    oof: Annotated[list[Path] | None, typer.Option(help="Members whose votes are shown; may be repeated.")] = None,
+    oof: Annotated[
+        list[Path] | None, typer.Option(help="Members whose votes are shown; default: those of the report.")
+    ] = None,
     folds: Annotated[Path | None, typer.Option(help="Fold file of those members.")] = None,
+    embedding: Embedding = None,
+    backbone: Backbone = None,
+    limit: Annotated[int, typer.Option(min=1, help="Photographs on the page, the most suspicious ones.")] = 2000,
 ) -> None:
     """Make one page for the eyes: suspicious pictures, their labels and votes, keep/drop/relabel by keyboard."""
-    from cassava_kit.report.review import review_files
+    from cassava_kit.report.review import ReviewFiles, review_files
 
-    print(review_files(report, data, out, oof=oof or [], folds=folds))
+    files = ReviewFiles(tuple(oof or []), folds, embedding, backbone)
+    print(review_files(report, data, out, files=files, limit=limit))
+
+
+def ablate(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or timm:NAME for any timm model.")],
+    data: Data,
+    folds: FoldFile,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="One variant: a setting, or several in quotes; may be repeated."),
+    ] = None,
+    cleaning: Annotated[
+        bool, typer.Option("--cleaning", help="A variant without the rows that its own predictions make suspicious.")
+    ] = False,
+    clean: Annotated[
+        Path | None, typer.Option(help="A variant on the training rows that this noise report keeps.")
+    ] = None,
+    clean_action: Annotated[
+        str, typer.Option(help="What happens to rows the report would not keep: drop, flip or weight.")
+    ] = "drop",
+    out: Annotated[Path, typer.Option(help="Folder of the variants' runs and of the table.")] = Path("runs/ablation"),
+    settings: Settings = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="First weights: .safetensors, or .pth with tensors alone.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes; 0 loads in the main process.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Folder for decoded pixels, as for train.")] = None,
+) -> None:
+    """Train a recipe with and without a change or cleaning over the same folds, and put the proof in one table."""
+    from cassava_kit.ablation import ablate_files
+    from cassava_kit.recipes import recipe
+
+    config = recipe(name).with_settings(settings or [])
+    from cassava_kit.training.rows import Session
+
+    if weights is not None and not weights.is_file():
+        raise FileNotFoundError(f"no weights file {weights}")
+    session = Session(
+        weights=weights, limit=limit, clean=clean, clean_action=clean_action, workers=workers, cache=cache
+    )
+    print(ablate_files(config, data, folds, out, changes=change or [], cleaning=cleaning, session=session))

@@ -1,11 +1,15 @@
 import json
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
+from cleanlab.filter import find_label_issues
 
 from cassava_kit.folds import make_folds, write_folds
-from cassava_kit.noise.clean import clean_files, read_embedding, write_embedding
+from cassava_kit.noise.clean import clean_files
 from cassava_kit.noise.decisions import Caps, read_report
+from cassava_kit.noise.embedding import write_embedding
 from cassava_kit.predictions import Header, Predictions, make_predictions, write_predictions
 
 N, K = 400, 5
@@ -14,8 +18,6 @@ N, K = 400, 5
 @pytest.fixture
 def competition(tmp_path):
     """A fold file and two members' out-of-fold files over labels of which every tenth is wrong."""
-    import pandas as pd
-
     rng = np.random.default_rng(0)
     true = rng.choice(K, N, p=[0.1, 0.15, 0.15, 0.45, 0.15])
     wrong = np.arange(N) % 10 == 0
@@ -73,17 +75,64 @@ def test_decisions_reach_the_report(competition):
     assert report.loc[worst, "keep"] and (~report["keep"]).sum() > 20
 
 
-def test_an_embedding_is_joined_by_id(competition):
+def test_both_counts_the_classes_and_the_noise_matrix_are_told_and_written(competition):
     folder, _ = competition
-    rng = np.random.default_rng(0)
-    ids, vectors = np.array([f"{i:03d}.jpg" for i in range(N)]), rng.normal(size=(N, 4)).astype(np.float32)
-    order = rng.permutation(N)
-    write_embedding(folder / "e.npz", ids[order], vectors[order])
-    assert np.array_equal(read_embedding(folder / "e.npz", ids), vectors)
-    clean_files(*files(folder), embedding=folder / "e.npz")
-    write_embedding(folder / "short.npz", ids[1:], vectors[1:])
-    with pytest.raises(ValueError, match=r"no vector for 000.jpg"):
-        clean_files(*files(folder), embedding=folder / "short.npz")
-    (folder / "bad.npz").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"must be an .npz file"):
-        read_embedding(folder / "bad.npz", ids)
+    cleaning = clean_files(*files(folder), caps=Caps(0.1, 0.08))
+    header = json.loads((folder / "clean.json").read_text())
+    evidence = cleaning.evidence
+    mean, labels = evidence.pred_probs.mean(axis=0), evidence.labels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = find_label_issues(labels, mean, n_jobs=1).sum()
+    assert header["confident_learning"] == theirs > 10
+    assert header["plain_disagreement"] == (mean.argmax(axis=1) != labels).sum() > 10
+    report = read_report(folder / "clean.csv")
+    removed = report[~report["keep"]]["label"].value_counts()
+    for k, row in enumerate(header["classes"]):
+        assert row["rows"] == (labels == k).sum() and row["removed"] == removed.get(k, 0)
+        assert row["removed"] <= 0.08 * row["rows"], "the share of a class is capped"
+    assert sum(row["removed"] for row in header["classes"]) == header["removed"]
+    assert np.sum(header["noise_matrix"], axis=0) == pytest.approx(np.ones(K), abs=1e-5)
+    text = str(cleaning)
+    assert f"confident learning flags {header['confident_learning']:,} (" in text
+    assert f"another one for {header['plain_disagreement']:,} (" in text
+
+
+def test_a_foreign_file_is_held_to_its_fold_column(competition):
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    (folder / "m0.json").unlink()
+    table = pd.read_csv(oof[0], dtype={"image_id": str}).sample(frac=1, random_state=0)
+    table.to_csv(oof[0], index=False)
+    clean_files(oof, folds, out)
+    table["fold"] = (table["fold"] + (table["image_id"] == "017.jpg")) % 5
+    table.to_csv(oof[0], index=False)
+    with pytest.raises(ValueError, match=r"m0 says fold \d for 017.jpg, the fold file says \d"):
+        clean_files(oof, folds, out)
+
+
+def test_the_report_is_never_written_over_what_it_is_made_from(competition):
+    folder, _ = competition
+    oof, folds, _ = files(folder)
+    for out in (oof[0], folds, folder / "m1.csv"):
+        before = out.read_bytes()
+        with pytest.raises(ValueError, match="give --out another name"):
+            clean_files(oof, folds, out)
+        assert out.read_bytes() == before
+
+
+def test_an_embedding_changes_what_is_suspicious_and_is_named(competition):
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    without = clean_files(oof, folds, out).report
+    ids = np.array([f"{i:03d}.jpg" for i in range(N)])
+    vectors = np.random.default_rng(0).normal(size=(N, 4))
+    write_embedding(folder / "e.npz", ids, vectors)
+    cleaning = clean_files(oof, folds, out, embedding=folder / "e.npz")
+    assert not np.allclose(cleaning.report["label_quality"], without["label_quality"])
+    assert json.loads((folder / "clean.json").read_text())["embedding"] == "e.npz"
+    assert "neighbours in e.npz" in str(cleaning)
+    with pytest.raises(ValueError, match="not both"):
+        clean_files(oof, folds, out, embedding=folder / "e.npz", backbone=(folder / "b", folder))
+    with pytest.raises(FileNotFoundError, match="--data must be the competition folder"):
+        clean_files(oof, folds, out, backbone=(folder / "b.safetensors", folder))

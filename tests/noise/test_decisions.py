@@ -6,6 +6,7 @@ import torch
 from cassava_kit.noise.decisions import (
     Caps,
     apply_report,
+    check_report,
     class_table,
     estimated_noise,
     noise_report,
@@ -26,7 +27,7 @@ def detection(flagged):
     quality = np.linspace(0.01, 1, N)
     flags = np.isin(np.arange(N), flagged)
     suggested = np.where(flags, (LABELS + 1) % 3, LABELS)
-    return Detection(quality, flags, suggested, np.full((N, 3), 1 / 3), 0.1, 0.1, 0.0)
+    return Detection(quality, flags, suggested, np.full((N, 3), 1 / 3), 0.1, 0.1, 0.0, 7, 9)
 
 
 def decisions(*rows):
@@ -79,6 +80,23 @@ def test_eyes_come_before_estimates():
     assert not report.loc["030.jpg", "keep"]
     tighter = noise_report(IDS, LABELS, detection([0, 30]), caps=Caps(0.01), decisions=decided).set_index("image_id")
     assert tighter.loc["030.jpg", "keep"]
+
+
+def test_a_row_dropped_by_eye_leaves_whatever_the_action_and_a_relabelled_one_is_flipped():
+    decided = decisions(("000.jpg", "drop", 0), ("100.jpg", "relabel", 0), ("030.jpg", "relabel", 1))
+    report = noise_report(IDS, LABELS, detection([0, 30]), decisions=decided)
+    for action in ("drop", "flip", "weight"):
+        assert "000.jpg" not in set(apply_report(ROWS, report, action=action)["image_id"]), "not the estimate's label"
+    flipped = apply_report(ROWS, report, action="flip").set_index("image_id")["label"]
+    assert flipped["100.jpg"] == 0
+    assert flipped["030.jpg"] == 1 and report.set_index("image_id").loc["030.jpg", "keep"], (
+        "its own label is no new one"
+    )
+
+
+def test_a_label_that_is_no_class_is_refused():
+    with pytest.raises(ValueError, match=r"give 100.jpg label 3, not 0..2"):
+        noise_report(IDS, LABELS, detection([]), decisions=decisions(("100.jpg", "relabel", 3)))
 
 
 def test_decisions_cannot_remove_more_than_a_tenth_or_name_strangers():
@@ -148,6 +166,17 @@ def test_a_report_for_other_rows_or_labels_is_refused():
         apply_report(ROWS, report, action="delete")
 
 
+def test_a_report_must_be_of_the_whole_table_and_of_no_other():
+    report, table = noise_report(IDS, LABELS, detection([3])), ROWS.assign(fold=0)
+    check_report(report, table)
+    with pytest.raises(ValueError, match=r"names 1 images that the table does not have \(first: 000.jpg\)"):
+        check_report(report, table[table["image_id"] != "000.jpg"])
+    with pytest.raises(ValueError, match=r"no row for 000.jpg"):
+        check_report(report[report["image_id"] != "000.jpg"], table)
+    with pytest.raises(ValueError, match=r"000.jpg is 2 here and 0 in the report"):
+        check_report(report, table.assign(label=table["label"].where(table["image_id"] != "000.jpg", 2)))
+
+
 def test_counts_and_noise_matrix_say_what_the_report_says():
     report = noise_report(IDS, LABELS, detection([0, 1, 30]), caps=Caps(0.005))
     table = class_table(report, ["a", "b", "c", "never seen"])
@@ -165,5 +194,10 @@ def test_the_largest_losses_are_left_out_and_have_no_gradient():
     mean.backward()
     assert mean.item() == 1.5 and losses.grad.tolist() == [0.5, 0, 0.5, 0]
     assert without_largest(losses, 0).item() == pytest.approx(4.25)
-    with pytest.raises(ValueError, match="leave one at least"):
-        without_largest(losses, 4)
+    assert without_largest(losses, 9).item() == 1.0, "of a short batch one loss is left"
+
+
+def test_losses_left_count_by_their_weights_and_the_largest_are_judged_without():
+    losses, weights = torch.tensor([1.0, 5.0, 2.0, 9.0]), torch.tensor([1.0, 0.0, 0.5, 0.001])
+    assert without_largest(losses, 1, weights=weights).item() == pytest.approx((1.0 + 0.0 + 1.0) / 3)
+    assert without_largest(losses, 0, weights=torch.ones(4)).item() == pytest.approx(4.25)

@@ -4,7 +4,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from cassava_kit.calibration import logloss
 from cassava_kit.noise.confident import FILTERS, SCORES, find_issues, label_quality
-from cassava_kit.noise.detect import find_errors
+from cassava_kit.noise.detect import clearness, find_errors, suspicion
 from cassava_kit.noise.neighbours import nearest, votes
 from cassava_kit.noise.restack import _learned, calibrated, evidence_features, geometric_mean, restack
 
@@ -71,6 +71,48 @@ def test_neighbours_of_a_good_embedding_help_and_of_a_random_one_do_not_harm():
     }
     assert ap["good"] > ap["none"] + 0.02
     assert ap["random"] > ap["none"] - 0.02
+
+
+def test_right_labels_are_left_alone():
+    """Two models of clean digits err on some images, in near ties: nothing is suspicious, and the report says why."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, digit = load_digits(return_X_y=True)
+    labels = np.minimum(digit[:900] // 2, K - 1)
+    models = (LogisticRegression(C=0.01, max_iter=100), KNeighborsClassifier(25))
+    split = KFold(3)
+    members = [cross_val_predict(m, x[:900] / 16, labels, cv=split, method="predict_proba") for m in models]
+    fold = np.zeros(900, int)
+    for k, (_, rows) in enumerate(split.split(x[:900])):
+        fold[rows] = k
+    found = find_errors(labels, np.stack(members), fold=fold)
+    assert found.disagreeing > 20 and not found.flags.any()
+    assert "hardly likelier than the label" in str(found)
+    wrong = np.arange(900) % 10 == 0
+    again = find_errors(np.where(wrong, (labels + 2) % K, labels), np.stack(members), fold=fold)
+    assert again.flags[wrong].mean() > 0.9
+
+
+def test_disagreements_count_as_far_as_they_are_no_ties():
+    labels = np.zeros(40, int)
+
+    def mean(own):
+        return np.tile([own, 1 - own], (40, 1))
+
+    assert clearness(labels, mean(0.1)) == 1 and clearness(labels, mean(0.49)) == 0
+    assert 0 < clearness(labels, mean(0.31)) < 1
+    assert clearness(labels, mean(0.8)) == 0, "no disagreement, nothing to count"
+
+
+def test_an_account_counts_in_the_order_by_its_weight():
+    labels = np.zeros(3, int)
+    first, second = (np.stack([own, 1 - own], axis=1) for own in (np.array([0.1, 0.5, 0.9]), np.array([0.8, 0.5, 0.2])))
+    for margin_weight in (0.0, 1.0):
+        assert suspicion(labels, [first, second], [1, 0], margin_weight=margin_weight).tolist() == [0, 1, 2]
+        assert suspicion(labels, [first, second], [0, 1], margin_weight=margin_weight).tolist() == [2, 1, 0]
 
 
 def test_flags_are_the_lowest_quality_and_suggest_another_label():

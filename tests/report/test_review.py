@@ -1,17 +1,29 @@
 import base64
 import json
 import re
-import shutil
 import time
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from chrome import FETCHED, console_errors, open_chromium, show
 
-from cassava_kit.noise.decisions import read_decisions, write_report
+from cassava_kit.folds import make_folds, write_folds
+from cassava_kit.noise.clean import clean_files
+from cassava_kit.noise.decisions import Caps, read_decisions, read_report, write_report
+from cassava_kit.noise.embedding import write_embedding
 from cassava_kit.oof import Evidence
-from cassava_kit.report.review import Extras, conflicting, review_files, review_rows, thumbnail, write_review
+from cassava_kit.predictions import Header, make_predictions, write_predictions
+from cassava_kit.report.review import (
+    Extras,
+    ReviewFiles,
+    conflicting,
+    review_files,
+    review_rows,
+    thumbnail,
+    write_review,
+)
 
 CLASSES = 5
 
@@ -99,6 +111,7 @@ def test_thumbnails_are_small_and_keep_their_shape(tmp_path):
     cv2.imwrite(str(tmp_path / "large.jpg"), np.zeros((600, 800, 3), np.uint8))
     picture = cv2.imdecode(np.frombuffer(base64.b64decode(thumbnail(tmp_path / "large.jpg", 280)), np.uint8), 1)
     assert picture.shape == (210, 280, 3)
+    assert thumbnail(tmp_path / "none.jpg", 280) == ""
 
 
 def test_a_file_name_cannot_end_the_script(folder):
@@ -116,7 +129,8 @@ def test_what_is_missing_is_named(folder):
     with pytest.raises(FileNotFoundError, match="--data must be the competition folder"):
         write_review(folder / "clean.csv", folder, folder / "review.html")
     with pytest.raises(ValueError, match="--oof needs --folds"):
-        review_files(folder / "clean.csv", folder / "data", folder / "r.html", oof=[folder / "oof.csv"])
+        files = ReviewFiles(oof=(folder / "oof.csv",))
+        review_files(folder / "clean.csv", folder / "data", folder / "r.html", files=files)
 
 
 def test_nothing_suspicious_makes_no_page(folder):
@@ -127,31 +141,11 @@ def test_nothing_suspicious_makes_no_page(folder):
 
 @pytest.fixture
 def browser(tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,800",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    downloads = tmp_path / "downloads"
-    downloads.mkdir()
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    session.downloads = downloads
+    session = open_chromium(tmp_path / "profile", size=(1200, 800))
+    session.downloads = tmp_path / "downloads"
+    session.downloads.mkdir()
+    allow = {"behavior": "allow", "downloadPath": str(session.downloads)}
+    session.execute_cdp_cmd("Browser.setDownloadBehavior", allow)
     yield session
     session.quit()
 
@@ -223,8 +217,14 @@ def test_a_reviewer_clicks_through(folder, browser):
     assert kept.get_attribute("data-decision") == "keep"
     broken = browser.find_element("css selector", 'article[data-id="005.jpg"] img.photo')
     assert broken.get_attribute("alt") == "cannot be read"
-    severe = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-    assert not severe
+    assert browser.execute_script(FETCHED) == []
+    assert console_errors(browser) == []
+    # Start over, once confirmed, forgets everything.
+    browser.find_element("id", "clear").click()
+    browser.switch_to.alert.accept()
+    assert "0 of 12 decided" in browser.find_element("id", "progress").text
+    browser.get(page)
+    assert "0 of 12 decided" in browser.find_element("id", "progress").text
 
 
 def test_two_thousand_photographs_load_only_what_is_near_the_window(folder, browser):
@@ -252,3 +252,89 @@ def test_two_thousand_photographs_load_only_what_is_near_the_window(folder, brow
     assert browser.execute_script(last)
     assert browser.execute_script(loaded) < 1000
     assert time.monotonic() - started < 60
+
+
+@pytest.fixture
+def journey(tmp_path, monkeypatch):
+    """A competition folder of 60 striped pictures, folds, a member that is right, wrong labels, and the verb's report.
+
+    Pictures 7 and 8 are the same photograph with two labels.
+    """
+    monkeypatch.setenv("CASSAVA_KIT_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    images = tmp_path / "data" / "train_images"
+    images.mkdir(parents=True)
+    ids, true = np.array([f"{i:03d}.jpg" for i in range(60)]), np.arange(60) % CLASSES
+    for name in ids:
+        picture = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        cv2.imwrite(str(images / name), cv2.resize(picture, (160, 120), interpolation=cv2.INTER_CUBIC))
+    (images / "008.jpg").write_bytes((images / "007.jpg").read_bytes())
+    given = np.where(np.isin(np.arange(60), [3, 21, 40]), (true + 1) % CLASSES, true)
+    split = make_folds(pd.DataFrame({"image_id": ids, "label": given}), n_splits=3, seed=0)
+    write_folds(tmp_path / "folds.csv", split)
+    p = 0.9 * np.eye(CLASSES)[true] + 0.1 * rng.dirichlet(np.ones(CLASSES), 60)
+    header = Header(name="sure", kind="oof", fold_hash=split.hash)
+    fold = split.frame["fold"].to_numpy()
+    write_predictions(tmp_path / "sure.csv", make_predictions(ids, p, header=header, fold=fold))
+    clean_files([tmp_path / "sure.csv"], tmp_path / "folds.csv", tmp_path / "clean.csv", caps=Caps(0.1, 1.0))
+    return tmp_path
+
+
+def test_votes_neighbours_and_duplicates_come_without_further_options(journey):
+    message = review_files(journey / "clean.csv", journey / "data", journey / "review.html")
+    assert "members' votes: sure; neighbours by coarse layout" in message
+    rows = {row["id"]: row for row in page_data(journey / "review.html")["rows"]}
+    assert {"003.jpg", "021.jpg", "040.jpg", "007.jpg", "008.jpg"} <= set(rows)
+    assert rows["021.jpg"]["votes"][0]["name"] == "sure" and rows["021.jpg"]["votes"][0]["label"] == 1
+    assert rows["007.jpg"]["conflicts"] == [{"id": "008.jpg", "label": 3}]
+    assert rows["007.jpg"]["near"][0]["id"] == "008.jpg", "the copy is nearest in layout"
+    (journey / "sure.csv").unlink()
+    message = review_files(journey / "clean.csv", journey / "data", journey / "review.html")
+    assert "votes: not shown (give --oof and --folds)" in message
+
+
+def test_an_embedding_decides_who_is_near(journey):
+    angle = np.arange(60) / 10
+    vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    write_embedding(journey / "e.npz", np.array([f"{i:03d}.jpg" for i in range(60)]), vectors)
+    files = ReviewFiles(embedding=journey / "e.npz")
+    assert "neighbours by e.npz" in review_files(
+        journey / "clean.csv", journey / "data", journey / "review.html", files=files
+    )
+    rows = {row["id"]: row for row in page_data(journey / "review.html")["rows"]}
+    assert {near["id"] for near in rows["021.jpg"]["near"][:2]} == {"020.jpg", "022.jpg"}
+
+
+def test_what_a_reviewer_decides_comes_back_through_clean(journey, browser):
+    review_files(journey / "clean.csv", journey / "data", journey / "review.html")
+    show(browser, journey / "review.html")
+    body = browser.find_element("tag name", "body")
+    conflicts = browser.find_elements("css selector", "article:has(.warning)")
+    assert {card.get_attribute("data-id") for card in conflicts} == {"007.jpg", "008.jpg"}
+    order = [card.get_attribute("data-id") for card in browser.find_elements("css selector", "article")]
+    wanted = {"003.jpg": "k", "021.jpg": "d", "040.jpg": "r", "007.jpg": "0"}
+    for name in order:
+        body.send_keys(wanted.get(name, "j"))
+    made = exported(browser)
+    assert dict(zip(made["image_id"], made["decision"], strict=True)) == {
+        "003.jpg": "keep",
+        "021.jpg": "drop",
+        "040.jpg": "relabel",
+        "007.jpg": "relabel",
+    }
+    decisions = browser.downloads / "decisions.csv"
+    oof, folds = [journey / "sure.csv"], journey / "folds.csv"
+    clean_files(oof, folds, journey / "again.csv", caps=Caps(0.1, 1.0), decisions=decisions)
+    again = read_report(journey / "again.csv").set_index("image_id")
+    assert again.loc["003.jpg", "keep"] and not again.loc[["021.jpg", "040.jpg", "007.jpg"], "keep"].any()
+    assert again.loc["040.jpg", "suggested_label"] == 0 and again.loc["007.jpg", "suggested_label"] == 0
+    assert again.loc["021.jpg", "suggested_label"] == again.loc["021.jpg", "label"]
+
+
+def test_the_page_holds_its_width_on_a_phone_and_in_the_dark(journey, browser):
+    review_files(journey / "clean.csv", journey / "data", journey / "review.html")
+    show(browser, journey / "review.html", scheme="dark", size=(390, 800))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    shade = browser.execute_script("return getComputedStyle(document.querySelector('header')).backgroundColor")
+    assert max(int(v) for v in re.findall(r"\d+", shade)[:3]) < 60, "the header is dark"
+    assert console_errors(browser) == []

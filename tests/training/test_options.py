@@ -226,3 +226,8 @@ def test_tensorboards_log_has_the_metrics(data, tmp_path):
 def test_settings_that_do_not_go_together_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         RunConfig.checked({"recipe": "r", "model": "resnet18", **setting})
+
+
+def test_an_action_that_is_none_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="--clean-action must be one of drop, flip, weight, got 'burn'"):
+        train_fold(TINY, data, 0, tmp_path, session=Session(clean_action="burn", tell=lambda _: None))
