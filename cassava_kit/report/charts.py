@@ -140,7 +140,7 @@ def boxes(name: str, alt: str, labels: Sequence[str], values: Mapping[str, Seque
     columns = min(n, 2)
     rows = -(-n // columns)
     figure, spots = axes(9, 0.5 + rows * (0.7 + 0.27 * len(labels)), columns=columns, rows=rows)
-    ink = {"color": INK, "linewidth": 0.9}
+    ink: dict[str, Any] = {"color": INK, "linewidth": 0.9}
     for k, (spot, (title, groups)) in enumerate(zip(spots, values.items(), strict=False)):
         # Not matplotlib's boxplot: its word for lying boxes changed from version to version.
         for y, group in enumerate(groups, start=1):
