@@ -99,9 +99,14 @@ def small_byol() -> PretrainConfig:
 
 
 def small_swav() -> PretrainConfig:
-    """SwAV of the small ResNet: 30 prototypes, two full crops alone, a short queue."""
-    settings = {"prototypes": 30, "queue_size": 256, "queue_from_epoch": 2, "prototypes_frozen_epochs": 1}
-    return small("swav", temperature=0.1, **settings)
+    """SwAV of the small ResNet: 30 prototypes that stand still, sharper assignments, and crops that share more.
+
+    With the other methods' crops every prototype is soon answered alike, and the loss stands at ln(30): a random
+    network's assignments of two such crops have nothing in common that could be learnt.
+    """
+    settings = {"prototypes": 30, "prototypes_frozen_epochs": 60, "queue_size": 0, "queue_from_epoch": 0}
+    view = small_view(count=2, background_swap_prob=0.6, scale=(0.5, 1.0))
+    return small("swav", views=(view,), sinkhorn_eps=0.03, temperature=0.1, base_lr=4e-3, epochs=60, **settings)
 
 
 RECIPES: tuple[Callable[[], PretrainConfig], ...] = (
