@@ -154,6 +154,10 @@ def make_trainer(config: RunConfig, callbacks: list[L.Callback], run_dir: Path, 
     quiet_lightning()
     devices = session.devices
     accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    precision = config.precision
+    if accelerator == "cpu" and precision == "16-mixed":
+        precision = "32-true"
+        session.tell("16-mixed needs a GPU: this CPU trains in 32-true")
     logger: Any = False
     if session.tensorboard:
         logger = L.pytorch.loggers.TensorBoardLogger(run_dir, name="tensorboard", version="")
@@ -167,7 +171,7 @@ def make_trainer(config: RunConfig, callbacks: list[L.Callback], run_dir: Path, 
         use_distributed_sampler=False,
         # A CPU cannot; models with BatchNorm keep the statistics of each process's own batches there.
         sync_batchnorm=accelerator == "gpu" and devices.processes > 1,
-        precision=config.precision,
+        precision=precision,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_norm,
         callbacks=callbacks,

@@ -9,7 +9,7 @@ from cassava_kit.checkpoint import load_tensors
 from cassava_kit.config import RunConfig, replace
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import Resume
-from cassava_kit.training.fit import make_batches, make_module, train_fold
+from cassava_kit.training.fit import make_batches, make_module, make_trainer, train_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
 
@@ -226,6 +226,13 @@ def test_tensorboards_log_has_the_metrics(data, tmp_path):
 def test_settings_that_do_not_go_together_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         RunConfig.checked({"recipe": "r", "model": "resnet18", **setting})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_half_precision_without_a_gpu_is_told_and_not_tried(tmp_path):
+    told = []
+    trainer = make_trainer(replace(TINY, precision="16-mixed"), [], tmp_path, Session(tell=told.append))
+    assert trainer.precision == "32-true" and told == ["16-mixed needs a GPU: this CPU trains in 32-true"]
 
 
 def test_an_action_that_is_none_is_refused(data, tmp_path):
