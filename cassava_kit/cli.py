@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -18,6 +20,11 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
         return 130
+    except SystemExit as ended:
+        if ended.code is not None:
+            raise
+        print("stopped", file=sys.stderr)  # Lightning leaves a fit that SIGTERM reached by an exit without a code
+        return 128 + signal.SIGTERM
     except Exception as error:
         if verbose:
             raise
@@ -35,3 +42,11 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, ValueError | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return " ".join(str(error).split())
     return None
+
+
+def named_file(text: str, expected: str) -> tuple[str, Path]:
+    """`NAME=FILE` of an option; ValueError that says what was expected, e.g. `--init takes NAME=FILE`."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise ValueError(f"{expected}, got {text!r}")
+    return name, Path(file)

@@ -143,7 +143,7 @@ def test_train_folds_stops_itself_before_kaggle_does(packed: Path, competition: 
     parameters = (
         "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nimport os\nos.environ['CASSAVA_KIT_TIME_LIMIT'] = '12'"
     )
-    parameters += "\nSET = ['epochs=1000']"
+    parameters += "\nSET = ['epochs=100000']"
     result, _ = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
     assert "no fold ended" in result["error"] and result["seconds"] < 60
     assert "attach this notebook's output to itself and run again to go on" in result["log"]

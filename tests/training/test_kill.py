@@ -1,6 +1,7 @@
-"""A training killed at random moments, again and again, ends as one that was left alone."""
+"""A training killed at random moments, again and again, ends as one that was left alone; a stopped one says so."""
 
 import random
+import signal
 import time
 
 import pandas as pd
@@ -33,3 +34,14 @@ def test_killed_again_and_again(tiny_dir, tiny_folds, tmp_path):
     pd.testing.assert_frame_equal(*(frame.drop(columns=["seconds"]) for frame in figures), rtol=1e-5)
     one, two = (load_tensors(tmp_path / name / "small_vit/fold0/best.safetensors") for name in ("a", "b"))
     assert all((one[name] - two[name]).abs().max() < 1e-6 for name in one)
+
+
+@pytest.mark.slow
+def test_a_terminated_training_did_not_end_well(tiny_dir, tiny_folds, tmp_path):
+    folds = tmp_path / "folds.csv"
+    write_folds(folds, tiny_folds)
+    process = start(command(tiny_dir, folds, tmp_path / "a", settings=("epochs=100000", "batch_size=8")))
+    wait_for(tmp_path / "a/small_vit/fold0/metrics.csv", process)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not (tmp_path / "a/small_vit/fold0/run.json").exists()
