@@ -17,8 +17,9 @@ from cassava_kit.data.images import ImageError, in_threads, load_image
 from cassava_kit.data.table import TrainTable
 from cassava_kit.files import sha256_bytes, write_json
 from cassava_kit.folds import Folds
-from cassava_kit.oof import Score, accuracy, join_folds
-from cassava_kit.predictions import Header, Predictions, Source, make_predictions, write_predictions
+from cassava_kit.oof import Score, accuracy, fold_predictions, join_folds, score_record
+from cassava_kit.paths import CONFIG_FILE, DONE_FILE, OOF_FILE
+from cassava_kit.predictions import Predictions, write_predictions
 
 if TYPE_CHECKING:
     from cassava_kit.training.rows import TrainData
@@ -87,7 +88,7 @@ def train_baseline(
             write_fold(data, k, probabilities, run_dir=run_dir / f"fold{k}", config=asdict(settings), facts=facts)
         )
     if len(numbers) == data.folds.n_splits:
-        write_predictions(run_dir / "oof.csv", join_folds(parts, data.folds, settings.recipe))
+        write_predictions(run_dir / OOF_FILE, join_folds(parts, data.folds, settings.recipe))
     labels = np.concatenate([data.folds.validation(k)["label"] for k in numbers])
     return accuracy(labels, np.concatenate([part.probabilities for part in parts]))
 
@@ -148,17 +149,12 @@ def write_fold(
     facts: dict[str, Any],
 ) -> Predictions:
     """Write a fold's folder as a recipe's run has it, weights aside; `run.json` comes last and says it is whole."""
-    (run_dir / "run.json").unlink(missing_ok=True)
-    rows = data.folds.validation(fold)
-    source = Source(name=f"{config['recipe']}-fold{fold}", fold=fold, fold_hash=data.folds.hash)
-    header = Header(name=source.name, kind="oof", fold_hash=data.folds.hash, sources=(source,))
-    ids, column = rows["image_id"].to_numpy(), np.full(len(rows), fold)
-    part = make_predictions(ids, probabilities, header=header, fold=column)
-    score = accuracy(rows["label"].to_numpy(), probabilities)
-    write_json(run_dir / "config.json", config)
-    write_predictions(run_dir / "oof.csv", part)
-    done = {"oof_accuracy": score.accuracy, "oof_standard_error": score.standard_error, "oof_rows": score.n}
-    write_json(run_dir / "run.json", {**done, "labels": "given", **facts})
+    (run_dir / DONE_FILE).unlink(missing_ok=True)
+    part = fold_predictions(data.folds, fold, probabilities, f"{config['recipe']}-fold{fold}")
+    score = accuracy(data.folds.validation(fold)["label"].to_numpy(), probabilities)
+    write_json(run_dir / CONFIG_FILE, config)
+    write_predictions(run_dir / OOF_FILE, part)
+    write_json(run_dir / DONE_FILE, {**score_record(score), **facts})
     return part
 
 

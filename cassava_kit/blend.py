@@ -11,7 +11,7 @@ import numpy as np
 
 from cassava_kit.calibration import Calibration, calibrate
 from cassava_kit.compare import Comparison, compare
-from cassava_kit.files import write_json
+from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import read_folds
 from cassava_kit.oof import Evidence, Score, accuracy, gather_files, majority
 
@@ -280,3 +280,13 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
     content = {"members": members, "method": chosen.chosen, "fold_hash": evidence.fold_hash, "labels": "given"}
     write_json(out, {**content, "report": account(report)})
     return f"{report}\n{out}"
+
+
+def read_weights(path: Path) -> dict[str, tuple[float, Path]]:
+    """Weight and out-of-fold file by member, as `weigh_files` wrote them; ValueError for another file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}; make one with: python -m cassava_kit ensemble --oof ...")
+    try:
+        return {each["name"]: (float(each["weight"]), Path(each["oof"])) for each in read_json(path)["members"]}
+    except (KeyError, TypeError):
+        raise ValueError(f"{path} is no weights file of the verb ensemble (members with name, oof, weight)") from None

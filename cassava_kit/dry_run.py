@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cassava_kit.blend import Judgement, judge
+from cassava_kit.cli import named_file
 from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.config import RunConfig
 from cassava_kit.data.images import quick_check
@@ -75,10 +76,7 @@ def parse_weights(given: Sequence[str]) -> tuple[tuple[str, Path], ...]:
     """`NAME=FILE` arguments; NAME is a recipe or a timm model, FILE must be there. ValueError, FileNotFoundError."""
     parsed = []
     for text in given:
-        name, equals, file = text.partition("=")
-        if not (name and equals and file):
-            raise ValueError(f"--weights takes NAME=FILE (a recipe or a timm model, and its weights), got {text!r}")
-        path = Path(file)
+        name, path = named_file(text, "--weights takes NAME=FILE (a recipe or a timm model, and its weights)")
         if not path.is_file():
             raise FileNotFoundError(f"no weights file {path} (from --weights {text})")
         parsed.append((recipe_for(name), path))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cassava_kit.blend import read_weights
 from cassava_kit.compare import DRAWS, LEVEL, Comparison, compare
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import Folds, read_folds
@@ -206,13 +207,11 @@ def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | N
         oof = check_oof(read_predictions(path), split, name)
         recipes = {source.name.rpartition("-fold")[0] for source in (oof.header.sources if oof.header else ())}
         return oof, len(recipes) or None
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}")
-    members = [member for member in read_json(path).get("members", []) if member.get("weight", 0) > 0]
-    if not members or any("oof" not in member for member in members):
-        raise ValueError(f"{path} is no weights file of the verb ensemble (members with name, oof, weight)")
-    evidence = gather_files([Path(member["oof"]) for member in members], split)
-    return average(evidence, np.array([member["weight"] for member in members]), name), len(members)
+    voting = [(weight, oof) for weight, oof in read_weights(path).values() if weight > 0]
+    if not voting:
+        raise ValueError(f"{path} is no weights file of the verb ensemble: none of its members weighs anything")
+    evidence = gather_files([oof for _, oof in voting], split)
+    return average(evidence, np.array([weight for weight, _ in voting]), name), len(voting)
 
 
 def record(ledger: Path, entry: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -171,6 +172,25 @@ def member_names(oof: Sequence[Path]) -> list[str]:
             f"members need distinct names, got {', '.join(repeated)} more than once; copy one to another name"
         )
     return names
+
+
+def fold_predictions(folds: Folds, fold: int, probabilities: np.ndarray, name: str) -> Predictions:
+    """A fold's own rows with probabilities (n, K) in their order, by a model that never saw them."""
+    rows = folds.validation(fold)
+    source = Source(name=name, fold=fold, fold_hash=folds.hash)
+    header = Header(name=name, kind="oof", fold_hash=folds.hash, sources=(source,))
+    ids, column = rows["image_id"].to_numpy(), np.full(len(rows), fold)
+    return make_predictions(ids, probabilities, header=header, fold=column)
+
+
+def score_record(score: Score) -> dict[str, Any]:
+    """A fold's score as its `run.json` keeps it."""
+    return {
+        "oof_accuracy": score.accuracy,
+        "oof_standard_error": score.standard_error,
+        "oof_rows": score.n,
+        "labels": "given",
+    }
 
 
 def join_folds(parts: Sequence[Predictions], folds: Folds, name: str) -> Predictions:

@@ -10,6 +10,8 @@ from cassava_kit.competition import CASSAVA, Competition
 
 KIT_MANIFEST = "KIT_MANIFEST.json"
 WEIGHTS_MANIFEST = "WEIGHTS_MANIFEST.json"
+# What a fold's run leaves in its folder.
+CHECKPOINT_FILE, OOF_FILE, DONE_FILE, CONFIG_FILE = "best.safetensors", "oof.csv", "run.json", "config.json"
 
 
 def cache_dir() -> Path:

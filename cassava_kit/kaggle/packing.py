@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from cassava_kit.blend import read_weights
 from cassava_kit.checkpoint import CheckpointInfo, read_info
 from cassava_kit.files import read_json
 from cassava_kit.folds import Folds, read_folds, write_folds
 from cassava_kit.inference.calibrated import ensemble_evidence
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
 from cassava_kit.oof import Evidence, accuracy, average, gather
+from cassava_kit.paths import CHECKPOINT_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, read_predictions, write_predictions
 
-CHECKPOINT = "best.safetensors"
 OOF, FOLDS = "ensemble-oof.csv", "folds.csv"  # as submit.py --ensemble names them
 EVIDENCE = "evidence"
 
@@ -66,10 +67,10 @@ def from_runs(
     The weights file alone is enough: it names each member's out-of-fold file, beside which its folds lie. With `folds`
     the ensemble is scored out of fold. ValueError where members are of different splits or classes.
     """
-    weighed = _weights(weights) if weights else {}
+    weighed = read_weights(weights) if weights else {}
     if repeated := sorted({folder.name for folder in members if [m.name for m in members].count(folder.name) > 1}):
         raise ValueError(f"members need distinct names, got {', '.join(repeated)} more than once")
-    folders = {folder.name: folder for folder in members} or {n: w["oof"].parent for n, w in weighed.items()}
+    folders = {folder.name: folder for folder in members} or {name: oof.parent for name, (_, oof) in weighed.items()}
     if not folders:
         raise ValueError("give at least one member, or a weights file that names them")
     if weights and folders.keys() != weighed.keys():
@@ -77,7 +78,7 @@ def from_runs(
             f"{weights} weighs {', '.join(weighed)}, the run folders are of {', '.join(folders)}; "
             "give the folder of each, or none"
         )
-    share = {name: weighed[name]["weight"] if weights else 1 / len(folders) for name in folders}
+    share = {name: weighed[name][0] if weights else 1 / len(folders) for name in folders}
     listed = [name for name in folders if share[name] > 0]
     notes = [f"{name} has no weight and is left out" for name in folders if share[name] == 0]
     runs = {name: [(path, read_info(path)) for path in _runs(folders[name])] for name in listed}
@@ -94,7 +95,7 @@ def from_runs(
     if folds is None:
         return Selection(ensemble, checkpoints, notes=(*notes, "without --folds there is no evidence for --finals"))
     split = read_folds(folds)
-    evidence = gather([read_predictions(folders[name] / "oof.csv") for name in listed], split, listed)
+    evidence = gather([read_predictions(folders[name] / OOF_FILE) for name in listed], split, listed)
     shares = np.array([share[name] for name in listed])
     scored = ensemble.model_copy(update={"oof": oof_facts(evidence, shares)})
     return Selection(scored, checkpoints, (average(evidence, shares), split), tuple(notes))
@@ -127,23 +128,13 @@ def _member(name: str, weight: float, infos: Sequence[CheckpointInfo]) -> Ensemb
     )
 
 
-def _weights(path: Path) -> dict[str, dict[str, Any]]:
-    """Name -> weight and out-of-fold file, as the verb `ensemble` wrote them; ValueError for another file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}; make one with: python -m cassava_kit ensemble --oof ...")
-    try:
-        members = read_json(path)["members"]
-        found = {each["name"]: {"weight": float(each["weight"]), "oof": Path(each["oof"])} for each in members}
-    except (KeyError, TypeError):
-        raise ValueError(f"{path} is no weights file of the verb ensemble (members with name, oof, weight)") from None
-    return found
-
-
 def _runs(folder: Path) -> list[Path]:
     """The checkpoints in a recipe's run folder, by fold."""
-    found = [path / CHECKPOINT for path in folder.glob("fold*") if (path / CHECKPOINT).is_file()]
+    found = [path / CHECKPOINT_FILE for path in folder.glob("fold*") if (path / CHECKPOINT_FILE).is_file()]
     if not found:
-        raise FileNotFoundError(f"{folder} holds no fold*/{CHECKPOINT}; give a recipe's folder of runs, or train it")
+        raise FileNotFoundError(
+            f"{folder} holds no fold*/{CHECKPOINT_FILE}; give a recipe's folder of runs, or train it"
+        )
     return sorted(found, key=lambda path: read_info(path).fold or 0)
 
 

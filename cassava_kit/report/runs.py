@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from cassava_kit.files import read_json
+from cassava_kit.paths import CONFIG_FILE, DONE_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, read_predictions
 
 FOLD_FOLDER = re.compile(r"fold(\d+)")
@@ -52,7 +53,7 @@ def _expand(path: Path) -> list[Path]:
         if path.suffix.lower() != ".csv":
             raise ValueError(f"{path} is a file; give a run folder, or an out-of-fold prediction file (.csv)")
         return [path]
-    if FOLD_FOLDER.fullmatch(path.name) and (path / "config.json").is_file():
+    if FOLD_FOLDER.fullmatch(path.name) and (path / CONFIG_FILE).is_file():
         raise ValueError(f"{path} is one fold of a run; give the run's folder {path.parent}")
     if _is_run(path):
         return [path]
@@ -63,12 +64,12 @@ def _expand(path: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return bool(_fold_folders(folder)) or (folder / "oof.csv").is_file()
+    return bool(_fold_folders(folder)) or (folder / OOF_FILE).is_file()
 
 
 def _fold_folders(folder: Path) -> dict[int, Path]:
     found = {int(m[1]): child for child in folder.iterdir() if (m := FOLD_FOLDER.fullmatch(child.name))}
-    return {k: found[k] for k in sorted(found) if (found[k] / "config.json").is_file()}
+    return {k: found[k] for k in sorted(found) if (found[k] / CONFIG_FILE).is_file()}
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -92,15 +93,16 @@ def _read_run(folder: Path, name: str) -> Run:
     if folder.is_file():
         return Run(name, folder, whole=read_predictions(folder))
     folds = _fold_folders(folder)
-    parts = {k: read_predictions(path / "oof.csv") for k, path in folds.items() if (path / "oof.csv").is_file()}
+    parts = {k: read_predictions(path / OOF_FILE) for k, path in folds.items() if (path / OOF_FILE).is_file()}
     logs = {k: path / "metrics.csv" for k, path in folds.items()}
-    joined = folder / "oof.csv"
+    done = {k: _read_object(path / DONE_FILE) for k, path in folds.items() if (path / DONE_FILE).is_file()}
+    joined = folder / OOF_FILE
     return Run(
         name,
         folder,
-        configs={k: _read_object(path / "config.json") | _given(path / "run.json") for k, path in folds.items()},
+        configs={k: _read_object(path / CONFIG_FILE) | _given(done.get(k, {})) for k, path in folds.items()},
         metrics={k: _read_metrics(log) for k, log in logs.items() if _has_content(log)},
-        done={k: _read_object(path / "run.json") for k, path in folds.items() if (path / "run.json").is_file()},
+        done=done,
         parts=parts,
         whole=read_predictions(joined) if not parts and joined.is_file() else None,
     )
@@ -128,9 +130,9 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     return frame.assign(note=frame["note"].fillna("").astype(str) if "note" in frame else "")
 
 
-def _given(path: Path) -> dict[str, Any]:
+def _given(done: dict[str, Any]) -> dict[str, Any]:
     """What a finished run was given beside its configuration: weights, limits, a noise report, devices."""
-    given = _read_object(path).get("given", {}) if path.is_file() else {}
+    given = done.get("given", {})
     return given if isinstance(given, dict) else {}
 
 

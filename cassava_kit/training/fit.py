@@ -16,6 +16,7 @@ import torch
 from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.config import RunConfig
 from cassava_kit.models import image_statistics, load_weights
+from cassava_kit.paths import CHECKPOINT_FILE
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume
 from cassava_kit.training.devices import is_main, make_strategy, state_elements, whole_state
@@ -23,7 +24,6 @@ from cassava_kit.training.loaders import Batches, pixels, training_set, validati
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.rows import Session, TrainData, check_session, cleaned_rows, usable_rows
 from cassava_kit.training.run_dir import (
-    CHECKPOINT_FILE,
     FoldResult,
     checkpoint_info,
     fingerprint,

@@ -98,9 +98,11 @@ def check_table(data: TrainData) -> None:
 
 
 def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
-    """Everything that can be refused before slow work: table, noise report, devices, log."""
+    """Everything that can be refused before slow work: table, devices, first weights, noise report, log."""
     check_table(data)
     check_devices(session.devices, config)
+    if session.weights is not None and not session.weights.is_file():
+        raise FileNotFoundError(f"no weights file {session.weights}")
     if session.clean_action not in ACTIONS:
         raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {session.clean_action!r}")
     if session.clean is not None:

@@ -16,14 +16,11 @@ from cassava_kit.config import RunConfig
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
 from cassava_kit.folds import Folds
 from cassava_kit.inference.predict import predict_images
-from cassava_kit.oof import Score, accuracy, join_folds
-from cassava_kit.predictions import Header, Predictions, Source, make_predictions, read_predictions, write_predictions
+from cassava_kit.oof import Score, accuracy, fold_predictions, join_folds, score_record
+from cassava_kit.paths import CHECKPOINT_FILE, CONFIG_FILE, DONE_FILE, OOF_FILE
+from cassava_kit.predictions import Predictions, read_predictions, write_predictions
 from cassava_kit.training.callbacks import RESUME_FILE
 from cassava_kit.training.rows import Session, TrainData
-
-CHECKPOINT_FILE = "best.safetensors"
-OOF_FILE = "oof.csv"
-DONE_FILE = "run.json"
 
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -82,7 +79,7 @@ def prepare_run_dir(run_dir: Path, config: RunConfig, print_of_run: str) -> None
     if not (state.is_file() and read_json(state).get("fingerprint") == print_of_run):
         for name in (RESUME_FILE, CHECKPOINT_FILE, OOF_FILE, DONE_FILE, "metrics.csv", "oof.json"):
             (run_dir / name).unlink(missing_ok=True)
-    write_json(run_dir / "config.json", config.model_dump(mode="json"))
+    write_json(run_dir / CONFIG_FILE, config.model_dump(mode="json"))
     write_json(state, {"fingerprint": print_of_run})
 
 
@@ -119,13 +116,7 @@ def write_oof(run_dir: Path, info: CheckpointInfo, data: TrainData, fold: int) -
     probabilities = np.asarray(members[0], np.float64)
     unread = np.isin(rows["image_id"].to_numpy(), list(failed))
     probabilities[unread] = info.prior
-    source = Source(name=info.name, fold=fold, fold_hash=data.folds.hash)
-    header = Header(name=info.name, kind="oof", fold_hash=data.folds.hash, sources=(source,))
-    folds_column = np.full(len(rows), fold)
-    write_predictions(
-        run_dir / OOF_FILE,
-        make_predictions(rows["image_id"].to_numpy(), probabilities, header=header, fold=folds_column),
-    )
+    write_predictions(run_dir / OOF_FILE, fold_predictions(data.folds, fold, probabilities, info.name))
     return accuracy(rows["label"].to_numpy(), probabilities)
 
 
@@ -134,15 +125,7 @@ def finish(run_dir: Path, info: CheckpointInfo, score: Score, *, facts: dict[str
     path = run_dir / CHECKPOINT_FILE
     scored = info.model_copy(update={"oof_accuracy": score.accuracy, "oof_rows": score.n})
     save_checkpoint(path, load_tensors(path), scored)
-    result: dict[str, Any] = {
-        "checkpoint_sha256": sha256_file(path),
-        "oof_accuracy": score.accuracy,
-        "oof_standard_error": score.standard_error,
-        "oof_rows": score.n,
-        "labels": "given",
-        **facts,
-    }
-    write_json(run_dir / DONE_FILE, result)
+    write_json(run_dir / DONE_FILE, {"checkpoint_sha256": sha256_file(path), **score_record(score), **facts})
     (run_dir / RESUME_FILE).unlink(missing_ok=True)
 
 

@@ -99,8 +99,9 @@ def splits(
     _tell(split.frame, "part")
     print(f"{len(split.frame)} images in {len(shares)} parts: {out} (hash {split.hash[:12]})")
     if as_folds is not None:
-        write_folds(as_folds, split.as_folds())
-        print(f"train and val as folds: {as_folds} (hash {split.as_folds().hash[:12]}); fold 0 is val")
+        two = split.as_folds()
+        write_folds(as_folds, two)
+        print(f"train and val as folds: {as_folds} (hash {two.hash[:12]}); fold 0 is val")
 
 
 def _shares(kind: str) -> tuple[float, ...] | None:

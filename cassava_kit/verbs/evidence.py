@@ -131,8 +131,6 @@ def ablate(
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.training.rows import Session
 
-    if weights is not None and not weights.is_file():
-        raise FileNotFoundError(f"no weights file {weights}")
     session = Session(
         weights=weights, limit=limit, clean=clean, clean_action=clean_action, workers=workers, cache=cache
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cassava_kit.cli import named_file
 from cassava_kit.verbs.options import Data, FoldFile, Settings
 
 
@@ -44,7 +45,7 @@ def ssl_report(
     """Say whether pretraining helped: probes and finetuning from each start, same folds, labels and budget."""
     from cassava_kit.recipes import recipe
 
-    starts = {start: Path(file) for start, file in (_named(text, "--init") for text in init)}
+    starts = dict(named_file(text, "--init takes NAME=FILE") for text in init)
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.data.table import read_competition
     from cassava_kit.folds import read_folds
@@ -57,10 +58,3 @@ def ssl_report(
     )
     print(report.verdict)
     print(out / "ssl_report.md")
-
-
-def _named(text: str, option: str) -> tuple[str, str]:
-    name, equals, file = text.partition("=")
-    if not (name and equals and file):
-        raise ValueError(f"{option} takes NAME=FILE, got {text!r}")
-    return name, file

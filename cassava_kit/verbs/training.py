@@ -83,8 +83,6 @@ def train(
     from cassava_kit.training.rows import Session
 
     split = read_folds(folds)
-    if weights is not None and not weights.is_file():
-        raise FileNotFoundError(f"no weights file {weights}")
     session = Session(
         weights=weights,
         limit=limit,

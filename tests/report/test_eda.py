@@ -2,13 +2,13 @@
 
 import re
 import shutil
-from html.parser import HTMLParser
 
 import chrome
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from cells import Cells
 from PIL import Image
 
 from cassava_kit.__main__ import app
@@ -27,30 +27,6 @@ from cassava_kit.report.eda import (
     stored_size,
 )
 from cassava_kit.report.eda_page import sample_names, shown_groups, write_eda
-
-
-class Cells(HTMLParser):
-    """Every table's rows as lists of cell texts, and the page's text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.rows, self.text, self.cell = [], "", None
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "tr":
-            self.rows.append([])
-        self.cell = "" if tag in ("td", "th") else self.cell
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.rows[-1].append(self.cell)
-            self.cell = None
-
-    def handle_data(self, data):
-        self.text += data
-        if self.cell is not None:
-            self.cell += data
 
 
 def write_image(path, image, quality=95):
@@ -188,7 +164,7 @@ def test_classes_without_images_and_rows_without_any(folder, recwarn):
 def test_trouble_on_the_page(folder):
     plant_trouble(folder)
     _, _, html = page(folder)
-    text = " ".join(Cells(html).text.split())
+    text = Cells(html).text
     assert "2 rows without an image, 3 unreadable images, 1 image that no row names" in text
     assert "3 groups of near-duplicate images (2 of them exact copies), 2 with conflicting labels" in text
     assert "01.jpg: a JPEG cut off before its end" in text and "02.jpg: the file is empty" in text

@@ -3,12 +3,12 @@
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import chrome
 import numpy as np
 import pandas as pd
 import pytest
+from cells import Cells
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, recall_score
 
@@ -28,36 +28,6 @@ from cassava_kit.report.runs_page import gather_report, unique_slugs, write_repo
 from cassava_kit.report.runs_scores import Scored, compare_pairs, holm, majority_of, recalls, worst_mistakes
 
 NOTE = "predicts class 3 (Cassava Mosaic Disease (CMD)) for 98% of <the> validation images"
-
-
-class Cells(HTMLParser):
-    """Every table's rows as lists of cell texts, and the page's text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.rows, self.text, self.cell = [], "", None
-        self.feed(html)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "tr":
-            self.rows.append([])
-        self.cell = "" if tag in ("td", "th") else self.cell
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.rows[-1].append(self.cell)
-            self.cell = None
-
-    def handle_data(self, data):
-        self.text += data
-        if self.cell is not None:
-            self.cell += data
-
-    def row(self, *start):
-        """The one row that begins with these cells, without them."""
-        (found,) = [row for row in self.rows if tuple(row[: len(start)]) == start]
-        return found[len(start) :]
 
 
 def guesses(labels, skill, seed):

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import SILENT, TINY
 
 from cassava_kit.checkpoint import load_tensors, read_info
-from cassava_kit.config import RunConfig, replace
+from cassava_kit.config import replace
 from cassava_kit.data.table import TrainTable
 from cassava_kit.folds import Folds, make_folds
 from cassava_kit.oof import check_oof
@@ -20,22 +21,6 @@ from cassava_kit.training.fit import train_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import train_recipe
 from cassava_kit.training.rows import Session, TrainData
-
-SILENT = Session(tell=lambda _: None)
-TINY = RunConfig(
-    recipe="tiny",
-    model="resnet18",
-    model_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
-    image_size=32,
-    epochs=3,
-    batch_size=16,
-    lr=3e-3,
-)
-
-
-@pytest.fixture
-def data(tiny_table, tiny_folds) -> TrainData:
-    return TrainData(tiny_table, tiny_folds)
 
 
 def test_fold_writes_its_contract(data, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import SILENT, TINY
 
 from cassava_kit.checkpoint import load_tensors
 from cassava_kit.config import RunConfig, replace
@@ -12,22 +13,6 @@ from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.fit import make_batches, make_module, make_trainer, train_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
-
-SILENT = Session(tell=lambda _: None)
-TINY = RunConfig(
-    recipe="tiny",
-    model="resnet18",
-    model_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
-    image_size=32,
-    epochs=3,
-    batch_size=16,
-    lr=3e-3,
-)
-
-
-@pytest.fixture
-def data(tiny_table, tiny_folds) -> TrainData:
-    return TrainData(tiny_table, tiny_folds)
 
 
 @pytest.fixture
