@@ -1,6 +1,7 @@
 """The command line: verbs end to end by subprocess, help, and errors as one line with exit code 2."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import pandas as pd
 import pytest
 
 from cassava_kit.cli import user_message
+from cassava_kit.cost import train_hours
 from cassava_kit.folds import read_folds
 from cassava_kit.predictions import read_predictions
+from cassava_kit.recipes import recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,6 +95,8 @@ def test_our_own_bugs_are_not_dressed_up_as_the_users():
 def test_recipes_are_listed_and_printed():
     assert "resnet50" in kit("recipes").stdout
     assert '"lr": 0.01' in kit("recipes", "resnet34").stdout
+    hours = f"{train_hours(recipe('resnet50'), 1000, 3) / 2:.1f} h"
+    assert re.search(rf"resnet50 +{hours}", kit("recipes", "--hours", "--images", "1000", "--n-splits", "3").stdout)
 
 
 @pytest.mark.slow
@@ -99,8 +104,8 @@ def test_the_verbs_go_the_whole_way(tiny_dir, tmp_path):
     folds, runs = tmp_path / "folds.csv", tmp_path / "runs"
     assert kit("folds", "--data", tiny_dir, "--n-splits", 2, "--out", folds).returncode == 0
     quick = ["--set", "epochs=1", "--set", "image_size=32"]
-    for recipe in ("small_resnet", "timm:resnet10t"):
-        result = kit("train", recipe, "--data", tiny_dir, "--folds", folds, "--fold", "all", "--out", runs, *quick)
+    for name in ("small_resnet", "timm:resnet10t"):
+        result = kit("train", name, "--data", tiny_dir, "--folds", folds, "--fold", "all", "--out", runs, *quick)
         assert result.returncode == 0, result.stderr
     oof = [runs / name / "oof.csv" for name in ("small_resnet", "resnet10t")]
     result = kit("ensemble", "--oof", oof[0], "--oof", oof[1], "--folds", folds, "--out", tmp_path / "w.json")

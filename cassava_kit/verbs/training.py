@@ -13,23 +13,34 @@ if TYPE_CHECKING:
     from cassava_kit.folds import Folds
 
 
-def recipes(name: Annotated[str | None, typer.Argument(help="Recipe to print in full.")] = None) -> None:
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Recipe to print in full.")] = None,
+    hours: Annotated[
+        bool, typer.Option(help="Estimate hours of Kaggle's two T4s for all folds, from counted operations.")
+    ] = False,
+    images: Annotated[int, typer.Option(min=1, help="With --hours: training images.")] = 21_397,
+    n_splits: Annotated[int, typer.Option(min=2, help="With --hours: folds.")] = 5,
+) -> None:
     """List the recipes of train and of pretrain, or print one recipe's full configuration."""
+    from cassava_kit.cost import pretrain_hours, train_hours
     from cassava_kit.recipes import recipe, recipe_names
     from cassava_kit.ssl.recipes import RECIPES as PRETRAINING
     from cassava_kit.ssl.recipes import recipe as pretraining
 
-    selfsupervised = [function.__name__ for function in PRETRAINING]
+    selfsupervised = {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAINING}
     if name is not None:
         print((pretraining(name) if name in selfsupervised else recipe(name)).model_dump_json(indent=2))
         return
-    print("train:")
-    for listed in recipe_names():
-        print(f"  {listed:18} {recipe(listed).about}")
-    print("  logreg             Logistic regression on small pixels, the baseline (published: .50).")
-    print("pretrain:")
-    for function in PRETRAINING:
-        print(f"  {function.__name__:18} {(function.__doc__ or '').strip()}")
+    for title, costs in (
+        ("train", {each: train_hours(recipe(each), images, n_splits) if hours else 0 for each in recipe_names()}),
+        ("pretrain", {each: pretrain_hours(pretraining(each), images) if hours else 0 for each in selfsupervised}),
+    ):
+        print(f"{title}:")
+        if title == "train":
+            print("  logreg             Logistic regression on small pixels, the baseline (published: .50).")
+        for each, cost in costs.items():
+            about = selfsupervised.get(each) or recipe(each).about
+            print(f"  {each:18} {f'{cost / 2:5.1f} h  ' if hours else ''}{about}")
 
 
 def train(

@@ -1,0 +1,64 @@
+"""What a recipe costs on Kaggle's GPUs, from counted operations: an estimate, for planning a week's hours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cassava_kit.config import RunConfig
+from cassava_kit.ssl.config import PretrainConfig
+
+# Operations a second of one T4 in half precision, from published passes over 15,000 images: ResNet-50 at 224 pixels in
+# 13 s, EfficientNet-B4 at 380 in 50 s. Depthwise convolutions wait for memory and are counted apart.
+DENSE, DEPTHWISE = 9.5e12, 0.24e12
+SINGLE_PRECISION = 2.8  # times slower
+BACKWARD = 2  # passes forward that a pass backward costs
+
+
+def train_hours(config: RunConfig, n_images: int, n_splits: int) -> float:
+    """Hours of one T4 for every fold of a recipe: passes over the training rows, and one a validation row and epoch.
+
+    Loading is not counted: from a pixel cache it keeps ahead of all but the smallest models.
+    """
+    forward = pass_seconds(config.model, config.image_size, config.model_args, config.head) * _slower(config.precision)
+    passes = (1 if config.freeze_backbone else 1 + BACKWARD) * (2 if config.optimizer == "sam" else 1)
+    images = config.epochs * n_images * (passes * (n_splits - 1) + 1)
+    return forward * images / 3600
+
+
+def pretrain_hours(config: PretrainConfig, n_images: int) -> float:
+    """Hours of one T4 for a pretraining run: every view forward and back, and those the momentum network sees."""
+    area = config.views[0].size ** 2
+    full = sum(view.count for view in config.views if view.size**2 == area)
+    views = sum(view.count * view.size**2 / area for view in config.views)
+    seen = {"byol": full, "moco": full if config.symmetric else 1, "simclr": 0, "swav": 0}[config.method]
+    learnt = views if config.method != "moco" or config.symmetric else 1
+    forward = pass_seconds(config.backbone, config.views[0].size, config.model_args) * _slower(config.precision)
+    return forward * config.epochs * n_images * (learnt * (1 + BACKWARD) + seen) / 3600
+
+
+def pass_seconds(name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear") -> float:
+    """Seconds of one T4 for one image forward through a timm model, in half precision; no weights are made."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cassava_kit.models import create_model
+
+    with torch.device("meta"):
+        model = create_model(name, 2, model_args=model_args, head=head).eval()
+        image = torch.empty(1, 3, size, size)
+    depthwise = 0
+
+    def count(layer: Any, _: Any, answer: torch.Tensor) -> None:
+        nonlocal depthwise
+        depthwise += 2 * answer.numel() * layer.weight[0].numel()
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            layer.register_forward_hook(count)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return (counter.get_total_flops() - depthwise) / DENSE + depthwise / DEPTHWISE
+
+
+def _slower(precision: str) -> float:
+    return SINGLE_PRECISION if precision == "32-true" else 1.0
