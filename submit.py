@@ -101,7 +101,8 @@ def submit(
         Strings, typer.Option(metavar="NAME=VALUE", help="With --kernel: value of a notebook's parameter.")
     ] = None,
     attach: Annotated[
-        Strings, typer.Option(metavar="OWNER/SLUG", help="With --kernel: a further dataset to attach.")
+        Strings,
+        typer.Option(metavar="WHAT", help="With --kernel: a further dataset, OWNER/SLUG, or a kernel's output."),
     ] = None,
     again: Annotated[
         bool, flag("again", "With --push --kernel: run once more what ran, to go on from its output.")

@@ -48,10 +48,13 @@ def take_up(folder):
 
 
 def find_file(name):
-    """An attached file by its name, e.g. first weights from a dataset of yours; None for an empty name."""
+    """An attached file by its name, from a dataset or from what another notebook left; None for an empty name."""
     if not name:
         return None
-    for folder in input_folders():
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"no attached dataset has {name}; attach the one that holds it")
+    # What a notebook left lies in folders of its own, below notebooks/<owner>/<slug>.
+    found = sorted(file for depth in range(1, 7) for file in INPUT.glob("*/" * depth + name))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{name} is there more than once, give more of the path: {', '.join(map(str, found))}")
+    raise FileNotFoundError(f"nothing that is attached has {name}; attach the dataset or the notebook that holds it")

@@ -52,11 +52,15 @@ KERNELS = (
     ),
     Kernel("eda", ("cassava-kit",), gpu=False, seconds=SESSION_SECONDS),
 )
+KERNEL_NAMES = tuple(kernel.name for kernel in KERNELS)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What one push of a kernel changes: values of its parameters, by name, and further datasets to attach."""
+    """What one push of a kernel changes: values of its parameters, by name, and what else to attach.
+
+    That is datasets by owner/slug, and kernels of the kit by name, for what their latest run left.
+    """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
     attach: tuple[str, ...] = ()
@@ -71,7 +75,7 @@ def find_kernel(name: str) -> Kernel:
 
 
 def parse_changes(parameters: Sequence[str], attach: Sequence[str]) -> Changes:
-    """`NAME=VALUE` arguments, VALUE a Python literal or else text, and datasets owner/slug; ValueError otherwise."""
+    """`NAME=VALUE` arguments, VALUE a Python literal or else text, and what to attach; ValueError otherwise."""
     values: dict[str, Any] = {}
     for text in parameters:
         name, equals, value = text.partition("=")
@@ -81,9 +85,11 @@ def parse_changes(parameters: Sequence[str], attach: Sequence[str]) -> Changes:
             values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             values[name] = value
-    for dataset in attach:
-        if not re.fullmatch(r"[\w-]+/[\w-]+", dataset):
-            raise ValueError(f"--attach takes a dataset's owner/slug, got {dataset!r}")
+    for source in attach:
+        if source not in KERNEL_NAMES and not re.fullmatch(r"[\w-]+/[\w-]+", source):
+            raise ValueError(
+                f"--attach takes a dataset's owner/slug, or {', '.join(KERNEL_NAMES)} for its output, got {source!r}"
+            )
     return Changes(values, tuple(attach))
 
 
@@ -188,8 +194,10 @@ def render(
     """File name -> text of a kernel's generated files; `builds` pins it to the datasets it was made for."""
     source, changes = root / "kernels" / kernel.name / f"{kernel.name}.py", changes or Changes()
     values = settings(kernel, CASSAVA, builds or {})
-    described = metadata(kernel, read_config(root, owner=owner), CASSAVA)
-    described["dataset_sources"] += changes.attach
+    config = read_config(root, owner=owner)
+    described = metadata(kernel, config, CASSAVA)
+    described["dataset_sources"] += [source for source in changes.attach if source not in KERNEL_NAMES]
+    described["kernel_sources"] += [config.kernel_id(name) for name in changes.attach if name in KERNEL_NAMES]
     return {
         f"{kernel.name}.ipynb": notebook_text(source, values, changes.parameters),
         KERNEL_METADATA: json.dumps(described, indent=2) + "\n",

@@ -46,12 +46,15 @@ def test_every_cause_has_its_line_and_a_good_bundle_passes(bundle: Bundle) -> No
 
 def test_a_kernel_that_trains_is_examined_by_what_can_end_it(pristine: Path, tmp_path: Path) -> None:
     kernel = find_kernel("train-folds")
-    changes = parse_changes(["FOLDS=[0, 1]", "RECIPE=vit_base"], ["me/first-weights"])
+    changes = parse_changes(["FOLDS=[0, 1]", "RECIPE=vit_base"], ["me/first-weights", "pretrain-ssl"])
     bundle = package_kernel(tmp_path, kernel, root=pristine, changes=changes)
     checks = {check.cause: check for check in doctor(REPOSITORY, tmp_path, kernel=kernel)}
     assert not [str(check) for check in checks.values() if check.status == "failed"]
     assert {"offline pip", "wrong GPU", "dataset stale or still processing", "quota"} <= checks.keys()
     assert "scoring error (rows, ids, dtype)" not in checks
+    described = read_json(bundle.kernel_dir / "kernel-metadata.json")
+    assert described["dataset_sources"][1:] == ["me/first-weights"]
+    assert described["kernel_sources"][1:] == [described["id"].replace("train-folds", "pretrain-ssl")]
     text = bundle.notebook.read_text()
     assert "FOLDS = [0, 1]" in text and "RECIPE = 'vit_base'" in text
     assert "ends by itself after 11.5 of 12 h" in checks["timeout"].detail

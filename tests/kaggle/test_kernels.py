@@ -85,7 +85,7 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def execute_kernel(
-    name: str, parameters: str, packed: Path, competition: Path, out: Path, *, earlier: Path | None = None
+    name: str, parameters: str, packed: Path, competition: Path, out: Path, *, earlier: tuple[str, Path] | None = None
 ) -> tuple[dict[str, Any], Path]:
     """Run a generated notebook with other parameters in its first code cell; its result and its output folder."""
     kernel = next(each for each in KERNELS if each.name == name)
@@ -100,7 +100,8 @@ def execute_kernel(
         kit = as_uploaded(packed / "kit", Path(scratch) / "kit")
         mounts = competition_mounts(competition, "new") + dataset_mounts(kit, config.kit_dataset, "new")
         if earlier is not None:
-            mounts.append(Mount(earlier, PurePosixPath("notebooks", *config.kernel_id(name).split("/"))))
+            kernel_id = config.kernel_id(earlier[0])
+            mounts.append(Mount(earlier[1], PurePosixPath("notebooks", *kernel_id.split("/"))))
         stage = Stage(path, mounts, out / "result", "new", Setting(minutes=5))
         stage.working.mkdir(parents=True)
         result, isolation = perform(stage, Path(scratch))
@@ -117,7 +118,9 @@ def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, compet
     first = checkpoint.read_bytes()
     assert (checkpoint.parent / "oof.csv").is_file()
     parameters = parameters.replace("[0]", "[0, 1]")
-    result, later = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "two", earlier=output)
+    result, later = execute_kernel(
+        "train-folds", parameters, packed, competition, tmp_path / "two", earlier=("train-folds", output)
+    )
     assert result["error"] == "" and "went on from" in result["log"], result
     assert (later / "runs" / "small_resnet" / "fold0" / "best.safetensors").read_bytes() == first
     assert (later / "runs" / "small_resnet" / "fold1" / "best.safetensors").is_file()
@@ -156,10 +159,18 @@ def test_train_folds_says_when_nothing_was_trained(packed: Path, competition: Pa
 
 
 @pytest.mark.slow
-def test_pretrain_ssl_exports_a_backbone(packed: Path, competition: Path, tmp_path: Path) -> None:
+def test_pretrain_ssl_exports_a_backbone_that_train_folds_starts_from(
+    packed: Path, competition: Path, tmp_path: Path
+) -> None:
     result, output = execute_kernel("pretrain-ssl", PRETRAIN, packed, competition, tmp_path / "one")
     assert result["error"] == "", result
     assert (output / "pretrain-small_simclr" / "backbone.safetensors").is_file()
+    parameters = "RECIPE, FOLDS, N_SPLITS, WEIGHTS = 'small_ssl_resnet', [0], 2, 'backbone.safetensors'"
+    parameters += "\nSET = ['epochs=1', 'image_size=32']"
+    result, _ = execute_kernel(
+        "train-folds", parameters, packed, competition, tmp_path / "two", earlier=("pretrain-ssl", output)
+    )
+    assert result["error"] == "" and "backbone.safetensors: " in result["log"], result
 
 
 @pytest.mark.slow
