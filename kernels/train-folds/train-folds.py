@@ -8,10 +8,12 @@
 RECIPE = "resnet50"
 FOLDS = [0, 1, 2, 3, 4]
 N_SPLITS, SEED = 5, 42
+# Near-duplicate photographs stay in one fold.
+GROUPS = True
 # 1: a fold on each GPU, nothing to synchronise, exact where data parallelism is not (BatchNorm, batch size).
 # 2: every fold on both GPUs by DDP, for one fold sooner, or a batch that one GPU cannot hold.
 GPUS_PER_FOLD = 1
-# Name of a weights file in an attached dataset; timm cannot download any here.
+# A weights file in what is attached (a dataset, or what pretrain-ssl left); timm cannot download any here.
 WEIGHTS = ""
 # Changes to the recipe, as for `python -m cassava_kit train --set`.
 SET = []
@@ -35,9 +37,14 @@ from queue import SimpleQueue
 import torch
 
 DATA = competition_folder(SETTINGS["train_csv"], SETTINGS["train_images"])
-RUNS, SPLIT = OUTPUT / "runs", OUTPUT / f"kfold{N_SPLITS}.csv"
+RUNS, SPLITS = OUTPUT / "runs", OUTPUT / "folds"
+SPLIT = SPLITS / f"kfold{N_SPLITS}-seed{SEED}{'-groups' if GROUPS else ''}.csv"
 take_up(RUNS)
-if not run(["folds", "--data", DATA, "--n-splits", N_SPLITS, "--seed", SEED, "--out", SPLIT]):
+take_up(SPLITS)
+groups = ["--groups"] if GROUPS else []
+if not SPLIT.is_file() and not run(
+    ["folds", "--data", DATA, "--n-splits", N_SPLITS, "--seed", SEED, *groups, "--out", SPLIT]
+):
     raise RuntimeError("the folds were not made; see above")
 COUNT = torch.cuda.device_count() if torch.cuda.is_available() else 0
 FREE = SimpleQueue()
