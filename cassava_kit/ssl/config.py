@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cassava_kit.config import one_line, parse_setting
+from cassava_kit.ssl.papers import paper
+from cassava_kit.ssl.view import View
 
 Method = Literal["simclr", "moco", "byol", "swav"]
 METHODS: tuple[Method, ...] = ("simclr", "moco", "byol", "swav")
@@ -31,55 +33,6 @@ METHOD_FIELDS: dict[str, frozenset[str]] = {
         }
     ),
 }
-
-
-class View(BaseModel):
-    """How one view of an image (or `count` alike) is drawn; strengths are torchvision's ColorJitter arguments."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: int = Field(default=224, ge=8, le=1024, description="Side of the square crop in pixels.")
-    count: int = Field(default=1, ge=1, le=16, description="How many views are drawn this way.")
-    scale: tuple[float, float] = Field(
-        default=(0.08, 1.0), description="Smallest and largest share of the image's area in a crop."
-    )
-    spread: float = Field(
-        default=1.0, ge=0, le=1, description="Share of the way to the rim that a crop may leave the image's middle."
-    )
-    background_swap_prob: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Probability that all but a disc about the image's middle comes from another image of the batch.",
-    )
-    brightness: float = Field(default=0.8, ge=0, le=1, description="Brightness is multiplied by 1 - b .. 1 + b.")
-    contrast: float = Field(default=0.8, ge=0, le=1, description="Likewise contrast.")
-    saturation: float = Field(default=0.8, ge=0, le=1, description="Likewise saturation.")
-    hue: float = Field(default=0.2, ge=0, le=0.5, description="Hue is turned by -h .. h of a full circle.")
-    channel_gain: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Each colour channel is multiplied by a factor of its own in 1 - g .. 1 + g.",
-    )
-    jitter_prob: float = Field(default=0.8, ge=0, le=1, description="Probability of the colour jitter.")
-    grayscale_prob: float = Field(default=0.2, ge=0, le=1, description="Probability of dropping the colour.")
-    blur_prob: float = Field(default=0.5, ge=0, le=1, description="Probability of a Gaussian blur.")
-    blur_sigma: tuple[float, float] = Field(
-        default=(0.1, 2.0), description="Smallest and largest standard deviation of the blur in pixels."
-    )
-    solarize_prob: float = Field(
-        default=0.0, ge=0, le=1, description="Probability of inverting what is brighter than one half."
-    )
-    hflip_prob: float = Field(default=0.5, ge=0, le=1, description="Probability of mirroring left and right.")
-    vflip_prob: float = Field(default=0.0, ge=0, le=1, description="Probability of mirroring top and bottom.")
-
-    @model_validator(mode="after")
-    def _ranges(self) -> View:
-        for name, (low, high), top in (("scale", self.scale, 1.0), ("blur_sigma", self.blur_sigma, 16.0)):
-            if not 0 < low <= high <= top:
-                raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {top:g}, got ({low}, {high})")
-        return self
 
 
 class PretrainConfig(BaseModel):
@@ -262,66 +215,3 @@ def configure(method: str, **settings: Any) -> PretrainConfig:
 def replace(config: PretrainConfig, **changes: Any) -> PretrainConfig:
     """The configuration with some fields changed, checked again; its errors are one line."""
     return configure(**{**config.model_dump(), **changes})
-
-
-def paper(method: str) -> dict[str, Any]:
-    """The settings of a method's paper that differ from the fields' defaults."""
-    if method == "simclr":  # Chen et al. 2020, arXiv:2002.05709: batch 4096, lr .3 x B/256, temperature .1
-        return {
-            "views": (View(count=2),),
-            "optimizer": "lars",
-            "base_lr": 0.3,
-            "weight_decay": 1e-6,
-            "warmup_epochs": 10,
-            "hidden_dim": 2048,
-            "output_dim": 128,
-            "temperature": 0.1,
-        }
-    if method == "moco":  # MoCo v2: Chen et al. 2020, arXiv:2003.04297; queue and momentum from arXiv:1911.05722
-        soft: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-        return {
-            "views": (View(count=2, scale=(0.2, 1.0), **soft),),
-            "optimizer": "sgd",
-            "base_lr": 0.03,
-            "weight_decay": 1e-4,
-            "warmup_epochs": 0,
-            "hidden_dim": 2048,
-            "output_dim": 128,
-            "head_norm": "none",
-            "temperature": 0.2,
-            "momentum": 0.999,
-            "momentum_end": 0.999,
-            "queue_size": 65536,
-            "bn_groups": 8,
-            "symmetric": False,
-        }
-    if method == "byol":  # Grill et al. 2020, arXiv:2006.07733: table 6 for the two views, 10 warm-up epochs
-        soft = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
-        return {
-            "views": (View(blur_prob=1.0, **soft), View(blur_prob=0.1, solarize_prob=0.2, **soft)),
-            "optimizer": "lars",
-            "base_lr": 0.2,
-            "weight_decay": 1.5e-6,
-            "warmup_epochs": 10,
-            "hidden_dim": 4096,
-            "output_dim": 256,
-            "momentum": 0.996,
-            "momentum_end": 1.0,
-            "predictor_dim": 4096,
-        }
-    return {  # Caron et al. 2020, arXiv:2006.09882, with the authors' settings for batches of 256
-        "views": (View(count=2, scale=(0.14, 1.0)), View(size=96, count=6, scale=(0.05, 0.14))),
-        "optimizer": "lars",
-        "base_lr": 0.6,
-        "weight_decay": 1e-6,
-        "warmup_epochs": 0,
-        "hidden_dim": 2048,
-        "output_dim": 128,
-        "temperature": 0.1,
-        "queue_size": 3840,
-        "queue_from_epoch": 15,
-        "prototypes": 3000,
-        "prototypes_frozen_epochs": 1,
-        "sinkhorn_eps": 0.05,
-        "sinkhorn_iterations": 3,
-    }

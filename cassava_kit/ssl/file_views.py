@@ -9,7 +9,8 @@ from lightly.transforms import BYOLView1Transform, SimCLRViewTransform, SwaVView
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.torchvision_v2_compatibility import torchvision_transforms as T
 
-from cassava_kit.ssl.config import PretrainConfig, View
+from cassava_kit.ssl.config import PretrainConfig
+from cassava_kit.ssl.view import View
 
 
 def file_transform(config: PretrainConfig) -> MultiViewTransform:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.data.table import list_images, read_competition
 from cassava_kit.ssl.config import PretrainConfig
 from cassava_kit.ssl.pretrain import pretrain
@@ -23,7 +23,7 @@ def pretrain_folders(
     init: Path | None = None,
     out: Path,
     settings: Sequence[str] = (),
-    competition: Competition = CASSAVA,
+    competition: Competition | None = None,
 ) -> str:
     """Pretrain on a competition's training images and further folders; returns what to tell the user.
 
@@ -32,7 +32,7 @@ def pretrain_folders(
     config = configured(method, backbone, settings)
     if data is None and not images:
         raise ValueError("give --data DIR, or --images DIR, or both")
-    paths, labels = gather(data, images, competition)
+    paths, labels = gather(data, images, competition or current())
     known = labels if any(label != UNKNOWN for label in labels) else None
     path = pretrain(config, paths, out, init=init, labels=known)
     return f"{config.method} on {len(paths)} images: {path}"

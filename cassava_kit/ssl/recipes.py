@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cassava_kit.recipes import small_ssl_resnet
-from cassava_kit.ssl.config import METHODS, PretrainConfig, View, configure
+from cassava_kit.ssl.config import METHODS, PretrainConfig, configure
+from cassava_kit.ssl.view import View
 
 
 def byol_resnet50() -> PretrainConfig:

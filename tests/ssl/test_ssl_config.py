@@ -5,8 +5,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from cassava_kit.ssl.config import METHOD_FIELDS, METHODS, PretrainConfig, View, configure, replace
+from cassava_kit.ssl.config import METHOD_FIELDS, METHODS, PretrainConfig, configure, replace
 from cassava_kit.ssl.recipes import RECIPES, recipe
+from cassava_kit.ssl.view import View
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,8 +19,9 @@ from cassava_kit.ssl.batch_views import (
     make_views,
     swap_backgrounds,
 )
-from cassava_kit.ssl.config import View, configure
+from cassava_kit.ssl.config import configure
 from cassava_kit.ssl.file_views import file_transform
+from cassava_kit.ssl.view import View
 
 PLAIN = {"jitter_prob": 0, "grayscale_prob": 0, "blur_prob": 0, "hflip_prob": 0}
 
