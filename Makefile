@@ -32,8 +32,8 @@ rehearse-image: $(VENV)/user.stamp  ## run the demo's notebook with the versions
 	test -d build/sample-v1/bundle || $(BIN)/python submit.py --ensemble
 	$(BIN)/python submit.py --rehearse --image --bundle build/sample-v1/bundle
 
-bench: $(VENV)/developer.stamp  ## run the benchmarks (nothing else should be running)
-	for file in benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
+bench: $(VENV)/developer.stamp  ## run the benchmarks but the one of full size (nothing else should be running)
+	for file in $(filter-out %/bench_scale.py,$(wildcard benchmarks/bench_*.py)); do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean:  ## remove what can be made again
 	rm -rf $(VENV) .venv-image build .pytest_cache .mypy_cache .ruff_cache

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.config import RunConfig
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable
@@ -28,7 +28,7 @@ class TrainData:
 
     table: TrainTable
     folds: Folds
-    competition: Competition = CASSAVA
+    competition: Competition = field(default_factory=current)
 
     @cached_property
     def images_hash(self) -> str:
@@ -80,8 +80,8 @@ def check_table(data: TrainData) -> None:
     """The fold file must be of this very table: same images, same labels."""
     table = data.table.frame.sort_values("image_id", kind="stable").reset_index(drop=True)
     split = data.folds.frame
-    unknown = np.setdiff1d(table["image_id"], split["image_id"])
-    absent = np.setdiff1d(split["image_id"], table["image_id"])
+    unknown = pd.Index(table["image_id"]).difference(split["image_id"])
+    absent = pd.Index(split["image_id"]).difference(table["image_id"])
     if len(unknown) or len(absent):
         raise ValueError(
             f"the fold file must have the table's images: {len(unknown)} images of the table are not in it"

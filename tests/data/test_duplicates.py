@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from functools import cache
 from itertools import permutations
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image, ImageEnhance
 
 from cassava_kit.data import duplicates
 from cassava_kit.data.duplicates import (
+    MAX_BITS,
+    MIN_COSINE,
     SIDE,
     Fingerprints,
     candidates,
@@ -154,6 +157,44 @@ def test_blocks_miss_no_pair(monkeypatch):
         assert expected <= set(candidates(both, 0))
     digests = rng.integers(0, 256, (40, 16), dtype=np.uint8)
     assert group_duplicates(Fingerprints(both, digests)).tolist() == [*range(20), *range(20)]
+
+
+@pytest.mark.parametrize("position", [0, 3, 5])
+def test_candidates_are_all_near_pairs_each_once_whatever_the_blocks(position, monkeypatch):
+    rng = np.random.default_rng(0)
+    thumbnails = np.stack([thumbnail_of(seed) for seed in range(30)])
+    copies = np.stack([turned(one, position) for one in thumbnails])
+    both = np.concatenate([thumbnails, copies])[rng.permutation(60)]
+    low = low_frequencies(both)
+    low_turned = turned_frequencies(low, position)
+    hashes, hashes_turned = hash_bits(low), hash_bits(low_turned)
+    unit, unit_turned = duplicates._unit(low), duplicates._unit(low_turned)
+    expected = [
+        (i, j)
+        for i in range(60)
+        for j in range(i + 1, 60)
+        if int(hashes[i] ^ hashes_turned[j]).bit_count() <= MAX_BITS and unit[i] @ unit_turned[j] >= MIN_COSINE
+    ]
+    assert len(expected) >= (30 if position != 5 else 10)
+    for block in (1, 7, 20, 60, 100):
+        monkeypatch.setattr(duplicates, "BLOCK", block)
+        assert sorted(candidates(both, position)) == expected
+
+
+def test_grouping_takes_little_more_memory_than_the_fingerprints():
+    rng = np.random.default_rng(0)
+    prints = Fingerprints(
+        rng.integers(0, 256, (4000, SIDE, SIDE), dtype=np.uint8), rng.integers(0, 256, (4000, 16), dtype=np.uint8)
+    )
+    tracemalloc.start()
+    group_duplicates(prints)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * prints.thumbnails.nbytes
+
+
+def thumbnail_of(seed: int) -> np.ndarray:
+    return np.asarray(photograph(seed).convert("L").resize((SIDE, SIDE), Image.BOX))
 
 
 def test_the_hash_is_sixty_three_signs():

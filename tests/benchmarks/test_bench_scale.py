@@ -1,0 +1,88 @@
+"""The full-size benchmark's own figures: processes are watched whole, and growth is called by its name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def module(name: str) -> ModuleType:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def scale() -> ModuleType:
+    return module("bench_scale")
+
+
+@pytest.fixture(scope="module")
+def watcher() -> ModuleType:
+    return module("watched")
+
+
+CHILD = "import time; held = bytearray(150_000_000); time.sleep(1)"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="memory is read from /proc, which Linux has")
+def test_memory_of_children_counts(watcher, tmp_path):
+    parent = f"import subprocess, sys; held = bytearray(100_000_000); subprocess.run([sys.executable, '-c', {CHILD!r}])"
+    use = watcher.watched([sys.executable, "-c", parent], tmp_path / "log.txt", os.environ)
+    assert 250e6 < use.peak_bytes < 400e6
+    assert 1 < use.seconds < 30
+    assert use.cpu_seconds < use.seconds
+
+
+def test_a_step_that_fails_says_why(watcher, tmp_path):
+    with pytest.raises(RuntimeError, match="ended with 3:\nno such thing"):
+        program = "import sys; print('no such thing'); sys.exit(3)"
+        watcher.watched([sys.executable, "-c", program], tmp_path / "log.txt", os.environ)
+
+
+def test_steps_bring_those_that_they_need_in_order(scale):
+    assert scale.with_needs(["review"]) == ["folds", "groups", "clean", "review"]
+    assert scale.with_needs(["pixels"]) == ["pixels"]
+    assert scale.with_needs(list(scale.STEPS)) == list(scale.STEPS)
+
+
+def records(cost) -> list[dict[str, float]]:
+    sizes = (1000, 5000, 21_397)
+    return [
+        {
+            "images": n,
+            "seconds": cost(n),
+            "cpu_seconds": cost(n),
+            "peak_mb": 100 + n / 100,
+            "written_mb": 0.0,
+            "note": "",
+        }
+        for n in sizes
+    ]
+
+
+def test_growth_is_called_by_its_name(scale):
+    assert scale.growth(records(lambda n: 3 + n / 1000)).startswith("linear: an image costs at 21,397 0.71 times")
+    assert scale.growth(records(lambda n: (n / 1000) ** 1.2)).startswith("NOT LINEAR: an image costs at 21,397 1.34")
+    assert "each further image takes 10 kB of memory" in scale.growth(records(float))
+
+
+def test_what_is_noted_of_the_largest_size_is_said(scale):
+    noted = records(float)
+    noted[-1]["note"] = "80% of the votes counted"
+    assert scale.growth(noted).endswith("; 80% of the votes counted")
+
+
+def test_the_table_shows_what_further_images_cost(scale):
+    text = scale.table({"clean": {str(one["images"]): one for one in records(lambda n: 3 + n / 1000)}})
+    assert "| clean | 5,000 | 8.0 | 8.0 | 150 | 0.0 | 1.60 | 1.00 |" in text
+    assert "| clean | 1,000 | 4.0 | 4.0 | 110 | 0.0 | 4.00 |  |" in text
