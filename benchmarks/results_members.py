@@ -1,0 +1,277 @@
+"""Members of the results on real photographs: each one's out-of-fold file, made or reused by the kit's own run folders.
+
+Everything here is seen out of fold: whatever is chosen (a penalty, weights) is chosen without the rows it is scored on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results_probe import mean_over_views, nested_probe
+
+from cassava_kit.ablation import own_report
+from cassava_kit.config import RunConfig, replace
+from cassava_kit.data.duplicates import find_duplicates
+from cassava_kit.data.table import read_competition
+from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
+from cassava_kit.folds import make_folds, write_folds
+from cassava_kit.oof import average, fold_predictions, gather, join_folds
+from cassava_kit.predictions import Predictions, read_predictions, write_predictions
+from cassava_kit.recipes import recipe
+from cassava_kit.ssl.config import METHODS
+from cassava_kit.training.rows import Session, TrainData
+
+SEED, N_SPLITS = 42, 5
+# The mobilenet recipe made smaller, so that all variants of it fit into less than an hour of two CPU cores.
+SMALLER = ("image_size=128", "train_pixels=[144,192]", "epochs=6")
+PROBE = "frozen"
+FINETUNED = "finetuned"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Competition folder, the recipe of the ImageNet backbone with its weights, and where runs are kept.
+
+    `only`: members to make (with what they need); `settings` change every supervised recipe (sizes: the
+    ImageNet backbone's alone), `ssl_settings` every pretraining.
+    """
+
+    data: Path
+    weights: tuple[str, Path]
+    work: Path
+    only: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    ssl_settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A member's out-of-fold predictions, the seconds they took when they were made, its checkpoints by fold."""
+
+    predictions: Predictions
+    seconds: float
+    checkpoints: tuple[Path, ...] = ()
+
+
+@dataclass
+class Shop:
+    """The plan with its data and split, and the members made so far."""
+
+    plan: Plan
+    data: TrainData
+    grouped: int
+    made: dict[str, Made] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Given labels (N,) in the split's order."""
+        return self.data.folds.frame["label"].to_numpy()
+
+    @property
+    def fold(self) -> np.ndarray:
+        """Fold (N,) in which each row is held out."""
+        return self.data.folds.frame["fold"].to_numpy()
+
+    @property
+    def paths(self) -> list[Path]:
+        """Image files in the split's order."""
+        return self.data.paths(self.data.folds.frame)
+
+    @property
+    def n_classes(self) -> int:
+        """Classes of the competition."""
+        return self.data.competition.n_classes
+
+
+@dataclass(frozen=True)
+class Member:
+    """A row of the table: its name, what it is, how it is made, and the members it is made from."""
+
+    name: str
+    about: str
+    make: Callable[[Shop], Made]
+    needs: tuple[str, ...] = ()
+
+
+def open_shop(plan: Plan) -> Shop:
+    """Read the folder and split it in five; near-duplicates, where there are any, stay in one fold."""
+    table = read_competition(plan.data)
+    groups = find_duplicates([table.image_dir / name for name in table.frame["image_id"]], progress=False)
+    grouped = len(groups) - len(np.unique(groups))
+    split = make_folds(table.frame, n_splits=N_SPLITS, seed=SEED, groups=groups if grouped else None)
+    write_folds(plan.work / "folds.csv", split)
+    return Shop(plan, TrainData(table, split), grouped)
+
+
+def timed(shop: Shop, name: str, function: Callable[[], Any]) -> tuple[Any, float]:
+    """The function's result and the longest it ever took: what is reused costs nothing the second time."""
+    file = shop.plan.work / "seconds.json"
+    started = time.perf_counter()
+    result = function()
+    known = read_json(file) if file.is_file() else {}
+    known[name] = max(known.get(name, 0.0), round(time.perf_counter() - started, 1))
+    write_json(file, known)
+    return result, known[name]
+
+
+def joined(shop: Shop, name: str, of_fold: Callable[[int], np.ndarray]) -> Predictions:
+    """Out-of-fold predictions from a function that answers the rows of fold k, (n, K)."""
+    split = shop.data.folds
+    parts = [fold_predictions(split, k, of_fold(k), f"{name}-fold{k}") for k in range(split.n_splits)]
+    return join_folds(parts, split, name)
+
+
+def majority(shop: Shop) -> Made:
+    """The training rows' class shares for every image."""
+
+    def shares(k: int) -> np.ndarray:
+        held_out = shop.fold == k
+        counts = np.bincount(shop.labels[~held_out], minlength=shop.n_classes)
+        return np.tile(counts / counts.sum(), (held_out.sum(), 1))
+
+    return Made(joined(shop, "majority", shares), 0.0)
+
+
+def logreg(shop: Shop) -> Made:
+    """The kit's baseline on small pixels."""
+    from cassava_kit.baseline import train_baseline
+
+    runs = shop.plan.work / "runs"
+    _, seconds = timed(shop, "logreg", lambda: train_baseline(shop.data, runs, progress=False))
+    return Made(read_predictions(runs / "logreg" / "oof.csv"), seconds)
+
+
+def train(shop: Shop, config: RunConfig, *, weights: Path | None = None, clean: Path | None = None) -> Made:
+    """All folds of a configuration, from the kit's run folders where they lie there finished."""
+    from cassava_kit.training.recipe_run import train_recipe
+
+    cache = shop.plan.work / "pixels" if config.train_pixels else None
+    session = Session(weights=weights, clean=clean, cache=cache)
+    data = shop.data
+    result = train_recipe(config, data.table, data.folds, shop.plan.work / "runs", session=session)
+    assert result.oof is not None  # all folds were asked for
+    seconds = sum(fold.seconds for fold in result.folds)
+    return Made(read_predictions(result.oof), seconds, tuple(fold.checkpoint for fold in result.folds))
+
+
+def small_config(name: str, shop: Shop) -> RunConfig:
+    """A small recipe with the plan's settings but for sizes, which are the ImageNet backbone's: the ViT has its own."""
+    return recipe(name).with_settings(
+        [each for each in shop.plan.settings if each.partition("=")[0] not in ("image_size", "train_pixels")]
+    )
+
+
+def small(name: str, shop: Shop) -> Made:
+    """A small recipe from random weights."""
+    return train(shop, small_config(name, shop))
+
+
+def finetuned_config(shop: Shop) -> RunConfig:
+    """What all variants of the ImageNet backbone share."""
+    name = shop.plan.weights[0]
+    return recipe(name).with_settings([*(SMALLER if name == "mobilenet" else ()), *shop.plan.settings])
+
+
+def finetuned(shop: Shop, name: str = FINETUNED, *, pretrained: bool = True, **changes: Any) -> Made:
+    """The ImageNet backbone finetuned with something changed, or the same network from random weights."""
+    config = replace(finetuned_config(shop), recipe=name, **changes)
+    return train(shop, config, weights=shop.plan.weights[1] if pretrained else None)
+
+
+def cleaned(shop: Shop) -> Made:
+    """Finetuned on the rows that confident learning keeps: the finetuned member's and the probe's mean suspects."""
+    evidence = gather([shop.made[name].predictions for name in (FINETUNED, PROBE)], shop.data.folds, (FINETUNED, PROBE))
+    suspects = shop.plan.work / "suspects.csv"
+    write_predictions(suspects, average(evidence, np.full(2, 0.5)))
+    report = own_report(suspects, shop.data.folds, shop.plan.work / "clean.csv")
+    config = replace(finetuned_config(shop), recipe="cleaned")
+    return train(shop, config, weights=shop.plan.weights[1], clean=report)
+
+
+def features(shop: Shop, size: int, views: str) -> np.ndarray:
+    """Features (N, D) of the frozen ImageNet backbone at a size, the mean over views; kept in the work folder."""
+    from cassava_kit.inference.tta import make_views
+    from cassava_kit.models import create_model, image_statistics, load_weights
+    from cassava_kit.ssl.evaluate import Pixels, extract_features
+
+    config = finetuned_config(shop)
+    backbone = create_model(config.model, 0, model_args=config.model_args)
+    load_weights(backbone, shop.plan.weights[1])
+    pixels = Pixels(size, *image_statistics(backbone))
+    mean = mean_over_views(backbone, make_views(views))
+    return extract_features(mean, shop.paths, pixels, cache=shop.plan.work / "features" / views)
+
+
+def probe(shop: Shop, name: str = PROBE, *, sizes: Sequence[int] = (), views: str = "none") -> Made:
+    """Logistic regression on the frozen backbone's features (several sizes: side by side)."""
+
+    def fit() -> Predictions:
+        seen = [features(shop, size, views) for size in sizes or (finetuned_config(shop).image_size,)]
+        answers = nested_probe(np.concatenate(seen, axis=1), shop.labels, shop.fold, n_classes=shop.n_classes)
+        return joined(shop, name, lambda k: answers[shop.fold == k])
+
+    return Made(*timed(shop, name, fit))
+
+
+def pretrained(method: str, shop: Shop) -> Made:
+    """The small ResNet from a backbone pretrained by the method on all photographs, no label seen."""
+    from cassava_kit.ssl.pretrain import CONFIG, describe, pretrain
+    from cassava_kit.ssl.recipes import recipe as pretraining
+
+    config = pretraining(f"small_{method}").with_settings(["on_collapse=warn", *shop.plan.ssl_settings])
+    out = shop.plan.work / "pretrain" / method
+    if (out / CONFIG).is_file() and read_json(out / CONFIG) != describe(config, shop.paths, None):
+        shutil.rmtree(out)
+    weights, seconds = timed(shop, f"pretrain {method}", lambda: pretrain(config, shop.paths, out))
+    made = train(shop, replace(small_config("small_resnet", shop), recipe=method), weights=weights)
+    return Made(made.predictions, made.seconds + seconds, made.checkpoints)
+
+
+def with_views(name: str, views: str, shop: Shop) -> Made:
+    """A member's checkpoints once more, each on the rows it never saw, through the views of a preset.
+
+    Reused by the checkpoints' hashes; a member without checkpoints is answered as it is.
+    """
+    from cassava_kit.inference.predict import predict_images
+
+    made = shop.made[name]
+    if not made.checkpoints:
+        return made
+    key = sha256_bytes(" ".join(map(sha256_file, made.checkpoints)).encode())[:12]
+    path = shop.plan.work / "views" / f"{name}-{views}-{key}.csv"
+
+    def of_fold(k: int) -> np.ndarray:
+        paths = shop.data.paths(shop.data.folds.validation(k))
+        return predict_images([made.checkpoints[k]], paths, views=views, progress=False)[0][0].astype(np.float64)
+
+    def predict() -> None:
+        if not path.is_file():
+            write_predictions(path, joined(shop, f"{name}-{views}", of_fold))
+
+    _, seconds = timed(shop, f"{name}, {views}", predict)
+    return Made(read_predictions(path), seconds, made.checkpoints)
+
+
+MEMBERS = (
+    Member("majority", "class shares of the training rows", majority),
+    Member("logreg", "logistic regression on 32x32 pixels", logreg),
+    Member("small_resnet", "small ResNet, random weights", partial(small, "small_resnet")),
+    Member("small_vit", "small ViT, random weights", partial(small, "small_vit")),
+    *(Member(each, f"small ResNet, {each} pretraining", partial(pretrained, each)) for each in METHODS),
+    Member("random", "the finetuned network from random weights", partial(finetuned, name="random", pretrained=False)),
+    Member(PROBE, "ImageNet backbone frozen, linear probe", probe),
+    Member(FINETUNED, "ImageNet backbone finetuned, smoothing .1", finetuned),
+    Member("unsmoothed", "finetuned without smoothing", partial(finetuned, name="unsmoothed", label_smoothing=0.0)),
+    Member("mixup", "finetuned with mixup .4", partial(finetuned, name="mixup", mixup=0.4)),
+    Member("cleaned", "finetuned on cleaned rows", cleaned, (FINETUNED, PROBE)),
+    Member("finetuned, flips", "4 views", partial(with_views, FINETUNED, "flips"), (FINETUNED,)),
+    Member("finetuned, d4", "8 views", partial(with_views, FINETUNED, "d4"), (FINETUNED,)),
+)
+NETWORKS = ("small_resnet", "small_vit", *METHODS, PROBE, FINETUNED, "unsmoothed", "mixup", "cleaned")
