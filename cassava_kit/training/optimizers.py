@@ -73,7 +73,8 @@ def with_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, total_ste
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
     if config.schedule == "onecycle":
         rates = [group["lr"] for group in optimizer.param_groups]
-        schedule: Any = schedulers.OneCycleLR(optimizer, rates, total_steps=total_steps + 1, pct_start=0.25)
+        steps = max(total_steps + 1, 5)  # a rise of a quarter needs five: with four torch divides by zero
+        schedule: Any = schedulers.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.25)
     else:
         schedule = schedulers.LambdaLR(optimizer, lambda step: rate_factor(step, config, total_steps, warmup_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -186,3 +186,15 @@ def test_one_cycle_rises_for_a_quarter_and_ends_near_nothing():
         schedule.step()
     assert max(rates) == pytest.approx(1e-3, rel=0.01) and abs(rates.index(max(rates)) - 25) <= 1
     assert rates[-1] < 1e-5 < rates[0] < 1e-4
+
+
+@pytest.mark.parametrize("total_steps", range(1, 7))
+def test_one_cycle_of_a_handful_of_steps(total_steps):
+    settings = config(schedule="onecycle")
+    model, _, _ = problem()
+    optimizer = make_optimizer([{"params": list(model.parameters())}], settings)
+    schedule = with_schedule(optimizer, settings, total_steps, 0)["lr_scheduler"]["scheduler"]
+    for _ in range(total_steps):
+        optimizer.step()
+        schedule.step()
+        assert 0 < optimizer.param_groups[0]["lr"] <= settings.lr
