@@ -35,6 +35,20 @@ def create_model(
     return model
 
 
+def check_size(name: str, size: int, model_args: dict[str, Any] | None = None) -> None:
+    """ValueError where a model cannot take square images of `size` pixels; no weights are made."""
+    with torch.device("meta"), torch.no_grad():
+        model = create_model(name, 2, model_args=model_args).eval()
+        try:
+            model(torch.empty(1, 3, size, size))
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{name} does not take images of {size} pixels ({reason}); set image_size to what it takes, or for a "
+                f'model that can be made for another size model_args={{"img_size": {size}}}'
+            ) from None
+
+
 def start_small(model: nn.Module) -> None:
     """Draw the linear head anew with small weights, so that a new head on trained features starts near even odds.
 

@@ -18,6 +18,7 @@ from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable
 from cassava_kit.files import sha256_file
 from cassava_kit.folds import Folds
+from cassava_kit.models import check_size
 from cassava_kit.noise.decisions import ACTIONS, apply_report, check_report, read_report
 from cassava_kit.training.devices import Devices, check_devices
 
@@ -98,8 +99,9 @@ def check_table(data: TrainData) -> None:
 
 
 def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
-    """Everything that can be refused before slow work: table, devices, first weights, noise report, log."""
+    """Everything that can be refused before slow work: table, model, devices, first weights, noise report, log."""
     check_table(data)
+    check_size(config.model, config.image_size, config.model_args)
     check_devices(session.devices, config)
     if session.weights is not None and not session.weights.is_file():
         raise FileNotFoundError(f"no weights file {session.weights}")

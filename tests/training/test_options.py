@@ -8,6 +8,7 @@ from tiny import SILENT, TINY
 
 from cassava_kit.checkpoint import load_tensors
 from cassava_kit.config import RunConfig, replace
+from cassava_kit.recipes import recipe
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.fit import make_batches, make_module, make_trainer, train_fold
@@ -223,3 +224,9 @@ def test_half_precision_without_a_gpu_is_told_and_not_tried(tmp_path):
 def test_an_action_that_is_none_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="--clean-action must be one of drop, flip, weight, got 'burn'"):
         train_fold(TINY, data, 0, tmp_path, session=Session(clean_action="burn", tell=lambda _: None))
+
+
+def test_a_size_that_the_model_does_not_take_is_refused_before_any_work(data, tmp_path):
+    with pytest.raises(ValueError, match=r'does not take images of 64 pixels .* model_args=\{"img_size": 64\}'):
+        train_fold(replace(recipe("small_vit"), image_size=64), data, 0, tmp_path, session=SILENT)
+    assert not list(tmp_path.iterdir())
