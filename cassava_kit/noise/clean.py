@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.files import write_json
 from cassava_kit.folds import read_folds
 from cassava_kit.noise.decisions import (
@@ -96,9 +96,10 @@ def clean(
     caps: Caps | None = None,
     embedding: np.ndarray | None = None,
     decisions: pd.DataFrame | None = None,
-    competition: Competition = CASSAVA,
+    competition: Competition | None = None,
 ) -> Cleaning:
     """Find wrong labels in out-of-fold evidence and decide what training leaves out; embedding (N, D) in its order."""
+    competition = competition or current()
     caps = caps or Caps()
     detection = find_errors(evidence.labels, evidence.pred_probs, fold=evidence.fold, embedding=embedding)
     report = noise_report(evidence.image_ids, evidence.labels, detection, caps=caps, decisions=decisions)
@@ -147,9 +148,10 @@ def embedding_of(
     image_ids: np.ndarray,
     embedding: Path | None,
     backbone: tuple[Path, Path] | None,
-    competition: Competition = CASSAVA,
+    competition: Competition | None = None,
 ) -> tuple[np.ndarray | None, str | None]:
     """Vectors (N, D) of images from a file or a checkpoint, and what they are called; none where neither is given."""
+    competition = competition or current()
     if embedding is not None and backbone is not None:
         raise ValueError("give --embedding FILE or --backbone CHECKPOINT, not both")
     if embedding is not None:

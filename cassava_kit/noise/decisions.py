@@ -1,4 +1,4 @@
-"""From suspicion to training rows: what is removed (capped), flipped or weighed down, and what eyes decided."""
+"""From suspicion to training rows: what is removed (capped), flipped, weighed, softened, and what eyes decided."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 COLUMNS = ["image_id", "label", "suggested_label", "label_quality", "keep"]
-ACTIONS = ("drop", "flip", "weight")
+ACTIONS = ("drop", "flip", "weight", "soften")
+WEIGHTED = ("weight", "soften")  # the actions whose rows do not all count the same
 VERDICTS = ("keep", "drop", "relabel")
 HARD_CAP = 0.10
 
@@ -74,6 +75,7 @@ def noise_report(
     suggested, kept, gone = detection.suggested, np.zeros(len(labels), bool), np.zeros(len(labels), bool)
     if decisions is not None:
         suggested, kept, gone = by_eye(image_ids, labels, detection, decisions)
+    quality = np.where(gone, 0.0, detection.quality)  # what eyes found wrong is as wrong as can be
     flags = detection.flags & ~kept
     removed = gone | removed_rows(labels, detection.quality, flags, caps=caps or Caps(), spent=gone)
     frame = pd.DataFrame(
@@ -81,7 +83,7 @@ def noise_report(
             "image_id": image_ids,
             "label": labels,
             "suggested_label": suggested,
-            "label_quality": detection.quality,
+            "label_quality": quality,
             "keep": ~removed,
         }
     )
@@ -155,7 +157,7 @@ def read_decisions(path: str | Path) -> pd.DataFrame:
 
 def check_report(report: pd.DataFrame, table: pd.DataFrame) -> None:
     """ValueError unless the report has exactly the images and given labels of the whole table `image_id,label`."""
-    unknown = np.setdiff1d(report["image_id"], table["image_id"])
+    unknown = pd.Index(report["image_id"]).difference(table["image_id"])
     if len(unknown):
         raise ValueError(
             f"the noise report names {len(unknown)} images that the table does not have (first: {unknown[0]}); "
@@ -186,8 +188,10 @@ def apply_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "dro
     """Training rows `image_id,label` after the report, with a column `weight`; validation rows never come here.
 
     `drop` leaves out the rows that are not kept, `flip` gives them the suggested label, `weight` counts them by their
-    label quality; a row for which nothing else is suggested (dropped by eye) leaves in any case. The report's labels
-    must be the rows' own. Order is kept; every weight else is 1.
+    label quality; a row for which nothing else is suggested (dropped by eye) leaves in any case. `soften` removes
+    nothing and knows no cap: every suspicious row comes twice, as the given label by its quality q and as the suggested
+    one by 1 - q, which is the loss of a soft label. The report's labels must be the rows' own. Order is kept, second
+    labels come last; every weight else is 1.
     """
     if action not in ACTIONS:
         raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
@@ -200,7 +204,19 @@ def apply_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "dro
         cleaned["label"] = np.where(out, suggested, rows["label"])
     if action == "weight":
         cleaned["weight"] = np.where(out, said["label_quality"].to_numpy(), 1.0)
+    if action == "soften":
+        return _softened(cleaned[~leaves], said[~leaves])
     return cleaned[~leaves].reset_index(drop=True)
+
+
+def _softened(rows: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
+    """Rows with both labels of the suspicious ones, which share their weight; what is said has the rows' order."""
+    suggested, quality = said["suggested_label"].to_numpy(np.int64), said["label_quality"].to_numpy()
+    suspicious = suggested != rows["label"].to_numpy()
+    first = rows.assign(weight=np.where(suspicious, quality, 1.0))
+    second = rows.assign(label=suggested, weight=1 - quality)[suspicious]
+    both = pd.concat([first, second])
+    return both[both["weight"] > 0].reset_index(drop=True)
 
 
 def class_table(report: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

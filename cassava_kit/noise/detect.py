@@ -8,7 +8,8 @@ benchmarks/bench_noise.py:
    disagree with their labels as often as all others are wrong: their disagreement is the noise, and what unsure rows
    add to it is the members' own error. Where ambiguous images are flipped, as people do (instance-dependent noise), the
    sure rows hardly ever disagree, nearly every disagreement is a wrong label, and the confident joint flags far too
-   few. The ratio of the two rates of disagreement says which it is.
+   few. The ratio of the two rates of disagreement says which it is. Where all flips end in one large class, as those of
+   a careless annotator do, its own rows are the surest and never disagree: there the surest of each class are asked.
    Members that rate the label nearly as high as their first choice speak of ties, and of no wrong label at all.
 3. In which order: by margin where flips do not look at the image, by the label's probability alone where they do (an
    unsure image is then suspicious in itself); the same ratio sets the weight of the two orders.
@@ -29,6 +30,7 @@ ROUNDS = 2
 VOTERS = 8
 # The ratio (sure rows' disagreement / all rows') below which flips follow the images, and above which they do not.
 FOLLOWS, INDEPENDENT = 0.25, 0.45
+BY_CLASS = 0.7  # the same ratio over each predicted class's surest rows: above it flips do not follow the images
 SUREST, BELIEVED = 0.35, 0.8  # share of rows by which the two kinds are told apart; largest share that counts as sure
 # How near the label comes to the members' first choice, own / (own + first) on average over the disagreements: from the
 # first value down they count in full, from the second up they are ties, which is how members err on right labels.
@@ -115,7 +117,7 @@ def decide(labels: np.ndarray, parts: Sequence[np.ndarray], fold: np.ndarray) ->
     evidence = geometric_mean(parts)
     disagrees = evidence.argmax(axis=1) != labels
     disagreement = float(disagrees.mean())
-    ratio = min(surest_disagreement(evidence, disagrees, SUREST) / max(disagreement, 1e-12), 1.0)
+    ratio = sure_ratio(evidence, disagrees)
     independent = float(np.clip((ratio - FOLLOWS) / (INDEPENDENT - FOLLOWS), 0, 1))
     n_wrong = independent * independent_count(evidence, disagrees, min(max(ratio, SUREST), BELIEVED))
     n_wrong += (1 - independent) * clearness(labels, parts[0]) * dependent_count(labels, evidence, fold)
@@ -158,6 +160,19 @@ def surest_disagreement(evidence: np.ndarray, disagrees: np.ndarray, share: floa
     """Share of labels that disagree among the rows with the most confident evidence."""
     n = max(round(share * len(evidence)), 1)
     return float(disagrees[smallest(-evidence.max(axis=1), n)].mean())
+
+
+def sure_ratio(evidence: np.ndarray, disagrees: np.ndarray) -> float:
+    """The surest rows' rate of disagreement against all rows', 0 to 1; that of each class's surest where it decides."""
+    disagreement = max(float(disagrees.mean()), 1e-12)
+    ratio = min(surest_disagreement(evidence, disagrees, SUREST) / disagreement, 1.0)
+    if ratio >= INDEPENDENT:
+        return ratio
+    top = evidence.argmax(axis=1)
+    among = [np.flatnonzero(top == k) for k in np.unique(top)]
+    wrong = sum(len(rows) * surest_disagreement(evidence[rows], disagrees[rows], SUREST) for rows in among)
+    by_class = min(wrong / len(evidence) / disagreement, 1.0)
+    return by_class if by_class > BY_CLASS else ratio
 
 
 def independent_count(evidence: np.ndarray, disagrees: np.ndarray, share: float) -> float:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.data.duplicates import Fingerprints, fingerprint, group_duplicates
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
 from cassava_kit.data.table import list_images, read_table
@@ -81,12 +81,15 @@ class Eda:
     std: np.ndarray
 
 
-def explore(data: Path, *, competition: Competition = CASSAVA, cache: Path | None = None, progress: bool = True) -> Eda:
+def explore(
+    data: Path, *, competition: Competition | None = None, cache: Path | None = None, progress: bool = True
+) -> Eda:
     """Look at every training image once, small, on all cores, and compare all for copies.
 
     `cache` keeps the fingerprints that copies are found by (default: the kit's cache folder). Raises FileNotFoundError
     or ValueError where the folder has no table, no image folder or no readable image.
     """
+    competition = competition or current()
     table = read_table(data / competition.train_csv, competition)
     image_dir = data / competition.train_images
     present = set(list_images(image_dir))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition
 from cassava_kit.data.images import in_threads
 from cassava_kit.report import charts
 from cassava_kit.report.charts import Chart
@@ -26,7 +26,7 @@ def write_eda(
     data: Path,
     out: Path,
     *,
-    competition: Competition = CASSAVA,
+    competition: Competition | None = None,
     cache: Path | None = None,
     progress: bool = True,
 ) -> str:
@@ -40,7 +40,7 @@ def write_eda(
     pictures = thumbnails(eda.image_dir, wanted, progress=progress)
     values = {
         "eda": eda,
-        "classes": short_names(competition),
+        "classes": short_names(eda.competition),
         "samples": samples,
         "shown": shown,
         "copies": SHOWN_COPIES,
@@ -70,7 +70,7 @@ def shown_groups(groups: Sequence[Group]) -> list[Group]:
 
 
 def thumbnails(image_dir: Path, names: Sequence[str], *, progress: bool = True) -> dict[str, str]:
-    """Small JPEGs of the images by name, in base64; empty for one that cannot be read."""
+    """Small pictures of the images by name, in base64; empty for one that cannot be read."""
     distinct = list(dict.fromkeys(names))
     made = in_threads(lambda n: thumbnail(image_dir / n, THUMBNAIL), distinct, title="Thumbnails", progress=progress)
     return dict(zip(distinct, made, strict=True))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cassava_kit.calibration import BINS
 from cassava_kit.compare import Comparison
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.data.table import read_table
 from cassava_kit.folds import Folds
 from cassava_kit.report import charts
@@ -54,9 +54,10 @@ def write_report(
     *,
     folds: Path | None = None,
     data: Path | None = None,
-    competition: Competition = CASSAVA,
+    competition: Competition | None = None,
 ) -> str:
     """Read and check runs, score them, and write the page and its PNGs; returns what to tell the user."""
+    competition = competition or current()
     check_out(out)
     image_dir = None if data is None else data / competition.train_images
     if image_dir is not None and not image_dir.is_dir():
@@ -68,12 +69,13 @@ def write_report(
 
 
 def gather_report(
-    runs: Sequence[Path], *, folds: Path | None = None, data: Path | None = None, competition: Competition = CASSAVA
+    runs: Sequence[Path], *, folds: Path | None = None, data: Path | None = None, competition: Competition | None = None
 ) -> Report:
     """The runs' scores on the rows they held out, the majority's on the same rows, and every pair compared.
 
     Without fold file and competition folder no label is known: the page then has what the runs say of themselves.
     """
+    competition = competition or current()
     found = find_runs(runs)
     table = None if data is None else read_table(data / competition.train_csv, competition)
     split = read_split(found, folds, table)

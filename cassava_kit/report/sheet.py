@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.data.images import ImageError, load_image
 from cassava_kit.data.table import TrainTable, read_competition
 from cassava_kit.files import atomic_path
@@ -15,11 +15,14 @@ TILE = (120, 160)
 GAP = 4
 
 
-def contact_sheet(data: Path, out: Path, *, columns: int = 8, seed: int = 0, competition: Competition = CASSAVA) -> str:
+def contact_sheet(
+    data: Path, out: Path, *, columns: int = 8, seed: int = 0, competition: Competition | None = None
+) -> str:
     """Write a sheet of `columns` random pictures of each given label, a row a class; returns what to tell the user.
 
     `out` is a .png or .jpg. Pictures that cannot be read are passed over; a class with fewer leaves gray tiles.
     """
+    competition = competition or current()
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"the sheet must be a .png or .jpg file, got {out}")
     if columns < 1:

@@ -16,13 +16,14 @@ import torch
 from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.config import RunConfig
 from cassava_kit.models import image_statistics, load_weights
+from cassava_kit.noise.decisions import WEIGHTED
 from cassava_kit.paths import CHECKPOINT_FILE
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume
 from cassava_kit.training.devices import is_main, make_strategy, state_elements, whole_state
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
-from cassava_kit.training.rows import Session, TrainData, check_session, cleaned_rows, usable_rows
+from cassava_kit.training.rows import Session, TrainData, check_session, cleaned_rows, settled, usable_rows
 from cassava_kit.training.run_dir import (
     FoldResult,
     checkpoint_info,
@@ -45,6 +46,7 @@ def train_fold(
     session = session or Session()
     if not is_main():
         session = replace(session, progress=None, tell=lambda _: None)
+    session = settled(session, config)
     check_session(config, data, session)
     training, validation, broken = usable_rows(data, fold, session.limit)
     training = cleaned_rows(training, session)
@@ -99,7 +101,7 @@ def make_module(
 ) -> Classifier:
     """The module with its first weights: drawn from the seed, or from the session's file."""
     L.seed_everything(config.seed, workers=True, verbose=False)
-    weighted = session.clean is not None and session.clean_action == "weight"
+    weighted = session.clean is not None and session.clean_action in WEIGHTED
     module = Classifier(
         config,
         data.competition.classes,

@@ -11,11 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.config import RunConfig
 from cassava_kit.data.table import TrainTable
 from cassava_kit.folds import Folds
-from cassava_kit.oof import Score, accuracy, majority
+from cassava_kit.metrics import baseline, measure, told
+from cassava_kit.oof import Score, accuracy
 from cassava_kit.training.devices import is_main
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.loaders import fill_cache
@@ -46,7 +47,7 @@ def train_recipe(
     out: Path,
     *,
     folds: Sequence[int] | None = None,
-    competition: Competition = CASSAVA,
+    competition: Competition | None = None,
     session: Session | None = None,
 ) -> RecipeResult:
     """Train a recipe on each of `folds` (default: all) and say what came out, a line a fold.
@@ -56,7 +57,7 @@ def train_recipe(
     session = session or Session()
     console = Console(stderr=True, file=sys.stderr, quiet=not is_main())
     numbers = list(range(split.n_splits)) if folds is None else list(folds)
-    data = TrainData(table, split, competition)
+    data = TrainData(table, split, competition or current())
     check_session(config, data, session)
     results = []
     if session.cache is not None:
@@ -67,7 +68,8 @@ def train_recipe(
         for fold in numbers:
             result = train_fold(config, data, fold, out, session=session)
             how = "reused" if result.reused else f"{result.seconds:.0f} s"
-            tell(f"{config.recipe} fold {fold}: {result.score} out of fold ({how})")
+            right = str(result.score) if data.competition.metric == "accuracy" else told(result.score)
+            tell(f"{config.recipe} fold {fold}: {right} out of fold ({how})")
             results.append(result)
     seconds = sum(0.0 if result.reused else result.seconds for result in results)
     if len(numbers) < split.n_splits or not is_main():
@@ -75,8 +77,10 @@ def train_recipe(
     path, whole = join_runs(results, split, out, config.recipe)
     labels = split.frame["label"].to_numpy()
     score = accuracy(labels, whole.probabilities)
+    found = measure(data.competition.metric, labels, whole.probabilities)
+    least = baseline(data.competition.metric, labels, whole.probabilities.shape[1])
     console.print(
-        f"{config.recipe}: OOF accuracy {score} on {score.n} given labels (majority class {majority(labels)}): {path}",
+        f"{config.recipe}: OOF {told(found)} on {score.n} given labels (majority class {least}): {path}",
         soft_wrap=True,
         highlight=False,
     )

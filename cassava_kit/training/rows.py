@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from cassava_kit.data.table import TrainTable
 from cassava_kit.files import sha256_file
 from cassava_kit.folds import Folds
 from cassava_kit.models import check_size
-from cassava_kit.noise.decisions import ACTIONS, apply_report, check_report, read_report
+from cassava_kit.noise.decisions import ACTIONS, WEIGHTED, apply_report, check_report, read_report
 from cassava_kit.training.devices import Devices, check_devices
 
 
@@ -55,7 +55,7 @@ class Session:
     weights: Path | None = None
     limit: int | None = None
     clean: Path | None = None
-    clean_action: str = "drop"
+    clean_action: str = "auto"
     devices: Devices = field(default_factory=Devices)
     workers: int = 0
     cache: Path | None = None
@@ -75,6 +75,13 @@ class Session:
             "strategy": self.devices.strategy,
             "processes": self.devices.processes,
         }
+
+
+def settled(session: Session, config: RunConfig) -> Session:
+    """The session with an action: `auto` softens, and drops where pictures are mixed, which weights do not go with."""
+    if session.clean_action != "auto":
+        return session
+    return replace(session, clean_action="drop" if config.mixup or config.cutmix else "soften")
 
 
 def check_table(data: TrainData) -> None:
@@ -100,16 +107,17 @@ def check_table(data: TrainData) -> None:
 
 def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
     """Everything that can be refused before slow work: table, model, devices, first weights, noise report, log."""
+    session = settled(session, config)
     check_table(data)
     check_size(config.model, config.image_size, config.model_args)
     check_devices(session.devices, config)
     if session.weights is not None and not session.weights.is_file():
         raise FileNotFoundError(f"no weights file {session.weights}")
     if session.clean_action not in ACTIONS:
-        raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {session.clean_action!r}")
+        raise ValueError(f"--clean-action must be one of auto, {', '.join(ACTIONS)}, got {session.clean_action!r}")
     if session.clean is not None:
         check_report(read_report(session.clean), data.folds.frame)
-        if session.clean_action == "weight" and (config.mixup or config.cutmix):
+        if session.clean_action in WEIGHTED and (config.mixup or config.cutmix):
             raise ValueError("weights of rows do not go with mixup or cutmix; use --clean-action drop or flip")
     if session.tensorboard:
         from importlib.util import find_spec
@@ -132,7 +140,7 @@ def usable_rows(data: TrainData, fold: int, limit: int | None) -> tuple[pd.DataF
 
 
 def cleaned_rows(training: pd.DataFrame, session: Session) -> pd.DataFrame:
-    """Training rows after the noise report: dropped, relabelled or weighted; validation rows are never touched."""
+    """Training rows after the noise report: dropped, flipped, weighted, softened; validation rows are never touched."""
     if session.clean is None:
         return training
     rows = apply_report(training, read_report(session.clean), action=session.clean_action)

@@ -111,8 +111,8 @@ def ablate(
         Path | None, typer.Option(help="A variant on the training rows that this noise report keeps.")
     ] = None,
     clean_action: Annotated[
-        str, typer.Option(help="What happens to rows the report would not keep: drop, flip or weight.")
-    ] = "drop",
+        str, typer.Option(help="soften suspicious labels; drop, flip or weight the rows it would not keep.")
+    ] = "auto",
     out: Annotated[Path, typer.Option(help="Folder of the variants' runs and of the table.")] = Path("runs/ablation"),
     settings: Settings = None,
     weights: Annotated[

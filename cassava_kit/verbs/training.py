@@ -18,15 +18,19 @@ def recipes(
     hours: Annotated[
         bool, typer.Option(help="Estimate hours of Kaggle's two T4s for all folds, from counted operations.")
     ] = False,
-    images: Annotated[int, typer.Option(min=1, help="With --hours: training images.")] = 21_397,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="With --hours: training images; default: the competition's.")
+    ] = None,
     n_splits: Annotated[int, typer.Option(min=2, help="With --hours: folds.")] = 5,
 ) -> None:
     """List the recipes of train and of pretrain, or print one recipe's full configuration."""
+    from cassava_kit.competition import current
     from cassava_kit.cost import pretrain_hours, train_hours
     from cassava_kit.recipes import recipe, recipe_names
     from cassava_kit.ssl.recipes import RECIPES as PRETRAINING
     from cassava_kit.ssl.recipes import recipe as pretraining
 
+    images = images or current().training_images
     selfsupervised = {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAINING}
     if name is not None:
         print((pretraining(name) if name in selfsupervised else recipe(name)).model_dump_json(indent=2))
@@ -58,8 +62,8 @@ def train(
     ] = None,
     clean: Annotated[Path | None, typer.Option(help="Noise report of the verb clean, for the training rows.")] = None,
     clean_action: Annotated[
-        str, typer.Option(help="What happens to rows it would not keep: drop, flip to the other label, or weight.")
-    ] = "drop",
+        str, typer.Option(help="soften suspicious labels; drop, flip or weight the rows it would not keep.")
+    ] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes where there is none.")] = 1,
     strategy: Annotated[
         str, typer.Option(help="auto, ddp, ddp_sharded (optimiser spread, ZeRO-1) or fsdp (weights spread too, FSDP2).")
@@ -83,10 +87,11 @@ def train(
         if any(given):
             raise ValueError("train logreg takes --data, --folds, --fold and --out alone: it trains no network")
         from cassava_kit.baseline import train_logreg
+        from cassava_kit.metrics import told
 
         split = read_folds(folds)
         score = train_logreg(read_competition(data), split, out, folds=_fold_numbers(fold, split))
-        print(f"logreg: OOF accuracy {score} on {score.n} given labels: {out / 'logreg'}")
+        print(f"logreg: OOF {told(score)} on {score.n} given labels: {out / 'logreg'}")
         return
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.training.devices import Devices

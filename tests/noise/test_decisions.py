@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cassava_kit.noise.decisions import (
+    ACTIONS,
     Caps,
     apply_report,
     check_report,
@@ -85,10 +86,13 @@ def test_eyes_come_before_estimates():
 def test_a_row_dropped_by_eye_leaves_whatever_the_action_and_a_relabelled_one_is_flipped():
     decided = decisions(("000.jpg", "drop", 0), ("100.jpg", "relabel", 0), ("030.jpg", "relabel", 1))
     report = noise_report(IDS, LABELS, detection([0, 30]), decisions=decided)
-    for action in ("drop", "flip", "weight"):
+    for action in ACTIONS:
         assert "000.jpg" not in set(apply_report(ROWS, report, action=action)["image_id"]), "not the estimate's label"
     flipped = apply_report(ROWS, report, action="flip").set_index("image_id")["label"]
     assert flipped["100.jpg"] == 0
+    assert report.set_index("image_id").loc["100.jpg", "label_quality"] == 0, "eyes leave no doubt"
+    softened = apply_report(ROWS, report, action="soften").query("image_id == '100.jpg'")
+    assert softened[["label", "weight"]].to_numpy().tolist() == [[0, 1]]
     assert flipped["030.jpg"] == 1 and report.set_index("image_id").loc["030.jpg", "keep"], (
         "its own label is no new one"
     )
@@ -156,13 +160,33 @@ def test_training_rows_are_dropped_flipped_or_weighed():
     assert ROWS.columns.tolist() == ["image_id", "label"], "the rows given are left as they were"
 
 
+def test_a_softened_row_is_trained_as_a_soft_label_whatever_the_cap():
+    report = noise_report(IDS, LABELS, detection([0, 30]), caps=Caps(0.0))
+    assert report["keep"].all()
+    rows = apply_report(ROWS, report, action="soften")
+    assert len(rows) == N + 2 and (rows.groupby("image_id")["weight"].sum().to_numpy() == pytest.approx(np.ones(N)))
+    assert rows["image_id"].iloc[0] == "199.jpg" and set(rows["image_id"].iloc[-2:]) == {"000.jpg", "030.jpg"}
+    assert rows["label"].dtype == ROWS["label"].dtype
+    said = report.set_index("image_id").loc["000.jpg"]
+    logits = torch.tensor([[0.3, -1.0, 2.0]])
+    both = rows[rows["image_id"] == "000.jpg"]
+    losses = torch.nn.functional.cross_entropy(
+        logits.expand(2, -1), torch.tensor(both["label"].to_numpy()), reduction="none"
+    )
+    soft = torch.zeros(1, 3)
+    soft[0, said["label"]], soft[0, said["suggested_label"]] = said["label_quality"], 1 - said["label_quality"]
+    assert (losses * torch.tensor(both["weight"].to_numpy())).sum().item() == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, soft).item(), rel=1e-5
+    )
+
+
 def test_a_report_for_other_rows_or_labels_is_refused():
     report = noise_report(IDS, LABELS, detection([]))
     with pytest.raises(ValueError, match=r"no row for new.jpg"):
         apply_report(pd.DataFrame({"image_id": ["new.jpg"], "label": [0]}), report)
     with pytest.raises(ValueError, match=r"made for other labels: 199.jpg is 1 here"):
         apply_report(ROWS.assign(label=[1, *ROWS["label"].iloc[1:]]), report)
-    with pytest.raises(ValueError, match="one of drop, flip, weight, got 'delete'"):
+    with pytest.raises(ValueError, match="one of drop, flip, weight, soften, got 'delete'"):
         apply_report(ROWS, report, action="delete")
 
 

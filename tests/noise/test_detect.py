@@ -57,6 +57,21 @@ def test_planted_errors_are_found_better_than_by_any_cleanlab_filter(kind, indep
     assert gain[1] > -0.005, "average precision"
 
 
+def test_an_annotator_who_calls_everything_by_the_largest_class_is_found_out():
+    """The surest rows are that class's own and never disagree, which must not pass for flips that follow the images."""
+    rng = np.random.default_rng(7)
+    y, _, fold, _, x = planted("class", 0.0, 7)
+    given = y.copy()
+    given[rng.choice(len(y), 400, replace=False)] = 3
+    centres = 3.2 * np.eye(K)
+    true = softmax(np.log(SHARES) + x @ centres.T - 0.5 * (centres**2).sum(axis=1))
+    learned = 0.8 * true + 0.2 * np.eye(K)[3]
+    members = np.stack([softmax(np.log(learned) + 0.4 * rng.normal(size=learned.shape)) for _ in range(3)])
+    found = find_errors(given, members, fold=fold)
+    assert found.independent == 1
+    assert f1_score(given != y, found.flags) > best_of_cleanlab(given, members.mean(axis=0), given != y)[0]
+
+
 def test_neighbours_of_a_good_embedding_help_and_of_a_random_one_do_not_harm():
     y, given, fold, members, x = planted("instance", 0.15, 0, n=800, spread=4.0)
     wrong = given != y

@@ -16,6 +16,8 @@ from cassava_kit.noise.embedding import write_embedding
 from cassava_kit.oof import Evidence
 from cassava_kit.predictions import Header, make_predictions, write_predictions
 from cassava_kit.report.review import (
+    NEIGHBOUR,
+    PHOTO,
     Extras,
     ReviewFiles,
     conflicting,
@@ -114,6 +116,21 @@ def test_thumbnails_are_small_and_keep_their_shape(tmp_path):
     assert thumbnail(tmp_path / "none.jpg", 280) == ""
 
 
+def test_two_thousand_photographs_and_their_neighbours_stay_below_thirty_megabytes(tmp_path):
+    """Leaves of many sizes and a camera's noise: about as many bytes as a photograph of a field."""
+    rng = np.random.default_rng(0)
+    picture = np.full((600, 800, 3), (60, 110, 70), np.uint8)
+    for _ in range(250):
+        colour = [int(c) for c in rng.integers(20, 220, 3)]
+        axes, centre = rng.integers(6, 60, 2).tolist(), rng.integers(0, 800, 2).tolist()
+        cv2.ellipse(picture, centre, axes, float(rng.integers(0, 180)), 0, 360, colour, -1)
+    picture = np.clip(picture + rng.normal(0, 12, picture.shape), 0, 255).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "field.jpg"), picture)
+    photo, neighbour = (len(thumbnail(tmp_path / "field.jpg", side)) for side in (PHOTO, NEIGHBOUR))
+    assert photo > 4000, "a picture this simple shows nothing of a photograph's size"
+    assert 2000 * photo + 4000 * neighbour < 30e6
+
+
 def test_a_file_name_cannot_end_the_script(folder):
     name = "</script><b>x.jpg"
     frame = report(3, 1).assign(image_id=[name, "001.jpg", "002.jpg"])
@@ -207,6 +224,7 @@ def test_a_reviewer_clicks_through(folder, browser):
     choose("pair", "2>0")
     assert cards() == ["002.jpg", "007.jpg"]
     choose("pair", "")
+    assert len(browser.find_elements("css selector", "article.current")) == 1, "cards that filters hid stay unmarked"
     choose("state", "open")
     assert cards() == ["003.jpg", *(f"{i:03d}.jpg" for i in range(5, 12))]
     choose("state", "all")

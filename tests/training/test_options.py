@@ -9,11 +9,12 @@ from tiny import SILENT, TINY
 from cassava_kit.checkpoint import load_tensors
 from cassava_kit.config import RunConfig, replace
 from cassava_kit.recipes import recipe
+from cassava_kit.training import fit
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.fit import make_batches, make_module, make_trainer, train_fold
 from cassava_kit.training.module import Classifier
-from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
+from cassava_kit.training.rows import Session, TrainData, cleaned_rows, settled, usable_rows
 
 
 @pytest.fixture
@@ -133,16 +134,21 @@ def noise_report(data: TrainData, path, dropped: list[str]) -> None:
     frame.to_csv(path, index=False)
 
 
-@pytest.mark.parametrize("action", ["drop", "flip", "weight"])
-def test_a_noise_report_changes_training_rows_and_no_validation_row(data, tmp_path, action):
+@pytest.mark.parametrize("action", ["drop", "flip", "weight", "soften"])
+def test_a_noise_report_changes_training_rows_and_no_validation_row(data, tmp_path, action, monkeypatch):
     training, validation, _ = usable_rows(data, 0, None)
     bad = [training["image_id"].iloc[0], training["image_id"].iloc[7], validation["image_id"].iloc[0]]
     noise_report(data, tmp_path / "clean.csv", bad)
     session = Session(clean=tmp_path / "clean.csv", clean_action=action, tell=lambda _: None)
     rows = cleaned_rows(training, session).set_index("image_id")
-    assert len(rows) == len(training) - (2 if action == "drop" else 0)
+    assert len(rows) == len(training) + {"drop": -2, "soften": 2}.get(action, 0)
     if action == "flip":
         assert rows.loc[bad[0], "label"] == (training["label"].iloc[0] + 1) % 5
+    if action == "soften":
+        assert sorted(rows.loc[bad[0], "weight"]) == pytest.approx([0.1, 0.9])
+        started = []
+        make = fit.make_module
+        monkeypatch.setattr(fit, "make_module", lambda *a, **k: (started.append(make(*a, **k)), started[-1])[1])
     if action == "weight":
         assert rows.loc[bad[0], "weight"] == pytest.approx(0.1)
     plain = train_fold(TINY, data, 0, tmp_path / "plain", session=SILENT)
@@ -151,6 +157,15 @@ def test_a_noise_report_changes_training_rows_and_no_validation_row(data, tmp_pa
     one, two = load_tensors(plain.checkpoint), load_tensors(result.checkpoint)
     assert not torch.equal(one["fc.weight"], two["fc.weight"])
     assert not train_fold(TINY, data, 0, tmp_path / "plain", session=session).reused
+    if action == "soften":
+        weights = started[1].row_weights
+        assert weights is not None and weights.sum().item() == pytest.approx(len(training)), "one in all for an image"
+
+
+def test_the_action_by_default_softens_and_drops_where_pictures_are_mixed():
+    assert settled(Session(), TINY).clean_action == "soften"
+    assert settled(Session(), replace(TINY, cutmix=1.0)).clean_action == "drop"
+    assert settled(Session(clean_action="flip"), TINY).clean_action == "flip"
 
 
 def test_a_noise_report_of_another_table_is_refused_before_work(data, tmp_path):
@@ -222,7 +237,7 @@ def test_half_precision_without_a_gpu_is_told_and_not_tried(tmp_path):
 
 
 def test_an_action_that_is_none_is_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="--clean-action must be one of drop, flip, weight, got 'burn'"):
+    with pytest.raises(ValueError, match="--clean-action must be one of auto, drop, flip, weight, soften, got 'burn'"):
         train_fold(TINY, data, 0, tmp_path, session=Session(clean_action="burn", tell=lambda _: None))
 
 
