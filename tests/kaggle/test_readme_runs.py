@@ -1,0 +1,67 @@
+"""Every block of the README, typed in from top to bottom in an empty folder; Kaggle is the stub."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kaggle_stub import Stub, environment, running
+
+from cassava_kit.sample import make_sample
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+# What sets up an environment, fetches from the competition's own page, or takes minutes and has tests of its own.
+ELSEWHERE = ("make ", "kaggle ", "unzip ", "python submit.py --ensemble ")
+# The runs that the stub gives back are those of the blocks before, under the names that Kaggle's would have.
+TRAINED = {"resnet50": "small_resnet", "ssl_transfer": "small_ssl_resnet", "efficientnet_b4": "small_resnet"}
+
+
+class Reader:
+    """Someone with the README, an empty folder and a competition's data."""
+
+    def __init__(self, home: Path, stub: Stub) -> None:
+        self.home, self.stub = home, stub
+        self.data = make_sample(home / "data" / "cassava", n_train=110, n_test=6)
+
+    def type(self, line: str) -> None:
+        """One line of a block; it must end well."""
+        words = line.replace("DIR", str(self.data))
+        words = re.sub(r"^python submit\.py", f"{sys.executable} {ROOT / 'submit.py'}", words)
+        words = re.sub(r"^python ", f"{sys.executable} ", words)
+        self.prepare(line)
+        variables = environment(self.stub, self.home / "user", os.environ["PATH"]) | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            ["bash", "-c", words], cwd=self.home, env=variables, capture_output=True, text=True, timeout=900
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+    def prepare(self, line: str) -> None:
+        """Let the stub leave what the notebook would have left."""
+        if "--fetch --kernel train-folds" in line:
+            self.stub.output = {
+                f"runs/{name}/{file.relative_to(self.home / 'runs' / source)}": file.read_bytes()
+                for name, source in TRAINED.items()
+                for file in (self.home / "runs" / source).rglob("*")
+                if file.is_file()
+            } | {
+                f"folds/kfold5-seed42-groups{end}": (self.home / "folds" / f"kfold5{end}").read_bytes()
+                for end in (".csv", ".json")
+            }
+            shutil.rmtree(self.home / "runs")
+        elif "--submit --bundle" in line:
+            left = next((self.home / "build" / "first").rglob("working/submission.csv")).parent
+            self.stub.output = {name: (left / name).read_bytes() for name in ("submission.csv", "run.json")}
+
+
+@pytest.mark.slow
+def test_the_readme_can_be_typed_in(tmp_path):
+    lines = [line for block in BLOCKS for line in block.strip().splitlines() if not line.startswith(ELSEWHERE)]
+    assert len(lines) > 25
+    with running(Stub()) as stub:
+        reader = Reader(tmp_path, stub)
+        for line in lines:
+            reader.type(line)
