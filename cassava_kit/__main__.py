@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from cassava_kit.cli import run_app
-from cassava_kit.verbs import data, evidence, pages, pretraining, submission, training
+from cassava_kit.verbs import data, evidence, pages, pretraining, setup, submission, training
 
 VERBS = (
+    setup.init,
     data.sample,
     data.sheet,
     data.tfrecords,

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cassava_kit.compare import LEVEL, Comparison, compare
+from cassava_kit.compare import LEVEL, Paired, compare_by
 from cassava_kit.config import RunConfig, parse_setting, replace
 from cassava_kit.files import write_text
 from cassava_kit.folds import Folds, read_folds
+from cassava_kit.metrics import NAMES
 from cassava_kit.oof import gather_files
 
 if TYPE_CHECKING:
@@ -43,17 +44,17 @@ class Ablation:
 
     recipe: str
     oof: dict[str, Path]
-    comparisons: dict[str, Comparison]
+    comparisons: dict[str, Paired]
     seconds: dict[str, float]
 
     def table(self) -> pd.DataFrame:
-        """A row a variant: accuracy ± standard error, and difference from the unchanged recipe with its interval."""
+        """A row a variant: its score ± standard error, and difference from the unchanged recipe with its interval."""
         first = next(iter(self.comparisons.values()))
-        rows: list[dict[str, Any]] = [{"variant": BASE, "accuracy": first.a.accuracy, "se": first.a.standard_error}]
+        rows: list[dict[str, Any]] = [{"variant": BASE, first.metric: first.a.value, "se": first.a.standard_error}]
         rows += [
             {
                 "variant": name,
-                "accuracy": c.b.accuracy,
+                c.metric: c.b.value,
                 "se": c.b.standard_error,
                 "difference": c.difference,
                 "low": c.interval[0],
@@ -71,7 +72,7 @@ class Ablation:
         """The table for a README, and what it rests on."""
         first = next(iter(self.comparisons.values()))
         lines = [
-            f"| {self.recipe} | accuracy | against `{BASE}` | interval | images that would prove it |",
+            f"| {self.recipe} | {NAMES[first.metric]} | against `{BASE}` | interval | images that would prove it |",
             "|---|---|---|---|---|",
             f"| {BASE} | {first.a} | | | |",
         ]
@@ -116,14 +117,14 @@ def variants(config: RunConfig, changes: Sequence[str], *, cleaned: bool = False
     return made
 
 
-def compared(names: Sequence[str], oof: Sequence[Path], folds: Folds) -> dict[str, Comparison]:
+def compared(names: Sequence[str], oof: Sequence[Path], folds: Folds) -> dict[str, Paired]:
     """Every later out-of-fold file against the first, on the same rows; the level is shared among them."""
     evidence = gather_files(oof, folds)
     each = 1 - (1 - LEVEL) / (len(names) - 1)
-    answers = evidence.pred_probs.argmax(axis=2)
+    first, *others = evidence.pred_probs
     return {
-        name: compare(evidence.labels, answers[0], answer, names=(names[0], name), level=each)
-        for name, answer in zip(names[1:], answers[1:], strict=True)
+        name: compare_by(evidence.metric, evidence.labels, (first, other), names=(names[0], name), level=each)
+        for name, other in zip(names[1:], others, strict=True)
     }
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cassava_kit import __version__
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.data.images import ImageError, in_threads, load_image
 from cassava_kit.data.table import TrainTable
 from cassava_kit.files import sha256_bytes, write_json
 from cassava_kit.folds import Folds
+from cassava_kit.metrics import Measure, measure
 from cassava_kit.oof import Score, accuracy, fold_predictions, join_folds, score_record
 from cassava_kit.paths import CONFIG_FILE, DONE_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, write_predictions
@@ -46,12 +47,12 @@ def train_logreg(
     out: Path,
     *,
     folds: Sequence[int] | None = None,
-    competition: Competition = CASSAVA,
-) -> Score:
+    competition: Competition | None = None,
+) -> Score | Measure:
     """The verb `train logreg`: the baseline on `folds` (default: all), its score on the rows of those folds."""
     from cassava_kit.training.rows import TrainData
 
-    return train_baseline(TrainData(table, split, competition), out, folds=folds)
+    return train_baseline(TrainData(table, split, competition or current()), out, folds=folds)
 
 
 def train_baseline(
@@ -61,7 +62,7 @@ def train_baseline(
     folds: Sequence[int] | None = None,
     settings: LogReg | None = None,
     progress: bool = True,
-) -> Score:
+) -> Score | Measure:
     """Write `out/logreg/fold<k>/` (config.json, oof.csv, run.json) and, of all folds, `out/logreg/oof.csv`.
 
     The same bytes for the same images, table, split and libraries (run.json's time aside). An image that cannot be
@@ -90,7 +91,7 @@ def train_baseline(
     if len(numbers) == data.folds.n_splits:
         write_predictions(run_dir / OOF_FILE, join_folds(parts, data.folds, settings.recipe))
     labels = np.concatenate([data.folds.validation(k)["label"] for k in numbers])
-    return accuracy(labels, np.concatenate([part.probabilities for part in parts]))
+    return measure(data.competition.metric, labels, np.concatenate([part.probabilities for part in parts]))
 
 
 def read_pixels(paths: Sequence[Path], side: int, *, progress: bool = True) -> tuple[np.ndarray, np.ndarray]:

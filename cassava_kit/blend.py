@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cassava_kit.calibration import Calibration, calibrate
-from cassava_kit.compare import Comparison, compare
+from cassava_kit.compare import Paired, compare_by
+from cassava_kit.competition import Metric
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import read_folds
-from cassava_kit.oof import Evidence, Score, accuracy, gather_files, majority
+from cassava_kit.metrics import Measure, baseline, gain, measure, statistic
+from cassava_kit.oof import Evidence, Score, gather_files
 
 METHODS = ("mean", "logloss", "greedy", "stack")
 GREEDY_ROUNDS = 20
@@ -29,7 +32,7 @@ class Judgement:
     at a level shared among the methods tried. `weights` (M,) are the chosen method's, found on all rows.
     """
 
-    comparisons: dict[str, Comparison]
+    comparisons: dict[str, Paired]
     chosen: str
     weights: np.ndarray
 
@@ -53,11 +56,11 @@ class BlendReport:
     """
 
     names: tuple[str, ...]
-    members: dict[str, Score]
-    ensemble: Score
-    majority: Score
+    members: dict[str, Score | Measure]
+    ensemble: Score | Measure
+    majority: Score | Measure
     error_correlation: np.ndarray
-    adds: dict[str, Comparison]
+    adds: dict[str, Paired]
     judgement: Judgement
     calibration: Calibration
 
@@ -65,7 +68,7 @@ class BlendReport:
         return report_text(self)
 
 
-def told(comparison: Comparison) -> str:
+def told(comparison: Paired) -> str:
     """A comparison's verdict, and where it is not proved how many images would prove it."""
     wanting = comparison.wanting()
     return f"{comparison.verdict()}{f' ({wanting})' if wanting else ''}"
@@ -93,15 +96,15 @@ def logloss_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     return w / w.sum()
 
 
-def greedy_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+def greedy_weights(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric = "accuracy") -> np.ndarray:
     """Ensemble selection with replacement (Caruana et al. 2004): add the member that helps most, twenty times.
 
-    Helps: accuracy, then log-loss, then the earlier member; the weights are of the best round, the earliest of equals.
+    Helps: metric, then log-loss, then the earlier member; the weights are of the best round, the earliest of equals.
     """
     total, counts = np.zeros_like(pred_probs[0]), np.zeros(len(pred_probs))
     best: tuple[tuple[float, float], np.ndarray] | None = None
     for _ in range(GREEDY_ROUNDS):
-        scores = [_fit(labels, total + member) for member in pred_probs]
+        scores = [_fit(labels, total + member, metric) for member in pred_probs]
         m = max(range(len(scores)), key=lambda i: (scores[i], -i))
         total, counts[m] = total + pred_probs[m], counts[m] + 1
         if best is None or scores[m] > best[0]:
@@ -110,10 +113,11 @@ def greedy_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     return best[1]
 
 
-def _fit(labels: np.ndarray, total: np.ndarray) -> tuple[float, float]:
-    """Accuracy and mean log-probability of an unnormalised blend (N, K); larger is better."""
+def _fit(labels: np.ndarray, total: np.ndarray, metric: Metric) -> tuple[float, float]:
+    """The metric and the mean log-probability of an unnormalised blend (N, K); larger is better."""
     right = total[np.arange(len(labels)), labels] / total.sum(axis=1)
-    return float((total.argmax(axis=1) == labels).mean()), float(np.log(np.clip(right, 1e-12, None)).mean())
+    value = statistic(metric, labels, total)(np.ones(len(labels)))
+    return gain(metric, 0.0, value), float(np.log(np.clip(right, 1e-12, None)).mean())
 
 
 def stack_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
@@ -141,6 +145,8 @@ def blend_weights(evidence: Evidence, method: str = "mean") -> np.ndarray:
     """Members' weights (M,), at least 0 and summing to 1, found on all rows: `mean`, `logloss`, `greedy` or `stack`."""
     if method not in WEIGHTS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method == "greedy":
+        return greedy_weights(evidence.labels, evidence.pred_probs, evidence.metric)
     return WEIGHTS[method](evidence.labels, evidence.pred_probs)
 
 
@@ -173,11 +179,11 @@ def judge(evidence: Evidence, *, level: float = 0.95) -> Judgement:
     """
     if len(np.unique(evidence.fold)) < 2:
         raise ValueError("weights are judged on rows they were not found on: the split must have at least 2 folds")
-    plain = evidence.pred_probs.mean(axis=0).argmax(axis=1)
+    plain, labels, metric = evidence.pred_probs.mean(axis=0), evidence.labels, evidence.metric
     others = METHODS[1:]
     each = 1 - (1 - level) / len(others)
     found = {
-        name: compare(evidence.labels, plain, nested(evidence, name).argmax(axis=1), names=("mean", name), level=each)
+        name: compare_by(metric, labels, (plain, nested(evidence, name)), names=("mean", name), level=each)
         for name in others
     }
     proved = [name for name in others if found[name].proved and found[name].difference > 0]
@@ -194,30 +200,30 @@ def error_correlation(evidence: Evidence) -> np.ndarray:
     return np.where(np.eye(len(wrong), dtype=bool), 1.0, (centred @ centred.T) / np.outer(safe, safe))
 
 
-def leave_one_out(evidence: Evidence) -> dict[str, Comparison]:
+def leave_one_out(evidence: Evidence) -> dict[str, Paired]:
     """What each member adds to the plain mean of all (negative: costs), against the mean of the others."""
-    whole = evidence.pred_probs.mean(axis=0).argmax(axis=1)
-    adds = {}
+    whole, adds = evidence.pred_probs.mean(axis=0), {}
     for m, name in enumerate(evidence.names):
         others = np.delete(evidence.pred_probs, m, axis=0)
         if len(others):
-            without = others.mean(axis=0).argmax(axis=1)
-            adds[name] = compare(evidence.labels, without, whole, names=(f"without {name}", "all"))
+            pair, names = (others.mean(axis=0), whole), (f"without {name}", "all")
+            adds[name] = compare_by(evidence.metric, evidence.labels, pair, names=names)
     return adds
 
 
 def blend_report(evidence: Evidence) -> BlendReport:
     """Members' scores, the plain mean's, the majority's, errors' correlation, leave-one-out, judgement, calibration."""
-    plain = evidence.pred_probs.mean(axis=0)
+    plain, labels = evidence.pred_probs.mean(axis=0), evidence.labels
+    score = partial(measure, evidence.metric, labels)
     return BlendReport(
         names=evidence.names,
-        members={n: accuracy(evidence.labels, p) for n, p in zip(evidence.names, evidence.pred_probs, strict=True)},
-        ensemble=accuracy(evidence.labels, plain),
-        majority=majority(evidence.labels),
+        members={n: score(p) for n, p in zip(evidence.names, evidence.pred_probs, strict=True)},
+        ensemble=score(plain),
+        majority=baseline(evidence.metric, labels, plain.shape[1]),
         error_correlation=error_correlation(evidence),
         adds=leave_one_out(evidence),
         judgement=judge(evidence),
-        calibration=calibrate(evidence.labels, plain, evidence.fold)[1],
+        calibration=calibrate(labels, plain, evidence.fold)[1],
     )
 
 
@@ -237,7 +243,7 @@ def report_text(report: BlendReport) -> str:
     return "\n".join([*lines, "", f"calibration of the plain mean: {report.calibration}"])
 
 
-def effect(c: Comparison) -> str:
+def effect(c: Paired) -> str:
     """Whether a member adds or costs, as far as it is proved."""
     word = ("adds" if c.difference > 0 else "costs") if c.proved else "nothing proved"
     return f"{c.difference:+.4f} ± {c.half_width:.4f}: {word}{f' ({c.wanting()})' if not c.proved else ''}"
@@ -247,10 +253,11 @@ def account(report: BlendReport) -> dict[str, Any]:
     """The report as plain values, for the weights file."""
     calibration = report.calibration
     return {
-        "members": {name: score.accuracy for name, score in report.members.items()},
-        "plain_mean": report.ensemble.accuracy,
+        **({} if isinstance(report.ensemble, Score) else {"metric": report.ensemble.metric}),
+        "members": {name: score.value for name, score in report.members.items()},
+        "plain_mean": report.ensemble.value,
         "standard_error": report.ensemble.standard_error,
-        "majority": report.majority.accuracy,
+        "majority": report.majority.value,
         "against_mean": {
             name: {"difference": c.difference, "interval": list(c.interval), "level": c.level, "proved": c.proved}
             for name, c in report.judgement.comparisons.items()

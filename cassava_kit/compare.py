@@ -1,14 +1,21 @@
-"""Is B better than A? Paired on the same rows: a bootstrap interval, McNemar's exact test, and a plain sentence."""
+"""Is B better than A? Paired on the same rows: a bootstrap interval, McNemar's exact test, and a plain sentence.
+
+Accuracy is compared by the rows that one alone has right (`Comparison`), any other metric by the same redrawn rows for
+both (`MetricComparison`).
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cassava_kit.competition import Metric
 from cassava_kit.folds import read_folds
+from cassava_kit.metrics import Measure, gain, measure, row_counts, statistic
 from cassava_kit.oof import Score, accuracy_of, gather_files
 
 DRAWS = 10_000
@@ -16,8 +23,46 @@ LEVEL = 0.95
 POWER_Z = 0.8416  # with this much more than the interval's z, four tests in five prove a real difference
 
 
+class Paired(ABC):
+    """What every comparison of B against A says: the gain, its interval, and whether it is proved."""
+
+    names: tuple[str, str]
+    a: Score | Measure
+    b: Score | Measure
+    interval: tuple[float, float]
+    level: float
+    images_needed: int | None
+    metric: Metric
+    p_value: float | None
+
+    @property
+    @abstractmethod
+    def difference(self) -> float:
+        """B's gain over A; positive is better."""
+
+    @property
+    @abstractmethod
+    def proved(self) -> bool:
+        """Whether the difference is more than chance."""
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval."""
+        return (self.interval[1] - self.interval[0]) / 2
+
+    def verdict(self) -> str:
+        """The short form: `+0.0012 ± 0.0020: not proved`."""
+        return f"{self.difference:+.4f} ± {self.half_width:.4f}: {'proved' if self.proved else 'not proved'}"
+
+    def wanting(self) -> str:
+        """How many images would prove it: empty where it is proved."""
+        if self.images_needed is None:
+            return "no number of images would prove a difference"
+        return "" if self.proved else f"about {self.images_needed:,} images would prove a difference of this size"
+
+
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Paired):
     """B against A on the same rows: B's gain in accuracy, its paired interval, and McNemar's p-value.
 
     `only_a` and `only_b` count the rows that one of them alone has right; `images_needed` is the number of rows on
@@ -33,6 +78,7 @@ class Comparison:
     level: float
     p_value: float
     images_needed: int | None
+    metric: Metric = "accuracy"
 
     @property
     def difference(self) -> float:
@@ -40,28 +86,49 @@ class Comparison:
         return (self.only_b - self.only_a) / self.a.n
 
     @property
-    def half_width(self) -> float:
-        """Half the width of the interval."""
-        return (self.interval[1] - self.interval[0]) / 2
-
-    @property
     def proved(self) -> bool:
         """Whether the interval excludes zero and McNemar's test agrees at the same level."""
         low, high = self.interval
         return bool((low > 0 or high < 0) and self.p_value < 1 - self.level)
 
-    def verdict(self) -> str:
-        """The short form: `+0.0012 ± 0.0020: not proved`."""
-        return f"{self.difference:+.4f} ± {self.half_width:.4f}: {'proved' if self.proved else 'not proved'}"
-
-    def wanting(self) -> str:
-        """How many images would prove it: empty where it is proved."""
-        if self.images_needed is None:
-            return "no number of images would prove a difference"
-        return "" if self.proved else f"about {self.images_needed:,} images would prove a difference of this size"
-
     def __str__(self) -> str:
         return sentence(self)
+
+
+@dataclass(frozen=True)
+class MetricComparison(Paired):
+    """B against A by another metric than accuracy: the gain's bootstrapped interval, both on the same redrawn rows.
+
+    The gain is positive where B is better, whichever way the metric runs; `images_needed` as in `Comparison`.
+    """
+
+    names: tuple[str, str]
+    a: Score | Measure
+    b: Score | Measure
+    metric: Metric
+    interval: tuple[float, float]
+    level: float
+    images_needed: int | None
+    p_value: float | None = None
+
+    @property
+    def difference(self) -> float:
+        """How much better B's value is than A's."""
+        return gain(self.metric, self.a.value, self.b.value)
+
+    @property
+    def proved(self) -> bool:
+        """Whether the interval excludes zero."""
+        return bool(self.interval[0] > 0 or self.interval[1] < 0)
+
+    def __str__(self) -> str:
+        (a, b), (low, high) = self.names, self.interval
+        lines = [
+            f"{a} {self.a}, {b} {self.b} (± standard error on the same {self.a.n:,} rows)",
+            f"{b} against {a}, positive is better: {self.verdict()}",
+            f"{self.level:.0%} interval {low:+.4f} to {high:+.4f} (bootstrap)",
+        ]
+        return "\n".join([*lines, *([f"{self.wanting().capitalize()}."] if self.wanting() else [])])
 
 
 def paired_interval(only_a: int, only_b: int, n: int, *, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
@@ -88,12 +155,16 @@ def images_needed(only_a: int, only_b: int, n: int, *, level: float = LEVEL) -> 
 
     The normal approximation ((z + .84) sd / difference)^2, the paired differences' sd taken from these rows.
     """
+    difference = (only_b - only_a) / n
+    return rows_to_prove(difference, (only_a + only_b) / n - difference**2, level)
+
+
+def rows_to_prove(difference: float, variance: float, level: float) -> int | None:
+    """`images_needed` for a mean difference, `variance` being that of one row's; None for no difference."""
     from statistics import NormalDist
 
-    difference = (only_b - only_a) / n
     if difference == 0:
         return None
-    variance = (only_a + only_b) / n - difference**2
     z = NormalDist().inv_cdf((1 + level) / 2) + POWER_Z
     return max(math.ceil(z**2 * variance / difference**2), 1)
 
@@ -127,11 +198,32 @@ def compare(
     )
 
 
-def compare_files(a: Path, b: Path, folds: Path) -> Comparison:
+def compare_by(
+    metric: Metric,
+    labels: np.ndarray,
+    pred_probs: tuple[np.ndarray, np.ndarray],
+    *,
+    names: tuple[str, str] = ("A", "B"),
+    level: float = LEVEL,
+) -> Paired:
+    """Compare two members' probabilities (N, K) on the same rows by a metric, B against A."""
+    first, second = pred_probs
+    if metric == "accuracy":
+        return compare(labels, first.argmax(axis=1), second.argmax(axis=1), names=names, level=level)
+    before, after = statistic(metric, labels, first), statistic(metric, labels, second)
+    gains = np.array([gain(metric, before(counts), after(counts)) for counts in row_counts(len(labels))])
+    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
+    a, b = measure(metric, labels, first), measure(metric, labels, second)
+    needed = rows_to_prove(gain(metric, a.value, b.value), float(gains.var()) * len(labels), level)
+    return MetricComparison(names, a, b, metric, (float(low), float(high)), level, needed)
+
+
+def compare_files(a: Path, b: Path, folds: Path) -> Paired:
     """Compare two out-of-fold prediction files on the rows of one fold file; the contract of both is checked."""
     evidence = gather_files([a, b], read_folds(folds))
-    first, second = evidence.pred_probs.argmax(axis=2)
-    return compare(evidence.labels, first, second, names=(evidence.names[0], evidence.names[1]))
+    first, second = evidence.pred_probs
+    names = (evidence.names[0], evidence.names[1])
+    return compare_by(evidence.metric, evidence.labels, (first, second), names=names)
 
 
 def sentence(result: Comparison) -> str:

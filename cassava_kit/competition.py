@@ -1,31 +1,84 @@
-"""All that is true of one competition alone; everything else in the kit asks here."""
+"""All that is true of one competition alone; everything else in the kit asks here.
+
+Which competition that is, is said in one place: `current()` reads the file that `$CASSAVA_KIT_COMPETITION` names, else
+`competition.json` in the working folder (`python -m cassava_kit init` writes it), else it is Cassava.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from cassava_kit.files import read_json, write_json
+
+COMPETITION_FILE = "competition.json"
+VARIABLE = "CASSAVA_KIT_COMPETITION"
+Metric = Literal["accuracy", "macro_f1", "log_loss"]
+SLUG = r"[a-z0-9]+(-[a-z0-9]+)*"
+Text = Annotated[str, Field(min_length=1)]
+FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Competition:
     """What a competition calls its things: slug, classes, columns, files and folders, image size (width, height).
 
     `class_shares` are the training labels', if known: the answer to an image of which nothing else is known.
+    `image_suffix` is what file names end in; with `ids_have_suffix` off the id column leaves it out.
+    `probability_columns`, one a class, are what a submission scored by log loss has in place of labels.
+    `dataset` is the slug of the kit's dataset on Kaggle, from which the kernels take their names too; empty: the one in
+    `dataset-metadata.json`. Each competition needs one of its own, or its kernels would take another one's place.
+    `hidden_images` is about how many are scored, `gpu_hours` what a submission's notebook may take.
     """
 
-    slug: str
-    title: str
-    classes: tuple[str, ...]
+    slug: Annotated[str, Field(pattern=f"^{SLUG}$")]
+    title: Text
+    classes: Annotated[tuple[Text, ...], Field(min_length=2)]
     class_shares: tuple[float, ...] = ()
-    id_column: str = "image_id"
-    label_column: str = "label"
-    image_suffix: str = ".jpg"
+    id_column: Text = "image_id"
+    label_column: Text = "label"
+    image_suffix: Annotated[str, Field(pattern=r"^\.[A-Za-z0-9]+$")] = ".jpg"
     image_size: tuple[int, int] = (800, 600)
-    train_csv: str = "train.csv"
-    train_images: str = "train_images"
-    test_images: str = "test_images"
-    sample_submission: str = "sample_submission.csv"
-    label_map: str = "label_num_to_disease_map.json"
-    train_tfrecords: str = "train_tfrecords"
+    train_csv: FileName = "train.csv"
+    train_images: FileName = "train_images"
+    test_images: FileName = "test_images"
+    sample_submission: FileName = "sample_submission.csv"
+    label_map: FileName = "label_num_to_disease_map.json"
+    train_tfrecords: FileName = "train_tfrecords"
+    ids_have_suffix: bool = True
+    metric: Metric = "accuracy"
+    probability_columns: tuple[Text, ...] = ()
+    dataset: Annotated[str, Field(pattern=f"^({SLUG})?$")] = ""
+    training_images: Annotated[int, Field(ge=1)] = 21_397
+    hidden_images: Annotated[int, Field(ge=1)] = 15_000
+    gpu_hours: Annotated[float, Field(ge=1)] = 9.0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Competition:
+        k = self.n_classes
+        if len(set(self.classes)) != k or not all(self.classes):
+            raise ValueError(f"classes must be distinct names, got {', '.join(self.classes)}")
+        shares = self.class_shares
+        if shares and (len(shares) != k or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
+            raise ValueError(f"class_shares must be {k} numbers of at least 0 that sum to 1, got {shares}")
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size must be width and height in pixels, got {self.image_size}")
+        if self.id_column == self.label_column:
+            raise ValueError(f"id_column and label_column must differ, both are {self.id_column!r}")
+        if self.train_images == self.test_images:
+            raise ValueError(f"train_images and test_images must be two folders, both are {self.train_images!r}")
+        columns = self.probability_columns
+        if (self.metric == "log_loss") != bool(columns):
+            raise ValueError(
+                f"probability_columns go with the metric log_loss, which needs them, got {columns} with {self.metric}"
+            )
+        if columns and (len(columns) != k or len({self.id_column, *columns}) != k + 1):
+            raise ValueError(f"probability_columns must be {k} distinct names, one for each class, got {columns}")
+        return self
 
     @property
     def majority(self) -> int:
@@ -36,6 +89,39 @@ class Competition:
     def n_classes(self) -> int:
         """Number of classes K; labels are 0..K-1."""
         return len(self.classes)
+
+    @property
+    def prior(self) -> tuple[float, ...]:
+        """The class shares if they are known, else even ones."""
+        return self.class_shares or (1 / self.n_classes,) * self.n_classes
+
+    @property
+    def submission_columns(self) -> list[str]:
+        """The header of a submission: the id, and the label or a probability for each class."""
+        return [self.id_column, *(self.probability_columns or (self.label_column,))]
+
+    @property
+    def unknown_answer(self) -> list[float]:
+        """The cells beside the id for an image of which nothing is known: the majority, or the shares."""
+        return list(self.prior) if self.probability_columns else [self.majority]
+
+    @property
+    def private_images(self) -> int:
+        """How many hidden images decide in the end: about two thirds."""
+        return self.hidden_images * 2 // 3
+
+    @property
+    def submission_seconds(self) -> int:
+        """When a submission's notebook ends by itself: what is left is for start-up and for writing the result."""
+        return int((self.gpu_hours - 0.5) * 3600)
+
+    def file_name(self, image_id: str) -> str:
+        """The image file that an id of the competition's tables means; inside the kit this name is the `image_id`."""
+        return image_id if self.ids_have_suffix else f"{image_id}{self.image_suffix}"
+
+    def written_id(self, file_name: str) -> str:
+        """The id that the competition's tables have for an image file."""
+        return file_name if self.ids_have_suffix else file_name.rpartition(".")[0]
 
 
 CASSAVA = Competition(
@@ -50,3 +136,37 @@ CASSAVA = Competition(
     ),
     class_shares=(1087 / 21397, 2189 / 21397, 2386 / 21397, 13158 / 21397, 2577 / 21397),
 )
+
+
+def current() -> Competition:
+    """The competition at hand: the file `$CASSAVA_KIT_COMPETITION`, else `competition.json` here, else Cassava."""
+    named = os.environ.get(VARIABLE)
+    path = Path(named or COMPETITION_FILE)
+    return read_facts(path) if named or path.is_file() else CASSAVA
+
+
+def facts(competition: Competition) -> dict[str, Any]:
+    """A competition as plain values, which `read_facts` takes back as they are."""
+    return dict(TypeAdapter(Competition).dump_python(competition, mode="json"))
+
+
+def checked(values: dict[str, Any], name: str) -> Competition:
+    """A competition from plain values; ValueError, naming `name` and the fields, for any that do not fit."""
+    from cassava_kit.config import one_line
+
+    try:
+        return TypeAdapter(Competition).validate_python(values)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {one_line(error)}") from None
+
+
+def write_facts(path: str | Path, competition: Competition) -> None:
+    """Write the competition's file, atomically."""
+    write_json(path, facts(competition))
+
+
+def read_facts(path: str | Path) -> Competition:
+    """Read and check a competition's file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no {path}, which ${VARIABLE} names; write it with: python -m cassava_kit init")
+    return checked(read_json(path), str(path))

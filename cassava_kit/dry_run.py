@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cassava_kit.blend import Judgement, judge
 from cassava_kit.cli import named_file
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.config import RunConfig
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable, list_images, read_competition
@@ -28,7 +28,8 @@ from cassava_kit.kaggle.layout import Layout
 from cassava_kit.kaggle.packing import Selection, keep_evidence, oof_facts
 from cassava_kit.kaggle.rehearsal import Rehearsal, Setting
 from cassava_kit.kaggle.road import Turn, rehearse_in_turn
-from cassava_kit.oof import Evidence, Score, accuracy, average, gather, majority
+from cassava_kit.metrics import NAMES, Measure, baseline, measure, told
+from cassava_kit.oof import Evidence, Score, accuracy, average, gather
 from cassava_kit.predictions import read_predictions, write_predictions
 from cassava_kit.recipes import recipe, recipe_names
 
@@ -53,7 +54,7 @@ class DryRun:
     layout: Layout = "new"
     owner: str | None = None
     setting: Setting = field(default_factory=Setting)
-    competition: Competition = CASSAVA
+    competition: Competition = field(init=False, default_factory=current)
 
 
 @dataclass
@@ -113,7 +114,8 @@ def dry_run(plan: DryRun) -> Path:
         ensemble = describe(plan, evidence, judgement, checkpoints)
         blended = average(evidence, judgement.weights)
         write_predictions(out / "ensemble-oof.csv", blended)
-        console.print(f"weights: {judgement.chosen}; OOF accuracy {accuracy(evidence.labels, blended.probabilities)}")
+        score = measure(evidence.metric, evidence.labels, blended.probabilities)
+        console.print(f"weights: {judgement.chosen}; OOF {told(score)}")
     with stages("Bundle"):
         files = {bundle_name(name, k): path for name, paths in checkpoints.items() for k, path in enumerate(paths)}
         bundle = package(out / "bundle", ensemble=ensemble, checkpoints=files, root=repository(), owner=plan.owner)
@@ -175,12 +177,9 @@ def members(plan: DryRun) -> list[tuple[RunConfig, Path | None]]:
 
 def load_data(plan: DryRun, console: Console) -> tuple[Path, TrainTable]:
     """The competition folder, made if it is the sample, and its table."""
-    if plan.data is None:
-        from cassava_kit.sample import ensure_sample
+    from cassava_kit.sample import own_sample
 
-        data_dir = ensure_sample()
-    else:
-        data_dir = plan.data
+    data_dir = plan.data or own_sample(plan.competition)
     table = read_competition(data_dir, plan.competition)
     test_dir = data_dir / plan.competition.test_images
     for needed in (test_dir, data_dir / plan.competition.sample_submission):
@@ -273,14 +272,16 @@ def repository() -> Path:
 
 def tell(console: Console, evidence: Evidence, *, judgement: Judgement, stages: Stages, submission: Path) -> None:
     """Print the members' scores, the seconds by stage, and where the file lies."""
-    scores: list[tuple[str, Score, float | None]] = [
-        (name, accuracy(evidence.labels, p), float(weight))
+    metric, labels = evidence.metric, evidence.labels
+    scores: list[tuple[str, Score | Measure, float | None]] = [
+        (name, measure(metric, labels, p), float(weight))
         for name, p, weight in zip(evidence.names, evidence.pred_probs, judgement.weights, strict=True)
     ]
-    scores.append(("ensemble", accuracy(evidence.labels, average(evidence, judgement.weights).probabilities), None))
-    scores.append(("majority class", majority(evidence.labels), None))
-    table = Table(title=f"Out-of-fold accuracy on {len(evidence.labels)} given labels")
-    for heading in ("member", "accuracy ± s.e.", "weight"):
+    blended = average(evidence, judgement.weights).probabilities
+    scores.append(("ensemble", measure(metric, labels, blended), None))
+    scores.append(("majority class", baseline(metric, labels, blended.shape[1]), None))
+    table = Table(title=f"Out-of-fold {NAMES[metric]} on {len(labels)} given labels")
+    for heading in ("member", f"{NAMES[metric]} ± s.e.", "weight"):
         table.add_column(heading)
     for name, score, weight in scores:
         table.add_row(name, str(score), "" if weight is None else f"{weight:.3f}")

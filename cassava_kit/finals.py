@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.blend import read_weights
-from cassava_kit.compare import DRAWS, LEVEL, Comparison, compare
+from cassava_kit.compare import DRAWS, LEVEL, Paired, compare_by
+from cassava_kit.competition import Metric, current
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import Folds, read_folds
-from cassava_kit.oof import Score, accuracy_of, average, check_oof, gather_files
+from cassava_kit.metrics import NAMES, Measure, gain, measure, row_counts, statistic
+from cassava_kit.oof import Score, average, check_oof, gather_files
 from cassava_kit.predictions import Predictions, read_predictions
-
-# The hidden test set has about 15,000 images, of which 69 % are private.
-PRIVATE_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Finals:
     """
 
     names: tuple[str, ...]
-    scores: tuple[Score, ...]
+    scores: tuple[Score | Measure, ...]
     public: tuple[str, ...]
     best: int
     hedge: int
@@ -63,14 +62,16 @@ class Finals:
     gain: float
     gain_interval: tuple[float, float]
     differ: float
-    against_best: dict[int, Comparison]
-    rows: int = PRIVATE_ROWS
+    against_best: dict[int, Paired]
+    rows: int
+    draws: int
+    metric: Metric
 
     def __str__(self) -> str:
         return report(self)
 
 
-def redraw(right: np.ndarray, *, rows: int = PRIVATE_ROWS, seed: int = 0) -> np.ndarray:
+def redraw(right: np.ndarray, *, rows: int, seed: int = 0) -> np.ndarray:
     """Accuracies (DRAWS, C) on redrawn private test sets, all candidates on the same images; right (C, N) bool.
 
     Each redraw resamples the evidence (it is finite) and from that a test set of `rows` images (so is that one). Rows
@@ -82,24 +83,36 @@ def redraw(right: np.ndarray, *, rows: int = PRIVATE_ROWS, seed: int = 0) -> np.
     return np.asarray(rng.multinomial(rows, truth) @ kinds.astype(float) / rows)
 
 
-def propose(candidates: Sequence[Candidate], *, rows: int = PRIVATE_ROWS, seed: int = 0) -> Finals:
-    """The candidate with the best out-of-fold accuracy (a tie goes to fewer members), and its best hedge.
+def redraw_by(metric: Metric, labels: np.ndarray, probs: Sequence[np.ndarray], *, rows: int, seed: int) -> np.ndarray:
+    """As `redraw`, for another metric on probabilities (N, K) each; values (draws, C), larger is better."""
+    rng, scores = np.random.default_rng(seed), [statistic(metric, labels, p) for p in probs]
+    tests = (rng.multinomial(rows, counts / len(labels)) for counts in row_counts(len(labels), seed=seed))
+    return np.array([[gain(metric, 0.0, score(test)) for score in scores] for test in tests])
 
-    The hedge has the largest expected maximum with the best. ValueError where there are no two different candidates or
-    their evidence is not of the same rows and labels.
+
+def propose(candidates: Sequence[Candidate], *, rows: int | None = None, seed: int = 0) -> Finals:
+    """The candidate with the best out-of-fold score (a tie goes to fewer members), and its best hedge.
+
+    The score is by the competition's metric. The hedge has the largest expected maximum with the best. ValueError where
+    there are no two different candidates or their evidence is not of the same rows and labels.
     """
-    labels = _same_rows(candidates)
+    labels, metric, rows = _same_rows(candidates), current().metric, rows or current().private_images
     predicted = np.stack([candidate.predicted for candidate in candidates])
-    right = predicted == labels
-    order = sorted(range(len(candidates)), key=lambda c: (-int(right[c].sum()), candidates[c].members or np.inf, c))
+    probs = [candidate.oof.probabilities for candidate in candidates]
+    scores = tuple(measure(metric, labels, p) for p in probs)
+    worth = [gain(metric, 0.0, score.value) for score in scores]
+    order = sorted(range(len(candidates)), key=lambda c: (-worth[c], candidates[c].members or np.inf, c))
     best = order[0]
-    others = [c for c in order[1:] if _different(candidates[best], candidates[c])]
+    others = [c for c in order[1:] if _different(candidates[best], candidates[c], metric)]
     if not others:
         raise ValueError(
             f"two different submissions are needed, every other one predicts just as {candidates[best].name} does; "
             "submit another recipe or ensemble first"
         )
-    drawn = redraw(right, rows=rows, seed=seed)
+    if metric == "accuracy":
+        drawn = redraw(predicted == labels, rows=rows, seed=seed)
+    else:
+        drawn = redraw_by(metric, labels, probs, rows=rows, seed=seed)
     above = {c: np.maximum(drawn[:, c] - drawn[:, best], 0) for c in others}
     hedge = max(others, key=lambda c: above[c].mean())  # of equals the one with the better score
     low, high = np.quantile(above[hedge], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -107,7 +120,7 @@ def propose(candidates: Sequence[Candidate], *, rows: int = PRIVATE_ROWS, seed: 
     names = tuple(candidate.name for candidate in candidates)
     return Finals(
         names=names,
-        scores=tuple(accuracy_of(labels, each) for each in predicted),
+        scores=scores,
         public=tuple(candidate.public for candidate in candidates),
         best=best,
         hedge=hedge,
@@ -117,11 +130,13 @@ def propose(candidates: Sequence[Candidate], *, rows: int = PRIVATE_ROWS, seed: 
         gain_interval=(float(low), float(high)),
         differ=float((predicted[best] != predicted[hedge]).mean()),
         against_best={
-            c: compare(labels, predicted[best], predicted[c], names=(names[best], names[c]))
+            c: compare_by(metric, labels, (probs[best], probs[c]), names=(names[best], names[c]))
             for c in range(len(candidates))
             if c != best
         },
         rows=rows,
+        draws=len(drawn),
+        metric=metric,
     )
 
 
@@ -140,9 +155,11 @@ def _same_rows(candidates: Sequence[Candidate]) -> np.ndarray:
     return first["label"].to_numpy()
 
 
-def _different(one: Candidate, other: Candidate) -> bool:
+def _different(one: Candidate, other: Candidate, metric: Metric) -> bool:
     """Whether two submissions predict differently, out of fold or in their files."""
     if (one.predicted != other.predicted).any():
+        return True
+    if metric == "log_loss" and (one.oof.probabilities != other.oof.probabilities).any():
         return True
     files = [each.submission for each in (one, other) if each.submission is not None]
     return len(files) == 2 and files[0].read_bytes() != files[1].read_bytes()
@@ -151,8 +168,8 @@ def _different(one: Candidate, other: Candidate) -> bool:
 def report(finals: Finals) -> str:
     """The proposal in plain words, for someone who will act on it."""
     best, hedge = finals.names[finals.best], finals.names[finals.hedge]
-    width, n = max(map(len, finals.names)), finals.scores[0].n
-    lines = [f"{len(finals.names)} submissions on the same {n:,} rows: out-of-fold accuracy ± standard error"]
+    width, n, name_of = max(map(len, finals.names)), finals.scores[0].n, NAMES[finals.metric]
+    lines = [f"{len(finals.names)} submissions on the same {n:,} rows: out-of-fold {name_of} ± standard error"]
     for name, score, public, win in zip(finals.names, finals.scores, finals.public, finals.win, strict=True):
         lines.append(f"  {name:{width}}  {score}  best of all in {win:4.0%}" + (f"  public {public}" if public else ""))
     low, high = finals.gain_interval
@@ -163,12 +180,12 @@ def report(finals: Finals) -> str:
             f"final 1, best expected: {best}",
             f"final 2, best hedge:    {hedge} (differs on {finals.differ:.1%} of the rows)",
             "",
-            f"How sure: in {DRAWS:,} redraws of the evidence and of {finals.rows:,} private images one of the two is "
-            f"the best of all in {finals.pair_win:.0%}, {best} alone in {finals.win[finals.best]:.0%}.",
+            f"How sure: in {finals.draws:,} redraws of the evidence and of {finals.rows:,} private images one of the "
+            f"two is the best of all in {finals.pair_win:.0%}, {best} alone in {finals.win[finals.best]:.0%}.",
             f"The better of the two is expected {finals.gain:+.4f} above {best} alone ({LEVEL:.0%} of the redraws: "
             f"{low:+.4f} to {high:+.4f}).",
             _first_place(finals),
-            "Out-of-fold accuracy counts against the given labels, wrong ones among them, as the leaderboard does; "
+            f"Out-of-fold {name_of} counts against the given labels, wrong ones among them, as the leaderboard does; "
             "the public score has no say here.",
         ]
     )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 
 KIT_MANIFEST = "KIT_MANIFEST.json"
 WEIGHTS_MANIFEST = "WEIGHTS_MANIFEST.json"
@@ -37,8 +37,9 @@ def mounted_folders(root: Path, *, depth: int = 3) -> Iterator[Path]:
         yield from level
 
 
-def find_competition(root: Path | None = None, competition: Competition = CASSAVA) -> Path:
+def find_competition(root: Path | None = None, competition: Competition | None = None) -> Path:
     """The competition's folder under `root`, known by its markers, wherever it is mounted."""
+    competition = competition or current()
     root = root or input_dir()
     for folder in mounted_folders(root):
         if (folder / competition.test_images).is_dir() and (folder / competition.sample_submission).is_file():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cassava_kit.competition import CASSAVA
+from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.files import read_json, write_json, write_text
 from cassava_kit.paths import cache_dir
 
@@ -37,6 +37,13 @@ class Photo:
     true_label: int
     picture: int
     row: int
+
+
+def own_sample(competition: Competition) -> Path:
+    """The embedded sample, made if it is not there; ValueError for a competition that it is none of."""
+    if competition != CASSAVA:
+        raise ValueError(f"the embedded sample is of {CASSAVA.slug}; give --data DIR, the folder of {competition.slug}")
+    return ensure_sample()
 
 
 def ensure_sample(folder: Path | None = None) -> Path:

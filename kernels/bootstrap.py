@@ -100,6 +100,10 @@ if damaged := damaged_files(KIT_FOLDER, KIT):
     raise RuntimeError(f"the kit's dataset {KIT_FOLDER} is damaged: {damaged}; upload it again")
 WHEELS = [KIT_FOLDER / KIT["wheels"][name] for name in SETTINGS["install"]]
 PLACES = install(WHEELS)
+# What the kit asks about the competition, for this process and the verbs that it starts.
+FACTS = Path(tempfile.mkdtemp(prefix="competition-")) / "competition.json"
+FACTS.write_text(json.dumps(SETTINGS["facts"]), encoding="utf-8")
+os.environ["CASSAVA_KIT_COMPETITION"] = str(FACTS)
 cassava_kit = importlib.import_module("cassava_kit")
 if not str(cassava_kit.__file__).startswith(tuple(PLACES)):
     raise RuntimeError(f"another cassava_kit was imported, {cassava_kit.__file__}; restart the notebook")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from cassava_kit.competition import CASSAVA, VARIABLE, write_facts
 from cassava_kit.finals import Candidate, parse_candidates, propose, read_ledger, record, redraw
 from cassava_kit.folds import Folds, write_folds
 from cassava_kit.predictions import Header, Source, make_predictions, write_predictions
@@ -148,3 +150,20 @@ def test_the_ledger_keeps_each_submission_once(split: Folds, tmp_path: Path) -> 
     assert [(each.name, each.members, each.public) for each in found] == [("s1", 1, "0.9012"), ("s2", 2, "0.9012")]
     assert left_out == (f"foreign has no out-of-fold evidence in {tmp_path / '3'}",)
     assert "public 0.9012" in str(propose(found))
+
+
+def test_finals_follow_the_competitions_metric(split: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is right more often, but so sure where it is wrong that log loss prefers the other."""
+    loss = replace(CASSAVA, metric="log_loss", probability_columns=tuple("abcde"), hidden_images=3000)
+    bold, meek = candidate("bold", errors(0, 600), split), candidate("meek", errors(3000, 660), split)
+    sure = bold.oof.probabilities**6
+    sure /= sure.sum(axis=1, keepdims=True)
+    frame = bold.oof.frame.assign(**{f"p{k}": sure[:, k] for k in range(5)})
+    bold = replace(bold, oof=replace(bold.oof, frame=frame))
+    by_accuracy = propose([bold, meek])
+    assert by_accuracy.names[by_accuracy.best] == "bold" and by_accuracy.rows == 10_000
+    write_facts(tmp_path / "c.json", loss)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
+    found = propose([bold, meek])
+    assert found.names[found.best] == "meek" and found.rows == 2000 and found.win[1] > 0.99
+    assert "out-of-fold log loss" in str(found) and "(accuracy 0." in str(found)

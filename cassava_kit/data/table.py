@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,20 +34,28 @@ class Row(NamedTuple):
     label: str
 
 
-def read_table(csv: str | Path, competition: Competition = CASSAVA) -> pd.DataFrame:
-    """Read `image_id: str, label: int` from a CSV with a header; other columns are dropped.
+def read_table(csv: str | Path, competition: Competition | None = None) -> pd.DataFrame:
+    """Read `image_id: str, label: int` from a CSV with a header; other columns are dropped; ids are file names.
 
     Raises FileNotFoundError for a missing file and ValueError, naming the file and the line, for an empty table, a
     missing column, a row of another width, an empty or repeated id, or a label that is not a whole number in 0..K-1.
     """
-    return _frame(_read_rows(Path(csv), competition))
+    return _frame(_read_rows(Path(csv), competition or current()))
 
 
-def read_competition(data_dir: str | Path, competition: Competition = CASSAVA) -> TrainTable:
+def as_written(table: pd.DataFrame, competition: Competition) -> pd.DataFrame:
+    """A table `image_id,label` under the column names, and with the ids, that the competition's own has."""
+    ids = [competition.written_id(name) for name in table["image_id"]]
+    columns = {"image_id": competition.id_column, "label": competition.label_column}
+    return table.assign(image_id=ids).rename(columns=columns)
+
+
+def read_competition(data_dir: str | Path, competition: Competition | None = None) -> TrainTable:
     """Read a competition folder: its training table, checked against the images on disk (names alone are looked at).
 
     Raises FileNotFoundError where the table, the image folder or the image of a row is missing.
     """
+    competition = competition or current()
     data_dir = Path(data_dir)
     csv, image_dir = data_dir / competition.train_csv, data_dir / competition.train_images
     rows = _read_rows(csv, competition)
@@ -130,7 +138,8 @@ def _parse(csv: Path, competition: Competition) -> Iterator[Row]:
                 continue
             if len(cells) != len(header):
                 raise ValueError(f"{csv}, line {line}: expected {len(header)} cells as in the header, got {len(cells)}")
-            yield Row(line, cells[id_at], cells[label_at].strip())
+            image_id = cells[id_at]
+            yield Row(line, image_id and competition.file_name(image_id), cells[label_at].strip())
     except csv_module.Error as error:
         raise ValueError(f"{csv}, line {reader.line_num}: not a valid CSV row ({error})") from None
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.data.crc32c import masked_crc32c
+from cassava_kit.data.table import as_written
 from cassava_kit.data.tfexample import Feature, make_example, parse_example
 from cassava_kit.files import atomic_path, write_text
 
@@ -116,11 +117,12 @@ def list_tfrecords(source: Source) -> list[Path]:
     return files
 
 
-def read_tfrecords(source: Source, competition: Competition = CASSAVA) -> Iterator[Sample]:
+def read_tfrecords(source: Source, competition: Competition | None = None) -> Iterator[Sample]:
     """Every record as (image_id, JPEG bytes, label), file by file, one in memory at a time.
 
     ValueError names file and record where one is truncated, corrupt, lacks a feature or has a label that is none.
     """
+    competition = competition or current()
     for path in list_tfrecords(source):
         for record in scan_records(path):
             yield _parse_sample(record, path, competition)
@@ -167,12 +169,12 @@ class TFRecordIndex:
     Building it reads and tests every byte once. It holds no open file: workers may share it by fork or by pickle.
     """
 
-    def __init__(self, source: Source, competition: Competition = CASSAVA) -> None:
-        self.competition = competition
+    def __init__(self, source: Source, competition: Competition | None = None) -> None:
+        self.competition = competition or current()
         self.places: dict[str, Place] = {}
         for path in _with_progress(list_tfrecords(source)):
             for record in scan_records(path):
-                sample = _parse_sample(record, path, competition)
+                sample = _parse_sample(record, path, self.competition)
                 self._add(sample, Place(path, record.number, record.offset, sample.label))
 
     def _add(self, sample: Sample, place: Place) -> None:
@@ -212,16 +214,17 @@ def _with_progress(paths: list[Path]) -> Iterable[Path]:
     return track(paths, "Reading TFRecords", console=Console(stderr=True), transient=True)
 
 
-def tfrecord_table(source: Source, competition: Competition = CASSAVA) -> pd.DataFrame:
+def tfrecord_table(source: Source, competition: Competition | None = None) -> pd.DataFrame:
     """The table `image_id,label` of TFRecord files: equal to that of the competition's CSV, sorted by `image_id`."""
     return TFRecordIndex(source, competition).table()
 
 
-def unpack_tfrecords(source: Source, out: str | Path, competition: Competition = CASSAVA) -> pd.DataFrame:
+def unpack_tfrecords(source: Source, out: str | Path, competition: Competition | None = None) -> pd.DataFrame:
     """Make a competition folder of TFRecord files: the images' bytes as they are, and the table `image_id,label`.
 
     The table is written last, so that a folder that has one is whole. ValueError for names that are none of a file.
     """
+    competition = competition or current()
     out = Path(out)
     if (out / competition.train_csv).exists():
         raise ValueError(f"{out / competition.train_csv} is already there; give another --out, or remove it first")
@@ -234,7 +237,7 @@ def unpack_tfrecords(source: Source, out: str | Path, competition: Competition =
     for image_id in table["image_id"]:
         with atomic_path(out / competition.train_images / image_id) as temporary:
             temporary.write_bytes(index.read(image_id))
-    write_text(out / competition.train_csv, table.to_csv(index=False, lineterminator="\n"))
+    write_text(out / competition.train_csv, as_written(table, competition).to_csv(index=False, lineterminator="\n"))
     return table
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.checkpoint import read_info
+from cassava_kit.competition import current
 from cassava_kit.data.table import list_images
 from cassava_kit.folds import Folds, read_folds
 from cassava_kit.inference.predict import predict_images
-from cassava_kit.oof import accuracy, refuse_in_sample
+from cassava_kit.metrics import measure, told
+from cassava_kit.oof import refuse_in_sample
 from cassava_kit.predictions import Header, Predictions, Source, make_predictions, write_predictions
 
 
@@ -52,10 +54,10 @@ def predict_folder(
 
 
 def scored(predictions: Predictions, split: Folds) -> str:
-    """Accuracy on the labelled images among the predicted ones, in words."""
+    """The competition's metric on the labelled images among the predicted ones, in words."""
     labels = split.frame.set_index("image_id")["label"].reindex(predictions.ids)
     known = labels.notna().to_numpy()
     if not known.any():
         return "none of these images is in the fold file: nothing to score"
-    score = accuracy(labels[known].to_numpy(int), predictions.probabilities[known])
-    return f"accuracy {score} on {score.n} given labels, none of them seen in training"
+    score = measure(current().metric, labels[known].to_numpy(int), predictions.probabilities[known])
+    return f"{told(score)} on {score.n} given labels, none of them seen in training"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cassava_kit.checkpoint import CheckpointInfo, read_info
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.files import read_json, sha256_file
 from cassava_kit.inference.choices import VIEWS
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
@@ -49,11 +49,12 @@ class Members:
     ensemble: Ensemble | None
 
 
-def read_prior(weights_dir: Path, competition: Competition = CASSAVA) -> tuple[float, ...]:
+def read_prior(weights_dir: Path, competition: Competition | None = None) -> tuple[float, ...]:
     """Class shares of the training labels: the ensemble file's, else a checkpoint's, else the competition's.
 
     Reads headers alone and needs no model library: the first answer is on disk before torch is imported.
     """
+    competition = competition or current()
     ensemble, _ = _ensemble_or_reason(weights_dir)
     if ensemble is not None and len(ensemble.prior) == competition.n_classes:
         return ensemble.prior
@@ -64,21 +65,16 @@ def read_prior(weights_dir: Path, competition: Competition = CASSAVA) -> tuple[f
             continue
         if prior is not None and len(prior) == competition.n_classes:
             return prior
-    return competition_prior(competition)
+    return competition.prior
 
 
-def competition_prior(competition: Competition) -> tuple[float, ...]:
-    """The competition's own class shares if it states them, else even shares."""
-    return competition.class_shares or (1 / competition.n_classes,) * competition.n_classes
-
-
-def load_members(weights_dir: str | Path, competition: Competition = CASSAVA) -> Members:
+def load_members(weights_dir: str | Path, competition: Competition | None = None) -> Members:
     """Read a weights folder: `ensemble.json`, the files it names, and their hashes where a manifest lists them.
 
     A file that is missing, broken, of another build or for other classes is left out by name; the others share its
     weight. Without a readable `ensemble.json` every checkpoint in the folder takes part, recipes with equal weight.
     """
-    folder = Path(weights_dir)
+    folder, competition = Path(weights_dir), competition or current()
     ensemble, reason = _ensemble_or_reason(folder)
     left_out: dict[str, str] = {} if reason is None else {ENSEMBLE_FILE: reason}
     hashes = _manifest_hashes(folder, left_out)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.inference.clock import Clock, process_start
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.members import load_members, read_prior
 from cassava_kit.inference.report import RunOptions, RunReport, say, warn
+from cassava_kit.inference.votes import Votes
 from cassava_kit.submission import check_submission, submission_ids, write_submission
 
 
@@ -23,7 +25,7 @@ def run_submission(
     time_limit: float | None = None,
     started: float | None = None,
     options: RunOptions | None = None,
-    competition: Competition = CASSAVA,
+    competition: Competition | None = None,
 ) -> RunReport:
     """Write `out` for every image in `images_dir` with the ensemble in `weights_dir`, and `run.json` beside it.
 
@@ -33,11 +35,14 @@ def run_submission(
     the best file so far.
     """
     clock = Clock(time_limit, process_start() if started is None else started)
-    out, weights_dir = Path(out), Path(weights_dir)
+    out, weights_dir, competition = Path(out), Path(weights_dir), competition or current()
     options = options or RunOptions()
+    if competition.probability_columns and options.early_stop != "off":
+        say("the submission holds probabilities: every vote changes them, so no image stops early")
+        options = replace(options, early_stop="off")
     names = submission_ids(images_dir)
     prior = np.asarray(read_prior(weights_dir, competition))
-    write_submission(out, names, [int(prior.argmax())] * len(names), competition)
+    write_answers(out, names, competition, Votes(len(names), np.zeros(0), prior))
     report = RunReport(str(out), len(names), time_limit=time_limit, early_stop={"kind": options.early_stop})
     report.timings["first_file"] = round(clock.used, 3)
     report.class_counts = np.bincount([int(prior.argmax())] * len(names), minlength=len(prior)).tolist()
@@ -52,7 +57,7 @@ def run_submission(
             from cassava_kit.inference.session import Session
 
             paths = [Path(images_dir) / name for name in names]
-            write = partial(_write_labels, out, names, competition)
+            write = partial(write_answers, out, names, competition)
             Session(paths, members, clock=clock, options=options, report=report, write=write).work()
         report.finished = True
     except Exception as error:
@@ -91,5 +96,7 @@ def run_at_home(
     return str(summary)
 
 
-def _write_labels(out: Path, names: list[str], competition: Competition, labels: np.ndarray) -> None:
-    write_submission(out, names, labels.tolist(), competition)
+def write_answers(out: Path, names: list[str], competition: Competition, votes: Votes) -> None:
+    """Write what the votes counted so far answer, in the form that the competition takes."""
+    answers = votes.probabilities() if competition.probability_columns else votes.labels()
+    write_submission(out, names, answers.tolist(), competition)

@@ -41,7 +41,7 @@ class Session:
         clock: Clock,
         options: RunOptions,
         report: RunReport,
-        write: Callable[[np.ndarray], None],
+        write: Callable[[Votes], None],
     ) -> None:
         members = members if options.pixels is None else with_pixels(members, options.pixels)
         self.paths, self.members, self.clock, self.options, self.report = paths, members, clock, options, report
@@ -91,7 +91,7 @@ class Session:
                 rows, probabilities = foreign_probabilities(part, names)
                 self.votes.add_outright(part.weight, rows, probabilities)
                 say(f"{part.name}: votes for {len(rows)} of {len(names)} images")
-                self.write(self.votes.labels())
+                self.write(self.votes)
 
     def make_plan(self, *, overlap: bool) -> None:
         """Measure, arrange and print."""
@@ -244,7 +244,7 @@ class Session:
 
     def save(self) -> None:
         """Replace the file by the votes counted so far."""
-        self.write(self.votes.labels())
+        self.write(self.votes)
         self.written = time.monotonic()
 
     def conclude(self) -> None:

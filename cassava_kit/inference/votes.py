@@ -53,6 +53,11 @@ class Votes:
         answers[self.totals.sum(axis=1) == 0] = self.prior.argmax()
         return answers
 
+    def probabilities(self) -> np.ndarray:
+        """The mean of the votes counted, (N, K), rows sum to 1; the prior where there are none."""
+        counted = self.totals.sum(axis=1, keepdims=True)
+        return np.where(counted > 0, self.totals / np.where(counted > 0, counted, 1), self.prior)
+
     def margins(self) -> np.ndarray:
         """Votes of the leading class less those of the next one, (N,)."""
         ordered = np.partition(self.totals, -2, axis=1)

@@ -2,7 +2,8 @@
 
     out/kit/       the kit's wheel, pure wheels the image lacks, KIT_MANIFEST.json
     out/weights/   <recipe>-fold<k>.safetensors, ensemble.json, WEIGHTS_MANIFEST.json
-    out/kernel/    ensemble-submission.ipynb, pinned to both builds, and its kernel-metadata.json
+    out/kernel/    ensemble-submission.ipynb, pinned to both builds, and its kernel-metadata.json; beside them stays
+                   competition.json, for what is done with the bundle at home
     out/evidence/  stays at home: the ensemble's out-of-fold predictions and their fold file, for `submit.py --finals`
 
 The same inputs give the same bytes: the build id changes when, and only when, something in it does.
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from cassava_kit import __version__
 from cassava_kit.checkpoint import read_info
+from cassava_kit.competition import CASSAVA, COMPETITION_FILE, Competition, current, read_facts, write_facts
 from cassava_kit.files import sha256_bytes, write_json, write_text
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, write_ensemble
 from cassava_kit.kaggle.config import EXTRA_WHEELS, METADATA_FILE, library_ranges, read_config
@@ -47,6 +49,12 @@ class Bundle:
     def home(self) -> Path:
         """The folder that holds them."""
         return self.kit_dir.parent
+
+    @property
+    def competition(self) -> Competition:
+        """The competition that it was packed for."""
+        path = self.kernel_dir / COMPETITION_FILE
+        return read_facts(path) if path.is_file() else CASSAVA
 
     @property
     def notebook(self) -> Path:
@@ -89,6 +97,7 @@ def package(
     with _replaced(out / "kernel", KERNEL_METADATA) as folder:
         for name, text in render(SUBMISSION_KERNEL, root, owner=owner, builds=builds).items():
             write_text(folder / name, text)
+        write_facts(folder / COMPETITION_FILE, current())
         refuse_secrets(folder, secrets)
     return read_bundle(out)
 
@@ -106,6 +115,7 @@ def package_kernel(
         rendered = render(kernel, root, owner=owner, builds={MANIFESTS["kit"]: build}, changes=changes)
         for name, text in rendered.items():
             write_text(folder / name, text)
+        write_facts(folder / COMPETITION_FILE, current())
         refuse_secrets(folder, secrets)
     return read_bundle(out, kernel)
 
@@ -165,6 +175,8 @@ def check_members(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:
             raise ValueError(f"{source} is {info.name} by its header, the bundle calls it {name}; use its own name")
     if classes != {len(ensemble.prior)}:
         raise ValueError(f"the ensemble has {len(ensemble.prior)} classes, its checkpoints {sorted(classes)}")
+    if (k := current().n_classes) != len(ensemble.prior):
+        raise ValueError(f"the ensemble has {len(ensemble.prior)} classes, the competition {current().slug} has {k}")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cassava_kit.competition import COMPETITION_FILE, Competition, current
 from cassava_kit.files import read_json
 
 METADATA_FILE = "dataset-metadata.json"
@@ -51,8 +52,10 @@ class KaggleConfig:
         return {"id": dataset, "title": title, "licenses": [{"name": self.licence}], "isPrivate": True}
 
 
-def read_config(root: str | Path, *, owner: str | None = None) -> KaggleConfig:
+def read_config(root: str | Path, *, owner: str | None = None, competition: Competition | None = None) -> KaggleConfig:
     """Read and check `dataset-metadata.json`; `owner` stands in for the one written there.
+
+    A competition that has a `dataset` of its own gives slug and title.
 
     ValueError where Kaggle would refuse it: slug of letters, digits and '-', title of 6 to 50 characters, one licence.
     """
@@ -62,6 +65,8 @@ def read_config(root: str | Path, *, owner: str | None = None) -> KaggleConfig:
     raw = read_json(path)
     written, _, slug = str(raw.get("id", "")).partition("/")
     owner, title, licences = owner or written, str(raw.get("title", "")), raw.get("licenses") or []
+    if own := (competition or current()).dataset:
+        path, slug, title = Path(COMPETITION_FILE), own, own.replace("-", " ").title()
     if not re.fullmatch(r"[A-Za-z0-9_-]+", owner) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
         raise ValueError(f"{path}: id must be owner/slug, the slug of a-z, 0-9 and '-', got {owner}/{slug}")
     if not 6 <= len(slug) <= 42:

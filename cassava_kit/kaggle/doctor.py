@@ -19,9 +19,7 @@ from cassava_kit.kaggle.manifest import MANIFESTS, check_flat, read_manifest
 from cassava_kit.kaggle.remote import KaggleError, Remote
 from cassava_kit.kaggle.wheels import check_pure
 
-GPU_SECONDS = 9 * 3600
 SESSION_SECONDS = 12 * 3600
-HIDDEN_IMAGES = 15_000
 IMAGE_MEMORY = 29 * 2**30
 FEWEST_HOURS = 0.25
 
@@ -72,7 +70,9 @@ def scoring_error(case: Case) -> Verdict:
 
 def timeout(case: Case) -> Verdict:
     """The run stops by itself before Kaggle stops it."""
-    limit, allowed = case.settings["time_limit"], GPU_SECONDS if case.bundle.kernel.weights else SESSION_SECONDS
+    limit, allowed = case.settings["time_limit"], SESSION_SECONDS
+    if case.bundle.kernel.weights:
+        allowed = int(case.bundle.competition.gpu_hours * 3600)
     if limit > 0.98 * allowed:
         return "failed", f"the notebook's own limit of {limit} s leaves no room below Kaggle's {allowed} s"
     kept = "best file first" if case.bundle.kernel.weights else "what is finished stays"
@@ -171,9 +171,10 @@ def slow_decode(case: Case) -> Verdict:
     measured = [run["plan"]["reading_seconds_per_image"] for run in case.runs if run.get("plan")]
     if not measured:
         return NOT_REHEARSED
-    seconds = max(measured) * HIDDEN_IMAGES
-    said = f"reading {HIDDEN_IMAGES:,} images takes about {seconds / 60:.0f} min at this machine's speed"
-    return ("failed" if seconds > GPU_SECONDS / 2 else "passed"), said
+    facts = case.bundle.competition
+    seconds = max(measured) * facts.hidden_images
+    said = f"reading {facts.hidden_images:,} images takes about {seconds / 60:.0f} min at this machine's speed"
+    return ("failed" if seconds > facts.gpu_hours * 3600 / 2 else "passed"), said
 
 
 def quota(case: Case) -> Verdict:

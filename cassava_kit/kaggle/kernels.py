@@ -16,20 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import CASSAVA, Competition, current, facts
 from cassava_kit.files import write_text
 from cassava_kit.kaggle.config import COMMAND_LINE, KaggleConfig, read_config
 
 KERNEL_METADATA = "kernel-metadata.json"
-# The competition allows nine hours on a GPU; what is left of it is for start-up and for writing the result.
-SUBMISSION_SECONDS = int(8.5 * 3600)
 # A session ends after twelve hours, and one that is cut off may lose its output.
 SESSION_SECONDS = int(11.5 * 3600)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One folder of `kernels/`: what it installs, what Kaggle must give it, and after how many seconds it stops itself.
+    """One folder of `kernels/`: what it installs, and what Kaggle must give it.
 
     `own_output` attaches what an earlier session of the same kernel left, to go on from it; before there is one, Kaggle
     says that it cannot be added, and runs the kernel all the same.
@@ -40,17 +38,14 @@ class Kernel:
     weights: bool = False
     gpu: bool = True
     own_output: bool = False
-    seconds: int = SUBMISSION_SECONDS
 
 
 SUBMISSION_KERNEL = Kernel("ensemble-submission", ("cassava-kit", "ttach"), weights=True)
 KERNELS = (
     SUBMISSION_KERNEL,
-    Kernel("train-folds", ("cassava-kit", *COMMAND_LINE, "lightning"), own_output=True, seconds=SESSION_SECONDS),
-    Kernel(
-        "pretrain-ssl", ("cassava-kit", *COMMAND_LINE, "lightning", "lightly"), own_output=True, seconds=SESSION_SECONDS
-    ),
-    Kernel("eda", ("cassava-kit",), gpu=False, seconds=SESSION_SECONDS),
+    Kernel("train-folds", ("cassava-kit", *COMMAND_LINE, "lightning"), own_output=True),
+    Kernel("pretrain-ssl", ("cassava-kit", *COMMAND_LINE, "lightning", "lightly"), own_output=True),
+    Kernel("eda", ("cassava-kit",), gpu=False),
 )
 KERNEL_NAMES = tuple(kernel.name for kernel in KERNELS)
 
@@ -103,12 +98,14 @@ def settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]
         "sample_submission": competition.sample_submission,
         "train_csv": competition.train_csv,
         "train_images": competition.train_images,
-        "columns": [competition.id_column, competition.label_column],
-        "majority_label": competition.majority,
+        "columns": competition.submission_columns,
+        "answer": competition.unknown_answer,
+        "ids_have_suffix": competition.ids_have_suffix,
         "suffixes": list(IMAGE_SUFFIXES),
         "install": list(kernel.install),
         "builds": dict(builds),
-        "time_limit": kernel.seconds,
+        "time_limit": competition.submission_seconds if kernel.weights else SESSION_SECONDS,
+        "facts": facts(competition),
     }
 
 
@@ -190,12 +187,14 @@ def render(
     owner: str | None = None,
     builds: Mapping[str, str] | None = None,
     changes: Changes | None = None,
+    competition: Competition | None = None,
 ) -> dict[str, str]:
     """File name -> text of a kernel's generated files; `builds` pins it to the datasets it was made for."""
+    competition = competition or current()
     source, changes = root / "kernels" / kernel.name / f"{kernel.name}.py", changes or Changes()
-    values = settings(kernel, CASSAVA, builds or {})
-    config = read_config(root, owner=owner)
-    described = metadata(kernel, config, CASSAVA)
+    values = settings(kernel, competition, builds or {})
+    config = read_config(root, owner=owner, competition=competition)
+    described = metadata(kernel, config, competition)
     described["dataset_sources"] += [source for source in changes.attach if source not in KERNEL_NAMES]
     described["kernel_sources"] += [config.kernel_id(name) for name in changes.attach if name in KERNEL_NAMES]
     return {
@@ -208,7 +207,7 @@ def build_kernels(root: str | Path, check: bool = False) -> list[Path]:
     """Generate every kernel's files; with `check` write nothing. Returns those that were out of date."""
     root, stale = Path(root), []
     for kernel in KERNELS:
-        for name, text in render(kernel, root).items():
+        for name, text in render(kernel, root, competition=CASSAVA).items():
             path = root / "kernels" / kernel.name / name
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 stale.append(path)

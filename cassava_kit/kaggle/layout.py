@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.competition import Competition, current
 from cassava_kit.kaggle.config import METADATA_FILE
 
 Layout = Literal["new", "old"]
@@ -42,9 +42,10 @@ def competition_folder(slug: str, layout: Layout) -> PurePosixPath:
 
 
 def competition_mounts(
-    folder: Path, layout: Layout, *, test_images: Path | None = None, competition: Competition = CASSAVA
+    folder: Path, layout: Layout, competition: Competition | None = None, *, test_images: Path | None = None
 ) -> list[Mount]:
     """The competition's own files, and nothing else that may lie in the folder; `test_images` stands in for its own."""
+    competition = competition or current()
     at = competition_folder(competition.slug, layout)
     needed = {competition.test_images: test_images, competition.sample_submission: None}
     optional = (competition.train_csv, competition.train_images, competition.label_map, competition.train_tfrecords)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from cassava_kit.competition import CASSAVA, Competition
-from cassava_kit.kaggle.kernels import Kernel
+from cassava_kit.competition import Competition
+from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.remote import KaggleError, Remote
+from cassava_kit.submission import read_answers
 
 SUBMISSION_FILES = r"^(submission\.csv|run\.json)$"
 # Anything else that a kernel leaves, but no name that leads out of the folder it is fetched into.
 ALL_FILES = r"^(?!/)(?!.*\.\.(/|$)).+$"
 
 
-def fetch_output(remote: Remote, kernel: Kernel, kernel_id: str, home: Path) -> Path:
-    """Fetch what the latest run left into a folder of `home`, and check it; returns the folder.
+def fetch_output(remote: Remote, bundle: Bundle, kernel_id: str) -> Path:
+    """Fetch what the latest run left into a folder of the bundle, and check it; returns the folder.
 
     KaggleError where a submission is not whole, or a training run's file is not what its name says.
     """
-    output = home / ("output" if kernel.weights else f"output-{kernel.name}")
+    kernel = bundle.kernel
+    output = bundle.home / ("output" if kernel.weights else f"output-{kernel.name}")
     output.mkdir(parents=True, exist_ok=True)
     if kernel.weights:
         for stale in ("submission.csv", "run.json"):
             (output / stale).unlink(missing_ok=True)
         remote.kernel_output(kernel_id, output, SUBMISSION_FILES)
-        check_output(output)
+        check_output(output, bundle.competition)
     else:
         remote.kernel_output(kernel_id, output, ALL_FILES)
         check_runs(output, kernel_id)
@@ -50,19 +51,18 @@ def check_runs(output: Path, kernel_id: str) -> None:
         raise KaggleError(f"what {kernel_id} left did not arrive whole: {error}; fetch it again") from None
 
 
-def check_output(output: Path, competition: Competition = CASSAVA) -> None:
+def check_output(output: Path, competition: Competition) -> None:
     """Refuse to submit what is not whole: the file's form, and the run's own report."""
     from cassava_kit.kaggle.rehearsal import read_run
 
     path = output / "submission.csv"
     if not path.is_file():
         raise KaggleError("the notebook left no submission.csv; see its log on kaggle.com")
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.reader(file))
-    labels = {str(label) for label in range(competition.n_classes)}
-    if len(rows) < 2 or rows[0] != [competition.id_column, competition.label_column]:
-        raise KaggleError(f"{path} must begin with {competition.id_column},{competition.label_column} and have rows")
-    if bad := next((row for row in rows[1:] if len(row) != 2 or row[1] not in labels), None):
-        raise KaggleError(f"{path} has the row {bad}; a label must be one of {', '.join(sorted(labels))}")
+    try:
+        rows = read_answers(path, competition)
+    except ValueError as error:
+        raise KaggleError(f"not submitted: {error}") from None
+    if not rows:
+        raise KaggleError(f"{path} has no rows")
     if (output / "run.json").is_file() and (wrong := read_run(output)[0]):
         raise KaggleError(f"not submitted: {'; '.join(wrong)}")

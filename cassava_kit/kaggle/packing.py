@@ -19,7 +19,8 @@ from cassava_kit.files import read_json
 from cassava_kit.folds import Folds, read_folds, write_folds
 from cassava_kit.inference.calibrated import ensemble_evidence
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
-from cassava_kit.oof import Evidence, accuracy, average, gather
+from cassava_kit.metrics import Measure, measure
+from cassava_kit.oof import Evidence, average, gather
 from cassava_kit.paths import CHECKPOINT_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, read_predictions, write_predictions
 
@@ -111,8 +112,10 @@ def _known_views(views: str) -> str:
 
 def oof_facts(evidence: Evidence, weights: np.ndarray) -> dict[str, Any]:
     """What the ensemble file keeps of out-of-fold evidence: the score, what members are worth, when votes may stop."""
-    score = accuracy(evidence.labels, average(evidence, weights).probabilities)
-    facts = {"accuracy": score.accuracy, "standard_error": score.standard_error, "rows": score.n, "labels": "given"}
+    score = measure(evidence.metric, evidence.labels, average(evidence, weights).probabilities)
+    facts = {evidence.metric: score.value, "standard_error": score.standard_error, "rows": score.n, "labels": "given"}
+    if isinstance(score, Measure):
+        facts["accuracy"] = score.accuracy.accuracy
     return facts | ensemble_evidence(evidence.names, evidence.labels, evidence.pred_probs, weights)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.files import read_json, sha256_bytes, write_json
 from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.config import METADATA_FILE, PLACEHOLDER_OWNER
@@ -43,7 +42,7 @@ def go(
     from cassava_kit.kaggle.doctor import doctor
 
     patience = patience or Patience()
-    remote = KaggleClient(CASSAVA.slug, patience=patience)
+    remote = KaggleClient(bundle.competition.slug, patience=patience)
     adopt_owner(bundle, remote.owner())
     checks = doctor(root, bundle.home, remote=remote, kernel=bundle.kernel)
     failed = [str(check) for check in checks if check.status == "failed"]
@@ -64,7 +63,7 @@ def push(trip: Trip, *, again: bool = False) -> Pushed:
     version = send_kernel(trip, again=again)
     kernel = read_json(bundle.kernel_dir / KERNEL_METADATA)["id"]
     wait_for_kernel(trip, kernel)
-    output = fetch_output(remote, bundle.kernel, kernel, bundle.home)
+    output = fetch_output(remote, bundle, kernel)
     left = "its submission.csv is" if bundle.kernel.weights else "what it left is"
     trip.say(f"{kernel} version {version} ran to its end; {left} in {output}")
     return Pushed(kernel, version, output)
@@ -75,11 +74,11 @@ def fetch(bundle: Bundle, *, patience: Patience | None = None) -> Path:
     from cassava_kit.kaggle.client import KaggleClient
 
     patience = patience or Patience()
-    remote = KaggleClient(CASSAVA.slug, patience=patience)
+    remote = KaggleClient(bundle.competition.slug, patience=patience)
     adopt_owner(bundle, remote.owner())
     kernel = read_json(bundle.kernel_dir / KERNEL_METADATA)["id"]
     wait_for_kernel(Trip(bundle, remote, patience), kernel)
-    return fetch_output(remote, bundle.kernel, kernel, bundle.home)
+    return fetch_output(remote, bundle, kernel)
 
 
 def adopt_owner(bundle: Bundle, owner: str) -> None:
@@ -136,7 +135,7 @@ def send_kernel(trip: Trip, *, again: bool = False) -> int:
     return version
 
 
-def planned_calls(bundle: Bundle, *, submit: bool = False, competition: Competition = CASSAVA) -> list[str]:
+def planned_calls(bundle: Bundle, *, submit: bool = False) -> list[str]:
     """Every call that pushing this bundle would make, in order; nothing is called."""
     calls = []
     for kind, folder in bundle.datasets:
@@ -158,9 +157,9 @@ def planned_calls(bundle: Bundle, *, submit: bool = False, competition: Competit
     left = "GET submission.csv, GET run.json" if bundle.kernel.weights else "GET each file"
     calls.append(f"ListKernelSessionOutput {metadata['id']}, {left}")
     if submit:
-        calls.append(f"ListSubmissions {competition.slug}: if this build is there, it is not submitted again")
-        calls.append(f"CreateCodeSubmission {competition.slug} {metadata['id']} submission.csv")
-        calls.append(f"ListSubmissions {competition.slug} until it has a score")
+        calls.append(f"ListSubmissions {bundle.competition.slug}: if this build is there, it is not submitted again")
+        calls.append(f"CreateCodeSubmission {bundle.competition.slug} {metadata['id']} submission.csv")
+        calls.append(f"ListSubmissions {bundle.competition.slug} until it has a score")
     return calls
 
 

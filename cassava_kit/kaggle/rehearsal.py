@@ -13,17 +13,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cassava_kit.competition import CASSAVA
+from cassava_kit.competition import Competition, current
 from cassava_kit.files import read_json, write_json, write_text
 from cassava_kit.kaggle import execute
 from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.credentials import known_secrets, redact
 from cassava_kit.kaggle.isolation import Isolation, close_sockets, isolations, link_tree, private_environment
-from cassava_kit.kaggle.kernels import KERNEL_METADATA, SUBMISSION_SECONDS
+from cassava_kit.kaggle.kernels import KERNEL_METADATA
 from cassava_kit.kaggle.layout import (
     Layout,
     Mount,
@@ -37,7 +37,6 @@ from cassava_kit.submission import check_submission
 
 Progress = Callable[[int, int], None]
 REPORT = "rehearsal.json"
-OWN_SHARE = SUBMISSION_SECONDS / (9 * 3600)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -99,6 +98,7 @@ class Stage:
     out: Path
     layout: Layout
     setting: Setting
+    competition: Competition = field(default_factory=current)
 
     @property
     def working(self) -> Path:
@@ -120,9 +120,10 @@ def rehearse(
     """
     setting, out = setting or Setting(), Path(out).resolve()
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-        mounts = _competition(Path(competition_dir), Path(scratch), layout, setting)
+        facts = bundle.competition
+        mounts = _competition(Path(competition_dir), Path(scratch), layout, setting=setting, competition=facts)
         mounts += _datasets(bundle, Path(scratch), layout)
-        stage = Stage(bundle.notebook.resolve(), mounts, out, layout, setting)
+        stage = Stage(bundle.notebook.resolve(), mounts, out, layout, setting, facts)
         if stage.working.exists():
             shutil.rmtree(stage.working)
         stage.working.mkdir(parents=True)
@@ -134,12 +135,14 @@ def rehearse(
     return rehearsal
 
 
-def _competition(folder: Path, scratch: Path, layout: Layout, setting: Setting) -> list[Mount]:
+def _competition(
+    folder: Path, scratch: Path, layout: Layout, *, setting: Setting, competition: Competition
+) -> list[Mount]:
     """The competition as Kaggle mounts it, with as many test images as are asked for."""
     from cassava_kit.data.images import quick_check
     from cassava_kit.data.table import list_images
 
-    tests, training = folder / CASSAVA.test_images, folder / CASSAVA.train_images
+    tests, training = folder / competition.test_images, folder / competition.train_images
     if setting.hidden is not None:
         images = hidden_images([place for place in (tests, training) if place.is_dir()], setting.hidden)
     elif setting.images is not None:
@@ -147,8 +150,8 @@ def _competition(folder: Path, scratch: Path, layout: Layout, setting: Setting) 
         names = sorted(list_images(tests), key=lambda name: quick_check(tests / name) is not None)
         images = {name: tests / name for name in names[: setting.images]}
     else:
-        return competition_mounts(folder, layout)
-    return competition_mounts(folder, layout, test_images=link_images(images, scratch / "test_images"))
+        return competition_mounts(folder, layout, competition)
+    return competition_mounts(folder, layout, competition, test_images=link_images(images, scratch / "test_images"))
 
 
 def _datasets(bundle: Bundle, scratch: Path, layout: Layout) -> list[Mount]:
@@ -205,7 +208,8 @@ def _environment(stage: Stage, place: Path, isolation: Isolation) -> dict[str, s
     environment = private_environment(place)
     if stage.setting.minutes:
         # As on Kaggle, where the notebook stops itself after 8.5 of the 9 hours.
-        environment["CASSAVA_KIT_TIME_LIMIT"] = f"{stage.setting.minutes * 60 * OWN_SHARE:.1f}"
+        own_share = stage.competition.submission_seconds / (stage.competition.gpu_hours * 3600)
+        environment["CASSAVA_KIT_TIME_LIMIT"] = f"{stage.setting.minutes * 60 * own_share:.1f}"
     if not isolation.mounts:
         environment["KAGGLE_INPUT_DIR"] = str(link_tree(stage.mounts, place / "input"))
         environment["KAGGLE_WORKING_DIR"] = str(stage.working)
@@ -241,12 +245,12 @@ def _judge(stage: Stage, result: dict[str, Any], isolation: Isolation, changed: 
     if executed.is_file():
         write_text(executed, redact(executed.read_text(encoding="utf-8"), secrets))
     submission = stage.working / "submission.csv"
-    images = next(mount.source for mount in stage.mounts if mount.target.name == CASSAVA.test_images)
+    images = next(mount.source for mount in stage.mounts if mount.target.name == stage.competition.test_images)
     wrong = [redact(result["error"], secrets)] if result["error"] else []
     wrong += [f"the notebook changed its input: {', '.join(changed)}"] if changed else []
     rows, notes = "", ""
     try:
-        rows = str(check_submission(submission, images))
+        rows = str(check_submission(submission, images, stage.competition))
         if not result["error"]:
             short, notes = read_run(stage.working)
             wrong += short

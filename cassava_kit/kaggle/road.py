@@ -112,9 +112,10 @@ def rehearse_bundle(bundle: Path, data: Path | None, setting: Setting, *, image:
     from rich.console import Console
 
     from cassava_kit.kaggle.image import image_environment
-    from cassava_kit.sample import ensure_sample
+    from cassava_kit.sample import own_sample
 
-    packed, competition = read_bundle(bundle), data or ensure_sample()
+    packed = read_bundle(bundle)
+    competition = data or own_sample(packed.competition)
     name = "rehearsal"
     if image is not None:
         version = None if image == "newest" else image

@@ -17,7 +17,7 @@ N_DUPLICATES = 4000
 # include: ../bootstrap.py
 
 # %%
-from cassava_kit.competition import CASSAVA
+from cassava_kit.competition import current
 from cassava_kit.data.table import list_images, read_competition
 
 DATA = competition_folder(SETTINGS["train_csv"], SETTINGS["train_images"])
@@ -25,7 +25,7 @@ TABLE = read_competition(DATA)
 print(f"{len(TABLE.frame)} rows, {len(TABLE.unlisted)} images that no row names")
 print(f"{len(list_images(DATA / SETTINGS['test_images']))} test images")
 for label, share in TABLE.frame["label"].value_counts(normalize=True).sort_index().items():
-    print(f"{label} {CASSAVA.classes[label]:40} {share:6.1%}")
+    print(f"{label} {current().classes[label]:40} {share:6.1%}")
 
 # %%
 from cassava_kit.report.sheet import contact_sheet

@@ -19,8 +19,9 @@ FILES = [entry.name for entry in os.scandir(IMAGES) if not entry.name.startswith
 IDS = sorted(name for name in FILES if name.lower().endswith(tuple(SETTINGS["suffixes"])))
 PART = OUTPUT / "submission.csv.part"
 with PART.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    WRITTEN = IDS if SETTINGS["ids_have_suffix"] else [name.rpartition(".")[0] for name in IDS]
     csv.writer(file, lineterminator="\n").writerows(
-        [SETTINGS["columns"], *([image_id, SETTINGS["majority_label"]] for image_id in IDS)]
+        [SETTINGS["columns"], *([image_id, *SETTINGS["answer"]] for image_id in WRITTEN)]
     )
 PART.replace(SUBMISSION)
 print(f"{len(IDS)} images in {IMAGES}; {SUBMISSION} holds the most frequent class for now")

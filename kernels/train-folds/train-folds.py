@@ -15,6 +15,8 @@ GROUPS = True
 GPUS_PER_FOLD = 1
 # A weights file in what is attached (a dataset, or what pretrain-ssl left); timm cannot download any here.
 WEIGHTS = ""
+# A noise report of `python -m cassava_kit clean` in what is attached: which training rows are left out.
+CLEAN = ""
 # Changes to the recipe, as for `python -m cassava_kit train --set`.
 SET = []
 
@@ -56,8 +58,9 @@ if not COUNT:
 
 def train(fold, gpus=()):
     """Train one fold, or with "all" join those that are there."""
-    first = find_file(WEIGHTS)
-    options = [*(["--weights", first] if first else []), *(part for one in SET for part in ("--set", one))]
+    files = (("--weights", find_file(WEIGHTS)), ("--clean", find_file(CLEAN)))
+    options = [part for option, file in files if file for part in (option, file)]
+    options += [part for one in SET for part in ("--set", one)]
     if GPUS_PER_FOLD > 1 and len(gpus) in (0, GPUS_PER_FOLD):
         options += ["--devices", GPUS_PER_FOLD, "--strategy", "ddp"]
     return run(["train", RECIPE, "--data", DATA, "--folds", SPLIT, "--fold", fold, "--out", RUNS, *options], gpus)

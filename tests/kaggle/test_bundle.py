@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cassava_kit.competition import CASSAVA
 from cassava_kit.files import read_json, sha256_file
 from cassava_kit.inference.ensemble import Ensemble, read_ensemble
 from cassava_kit.kaggle.bundle import Bundle, check_members, package, read_bundle
@@ -41,7 +42,8 @@ def test_a_bundle_holds_what_its_manifests_say_and_nothing_else(
         assert (bundle.weights_dir / name).read_bytes() == source.read_bytes()
     assert read_ensemble(bundle.weights_dir / "ensemble.json") == ensemble
     assert {"torch", "timm", "albumentations"} <= kit["tested"].keys()
-    assert {path.name for path in bundle.kernel_dir.iterdir()} == {"ensemble-submission.ipynb", "kernel-metadata.json"}
+    made = {"ensemble-submission.ipynb", "kernel-metadata.json", "competition.json"}
+    assert {path.name for path in bundle.kernel_dir.iterdir()} == made and bundle.competition == CASSAVA
 
 
 def test_the_same_inputs_give_the_same_bytes(

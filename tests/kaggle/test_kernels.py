@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 
 from cassava_kit.kaggle.config import read_config
@@ -166,11 +167,17 @@ def test_pretrain_ssl_exports_a_backbone_that_train_folds_starts_from(
     result, output = execute_kernel("pretrain-ssl", PRETRAIN, packed, competition, tmp_path / "one")
     assert result["error"] == "", result
     assert (output / "pretrain-small_simclr" / "backbone.safetensors").is_file()
+    doubtful = pd.read_csv(competition / "train.csv").assign(suggested_label=0, label_quality=0.9, keep=True)
+    doubtful.loc[doubtful.index[:9], "keep"] = False
+    doubtful.to_csv(output / "clean.csv", index=False)
     parameters = "RECIPE, FOLDS, N_SPLITS, WEIGHTS = 'small_ssl_resnet', [0], 2, 'backbone.safetensors'"
+    parameters += "\nCLEAN = 'clean.csv'"
     parameters += "\nSET = ['epochs=1', 'image_size=32']"
-    result, _ = execute_kernel(
+    result, trained = execute_kernel(
         "train-folds", parameters, packed, competition, tmp_path / "two", earlier=("pretrain-ssl", output)
     )
+    given = json.loads((trained / "runs" / "small_ssl_resnet" / "fold0" / "run.json").read_text())["given"]
+    assert given["clean"] and given["weights"], given
     assert result["error"] == "" and "backbone.safetensors: " in result["log"], result
 
 

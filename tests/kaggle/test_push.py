@@ -292,8 +292,8 @@ def test_a_kernel_that_fails_shows_why(traveller: Traveller, stub: Stub) -> None
     ("output", "message"),
     [
         ({}, "left no submission.csv"),
-        ({"submission.csv": b"image_id,label\n1.jpg,7\n"}, "a label must be one of 0, 1, 2, 3, 4"),
-        ({"submission.csv": b"id,label\n1.jpg,1\n"}, "must begin with image_id,label"),
+        ({"submission.csv": b"image_id,label\n1.jpg,7\n"}, "the label must be a whole number in 0..4, got '7'"),
+        ({"submission.csv": b"id,label\n1.jpg,1\n"}, "must begin with the columns image_id,label"),
         (
             {
                 "submission.csv": b"image_id,label\n1.jpg,1\n",

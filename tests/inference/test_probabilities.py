@@ -1,0 +1,81 @@
+"""A competition that takes probabilities: all votes count, and the file says so."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_members import PRIOR
+from tiny_runs import CPU, full_ensemble
+
+from cassava_kit.competition import CASSAVA
+from cassava_kit.inference.report import RunOptions
+from cassava_kit.inference.run import run_submission
+from cassava_kit.inference.votes import Votes
+from cassava_kit.submission import check_submission, write_submission
+
+COLUMNS = ("bacterial", "streak", "mottle", "mosaic", "healthy")
+SCORED_BY_LOSS = replace(
+    CASSAVA, metric="log_loss", probability_columns=COLUMNS, id_column="photo", ids_have_suffix=False
+)
+
+
+@pytest.mark.parametrize("early_stop", ["certified", "calibrated", "off"])
+def test_the_probabilities_are_the_full_ensembles(images: Path, weights: Path, tmp_path: Path, early_stop: str) -> None:
+    expected = full_ensemble(images, weights)
+    expected /= expected.sum(axis=1, keepdims=True)
+    (images / "005.jpg").write_bytes(b"no image")
+    out, options = tmp_path / "out" / "s.csv", RunOptions(**CPU, early_stop=early_stop)
+    report = run_submission(images, weights, out, options=options, competition=SCORED_BY_LOSS)
+    assert report.early_stop["kind"] == "off" and report.early_stop["work_done"] == 1
+    found = pd.read_csv(out, dtype={"photo": str})
+    assert list(found.columns) == ["photo", *COLUMNS] and found["photo"].tolist() == [f"{i:03d}" for i in range(21)]
+    p = found[list(COLUMNS)].to_numpy()
+    assert np.abs(np.delete(p, 5, axis=0) - np.delete(expected, 5, axis=0)).max() < 1e-4
+    assert np.abs(p[5] - PRIOR).max() < 1e-6
+    summary = check_submission(out, images, SCORED_BY_LOSS)
+    assert summary.class_counts == tuple(np.bincount(p.argmax(axis=1), minlength=5))
+    assert "probabilities, most probable class" in str(summary)
+
+
+def test_without_a_member_the_prior_stands(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    run_submission(images, tmp_path / "none", tmp_path / "s.csv", competition=SCORED_BY_LOSS)
+    found = pd.read_csv(tmp_path / "s.csv")[list(COLUMNS)].to_numpy()
+    assert np.abs(found - CASSAVA.class_shares).max() < 1e-6
+
+
+def test_probabilities_are_the_mean_of_the_votes_counted() -> None:
+    votes = Votes(3, np.array([0.75, 0.25]), np.array([0.2, 0.8]))
+    votes.add(0, np.array([0, 1]), np.array([[0.9, 0.1], [0.6, 0.4]]))
+    votes.add(1, np.array([0]), np.array([[0.1, 0.9]]))
+    assert votes.probabilities() == pytest.approx(np.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]]))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("000,.2,.2,.2,.2,.1", r"row 2 \(000\): the cells must be 5 probabilities that sum to 1"),
+        ("000,1.2,-.2,0,0,0", "5 probabilities that sum to 1"),
+        ("000,nan,.2,.2,.2,.2", "5 probabilities that sum to 1"),
+        ("000,x,.2,.2,.2,.2", "5 probabilities that sum to 1"),
+        ("000,3", "row 2 must have 6 cells, got 2"),
+        ("000.jpg,1,0,0,0,0", "has no row for 21 of the 21 images"),
+    ],
+)
+def test_rows_that_are_no_probabilities_are_refused(images: Path, tmp_path: Path, row: str, message: str) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text(f"photo,{','.join(COLUMNS)}\n{row}\n")
+    with pytest.raises(ValueError, match=message):
+        check_submission(path, images, SCORED_BY_LOSS)
+    path.write_text("photo,label\n000,1\n")
+    with pytest.raises(ValueError, match="must begin with the columns photo,bacterial,streak"):
+        check_submission(path, images, SCORED_BY_LOSS)
+
+
+def test_a_row_of_eight_digits_is_read_back_as_whole(images: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in images.iterdir())
+    p = np.random.default_rng(0).dirichlet(np.full(5, 0.05), len(names))
+    write_submission(tmp_path / "s.csv", names, p, SCORED_BY_LOSS)
+    assert check_submission(tmp_path / "s.csv", images, SCORED_BY_LOSS).n_images == 21

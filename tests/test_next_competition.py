@@ -1,0 +1,273 @@
+"""Another competition, defined in a few lines, on the whole road; its facts asked for, found, and refused if wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from cassava_kit.blend import weigh_files
+from cassava_kit.competition import CASSAVA, VARIABLE, Competition, checked, current, facts, read_facts, write_facts
+from cassava_kit.data.table import as_written, read_competition
+from cassava_kit.files import read_json
+from cassava_kit.folds import make_folds, write_folds
+from cassava_kit.kaggle.bundle import package_kernel
+from cassava_kit.kaggle.kernels import find_kernel, parse_changes, render
+from cassava_kit.kaggle.layout import as_uploaded, competition_mounts, dataset_mounts
+from cassava_kit.kaggle.rehearsal import Setting, Stage, perform
+from cassava_kit.new_competition import new_competition
+from cassava_kit.oof import fold_predictions, join_folds
+from cassava_kit.predictions import write_predictions
+from cassava_kit.submission import check_submission, submission_ids, write_submission
+
+ROOT = Path(__file__).parent.parent
+FLOWERS = {"slug": "flowers-2027", "train_images": "photos", "test_images": "hidden"}
+
+
+def flowers(folder: Path) -> Path:
+    """The whole second competition: four colours of PNG, ids without suffix, probabilities to be submitted."""
+    rng, ids = np.random.default_rng(0), [f"p{n:02}" for n in range(46)]
+    for n, name in enumerate(ids):
+        picture = rng.integers(0, 60, (80, 100, 3), np.uint8)
+        picture[..., : n % 4] += 120
+        place = folder / ("photos" if n < 40 else "hidden") / f"{name}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(place), picture)
+    table = pd.DataFrame({"photo": ids, "kind": np.arange(46) % 4})
+    table[:40].to_csv(folder / "train.csv", index=False)
+    even = dict.fromkeys(("rose", "tulip", "daisy", "lily"), 0.25)
+    table[["photo"]][40:].assign(**even).to_csv(folder / "sample_submission.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return flowers(tmp_path_factory.mktemp("next") / "flowers")
+
+
+def kit(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | {"COLUMNS": "200"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.slow
+def test_another_competition_on_the_whole_road(data, tmp_path, monkeypatch):
+    names = [f"--{name.replace('_', '-')}={value}" for name, value in FLOWERS.items()]
+    begun = kit("-m", "cassava_kit", "init", "--data", data, *names, cwd=tmp_path)
+    assert begun.returncode == 0 and "scored by log_loss" in begun.stdout, begun.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["competition.json"]
+    split = kit("-m", "cassava_kit", "folds", "--data", data, "--n-splits", 2, "--out", "f.csv", cwd=tmp_path)
+    assert split.returncode == 0 and (tmp_path / "f.csv").read_text().startswith("image_id,label,fold\np00.png,0,")
+    road = ["--ensemble", "--data", data, "--out", "out", "--n-splits", 2, "--recipes", "small_resnet"]
+    gone = kit(ROOT / "submit.py", *road, cwd=tmp_path)
+    assert gone.returncode == 0, gone.stderr[-3000:]
+    assert gone.stderr.count("rehearsal passed") == 2 and "Out-of-fold log loss on 40 given labels" in gone.stderr
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "competition.json"))
+    summary = check_submission(tmp_path / "out" / "submission.csv", data / "hidden")
+    assert summary.probabilities and summary.n_images == 6
+    written = pd.read_csv(tmp_path / "out" / "submission.csv")
+    assert list(written.columns) == ["photo", "rose", "tulip", "daisy", "lily"]
+    assert written["photo"].tolist() == [f"p{n}" for n in range(40, 46)]
+    p = written.drop(columns="photo").to_numpy()
+    assert np.abs(p.sum(axis=1) - 1).max() < 1e-6 and (p.argmax(axis=1) == np.arange(40, 46) % 4).mean() > 0.8
+    run = read_json(tmp_path / "out" / "rehearsal" / "working" / "run.json")
+    assert run["early_stop"]["kind"] == "off" and not run["prior_alone"]
+    ensemble = read_json(tmp_path / "out" / "ensemble.json")
+    assert 0 < ensemble["oof"]["log_loss"] < np.log(4)
+    monkeypatch.delenv(VARIABLE)
+    (tmp_path / "competition.json").unlink()  # the bundle knows what it was packed for
+    planned = kit(ROOT / "submit.py", "--submit", "--dry-run", "--bundle", "out/bundle", cwd=tmp_path)
+    assert "CreateCodeSubmission flowers-2027 " in planned.stdout and "/flowers-2027-kit-weights" in planned.stdout
+    again = kit(ROOT / "submit.py", "--rehearse", "--bundle", "out/bundle", cwd=tmp_path)
+    assert again.returncode == 2 and "give --data DIR, the folder of flowers-2027" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_training_kernel_knows_the_other_competition_too(data, tmp_path, monkeypatch):
+    write_facts(tmp_path / "c.json", new_competition(FLOWERS, data=data))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
+    changes = parse_changes(["RECIPE=small_resnet", "FOLDS=[1]", "N_SPLITS=2", "SET=['epochs=1']"], [])
+    bundle = package_kernel(tmp_path / "kit", find_kernel("train-folds"), root=ROOT, owner="me", changes=changes)
+    monkeypatch.delenv(VARIABLE)  # from here on the notebook alone knows
+    arrived = as_uploaded(bundle.kit_dir, tmp_path / "arrived")
+    mounts = competition_mounts(data, "new", bundle.competition)
+    mounts += dataset_mounts(arrived, "me/flowers-2027-kit", "new")
+    stage = Stage(bundle.notebook, mounts, tmp_path / "out", "new", Setting(minutes=5), bundle.competition)
+    stage.working.mkdir(parents=True)
+    result, _ = perform(stage, tmp_path)
+    assert result["error"] == "", result
+    oof = pd.read_csv(stage.working / "runs" / "small_resnet" / "fold1" / "oof.csv")
+    assert list(oof.columns) == ["image_id", "p0", "p1", "p2", "p3", "fold"] and len(oof) == 20
+    assert oof["image_id"].str.endswith(".png").all()
+
+
+def test_macro_f1_with_labels_through_the_library(data, tmp_path, monkeypatch):
+    kinds = ("rose", "tulip", "daisy", "lily")
+    places = {"train_images": "photos", "test_images": "hidden", "image_suffix": ".png", "ids_have_suffix": False}
+    other = Competition("kinds", "Kinds", kinds, id_column="photo", label_column="kind", metric="macro_f1", **places)
+    write_facts(tmp_path / "competition.json", other)
+    monkeypatch.chdir(tmp_path)
+    assert current() == other
+    table = read_competition(data).frame
+    assert table["image_id"].tolist() == [f"p{n:02}.png" for n in range(40)]
+    assert as_written(table, other).to_csv(index=False, lineterminator="\n") == (data / "train.csv").read_text()
+    split = make_folds(table, n_splits=2)
+    write_folds(tmp_path / "folds.csv", split)
+    rng = np.random.default_rng(1)
+    for name, sharpness in (("a", 3.0), ("b", 0.5)):
+        parts = [
+            fold_predictions(split, k, guesses(split.validation(k)["label"], sharpness, rng), name) for k in (0, 1)
+        ]
+        write_predictions(tmp_path / f"{name}.csv", join_folds(parts, split, name))
+    said = weigh_files([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "folds.csv", tmp_path / "w.json")
+    assert "a           macro F1 0." in said and "(accuracy 0." in said
+    report = read_json(tmp_path / "w.json")["report"]
+    assert report["metric"] == "macro_f1" and report["members"]["a"] > report["members"]["b"]
+    names = submission_ids(data / "hidden")
+    write_submission(tmp_path / "s.csv", names, [0, 1, 2, 3, 0, 1])
+    assert (tmp_path / "s.csv").read_text().startswith("photo,kind\np40,0\np41,1\n")
+    assert check_submission(tmp_path / "s.csv", data / "hidden").class_counts == (2, 2, 1, 1)
+    with pytest.raises(ValueError, match="must begin with the columns image_id,label, got photo,kind"):
+        check_submission(tmp_path / "s.csv", data / "hidden", CASSAVA)
+
+
+def guesses(labels: pd.Series, sharpness: float, rng: np.random.Generator) -> np.ndarray:
+    logits = rng.normal(size=(len(labels), 4)) + sharpness * np.eye(4)[labels]
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def test_the_competition_is_found_by_one_rule(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert current() == CASSAVA
+    here, named = replace(CASSAVA, slug="here-1"), replace(CASSAVA, slug="named-2", metric="macro_f1")
+    write_facts("competition.json", here)
+    assert current() == here
+    write_facts("elsewhere.json", named)
+    monkeypatch.setenv(VARIABLE, "elsewhere.json")
+    assert current() == named
+    monkeypatch.setenv(VARIABLE, "nowhere.json")
+    with pytest.raises(FileNotFoundError, match=r"no nowhere\.json, which .CASSAVA_KIT_COMPETITION names"):
+        current()
+
+
+def test_facts_come_back_as_they_were_written(tmp_path):
+    write_facts(tmp_path / "c.json", CASSAVA)
+    assert read_facts(tmp_path / "c.json") == CASSAVA and checked(facts(CASSAVA), "c") == CASSAVA
+
+
+def test_a_kernel_holds_the_other_competitions_facts(data, monkeypatch, tmp_path):
+    write_facts(tmp_path / "c.json", new_competition(FLOWERS, data=data))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
+    files = render(find_kernel("ensemble-submission"), ROOT, owner="me")
+    metadata = json.loads(files["kernel-metadata.json"])
+    assert (
+        metadata["competition_sources"] == ["flowers-2027"]
+        and metadata["id"] == "me/flowers-2027-kit-ensemble-submission"
+    )
+    cells = ["".join(cell["source"]) for cell in json.loads(files["ensemble-submission.ipynb"])["cells"]]
+    space: dict[str, dict[str, object]] = {}
+    exec(next(cell for cell in cells if cell.startswith("SETTINGS")), space)
+    assert space["SETTINGS"]["columns"] == ["photo", "rose", "tulip", "daisy", "lily"]
+    assert space["SETTINGS"]["answer"] == [0.25] * 4 and space["SETTINGS"]["ids_have_suffix"] is False
+    assert "cassava-leaf" not in "".join(files.values())
+
+
+def test_what_the_folder_shows_need_not_be_said(data):
+    found = new_competition(FLOWERS, data=data)
+    assert found == Competition(
+        "flowers-2027", "Flowers 2027", ("rose", "tulip", "daisy", "lily"), (0.25,) * 4, "photo", "kind", ".png",
+        (100, 80), train_images="photos", test_images="hidden", ids_have_suffix=False, metric="log_loss",
+        probability_columns=("rose", "tulip", "daisy", "lily"), dataset="flowers-2027-kit",
+        training_images=40,
+    )  # fmt: skip
+
+
+def test_the_sample_is_recognised_as_what_it_is(tiny_dir):
+    found = new_competition({"slug": CASSAVA.slug}, data=tiny_dir)
+    sized = replace(
+        CASSAVA,
+        class_shares=found.class_shares,
+        image_size=found.image_size,
+        dataset=found.dataset,
+        training_images=120,
+    )
+    assert found == sized and abs(sum(found.class_shares) - 1) < 1e-9
+
+
+def test_what_is_missing_is_asked_for():
+    answers = {"Slug": "leaves", "Title": "Leaves", "Class names": "a, b", "Metric": "log_loss"}
+    asked: list[str] = []
+
+    def ask(question: str, usual: str) -> str:
+        asked.append(question)
+        return next((answer for begin, answer in answers.items() if question.startswith(begin)), usual)
+
+    found = new_competition({"id_column": "file"}, ask=ask)
+    assert (found.slug, found.classes, found.probability_columns) == ("leaves", ("a", "b"), ("a", "b"))
+    assert found.id_column == "file" and not any("names the image" in question for question in asked)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"slug": "Flowers 2027"}, "--slug must be the last part of the competition's address, .*got 'Flowers 2027'"),
+        ({"train_images": "train_images"}, "no folder .*train_images; name the one of the training images"),
+        ({"test_images": "test_images"}, "expected a folder .*test_images with images, got none"),
+        ({"train_csv": "labels.csv"}, "no .*labels.csv; give the competition's folder as it was downloaded"),
+        ({"id_column": "image"}, "expected the column image, got photo,kind; say with --id-column"),
+        ({"label_column": "species"}, "expected the columns photo,species, got photo,kind"),
+        ({"classes": ("a", "b", "c")}, "probability_columns must be 3 distinct names"),
+        (
+            {"classes": ("a", "b", "c"), "probability_columns": ("a", "b", "c")},
+            "must be a whole number in 0..2, got '3'",
+        ),
+        (
+            {"classes": tuple("abcde"), "probability_columns": tuple("abcde")},
+            "expected the columns photo,a,b,c,d,e for",
+        ),
+        ({"metric": "accuracy"}, "expected the columns photo,kind for accuracy, got photo,rose,tulip"),
+        ({"metric": "auc"}, "metric: Input should be 'accuracy', 'macro_f1' or 'log_loss', got 'auc'"),
+        ({"image_suffix": ".jpg"}, "expected an image p00 or p00.jpg in .*photos, got p00.png"),
+        ({"label_map": "map.json"}, "no .*map.json; --label-map names a JSON file"),
+        ({"train_images": "photos", "test_images": "photos"}, "must be two folders, both are 'photos'"),
+        ({"dataset": "Flowers"}, "dataset: .*got 'Flowers'"),
+    ],
+)
+def test_wrong_facts_are_refused(given, message, data):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        new_competition({**FLOWERS, **given}, data=data)
+
+
+def test_a_suffix_that_rows_do_not_have_is_refused(tiny_dir):
+    with pytest.raises(ValueError, match=r"expected images that end in \.png, got 120 rows of others"):
+        from cassava_kit.new_competition import counted
+
+        counted(tiny_dir, replace(CASSAVA, image_suffix=".png"))
+
+
+def test_a_file_that_is_there_stays_and_nothing_is_asked_in_vain(tmp_path):
+    first = kit("-m", "cassava_kit", "init", "--slug", "leaves", "--classes", "a,b", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    before = (tmp_path / "competition.json").read_bytes()
+    again = kit("-m", "cassava_kit", "init", "--slug", "other", "--classes", "a,b", cwd=tmp_path)
+    assert again.returncode == 2 and "already there; give --force" in again.stderr
+    assert (tmp_path / "competition.json").read_bytes() == before
+    forced = kit("-m", "cassava_kit", "init", "--slug", "other", "--classes", "a,b", "--force", cwd=tmp_path)
+    assert forced.returncode == 0 and read_facts(tmp_path / "competition.json").slug == "other"
+    lacking = kit("-m", "cassava_kit", "init", "--out", "x.json", cwd=tmp_path)
+    assert lacking.returncode == 2 and "init needs --slug and --classes" in lacking.stderr
+    sample = kit(ROOT / "submit.py", "--ensemble", "--out", "out", cwd=tmp_path)
+    assert sample.returncode == 2 and "give --data DIR, the folder of other" in sample.stderr
+    (tmp_path / "competition.json").write_text('{"slug": "leaves", "titel": "Leaves"}')
+    broken = kit("-m", "cassava_kit", "folds", "--data", tmp_path, cwd=tmp_path)
+    assert broken.returncode == 2 and "competition.json: " in broken.stderr and "titel" in broken.stderr
