@@ -29,7 +29,7 @@ class Reader:
 
     def type(self, line: str) -> None:
         """One line of a block; it must end well."""
-        words = line.replace("DIR", str(self.data))
+        words = line.replace("DIR", str(self.data)).replace("SLUG", "leaf-trouble")
         words = re.sub(r"^python submit\.py", f"{sys.executable} {ROOT / 'submit.py'}", words)
         words = re.sub(r"^python ", f"{sys.executable} ", words)
         self.prepare(line)
