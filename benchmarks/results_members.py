@@ -186,7 +186,7 @@ def finetuned(shop: Shop, name: str = FINETUNED, *, pretrained: bool = True, **c
 
 
 def cleaned(shop: Shop) -> Made:
-    """Finetuned, labels softened where confident learning doubts them by the finetuned member's and the probe's mean."""
+    """Finetuned, labels softened that confident learning doubts by the finetuned member's and the probe's mean."""
     evidence = gather([shop.made[name].predictions for name in (FINETUNED, PROBE)], shop.data.folds, (FINETUNED, PROBE))
     suspects = shop.plan.work / "suspects.csv"
     write_predictions(suspects, average(evidence, np.full(2, 0.5)))
