@@ -79,8 +79,8 @@ class Cleaning:
                 f"({self.detection.confident / n:.1%}), its most probable class is another one for "
                 f"{self.detection.disagreeing:,} ({self.detection.disagreeing / n:.1%})",
                 str(self.detection),
-                f"{removed:,} rows are removed from training (cap {self.caps.overall:.0%} of all, "
-                f"{self.caps.per_class:.0%} of a class); validation keeps every row and its given label",
+                f"{removed:,} rows are not kept, which train --clean-action drop leaves out (cap "
+                f"{self.caps.overall:.0%} of all, {self.caps.per_class:.0%} of a class); validation keeps every row and its given label",
                 "",
                 class_table(self.report, self.classes).to_string(),
                 "",

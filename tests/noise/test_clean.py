@@ -47,7 +47,7 @@ def test_the_wrong_labels_head_the_report_and_only_the_cap_is_removed(competitio
     assert set(report["image_id"][~report["keep"]]) <= wrong
     assert len(report) == N
     text = str(cleaning)
-    for words in ("m0, m1 on 400 rows, given labels", "12 rows are removed", "validation keeps every row", "Healthy"):
+    for words in ("m0, m1 on 400 rows, given labels", "12 rows are not kept", "validation keeps every row", "Healthy"):
         assert words in text
     header = json.loads((folder / "clean.json").read_text())
     assert header["removed"] == 12 and header["members"] == ["m0", "m1"] and len(header["noise_matrix"]) == K
