@@ -80,8 +80,8 @@ class Cleaning:
                 f"{self.detection.disagreeing:,} ({self.detection.disagreeing / n:.1%})",
                 str(self.detection),
                 f"{removed:,} rows are not kept, which train --clean-action drop leaves out (cap "
-                f"{self.caps.overall:.0%} of all, {self.caps.per_class:.0%} of a class); validation keeps every row and "
-                "its given label",
+                f"{self.caps.overall:.0%} of all, {self.caps.per_class:.0%} of a class);",
+                "validation keeps every row and its given label",
                 "",
                 class_table(self.report, self.classes).to_string(),
                 "",
