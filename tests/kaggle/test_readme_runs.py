@@ -11,6 +11,7 @@ import pytest
 from kaggle_stub import Stub, environment, running
 from PIL import Image
 
+from cassava_kit.checkpoint import load_tensors, read_info, save_checkpoint
 from cassava_kit.sample import make_sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,20 +45,30 @@ class Reader:
 
     def prepare(self, line: str) -> None:
         """Let the stub leave what the notebook would have left."""
-        if "--fetch --kernel train-folds" in line:
-            self.stub.output = {
-                f"runs/{name}/{file.relative_to(self.home / 'runs' / source)}": file.read_bytes()
-                for name, source in TRAINED.items()
-                for file in (self.home / "runs" / source).rglob("*")
-                if file.is_file()
-            } | {
-                f"folds/kfold5-seed42-groups{end}": (self.home / "folds" / f"kfold5{end}").read_bytes()
-                for end in (".csv", ".json")
-            }
+        if "--kernel pretrain-ssl" in line:
+            backbone = self.home / "runs" / "simclr" / "backbone.safetensors"
+            self.stub.output = {"pretrain-byol_resnet50/backbone.safetensors": backbone.read_bytes()}
+        elif "--push --kernel train-folds" in line:
+            self.stub.output = self.trained()
+        elif "--fetch --kernel train-folds" in line:
             shutil.rmtree(self.home / "runs")
         elif "--submit --bundle" in line:
             left = next((self.home / "build" / "first").rglob("working/submission.csv")).parent
             self.stub.output = {name: (left / name).read_bytes() for name in ("submission.csv", "run.json")}
+
+    def trained(self) -> dict[str, bytes]:
+        """The runs and the split that train-folds leaves, by name; every checkpoint says which recipe it is of."""
+        runs = {}
+        for name, source in TRAINED.items():
+            shutil.copytree(self.home / "runs" / source, self.home / "kaggle" / name, dirs_exist_ok=True)
+            for path in (self.home / "kaggle" / name).rglob("*.safetensors"):
+                info = read_info(path)
+                named = info.model_copy(update={"name": f"{name}-fold{info.fold}", "recipe": name})
+                save_checkpoint(path, load_tensors(path), named)
+            files = [file for file in (self.home / "kaggle" / name).rglob("*") if file.is_file()]
+            runs |= {f"runs/{file.relative_to(self.home / 'kaggle')}": file.read_bytes() for file in files}
+        split = {end: (self.home / "folds" / f"kfold5{end}").read_bytes() for end in (".csv", ".json")}
+        return runs | {f"folds/kfold5-seed42-groups{end}": content for end, content in split.items()}
 
 
 @pytest.mark.slow
