@@ -345,7 +345,7 @@ def learner(seed: int) -> Any:
 def trained_ways(data: Planted, x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Share of learners that are right, for each row of the held-out part, after each way of training.
 
-    The default of `train --clean` is soften, which knows no cap; all flagged is what no verb does, dropping uncapped.
+    `soften` knows no cap; all flagged is what no verb does, dropping uncapped.
     """
     assert data.embedding is not None
     found = find_errors(data.given, data.members, fold=data.fold, embedding=data.embedding)

@@ -148,12 +148,14 @@ def logreg(shop: Shop) -> Made:
     return Made(read_predictions(runs / "logreg" / "oof.csv"), seconds)
 
 
-def train(shop: Shop, config: RunConfig, *, weights: Path | None = None, clean: Path | None = None) -> Made:
+def train(
+    shop: Shop, config: RunConfig, *, weights: Path | None = None, clean: Path | None = None, action: str = "drop"
+) -> Made:
     """All folds of a configuration, from the kit's run folders where they lie there finished."""
     from cassava_kit.training.recipe_run import train_recipe
 
     cache = shop.plan.work / "pixels" if config.train_pixels else None
-    session = Session(weights=weights, clean=clean, cache=cache)
+    session = Session(weights=weights, clean=clean, clean_action=action, cache=cache)
     data = shop.data
     result = train_recipe(config, data.table, data.folds, shop.plan.work / "runs", session=session)
     assert result.oof is not None  # all folds were asked for
@@ -185,14 +187,14 @@ def finetuned(shop: Shop, name: str = FINETUNED, *, pretrained: bool = True, **c
     return train(shop, config, weights=shop.plan.weights[1] if pretrained else None)
 
 
-def cleaned(shop: Shop) -> Made:
-    """Finetuned, labels softened that confident learning doubts by the finetuned member's and the probe's mean."""
+def cleaned(shop: Shop, name: str, action: str) -> Made:
+    """Finetuned on what confident learning leaves, by the finetuned member's and the probe's mean."""
     evidence = gather([shop.made[name].predictions for name in (FINETUNED, PROBE)], shop.data.folds, (FINETUNED, PROBE))
     suspects = shop.plan.work / "suspects.csv"
     write_predictions(suspects, average(evidence, np.full(2, 0.5)))
     report = own_report(suspects, shop.data.folds, shop.plan.work / "clean.csv")
-    config = replace(finetuned_config(shop), recipe="cleaned")
-    return train(shop, config, weights=shop.plan.weights[1], clean=report)
+    config = replace(finetuned_config(shop), recipe=name)
+    return train(shop, config, weights=shop.plan.weights[1], clean=report, action=action)
 
 
 def features(shop: Shop, size: int, views: str) -> np.ndarray:
@@ -270,8 +272,19 @@ MEMBERS = (
     Member(FINETUNED, "ImageNet backbone finetuned, smoothing .1", finetuned),
     Member("unsmoothed", "finetuned without smoothing", partial(finetuned, name="unsmoothed", label_smoothing=0.0)),
     Member("mixup", "finetuned with mixup .4", partial(finetuned, name="mixup", mixup=0.4)),
-    Member("cleaned", "finetuned on cleaned rows", cleaned, (FINETUNED, PROBE)),
+    Member(
+        "dropped",
+        "finetuned without the 3 % most suspicious rows",
+        partial(cleaned, name="dropped", action="drop"),
+        (FINETUNED, PROBE),
+    ),
+    Member(
+        "cleaned",
+        "finetuned, suspicious labels softened",
+        partial(cleaned, name="cleaned", action="soften"),
+        (FINETUNED, PROBE),
+    ),
     Member("finetuned, flips", "4 views", partial(with_views, FINETUNED, "flips"), (FINETUNED,)),
     Member("finetuned, d4", "8 views", partial(with_views, FINETUNED, "d4"), (FINETUNED,)),
 )
-NETWORKS = ("small_resnet", "small_vit", *METHODS, PROBE, FINETUNED, "unsmoothed", "mixup", "cleaned")
+NETWORKS = ("small_resnet", "small_vit", *METHODS, PROBE, FINETUNED, "unsmoothed", "mixup", "dropped", "cleaned")

@@ -23,7 +23,7 @@ from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, 
 from cassava_kit.training.devices import is_main, make_strategy, state_elements, whole_state
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
-from cassava_kit.training.rows import Session, TrainData, check_session, cleaned_rows, settled, usable_rows
+from cassava_kit.training.rows import Session, TrainData, check_session, cleaned_rows, usable_rows
 from cassava_kit.training.run_dir import (
     FoldResult,
     checkpoint_info,
@@ -46,7 +46,6 @@ def train_fold(
     session = session or Session()
     if not is_main():
         session = replace(session, progress=None, tell=lambda _: None)
-    session = settled(session, config)
     check_session(config, data, session)
     training, validation, broken = usable_rows(data, fold, session.limit)
     training = cleaned_rows(training, session)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Session:
     weights: Path | None = None
     limit: int | None = None
     clean: Path | None = None
-    clean_action: str = "auto"
+    clean_action: str = "drop"
     devices: Devices = field(default_factory=Devices)
     workers: int = 0
     cache: Path | None = None
@@ -75,13 +75,6 @@ class Session:
             "strategy": self.devices.strategy,
             "processes": self.devices.processes,
         }
-
-
-def settled(session: Session, config: RunConfig) -> Session:
-    """The session with an action: `auto` softens, and drops where pictures are mixed, which weights do not go with."""
-    if session.clean_action != "auto":
-        return session
-    return replace(session, clean_action="drop" if config.mixup or config.cutmix else "soften")
 
 
 def check_table(data: TrainData) -> None:
@@ -107,14 +100,13 @@ def check_table(data: TrainData) -> None:
 
 def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
     """Everything that can be refused before slow work: table, model, devices, first weights, noise report, log."""
-    session = settled(session, config)
     check_table(data)
     check_size(config.model, config.image_size, config.model_args)
     check_devices(session.devices, config)
     if session.weights is not None and not session.weights.is_file():
         raise FileNotFoundError(f"no weights file {session.weights}")
     if session.clean_action not in ACTIONS:
-        raise ValueError(f"--clean-action must be one of auto, {', '.join(ACTIONS)}, got {session.clean_action!r}")
+        raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {session.clean_action!r}")
     if session.clean is not None:
         check_report(read_report(session.clean), data.folds.frame)
         if session.clean_action in WEIGHTED and (config.mixup or config.cutmix):

@@ -111,8 +111,8 @@ def ablate(
         Path | None, typer.Option(help="A variant on the training rows that this noise report keeps.")
     ] = None,
     clean_action: Annotated[
-        str, typer.Option(help="soften suspicious labels; drop, flip or weight the rows it would not keep.")
-    ] = "auto",
+        str, typer.Option(help="drop, flip or weight the rows it would not keep, or soften every doubtful label.")
+    ] = "drop",
     out: Annotated[Path, typer.Option(help="Folder of the variants' runs and of the table.")] = Path("runs/ablation"),
     settings: Settings = None,
     weights: Annotated[

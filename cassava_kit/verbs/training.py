@@ -62,8 +62,8 @@ def train(
     ] = None,
     clean: Annotated[Path | None, typer.Option(help="Noise report of the verb clean, for the training rows.")] = None,
     clean_action: Annotated[
-        str, typer.Option(help="soften suspicious labels; drop, flip or weight the rows it would not keep.")
-    ] = "auto",
+        str, typer.Option(help="drop, flip or weight the rows it would not keep, or soften every doubtful label.")
+    ] = "drop",
     devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes where there is none.")] = 1,
     strategy: Annotated[
         str, typer.Option(help="auto, ddp, ddp_sharded (optimiser spread, ZeRO-1) or fsdp (weights spread too, FSDP2).")

@@ -65,7 +65,7 @@ def test_the_deadline_is_kept_with_a_complete_file(
     slow(monkeypatch, 0.1)  # the whole ensemble would take 16 units x 6 batches x .1 s
     start = time.time()
     labels, report = submit(images, weights, tmp_path / "s.csv", time_limit=limit, started=start, early_stop="off")
-    assert time.time() - start < limit + 0.5
+    assert time.time() - start < limit + 1.5
     assert report.early_stop["work_done"] < 1 and not report.prior_alone
     assert report.plan["fits"] is False or report.early_stop["work_done"] < 1
     assert len(labels) == 21

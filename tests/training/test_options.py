@@ -14,7 +14,7 @@ from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.fit import make_batches, make_module, make_trainer, train_fold
 from cassava_kit.training.module import Classifier
-from cassava_kit.training.rows import Session, TrainData, cleaned_rows, settled, usable_rows
+from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
 
 
 @pytest.fixture
@@ -162,12 +162,6 @@ def test_a_noise_report_changes_training_rows_and_no_validation_row(data, tmp_pa
         assert weights is not None and weights.sum().item() == pytest.approx(len(training)), "one in all for an image"
 
 
-def test_the_action_by_default_softens_and_drops_where_pictures_are_mixed():
-    assert settled(Session(), TINY).clean_action == "soften"
-    assert settled(Session(), replace(TINY, cutmix=1.0)).clean_action == "drop"
-    assert settled(Session(clean_action="flip"), TINY).clean_action == "flip"
-
-
 def test_a_noise_report_of_another_table_is_refused_before_work(data, tmp_path):
     noise_report(data, tmp_path / "clean.csv", [])
     frame = pd.read_csv(tmp_path / "clean.csv").iloc[1:]
@@ -237,7 +231,7 @@ def test_half_precision_without_a_gpu_is_told_and_not_tried(tmp_path):
 
 
 def test_an_action_that_is_none_is_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="--clean-action must be one of auto, drop, flip, weight, soften, got 'burn'"):
+    with pytest.raises(ValueError, match="--clean-action must be one of drop, flip, weight, soften, got 'burn'"):
         train_fold(TINY, data, 0, tmp_path, session=Session(clean_action="burn", tell=lambda _: None))
 
 
