@@ -48,6 +48,8 @@ if not SPLIT.is_file() and not run(
     ["folds", "--data", DATA, "--n-splits", N_SPLITS, "--seed", SEED, *groups, "--out", SPLIT]
 ):
     raise RuntimeError("the folds were not made; see above")
+FILES = {"--weights": find_file(WEIGHTS), "--clean": find_file(CLEAN)}
+GIVEN = [part for option, file in FILES.items() if file for part in (option, file)]
 COUNT = torch.cuda.device_count() if torch.cuda.is_available() else 0
 FREE = SimpleQueue()
 for index in range(0, COUNT, GPUS_PER_FOLD):
@@ -58,9 +60,7 @@ if not COUNT:
 
 def train(fold, gpus=()):
     """Train one fold, or with "all" join those that are there."""
-    files = (("--weights", find_file(WEIGHTS)), ("--clean", find_file(CLEAN)))
-    options = [part for option, file in files if file for part in (option, file)]
-    options += [part for one in SET for part in ("--set", one)]
+    options = [*GIVEN, *(part for one in SET for part in ("--set", one))]
     if GPUS_PER_FOLD > 1 and len(gpus) in (0, GPUS_PER_FOLD):
         options += ["--devices", GPUS_PER_FOLD, "--strategy", "ddp"]
     return run(["train", RECIPE, "--data", DATA, "--folds", SPLIT, "--fold", fold, "--out", RUNS, *options], gpus)
