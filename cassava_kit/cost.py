@@ -41,11 +41,9 @@ def pass_seconds(name: str, size: int, model_args: dict[str, Any] | None = None,
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from cassava_kit.models import create_model
+    from cassava_kit.models import shapes_alone
 
-    with torch.device("meta"):
-        model = create_model(name, 2, model_args=model_args, head=head).eval()
-        image = torch.empty(1, 3, size, size)
+    model, image = shapes_alone(name, size, model_args=model_args, head=head)
     depthwise = 0
 
     def count(layer: Any, _: Any, answer: torch.Tensor) -> None:

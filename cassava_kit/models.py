@@ -37,16 +37,24 @@ def create_model(
 
 def check_size(name: str, size: int, model_args: dict[str, Any] | None = None) -> None:
     """ValueError where a model cannot take square images of `size` pixels; no weights are made."""
-    with torch.device("meta"), torch.no_grad():
-        model = create_model(name, 2, model_args=model_args).eval()
-        try:
-            model(torch.empty(1, 3, size, size))
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{name} does not take images of {size} pixels ({reason}); set image_size to what it takes, or for a "
-                f'model that can be made for another size model_args={{"img_size": {size}}}'
-            ) from None
+    model, image = shapes_alone(name, size, model_args=model_args)
+    try:
+        with torch.no_grad():
+            model(image)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name} does not take images of {size} pixels ({reason}); set image_size to what it takes, or for a "
+            f'model that can be made for another size model_args={{"img_size": {size}}}'
+        ) from None
+
+
+def shapes_alone(
+    name: str, size: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
+) -> tuple[nn.Module, torch.Tensor]:
+    """A model in evaluation mode and one image (1, 3, size, size) on the meta device, where nothing is computed."""
+    with torch.device("meta"):
+        return create_model(name, 2, model_args=model_args, head=head).eval(), torch.empty(1, 3, size, size)
 
 
 def start_small(model: nn.Module) -> None:
