@@ -39,11 +39,19 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def header_path(path: str | Path) -> Path:
+    """Where a table's header lies: `<stem>.json` beside it; ValueError for a table that would have this name itself."""
+    path = Path(path)
+    if path.suffix == ".json":
+        raise ValueError(f"{path}: expected a name that ends in .csv, got one that the table's own header takes")
+    return path.with_suffix(".json")
+
+
 def read_json(path: str | Path) -> Any:
     """Read JSON; a missing file raises FileNotFoundError, a broken one a ValueError naming it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); make it again") from None
 
 
