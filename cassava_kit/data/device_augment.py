@@ -37,7 +37,7 @@ def light(size: tuple[int, int]) -> list[nn.Module]:
     crop = K.RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(0.75, 4 / 3))
     flips: list[nn.Module] = [K.RandomHorizontalFlip(p=0.5), K.RandomVerticalFlip(p=0.5)]
     # A picture turned by a quarter keeps its shape only if it is square.
-    return [crop, *flips, K.RandomRotation90((0, 1), p=0.5)] if size[0] == size[1] else [crop, *flips]
+    return [crop, *flips, K.RandomRotation90((1, 1), p=0.5)] if size[0] == size[1] else [crop, *flips]
 
 
 def strong(size: tuple[int, int]) -> list[nn.Module]:
