@@ -28,6 +28,7 @@ from cassava_kit.data.table import list_images
 from cassava_kit.files import atomic_path, read_json, sha256_file, write_json, write_text
 
 N_TEST = 15_000
+SIZE = (800, 600)  # width, height of the competition's photographs
 TRAIN, TEST, TEST_IDS = 0, 1, 2  # streams of random numbers
 COPY_EVERY, COPY_REACH = 100, 98
 LEAST_CROP = 0.7
@@ -55,14 +56,14 @@ class Photographs:
     originals: Originals
     seed: int = 0
 
-    def train(self, row: int, size: tuple[int, int] = CASSAVA.image_size) -> np.ndarray:
+    def train(self, row: int, size: tuple[int, int] = SIZE) -> np.ndarray:
         """Training photograph of a row at (width, height): BGR (H, W, 3) uint8."""
         source = copied_row(row, self.seed)
         if source is None:
             return compose(self.originals.images, self._rng(TRAIN, row), size)
         return near_duplicate(self.train(source, size), self._rng(TRAIN, row))
 
-    def test(self, row: int, size: tuple[int, int] = CASSAVA.image_size) -> np.ndarray:
+    def test(self, row: int, size: tuple[int, int] = SIZE) -> np.ndarray:
         """Test photograph of a row."""
         return compose(self.originals.images, self._rng(TEST, row), size)
 

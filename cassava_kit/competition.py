@@ -25,7 +25,7 @@ FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Competition:
-    """What a competition calls its things: slug, classes, columns, files and folders, image size (width, height).
+    """What a competition calls its things: slug, classes, columns, files and folders.
 
     `class_shares` are the training labels', if known: the answer to an image of which nothing else is known.
     `image_suffix` is what file names end in; with `ids_have_suffix` off the id column leaves it out.
@@ -42,7 +42,6 @@ class Competition:
     id_column: Text = "image_id"
     label_column: Text = "label"
     image_suffix: Annotated[str, Field(pattern=r"^\.[A-Za-z0-9]+$")] = ".jpg"
-    image_size: tuple[int, int] = (800, 600)
     train_csv: FileName = "train.csv"
     train_images: FileName = "train_images"
     test_images: FileName = "test_images"
@@ -65,8 +64,6 @@ class Competition:
         shares = self.class_shares
         if shares and (len(shares) != k or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
             raise ValueError(f"class_shares must be {k} numbers of at least 0 that sum to 1, got {shares}")
-        if min(self.image_size) < 1:
-            raise ValueError(f"image_size must be width and height in pixels, got {self.image_size}")
         if self.id_column == self.label_column:
             raise ValueError(f"id_column and label_column must differ, both are {self.id_column!r}")
         if self.train_images == self.test_images:
@@ -121,7 +118,7 @@ class Competition:
 
     def written_id(self, file_name: str) -> str:
         """The id that the competition's tables have for an image file."""
-        return file_name if self.ids_have_suffix else file_name.rpartition(".")[0]
+        return file_name if self.ids_have_suffix else file_name.rpartition(".")[0] or file_name
 
 
 CASSAVA = Competition(

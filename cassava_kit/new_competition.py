@@ -22,9 +22,11 @@ QUESTIONS = {
     "id_column": "Column of train.csv that names the image",
     "label_column": "Column of train.csv that holds the label",
     "image_suffix": "Suffix of the image files",
+    "ids_have_suffix": "Do the ids end in it (yes or no)",
     "metric": "Metric: accuracy, macro_f1 or log_loss",
 }
 DEFAULTS = {field.name: field.default for field in fields(Competition)}
+USUAL = {name: usual for name, usual in DEFAULTS.items() if isinstance(usual, str)} | {"ids_have_suffix": "yes"}
 LONGEST_DATASET = 30  # with a kernel's name after it, Kaggle takes no more than 50 characters
 
 Ask = Callable[[str, str], str]
@@ -50,8 +52,8 @@ def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: 
     values = {**(found_in(data, given) if data is not None else {}), **given}
     for name, question in QUESTIONS.items() if ask is not None else ():
         if name not in values and ask is not None:
-            usual = title_of(values["slug"]) if name == "title" else DEFAULTS[name]
-            answer = ask(question, usual if isinstance(usual, str) else "")
+            usual = USUAL.get(name) or (title_of(values["slug"]) if name == "title" else "")
+            answer = ask(question, usual)
             values[name] = split_names(answer) if name == "classes" else answer
     if missing := [f"--{name}" for name in ("slug", "classes") if not values.get(name)]:
         raise ValueError(
@@ -66,7 +68,9 @@ def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: 
     values.setdefault("title", title_of(values["slug"]))
     values.setdefault("dataset", f"{values['slug'][: LONGEST_DATASET - 4].rstrip('-')}-kit")
     if values.get("metric") == "log_loss":
-        values.setdefault("probability_columns", values["classes"])
+        columns = values.setdefault("probability_columns", values["classes"])
+        if "probability_columns" not in given and set(columns) == set(values["classes"]):
+            values["probability_columns"] = values["classes"]  # in the order of labels; the sample may have another
     competition = checked(values, "the competition")
     return competition if data is None else replace(competition, **counted(data, competition))
 
@@ -122,11 +126,16 @@ def _top(data: Path, name: str) -> list[list[str]]:
 
 
 def _label_column(columns: list[str], id_column: str, answers: list[str], path: Path) -> str:
-    """The one column that can hold the labels."""
+    """The one column that can hold the labels; a column a class in the sample submission holds none."""
     others = [name for name in columns if name != id_column]
-    likely = [name for name in (*answers[:1], DEFAULTS["label_column"]) if name in others]
+    likely = [name for name in (*(answers if len(answers) == 1 else ()), DEFAULTS["label_column"]) if name in others]
     if likely or len(others) == 1:
         return str([*likely, *others][0])
+    if set(answers) <= set(others):
+        raise ValueError(
+            f"{path}: expected one column of labels 0, 1, ..., got one for each class ({','.join(answers)}); put the "
+            "number of the class that is 1 into a column of its own and name it with --label-column"
+        )
     raise ValueError(f"{path} has the columns {','.join(columns)}; say with --label-column which holds the labels")
 
 
@@ -135,7 +144,7 @@ def _class_names(data: Path, label_map: str, *, required: bool) -> dict[str, Any
     paths = [data / label_map] if required or (data / label_map).is_file() else sorted(data.glob("*.json"))
     if required and not paths[0].is_file():
         raise FileNotFoundError(f"no {paths[0]}; --label-map names a JSON file of labels and class names in --data")
-    maps = {path: content for path in paths if isinstance(content := read_json(path), dict)}
+    maps = {path: content for path in paths if isinstance(content := _json(path, required), dict)}
     good = {
         path: tuple(str(content[str(k)]) for k in range(len(content)))
         for path, content in maps.items()
@@ -149,10 +158,18 @@ def _class_names(data: Path, label_map: str, *, required: bool) -> dict[str, Any
     return {"classes": names, "label_map": path.name}
 
 
-def _image_facts(folder: Path, image_id: str, suffix: str | None) -> dict[str, Any]:
-    """Suffix and size of the image of one row, and whether its id has the suffix."""
-    import cv2
+def _json(path: Path, required: bool) -> Any:
+    """A JSON file's content; None for one that is broken and that nobody named."""
+    try:
+        return read_json(path)
+    except ValueError:
+        if required:
+            raise
+        return None
 
+
+def _image_facts(folder: Path, image_id: str, suffix: str | None) -> dict[str, Any]:
+    """Suffix of the image of one row, and whether its id has it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; name the one of the training images with --train-images")
     tried = [image_id, *(f"{image_id}{each}" for each in ([suffix] if suffix else IMAGE_SUFFIXES))]
@@ -163,33 +180,20 @@ def _image_facts(folder: Path, image_id: str, suffix: str | None) -> dict[str, A
             f"expected an image {' or '.join(tried[:3])} in {folder}, got {there}; look at --image-suffix, --id-column "
             "and --train-images"
         )
-    picture = cv2.imread(str(path))
-    if picture is None:
-        raise ValueError(f"{path} cannot be read as an image; check the download")
-    height, width = picture.shape[:2]
-    return {
-        "ids_have_suffix": path.name == image_id,
-        "image_suffix": path.suffix,
-        "image_size": (width, height),
-    }
+    return {"ids_have_suffix": path.name == image_id, "image_suffix": path.suffix}
 
 
 def counted(data: Path, competition: Competition) -> dict[str, Any]:
     """Training images and the classes' shares of them, once the folder is found to be what the competition says."""
     table = read_competition(data, competition)
-    other = [name for name in table.frame["image_id"] if not name.endswith(competition.image_suffix)]
-    if other:
-        raise ValueError(
-            f"expected images that end in {competition.image_suffix}, got {len(other)} rows of others (first: "
-            f"{other[0]}); give their suffix with --image-suffix"
-        )
     tests = data / competition.test_images
     if not tests.is_dir() or not list_images(tests):
         raise FileNotFoundError(f"expected a folder {tests} with images, got none; name it with --test-images")
     header = _top(data, competition.sample_submission)[0]
-    if header != competition.submission_columns:
+    expected = competition.submission_columns
+    if (header[0], sorted(header)) != (expected[0], sorted(expected)):
         raise ValueError(
-            f"{data / competition.sample_submission}: expected the columns {','.join(competition.submission_columns)} "
+            f"{data / competition.sample_submission}: expected the columns {','.join(expected)} "
             f"for {competition.metric}, got {','.join(header)}; look at --metric, --id-column, --label-column and "
             "--probability-columns"
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,7 +187,7 @@ def test_what_the_folder_shows_need_not_be_said(data):
     found = new_competition(FLOWERS, data=data)
     assert found == Competition(
         "flowers-2027", "Flowers 2027", ("rose", "tulip", "daisy", "lily"), (0.25,) * 4, "photo", "kind", ".png",
-        (100, 80), train_images="photos", test_images="hidden", ids_have_suffix=False, metric="log_loss",
+        train_images="photos", test_images="hidden", ids_have_suffix=False, metric="log_loss",
         probability_columns=("rose", "tulip", "daisy", "lily"), dataset="flowers-2027-kit",
         training_images=40,
     )  # fmt: skip
@@ -197,7 +198,6 @@ def test_the_sample_is_recognised_as_what_it_is(tiny_dir):
     sized = replace(
         CASSAVA,
         class_shares=found.class_shares,
-        image_size=found.image_size,
         dataset=found.dataset,
         training_images=120,
     )
@@ -215,6 +215,12 @@ def test_what_is_missing_is_asked_for():
     found = new_competition({"id_column": "file"}, ask=ask)
     assert (found.slug, found.classes, found.probability_columns) == ("leaves", ("a", "b"), ("a", "b"))
     assert found.id_column == "file" and not any("names the image" in question for question in asked)
+    assert found.ids_have_suffix
+    bare = new_competition(
+        {"slug": "leaves", "classes": ("a", "b")},
+        ask=lambda question, usual: "no" if "yes or no" in question else usual,
+    )
+    assert not bare.ids_have_suffix and bare.file_name("p1") == "p1.jpg" and bare.written_id("p1.jpg") == "p1"
 
 
 @pytest.mark.parametrize(
@@ -248,11 +254,25 @@ def test_wrong_facts_are_refused(given, message, data):
         new_competition({**FLOWERS, **given}, data=data)
 
 
-def test_a_suffix_that_rows_do_not_have_is_refused(tiny_dir):
-    with pytest.raises(ValueError, match=r"expected images that end in \.png, got 120 rows of others"):
-        from cassava_kit.new_competition import counted
+def test_probability_columns_follow_the_labels_and_not_the_sample(data, tmp_path):
+    shutil.copytree(data, tmp_path / "flowers")
+    (tmp_path / "flowers" / "map.json").write_text('{"0": "lily", "1": "daisy", "2": "tulip", "3": "rose"}')
+    (tmp_path / "flowers" / "other.json").write_text("[1]\n[2]\n")  # no JSON, and nobody's map
+    found = new_competition(FLOWERS, data=tmp_path / "flowers")
+    assert found.classes == found.probability_columns == ("lily", "daisy", "tulip", "rose")
+    named = {**FLOWERS, "probability_columns": ("rose", "tulip", "daisy", "lily")}
+    assert new_competition(named, data=data).probability_columns == named["probability_columns"]
 
-        counted(tiny_dir, replace(CASSAVA, image_suffix=".png"))
+
+def test_a_column_for_each_class_is_no_label_column(data, tmp_path):
+    shutil.copytree(data, tmp_path / "flowers")
+    table = pd.read_csv(data / "train.csv")
+    one_hot = pd.DataFrame(
+        {name: (table["kind"] == k).astype(int) for k, name in enumerate(("rose", "tulip", "daisy", "lily"))}
+    )
+    table[["photo"]].join(one_hot).to_csv(tmp_path / "flowers" / "train.csv", index=False)
+    with pytest.raises(ValueError, match=r"expected one column of labels .* got one for each class \(rose,tulip"):
+        new_competition(FLOWERS, data=tmp_path / "flowers")
 
 
 def test_a_file_that_is_there_stays_and_nothing_is_asked_in_vain(tmp_path):

@@ -19,12 +19,12 @@ def init(
         str | None, typer.Option(help="Class names in the order of their labels 0, 1, ..., with commas.")
     ] = None,
     label_map: Annotated[str | None, typer.Option(help="JSON file in --data: label to class name.")] = None,
-    id_column: Annotated[
-        str | None, typer.Option(help="Column that names the image, with its suffix or without.")
+    id_column: Annotated[str | None, typer.Option(help="Column that names the image.")] = None,
+    ids_have_suffix: Annotated[
+        bool | None, typer.Option("--ids-have-suffix/--ids-without-suffix", help="Whether ids end as the files do.")
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the training table that holds the label.")] = None,
     image_suffix: Annotated[str | None, typer.Option(help="What image files end in, e.g. .png.")] = None,
-    image_size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Usual size of the images.")] = None,
     train_csv: Annotated[str | None, typer.Option(help="Name of the training table.")] = None,
     train_images: Annotated[str | None, typer.Option(help="Name of the training images' folder.")] = None,
     test_images: Annotated[str | None, typer.Option(help="Name of the test images' folder.")] = None,
@@ -51,6 +51,7 @@ def init(
         "title": title,
         "label_map": label_map,
         "id_column": id_column,
+        "ids_have_suffix": ids_have_suffix,
         "label_column": label_column,
         "image_suffix": image_suffix,
         "train_csv": train_csv,
@@ -65,18 +66,8 @@ def init(
     lists = {"classes": classes, "probability_columns": probability_columns}
     given: dict[str, Any] = {name: text for name, text in plain.items() if text is not None}
     given |= {name: split_names(text) for name, text in lists.items() if text is not None}
-    if image_size is not None:
-        given["image_size"] = _size(image_size)
     ask = _ask if sys.stdin.isatty() else None
     print(init_competition(given, out, data=data, ask=ask, force=force))
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Width and height of `800x600`."""
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"--image-size takes WIDTHxHEIGHT, e.g. 800x600, got {text!r}")
-    return int(width), int(height)
 
 
 def _ask(question: str, usual: str) -> str:
