@@ -133,13 +133,13 @@ def _parse_sample(record: Record, path: Path, competition: Competition) -> Sampl
     try:
         features = parse_example(record.data)
         content = _one_value(features, IMAGE, bytes)
-        image_id = _one_value(features, IMAGE_NAME, bytes).decode("utf-8")
+        name = _one_value(features, IMAGE_NAME, bytes).decode("utf-8")
         label = _one_value(features, TARGET, int)
         if not 0 <= label < competition.n_classes:
             raise ValueError(f"label must be in 0..{competition.n_classes - 1}, got {label}")
     except ValueError as error:
         raise ValueError(f"{path}, record {record.number}: {error}") from None
-    return Sample(image_id, content, label)
+    return Sample(name if name.endswith(competition.image_suffix) else competition.file_name(name), content, label)
 
 
 def _one_value(features: dict[str, Feature], name: str, kind: type[Value]) -> Value:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from cassava_kit.competition import CASSAVA
 from cassava_kit.data.table import read_competition
 from cassava_kit.data.tfexample import make_example, parse_example
 from cassava_kit.data.tfrecords import (
@@ -222,6 +224,16 @@ def test_what_tensorflow_wrote_is_read(tmp_path: Path) -> None:
 def test_records_are_framed_as_tensorflow_frames_them() -> None:
     features = {"image_name": [b"1000015157.jpg"], "image": [b"\xff\xd8\xff\xd9"], "target": [3]}
     assert frame_record(make_example(features)) == TENSORFLOW_WROTE
+
+
+def test_names_without_suffix_become_files_with_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.tfrec"
+    path.write_bytes(frame_record(make_example({"image_name": [b"ISIC_7"], "image": [b"\x89PNG"], "target": [1]})))
+    other = replace(CASSAVA, image_suffix=".png", ids_have_suffix=False)
+    assert [each.image_id for each in read_tfrecords(path, other)] == ["ISIC_7.png"]
+    unpack_tfrecords(path, tmp_path / "out", other)
+    assert (tmp_path / "out" / "train.csv").read_text() == "image_id,label\nISIC_7,1\n"
+    assert (tmp_path / "out" / "train_images" / "ISIC_7.png").read_bytes() == b"\x89PNG"
 
 
 def test_other_features_are_ignored(tmp_path: Path) -> None:
