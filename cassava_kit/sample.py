@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 SAMPLE_NAME = "sample-v1"
 TRUTH_CSV = "truth.csv"
 MARKER = "sample.json"
-SHARES = (1087, 2189, 2386, 13158, 2577)  # rows of each class in the competition's own table
 DUPLICATE_SHARE, UNLISTED_SHARE = 0.02, 0.005
 N_TFRECORDS = 4
 
@@ -49,7 +48,8 @@ def own_sample(competition: Competition) -> Path:
 def ensure_sample(folder: Path | None = None) -> Path:
     """The sample competition's folder, made first if it is not there whole; default `sample-v1` in the kit's cache.
 
-    A sample that has lost files is made anew. A folder that holds anything else is refused with ValueError.
+    A sample that has lost files is made anew. A folder that holds, or has been given, anything else is refused with
+    ValueError.
     """
     folder = cache_dir() / SAMPLE_NAME if folder is None else Path(folder)
     if _is_whole(folder):
@@ -60,6 +60,7 @@ def ensure_sample(folder: Path | None = None) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         made = make_sample(Path(scratch) / "made")
         if folder.exists() and not _is_whole(folder):
+            _check_own(folder, {path.name for path in made.iterdir()})
             folder.replace(Path(scratch) / "broken")
         try:
             made.replace(folder)
@@ -95,7 +96,15 @@ def _is_whole(folder: Path) -> bool:
     photos = [path for name in (CASSAVA.train_images, CASSAVA.test_images) for path in (folder / name).glob("*.jpg")]
     records = list((folder / CASSAVA.train_tfrecords).glob("*.tfrec"))
     whole = all((folder / name).is_file() for name in names) and len(records) == N_TFRECORDS
-    return whole and len(photos) == read_json(folder / MARKER)["n_photos"]
+    return whole and len(photos) >= read_json(folder / MARKER)["n_photos"]
+
+
+def _check_own(folder: Path, names: set[str]) -> None:
+    """ValueError where a sample that is to be made anew holds what no sample has."""
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in names):
+        raise ValueError(
+            f"{folder} has lost files of the sample, and {foreign[0]} is none of it; move it or name another folder"
+        )
 
 
 def _check_empty(folder: Path) -> None:
@@ -117,7 +126,7 @@ def _plan(n_train: int, n_test: int, *, noise: float, seed: int) -> pd.DataFrame
         raise ValueError(f"noise must be in 0..0.3 (swaps need rows of other classes), got {noise}")
     rng = np.random.default_rng([seed, 0])
     n_unlisted = max(1, round(UNLISTED_SHARE * n_train))
-    true = np.concatenate([_labels(n_train, rng), _labels(n_test, rng), rng.integers(0, len(SHARES), n_unlisted)])
+    true = np.concatenate([_labels(n_train, rng), _labels(n_test, rng), rng.integers(0, CASSAVA.n_classes, n_unlisted)])
     given, picture = true.copy(), np.arange(len(true))
     given[:n_train] = _swap_labels(true[:n_train], round(noise * n_train / 2), rng)
     picture[:n_train] = _repeat_pictures(true[:n_train], round(DUPLICATE_SHARE * n_train), rng)
@@ -128,8 +137,8 @@ def _plan(n_train: int, n_test: int, *, noise: float, seed: int) -> pd.DataFrame
 
 def _labels(n: int, rng: np.random.Generator) -> np.ndarray:
     """`n` shuffled labels in the competition's shares, to within one row."""
-    edges = np.round(np.cumsum((0, *SHARES)) / sum(SHARES) * n).astype(int)
-    return rng.permutation(np.repeat(np.arange(len(SHARES)), np.diff(edges)))
+    edges = np.round(np.cumsum((0, *CASSAVA.class_shares)) * n).astype(int)
+    return rng.permutation(np.repeat(np.arange(CASSAVA.n_classes), np.diff(edges)))
 
 
 def _swap_labels(labels: np.ndarray, n_pairs: int, rng: np.random.Generator) -> np.ndarray:

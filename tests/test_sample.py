@@ -220,6 +220,19 @@ def test_ensure_mends_a_sample_that_lost_files(tmp_path: Path, monkeypatch: pyte
     assert contents(folder) == whole
 
 
+def test_what_is_not_the_samples_is_never_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = small_sample(monkeypatch)
+    folder = sample.ensure_sample(tmp_path / "s")
+    (folder / "test_images" / "mine.jpg").write_bytes(b"mine")
+    (folder / "runs").mkdir()
+    assert sample.ensure_sample(folder) == folder and len(calls) == 1
+    next((folder / "train_images").iterdir()).unlink()
+    (folder / "test_images" / "mine.jpg").unlink()
+    with pytest.raises(ValueError, match="has lost files of the sample, and runs is none of it"):
+        sample.ensure_sample(folder)
+    assert (folder / "runs").is_dir() and names(tmp_path) == ["s"]
+
+
 def test_a_failed_ensure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> Path:
         folder.mkdir()
