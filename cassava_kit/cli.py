@@ -39,7 +39,7 @@ def user_message(error: Exception) -> str | None:
     """One line for an error that the user can mend; None for one that is ours."""
     if hasattr(error, "format_message"):  # a usage error of the command line itself
         return " ".join(str(error.format_message()).split()) or "see --help"
-    if isinstance(error, ValueError | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+    if isinstance(error, ValueError | OSError):  # a file that is a folder, a full disk, no permission
         return " ".join(str(error).split())
     return None
 

@@ -9,7 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -53,6 +56,18 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); make it again") from None
+
+
+def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
+    """`pandas.read_csv` of a file whose errors name it: ValueError for an empty one, or for rows of unequal width."""
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path, **options)
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path} is empty; make it again") from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no table of comma-separated values ({error}); make it again") from None
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cassava_kit.files import read_json, sha256_bytes, write_json, write_text
+from cassava_kit.files import header_path, read_csv, read_json, sha256_bytes, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,9 @@ def write_folds(path: str | Path, folds: Folds) -> None:
         "labels_sha256": labels_hash(folds.frame),
         "folds_sha256": folds.hash,
     }
+    beside = header_path(path)
     write_text(path, to_csv(folds.frame))
-    write_json(path.with_suffix(".json"), header)
+    write_json(beside, header)
 
 
 def read_folds(path: str | Path) -> Folds:
@@ -110,7 +111,7 @@ def read_folds(path: str | Path) -> Folds:
         raise FileNotFoundError(
             f"no fold file {path}; make one with: python -m cassava_kit folds --data DIR --out {path}"
         )
-    frame = pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False)
+    frame = read_csv(path, dtype={"image_id": str}, keep_default_na=False)
     if list(frame.columns) != ["image_id", "label", "fold"]:
         raise ValueError(f"{path} must have the columns image_id,label,fold, got {','.join(frame.columns)}")
     if frame.empty:
@@ -124,11 +125,9 @@ def read_folds(path: str | Path) -> Folds:
     if present != list(range(len(present))):
         raise ValueError(f"{path} must number its folds 0..n-1, got {present}")
     frame = frame.sort_values("image_id", kind="stable").reset_index(drop=True)
-    header_path = path.with_suffix(".json")
-    header = read_json(header_path) if header_path.is_file() else {}
+    beside = header_path(path)
+    header = read_json(beside) if beside.is_file() else {}
     folds = Folds(frame, header.get("method", "unknown"), header.get("seed"))
     if header and header.get("folds_sha256") != folds.hash:
-        raise ValueError(
-            f"{path} is not the file that {header_path.name} describes (its hash differs); make both again"
-        )
+        raise ValueError(f"{path} is not the file that {beside.name} describes (its hash differs); make both again")
     return folds

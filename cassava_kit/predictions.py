@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cassava_kit import __version__
-from cassava_kit.files import atomic_path, read_json, write_json
+from cassava_kit.files import atomic_path, header_path, read_csv, read_json, write_json
 
 
 class Source(BaseModel):
@@ -106,14 +106,13 @@ def check_predictions(predictions: Predictions, name: str) -> Predictions:
 def write_predictions(path: str | Path, predictions: Predictions) -> None:
     """Write the CSV and its header `<stem>.json`, each atomically."""
     path = Path(path)
+    header = header_path(path)
     check_predictions(predictions, path.name)
+    header.unlink(missing_ok=True)  # left beside other rows, even for a moment, it would vouch for them
     with atomic_path(path) as temporary:
         predictions.frame.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
     if predictions.header is not None:
-        write_json(path.with_suffix(".json"), predictions.header.model_dump(mode="json"))
-    else:
-        # Another file's header left under this name would vouch for rows it does not know.
-        path.with_suffix(".json").unlink(missing_ok=True)
+        write_json(header, predictions.header.model_dump(mode="json"))
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -121,20 +120,15 @@ def read_predictions(path: str | Path) -> Predictions:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no prediction file {path}")
-    try:
-        frame = pd.read_csv(path, dtype={"image_id": str})
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{path} is empty") from None
-    header_path = path.with_suffix(".json")
+    beside = header_path(path)
+    frame = read_csv(path, dtype={"image_id": str})
     header = None
-    if header_path.is_file():
+    if beside.is_file():
         try:
-            header = Header.model_validate(read_json(header_path))
+            header = Header.model_validate(read_json(beside))
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"]))
-            raise ValueError(
-                f"{header_path} is not a prediction header ({field}: {error.errors()[0]['msg']})"
-            ) from None
+            raise ValueError(f"{beside} is not a prediction header ({field}: {error.errors()[0]['msg']})") from None
     if "fold" in frame:
         numbers = pd.to_numeric(frame["fold"], errors="coerce")
         if numbers.isna().any() or (numbers % 1 != 0).any():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cassava_kit.files import read_json, sha256_bytes, write_json, write_text
+from cassava_kit.files import header_path, read_csv, read_json, sha256_bytes, write_json, write_text
 from cassava_kit.folds import Folds, labels_hash
 
 PARTS = {2: ("train", "val"), 3: ("train", "val", "test")}
@@ -59,6 +59,10 @@ def make_split(
     _check_counts(y, len(shares))
     part = stratified_parts(y, shares, seed=seed, groups=None if groups is None else np.asarray(groups)[order])
     names = np.array(PARTS[len(shares)])
+    if len(set(part)) < len(names):
+        raise ValueError(
+            f"{len(frame)} images are too few for parts of {', '.join(f'{s:.0%}' for s in shares)}: one is empty"
+        )
     method = "stratified-holdout-" + "-".join(f"{100 * share:g}" for share in shares)
     return Split(
         frame.assign(part=names[part]), tuple(shares), method + ("-groups" if groups is not None else ""), seed
@@ -155,8 +159,9 @@ def write_split(path: str | Path, split: Split) -> None:
         "labels_sha256": labels_hash(split.frame),
         "split_sha256": split.hash,
     }
+    beside = header_path(path)
     write_text(path, to_csv(split.frame))
-    write_json(path.with_suffix(".json"), header)
+    write_json(beside, header)
 
 
 def read_split(path: str | Path) -> Split:
@@ -164,7 +169,7 @@ def read_split(path: str | Path) -> Split:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no split file {path}; make it first")
-    frame = pd.read_csv(path, dtype={"image_id": str, "part": str}, keep_default_na=False)
+    frame = read_csv(path, dtype={"image_id": str, "part": str}, keep_default_na=False)
     if list(frame.columns) != ["image_id", "label", "part"]:
         raise ValueError(f"{path} must have the columns image_id,label,part, got {','.join(frame.columns)}")
     if frame.empty or not pd.api.types.is_integer_dtype(frame["label"]):
@@ -176,11 +181,9 @@ def read_split(path: str | Path) -> Split:
     if present not in map(set, PARTS.values()):
         raise ValueError(f"{path} must have the parts train,val or train,val,test, got {','.join(sorted(present))}")
     frame = frame.sort_values("image_id", kind="stable").reset_index(drop=True)
-    header_path = path.with_suffix(".json")
-    header = read_json(header_path) if header_path.is_file() else {}
+    beside = header_path(path)
+    header = read_json(beside) if beside.is_file() else {}
     split = Split(frame, tuple(header.get("shares", ())), header.get("method", "unknown"), header.get("seed"))
     if header and header.get("split_sha256") != split.hash:
-        raise ValueError(
-            f"{path} is not the file that {header_path.name} describes (its hash differs); make both again"
-        )
+        raise ValueError(f"{path} is not the file that {beside.name} describes (its hash differs); make both again")
     return split

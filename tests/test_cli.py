@@ -75,6 +75,7 @@ def test_folds_count_images_that_no_row_names(tiny_dir, tmp_path):
         (["nonsense"], "No such command 'nonsense'"),
         (["train", "resnet18"], "Missing option '--data'"),
         (["recipes", "nonsense"], "no recipe 'nonsense'"),
+        (["sheet", "--data", ".", "--out", "/dev/null/sheet.png"], "/dev/null"),
     ],
 )
 def test_errors_are_one_line(arguments, message, tmp_path):
@@ -90,6 +91,7 @@ def test_verbose_brings_the_traceback(tmp_path):
 def test_our_own_bugs_are_not_dressed_up_as_the_users():
     assert user_message(KeyError("x")) is None
     assert user_message(ValueError("a\nb")) == "a b"
+    assert user_message(FileExistsError(17, "File exists", "runs")) == "[Errno 17] File exists: 'runs'"
 
 
 def test_recipes_are_listed_and_printed():

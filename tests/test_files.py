@@ -4,7 +4,16 @@ import hashlib
 
 import pytest
 
-from cassava_kit.files import atomic_path, read_json, sha256_bytes, sha256_file, write_json, write_text
+from cassava_kit.files import (
+    atomic_path,
+    header_path,
+    read_csv,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+    write_text,
+)
 
 
 def test_failure_leaves_what_was_there(tmp_path):
@@ -37,6 +46,21 @@ def test_broken_json_is_named(tmp_path):
     write_text(tmp_path / "a.json", "{")
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "empty"), (b"a,b\n1,2\n1,2,3\n", "comma"), (b"a\n\xff\xfe", "comma")]
+)
+def test_a_broken_table_is_named(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.csv is .*{message}"):
+        read_csv(tmp_path / "a.csv")
+
+
+def test_a_header_never_takes_its_tables_name(tmp_path):
+    assert header_path(tmp_path / "oof.csv") == tmp_path / "oof.json"
+    with pytest.raises(ValueError, match=r"oof\.json: expected a name that ends in \.csv"):
+        header_path(tmp_path / "oof.json")
 
 
 def test_hashes_are_sha256(tmp_path):

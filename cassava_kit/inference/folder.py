@@ -10,6 +10,7 @@ import numpy as np
 from cassava_kit.checkpoint import read_info
 from cassava_kit.competition import current
 from cassava_kit.data.table import list_images
+from cassava_kit.files import header_path
 from cassava_kit.folds import Folds, read_folds
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.metrics import measure, told
@@ -25,6 +26,7 @@ def predict_folder(
     With a fold file the result is scored on its labels, which is refused (ValueError, before any image is read) where a
     member was trained on one of the images. An image that cannot be read gets the members' mean training class shares.
     """
+    header_path(out)
     infos = [read_info(path) for path in members]
     widths = {info.n_classes for info in infos}
     if len(widths) != 1:

@@ -93,6 +93,8 @@ def splits(
         return folds(data, labels, 5 if n_splits is None else n_splits, seed, out, groups)
     if n_splits is not None:
         raise ValueError(f"--n-splits goes with --kind kfold, not with {kind}")
+    if as_folds is not None and as_folds.with_suffix("").resolve() == out.with_suffix("").resolve():
+        raise ValueError(f"--as-folds would be written over --out or its header, both are {out}; give it another name")
     frame, group_ids = _rows(data, labels, groups)
     split = make_split(frame, shares, seed=seed, groups=group_ids)
     write_split(out, split)

@@ -45,16 +45,27 @@ def ssl_report(
     """Say whether pretraining helped: probes and finetuning from each start, same folds, labels and budget."""
     from cassava_kit.recipes import recipe
 
-    starts = dict(named_file(text, "--init takes NAME=FILE") for text in init)
+    named = [named_file(text, "--init takes NAME=FILE") for text in init]
+    starts = dict(named)
+    if len(starts) < len(named):
+        raise ValueError(f"--init must give each start a name of its own, got {', '.join(name for name, _ in named)}")
+    parts = _parts(shares)
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.data.table import read_competition
     from cassava_kit.folds import read_folds
     from cassava_kit.ssl.report import ssl_report
     from cassava_kit.training.rows import TrainData
 
-    parts = [float(share) for share in shares.split(",")]
     report = ssl_report(
         config, TrainData(read_competition(data), read_folds(folds)), starts, out, shares=parts, finetune=finetune
     )
     print(report.verdict)
     print(out / "ssl_report.md")
+
+
+def _parts(text: str) -> list[float]:
+    """The shares between commas."""
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--shares takes numbers up to 1 with commas, e.g. 0.01,0.1,1, got {text!r}") from None

@@ -89,6 +89,28 @@ def test_errors_are_one_line(tiny_dir, tmp_path, capsys, arguments, message):
     assert not (tmp_path / "x.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("verb", "out", "more", "message"),
+    [
+        (["splits", "--kind", "85-15"], "a.csv", {"--as-folds": "a.csv"}, "--as-folds would be written over --out"),
+        (["splits", "--kind", "85-15"], "a.csv", {"--as-folds": "a.txt"}, "--as-folds would be written over --out"),
+        (["splits", "--kind", "85-15"], "a.json", {}, "expected a name that ends in .csv"),
+        (["folds"], "a.json", {}, "expected a name that ends in .csv"),
+    ],
+)
+def test_no_file_is_written_over_another(tiny_dir, tmp_path, capsys, verb, out, more, message):
+    others = [part for option, name in more.items() for part in (option, tmp_path / name)]
+    assert run(*verb, "--data", tiny_dir, "--out", tmp_path / out, *others) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_part_without_rows_is_refused(tmp_path, capsys):
+    rows = "".join(f"{n}.jpg,{n % 5}\n" for n in range(15))
+    (tmp_path / "train.csv").write_text("image_id,label\n" + rows)
+    assert run("splits", "--labels", tmp_path / "train.csv", "--kind", "99-1", "--out", tmp_path / "a.csv") == 2
+    assert "15 images are too few for parts of 99%, 1%" in capsys.readouterr().err
+
+
 def test_groups_need_the_images(tiny_dir, tmp_path, capsys):
     arguments = ["--labels", tiny_dir / "train.csv", "--kind", "85-15", "--groups", "--out", tmp_path / "x.csv"]
     assert run("splits", *arguments) == 2
