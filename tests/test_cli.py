@@ -75,7 +75,6 @@ def test_folds_count_images_that_no_row_names(tiny_dir, tmp_path):
         (["nonsense"], "No such command 'nonsense'"),
         (["train", "resnet18"], "Missing option '--data'"),
         (["recipes", "nonsense"], "no recipe 'nonsense'"),
-        (["sheet", "--data", ".", "--out", "/dev/null/sheet.png"], "/dev/null"),
     ],
 )
 def test_errors_are_one_line(arguments, message, tmp_path):

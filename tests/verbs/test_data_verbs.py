@@ -104,6 +104,12 @@ def test_no_file_is_written_over_another(tiny_dir, tmp_path, capsys, verb, out, 
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_is_a_file_is_one_line(tiny_dir, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert run("folds", "--data", tiny_dir, "--out", tmp_path / "taken" / "f.csv") == 2
+    assert "File exists" in capsys.readouterr().err
+
+
 def test_a_part_without_rows_is_refused(tmp_path, capsys):
     rows = "".join(f"{n}.jpg,{n % 5}\n" for n in range(15))
     (tmp_path / "train.csv").write_text("image_id,label\n" + rows)
