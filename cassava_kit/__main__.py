@@ -12,6 +12,7 @@ from cassava_kit.verbs import data, evidence, pages, pretraining, setup, submiss
 
 VERBS = (
     setup.init,
+    setup.weights,
     data.sample,
     data.sheet,
     data.tfrecords,

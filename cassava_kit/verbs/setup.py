@@ -1,4 +1,4 @@
-"""The verb that takes the kit to another competition: init."""
+"""Verbs that come before all others: another competition's facts (init), published weights (weights)."""
 
 from __future__ import annotations
 
@@ -68,6 +68,22 @@ def init(
     given |= {name: split_names(text) for name, text in lists.items() if text is not None}
     ask = _ask if sys.stdin.isatty() else None
     print(init_competition(given, out, data=data, ask=ask, force=force))
+
+
+def weights(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Recipes, or timm:NAME, to fetch weights for.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("weights"),
+    owner: Annotated[
+        str | None, typer.Option(help="Your name on Kaggle: also describe the folder as a dataset of yours.")
+    ] = None,
+) -> None:
+    """Download the ImageNet weights that recipes start from, for --weights and for the notebooks, which are offline."""
+    from cassava_kit.hub import fetch_weights
+
+    for line in fetch_weights(names, out, owner=owner):
+        print(line)
 
 
 def _ask(question: str, usual: str) -> str:
