@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from cassava_kit.config import RunConfig
@@ -15,25 +16,25 @@ BACKWARD = 2  # passes forward that a pass backward costs
 
 
 def train_hours(config: RunConfig, n_images: int, n_splits: int) -> float:
-    """Hours of one T4 for every fold of a recipe: passes over the training rows, and one a validation row and epoch.
+    """Hours of two T4s for every fold of a recipe, a fold on each at a time, so that an odd one holds both.
 
-    Loading is not counted: from a pixel cache it keeps ahead of all but the smallest models.
+    Counted are passes over the training rows, and one a validation row and epoch; decoding and augmenting are not.
     """
     forward = pass_seconds(config.model, config.image_size, config.model_args, config.head) * _slower(config.precision)
     passes = (1 if config.freeze_backbone else 1 + BACKWARD) * (2 if config.optimizer == "sam" else 1)
-    images = config.epochs * n_images * (passes * (n_splits - 1) + 1)
-    return forward * images / 3600
+    images = config.epochs * n_images * (passes * (n_splits - 1) + 1) / n_splits
+    return forward * images * math.ceil(n_splits / 2) / 3600
 
 
 def pretrain_hours(config: PretrainConfig, n_images: int) -> float:
-    """Hours of one T4 for a pretraining run: every view forward and back, and those the momentum network sees."""
+    """Hours of two T4s for a pretraining run: every view forward and back, and those the momentum network sees."""
     area = config.views[0].size ** 2
     full = sum(view.count for view in config.views if view.size**2 == area)
     views = sum(view.count * view.size**2 / area for view in config.views)
     seen = {"byol": full, "moco": full if config.symmetric else 1, "simclr": 0, "swav": 0}[config.method]
     learnt = views if config.method != "moco" or config.symmetric else 1
     forward = pass_seconds(config.backbone, config.views[0].size, config.model_args) * _slower(config.precision)
-    return forward * config.epochs * n_images * (learnt * (1 + BACKWARD) + seen) / 3600
+    return forward * config.epochs * n_images * (learnt * (1 + BACKWARD) + seen) / 2 / 3600
 
 
 def pass_seconds(name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear") -> float:

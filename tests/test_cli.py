@@ -96,7 +96,7 @@ def test_our_own_bugs_are_not_dressed_up_as_the_users():
 def test_recipes_are_listed_and_printed():
     assert "resnet50" in kit("recipes").stdout
     assert '"lr": 0.01' in kit("recipes", "resnet34").stdout
-    hours = f"{train_hours(recipe('resnet50'), 1000, 3) / 2:.1f} h"
+    hours = f"{train_hours(recipe('resnet50'), 1000, 3):.1f} h"
     assert re.search(rf"resnet50 +{hours}", kit("recipes", "--hours", "--images", "1000", "--n-splits", "3").stdout)
 
 

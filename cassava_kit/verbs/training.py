@@ -44,7 +44,7 @@ def recipes(
             print("  logreg             Logistic regression on small pixels, the baseline (published: .50).")
         for each, cost in costs.items():
             about = selfsupervised.get(each) or recipe(each).about
-            print(f"  {each:18} {f'{cost / 2:5.1f} h  ' if hours else ''}{about}")
+            print(f"  {each:18} {f'{cost:5.1f} h  ' if hours else ''}{about}")
 
 
 def train(
