@@ -7,8 +7,8 @@ second, and at least the peak that the kernel noted of any one of them (Linux). 
 `groups` has hashed, `eda` and `review` find in the cache. The files are mostly in the system's file cache.
 
 A step is called linear where an image costs at the largest size at most 1.2 times what it costs at the size nearest to
-5,000; `further` is what each image costs beyond the size before, which start-up cannot hide. Results are kept in the
-cache folder and the table is made of all that are kept, so that parts can be run apart.
+5,000; what each image beyond that one costs is told too, for start-up cannot hide it. Results are kept in the cache
+folder and the table is made of all that are kept, so that parts can be run apart.
 
     python benchmarks/bench_scale.py [--sizes 1000 5000 15000 21397] [--steps folds groups eda ...] [--out TABLE.md]
 """
@@ -265,58 +265,40 @@ def line_of(record: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The kept results as a markdown table, a row a step and size, and what they say of each step's growth."""
-    head = ("step", "images", "seconds", "processor s", "peak MB", "MB written", "ms an image", "ms a further image")
-    rows = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    """The kept results as a markdown table, seconds and megabytes by step and size, and what they say of growth."""
+    sizes = sorted({record["images"] for records in results.values() for record in records.values()})
+    rows = [f"| step | {' | '.join(f'{n:,} images' for n in sizes)} |", "|---" + "|---:" * len(sizes) + "|"]
     verdicts = []
     for step in filter(results.__contains__, STEPS):
-        records = sorted(results[step].values(), key=lambda record: record["images"])
-        before = None
-        for now in records:
-            rows.append("| " + " | ".join([step, *cells(now, before)]) + " |")
-            before = now
-        verdicts.append(f"- {step}: {growth(records)}")
+        records = {record["images"]: record for record in results[step].values()}
+        rows.append(f"| `{step}` | {' | '.join(cell(records.get(n)) for n in sizes)} |")
+        verdicts.append(f"- `{step}`: {growth([records[n] for n in sorted(records)])}")
     return "\n".join([*rows, "", *verdicts, ""])
 
 
-def cells(now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
-    """A row's figures; `before` is the size before."""
-    further = "" if before is None else f"{further_ms(before, now):.2f}"
-    return [
-        f"{now['images']:,}",
-        f"{now['seconds']:.1f}",
-        f"{now['cpu_seconds']:.1f}",
-        f"{now['peak_mb']:,.0f}",
-        f"{now['written_mb']:,.1f}",
-        f"{each_ms(now):.2f}",
-        further,
-    ]
+def cell(record: dict[str, Any] | None) -> str:
+    return f"{record['seconds']:.1f} s, {record['peak_mb']:,.0f} MB" if record else ""
 
 
 def each_ms(record: dict[str, Any]) -> float:
-    return 1000 * record["seconds"] / record["images"]
-
-
-def further_ms(small: dict[str, Any], large: dict[str, Any]) -> float:
-    """Milliseconds that each image beyond the smaller size costs."""
-    return 1000 * (large["seconds"] - small["seconds"]) / (large["images"] - small["images"])
+    return float(1000 * record["seconds"] / record["images"])
 
 
 def growth(records: Sequence[dict[str, Any]]) -> str:
     """Whether a step's cost grows linearly, by its records in order of size."""
     if len(records) < 2:
         return "one size alone"
-    small, large = records[0], records[-1]
+    large = records[-1]
     base = min(records[:-1], key=lambda record: abs(record["images"] - BASE))
+    more = large["images"] - base["images"]
     ratio = each_ms(large) / each_ms(base)
+    further = 1000 * (large["seconds"] - base["seconds"]) / more
+    memory = 1000 * (large["peak_mb"] - base["peak_mb"]) / more
     verdict = "linear" if ratio <= TOLERANCE else "NOT LINEAR"
-    memory = f"{1000 * (large['peak_mb'] - base['peak_mb']) / (large['images'] - base['images']):.0f} kB"
-    times = f"{ratio:.2f} times what it costs at {base['images']:,}"
-    if small is not base:
-        times += f" and {each_ms(large) / each_ms(small):.2f} times what it costs at {small['images']:,}"
     note = f"; {large['note']}" if large["note"] else ""
     return (
-        f"{verdict}: an image costs at {large['images']:,} {times}; each further image takes {memory} of memory{note}"
+        f"{verdict}: an image costs at {large['images']:,} {ratio:.2f} times what it costs at {base['images']:,}; each "
+        f"further one takes {further:.1f} ms and {memory:.0f} kB of memory{note}"
     )
 
 

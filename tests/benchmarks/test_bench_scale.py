@@ -73,7 +73,7 @@ def records(cost) -> list[dict[str, float]]:
 def test_growth_is_called_by_its_name(scale):
     assert scale.growth(records(lambda n: 3 + n / 1000)).startswith("linear: an image costs at 21,397 0.71 times")
     assert scale.growth(records(lambda n: (n / 1000) ** 1.2)).startswith("NOT LINEAR: an image costs at 21,397 1.34")
-    assert "each further image takes 10 kB of memory" in scale.growth(records(float))
+    assert "each further one takes 1000.0 ms and 10 kB of memory" in scale.growth(records(float))
 
 
 def test_what_is_noted_of_the_largest_size_is_said(scale):
@@ -82,7 +82,7 @@ def test_what_is_noted_of_the_largest_size_is_said(scale):
     assert scale.growth(noted).endswith("; 80% of the votes counted")
 
 
-def test_the_table_shows_what_further_images_cost(scale):
+def test_the_table_shows_seconds_and_memory_by_size(scale):
     text = scale.table({"clean": {str(one["images"]): one for one in records(lambda n: 3 + n / 1000)}})
-    assert "| clean | 5,000 | 8.0 | 8.0 | 150 | 0.0 | 1.60 | 1.00 |" in text
-    assert "| clean | 1,000 | 4.0 | 4.0 | 110 | 0.0 | 4.00 |  |" in text
+    assert text.startswith("| step | 1,000 images | 5,000 images | 15,000 images | 21,397 images |\n")
+    assert "| `clean` | 4.0 s, 110 MB | 8.0 s, 150 MB | 18.0 s, 250 MB | 24.4 s, 314 MB |" in text
