@@ -84,5 +84,5 @@ def test_what_is_noted_of_the_largest_size_is_said(scale):
 
 def test_the_table_shows_seconds_and_memory_by_size(scale):
     text = scale.table({"clean": {str(one["images"]): one for one in records(lambda n: 3 + n / 1000)}})
-    assert text.startswith("| step | 1,000 images | 5,000 images | 15,000 images | 21,397 images |\n")
-    assert "| `clean` | 4.0 s, 110 MB | 8.0 s, 150 MB | 18.0 s, 250 MB | 24.4 s, 314 MB |" in text
+    assert text.startswith("| step | 1,000 images | 5,000 images | 21,397 images |\n")
+    assert "| `clean` | 4.0 s, 110 MB | 8.0 s, 150 MB | 24.4 s, 314 MB |" in text
