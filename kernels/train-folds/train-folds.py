@@ -13,6 +13,8 @@ GROUPS = True
 # 1: a fold on each GPU, nothing to synchronise, exact where data parallelism is not (BatchNorm, batch size).
 # 2: every fold on both GPUs by DDP, for one fold sooner, or a batch that one GPU cannot hold.
 GPUS_PER_FOLD = 1
+# Loader processes for each GPU; the session has four cores.
+WORKERS = 2
 # A weights file in what is attached (a dataset, or what pretrain-ssl left); timm cannot download any here.
 WEIGHTS = ""
 # A noise report of `python -m cassava_kit clean` in what is attached: which training rows are left out.
@@ -38,6 +40,10 @@ from queue import SimpleQueue
 
 import torch
 
+from cassava_kit.recipes import recipe
+
+# A slip of RECIPE or SET ends here; the name is that of the run's folder.
+NAME = RECIPE if RECIPE == "logreg" else recipe(RECIPE).with_settings(SET).recipe
 DATA = competition_folder(SETTINGS["train_csv"], SETTINGS["train_images"])
 RUNS, SPLITS = OUTPUT / "runs", OUTPUT / "folds"
 SPLIT = SPLITS / f"kfold{N_SPLITS}-seed{SEED}{'-groups' if GROUPS else ''}.csv"
@@ -51,9 +57,11 @@ if not SPLIT.is_file() and not run(
 FILES = {"--weights": find_file(WEIGHTS), "--clean": find_file(CLEAN)}
 GIVEN = [part for option, file in FILES.items() if file for part in (option, file)]
 COUNT = torch.cuda.device_count() if torch.cuda.is_available() else 0
+# As many for every fold: how many processes trained a fold is part of what its run is.
+EACH = min(GPUS_PER_FOLD, COUNT or GPUS_PER_FOLD)
 FREE = SimpleQueue()
-for index in range(0, COUNT, GPUS_PER_FOLD):
-    FREE.put(list(range(index, min(index + GPUS_PER_FOLD, COUNT))))
+for index in range(0, COUNT - EACH + 1, EACH):
+    FREE.put(list(range(index, index + EACH)))
 if not COUNT:
     FREE.put([])  # the processor, for a rehearsal at home
 
@@ -61,8 +69,10 @@ if not COUNT:
 def train(fold, gpus=()):
     """Train one fold, or with "all" join those that are there."""
     options = [*GIVEN, *(part for one in SET for part in ("--set", one))]
-    if GPUS_PER_FOLD > 1 and len(gpus) in (0, GPUS_PER_FOLD):
-        options += ["--devices", GPUS_PER_FOLD, "--strategy", "ddp"]
+    if RECIPE != "logreg":
+        options += ["--workers", WORKERS]
+    if EACH > 1:
+        options += ["--devices", EACH, "--strategy", "ddp"]
     return run(["train", RECIPE, "--data", DATA, "--folds", SPLIT, "--fold", fold, "--out", RUNS, *options], gpus)
 
 
@@ -80,5 +90,20 @@ with ThreadPoolExecutor(FREE.qsize()) as pool:
 print({fold: "ended" if well else "NOT ENDED" for fold, well in zip(FOLDS, ENDED, strict=True)})
 if not any(ENDED):
     raise RuntimeError("no fold ended; see above")
-if len(list((RUNS / RECIPE).glob("fold*/oof.csv"))) == N_SPLITS and all(ENDED):
+
+
+def kind(fold):
+    """What a fold's finished run was: its settings, what it was given, its split and version; None without one."""
+    files = [RUNS / NAME / f"fold{fold}" / name for name in ("run.json", "config.json", "oof.json")]
+    if not all(file.is_file() for file in files):
+        return None
+    done, config, header = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    return done.get("given"), config, header["fold_hash"], header["kit_version"]
+
+
+KINDS = [kind(fold) for fold in range(N_SPLITS)]
+if all(ENDED) and None not in KINDS and all(each == KINDS[0] for each in KINDS):
     train("all")
+else:
+    # Joining would train folds again that nobody asked for.
+    print(f"not joined: not all {N_SPLITS} folds are there with the same settings, files, split and kit version")

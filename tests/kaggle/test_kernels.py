@@ -115,6 +115,7 @@ def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, compet
     parameters = "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nSET = ['epochs=1', 'image_size=32']"
     result, output = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
     assert result["error"] == "", result
+    assert "--workers 2" in result["log"], "Kaggle's cores read the pictures ahead of the GPUs"
     checkpoint = output / "runs" / "small_resnet" / "fold0" / "best.safetensors"
     first = checkpoint.read_bytes()
     assert (checkpoint.parent / "oof.csv").is_file()
@@ -127,6 +128,31 @@ def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, compet
     assert (later / "runs" / "small_resnet" / "fold0" / "best.safetensors").read_bytes() == first
     assert (later / "runs" / "small_resnet" / "fold1" / "best.safetensors").is_file()
     assert len((later / "runs" / "small_resnet" / "oof.csv").read_text().splitlines()) == 81
+    second = (later / "runs" / "small_resnet" / "fold1" / "best.safetensors").read_bytes()
+    parameters = parameters.replace("[0, 1]", "[0]").replace("epochs=1", "epochs=1', 'seed=7")
+    result, changed = execute_kernel(
+        "train-folds", parameters, packed, competition, tmp_path / "three", earlier=("train-folds", later)
+    )
+    assert result["error"] == "" and "not joined: not all 2 folds" in result["log"], result
+    assert (changed / "runs" / "small_resnet" / "fold0" / "best.safetensors").read_bytes() != first
+    assert (changed / "runs" / "small_resnet" / "fold1" / "best.safetensors").read_bytes() == second
+
+
+@pytest.mark.slow
+def test_train_folds_joins_a_run_of_another_name_in_fewer_folds(
+    packed: Path, competition: Path, tmp_path: Path
+) -> None:
+    """The run's folder is named by the settings, and a fold left of a larger split does not count."""
+    old = tmp_path / "earlier" / "runs" / "mine" / "fold2"
+    old.mkdir(parents=True)
+    (old / "oof.csv").write_text("image_id,p0\n")
+    parameters = "RECIPE, FOLDS, N_SPLITS = 'timm:test_resnet', [0, 1], 2"
+    parameters += "\nSET = ['recipe=mine', 'epochs=1', 'image_size=32']"
+    result, output = execute_kernel(
+        "train-folds", parameters, packed, competition, tmp_path / "one", earlier=("train-folds", old.parents[2])
+    )
+    assert result["error"] == "", result
+    assert len((output / "runs" / "mine" / "oof.csv").read_text().splitlines()) == 81
 
 
 @pytest.mark.slow
@@ -155,9 +181,16 @@ def test_train_folds_stops_itself_before_kaggle_does(packed: Path, competition: 
 
 
 @pytest.mark.slow
+def test_train_folds_refuses_a_slip_before_anything_is_made(packed: Path, competition: Path, tmp_path: Path) -> None:
+    result, output = execute_kernel("train-folds", WRONG, packed, competition, tmp_path / "one")
+    assert "no recipe 'no_such_recipe'" in result["error"] and not (output / "folds").exists()
+
+
+@pytest.mark.slow
 def test_train_folds_says_when_nothing_was_trained(packed: Path, competition: Path, tmp_path: Path) -> None:
-    result, _ = execute_kernel("train-folds", WRONG, packed, competition, tmp_path / "one")
-    assert "no fold ended" in result["error"] and "no_such_recipe" in result["log"]
+    parameters = "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [7], 2"
+    result, _ = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
+    assert "no fold ended" in result["error"] and "fold must be in 0..1, got 7" in result["log"]
 
 
 @pytest.mark.slow
