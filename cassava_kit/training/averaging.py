@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cassava_kit.config import RunConfig
+from cassava_kit.models import keep_frozen
 
 
 def make_ema(model: nn.Module, config: RunConfig) -> Any:
@@ -27,20 +28,23 @@ def make_swa(model: nn.Module, config: RunConfig) -> torch.optim.swa_utils.Avera
 
 @torch.no_grad()
 def renew_statistics(model: nn.Module, batches: Iterable[Any], pictures: Callable[[Any], Tensor]) -> None:
-    """Compute BatchNorm's running statistics anew for averaged weights, as plain means over all batches."""
+    """Compute BatchNorm's running statistics anew for averaged weights, as plain means over all batches.
+
+    A frozen norm keeps its own, with which its layers were trained.
+    """
+    was_training = model.training
+    model.train()
+    keep_frozen(model)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [module for module in norms if module.track_running_stats]
-    if not norms:
-        return
-    device = next(model.parameters()).device
+    norms = [module for module in norms if module.track_running_stats and module.training]
     momenta = [module.momentum for module in norms]
     for module in norms:
         module.reset_running_stats()
         module.momentum = None  # the cumulative mean
-    was_training = model.training
-    model.train()
-    for batch in batches:
-        model(pictures(batch[0].to(device)))
+    if norms:
+        device = next(model.parameters()).device
+        for batch in batches:
+            model(pictures(batch[0].to(device)))
     model.train(was_training)
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum

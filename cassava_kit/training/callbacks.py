@@ -73,6 +73,35 @@ class Resume(L.Callback):
             trainer.save_checkpoint(temporary)
 
 
+class StopEarly(L.pytorch.callbacks.EarlyStopping):
+    """Stops after `patience` epochs without a lower validation loss, or at one that is not finite; so does a restart.
+
+    It looks once an epoch is validated: Lightning's own turn comes after `Resume` has saved, and is not repeated.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("val_loss", patience=patience, check_on_train_epoch_end=False)
+        self.stopped = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the epoch's loss."""
+        super().on_validation_end(trainer, pl_module)
+        self.stopped = trainer.should_stop
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that had stopped when it was killed trains no further epoch."""
+        trainer.should_stop = self.stopped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, and whether training is over."""
+        return {**super().state_dict(), "stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take both up."""
+        super().load_state_dict(state_dict)
+        self.stopped = state_dict["stopped"]
+
+
 class KeepBest(L.Callback):
     """Calls `save` whenever the validation loss is lower than ever before."""
 

@@ -15,11 +15,11 @@ import torch
 
 from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.config import RunConfig
-from cassava_kit.models import image_statistics, load_weights
+from cassava_kit.models import free_stages, image_statistics, load_weights
 from cassava_kit.noise.decisions import WEIGHTED
 from cassava_kit.paths import CHECKPOINT_FILE
 from cassava_kit.training.averaging import renew_statistics
-from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume
+from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume, StopEarly
 from cassava_kit.training.devices import is_main, make_strategy, state_elements, whole_state
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
@@ -131,8 +131,7 @@ def fit(module: Classifier, batches: Batches, run_dir: Path, *, info: Checkpoint
     if config.select == "best":
         callbacks.append(KeepBest(save))
     if config.early_stopping:
-        stop = L.pytorch.callbacks.EarlyStopping("val_loss", patience=config.early_stopping, check_finite=True)
-        callbacks.append(stop)
+        callbacks.append(StopEarly(config.early_stopping))
     callbacks.append(Resume(run_dir))
     if session.progress is not None:
         callbacks.append(Bar(session.progress, label))
@@ -140,14 +139,23 @@ def fit(module: Classifier, batches: Batches, run_dir: Path, *, info: Checkpoint
     resume = run_dir / RESUME_FILE
     trainer.fit(module, datamodule=batches, ckpt_path=str(resume) if resume.is_file() else None)
     if module.swa is not None:
-        average = module.swa.module.to(trainer.strategy.root_device)
-        renew_statistics(average, batches.train_dataloader(), module.training_pictures)
+        finish_average(module, batches, trainer.strategy.root_device)
     if config.select == "last":
         save()
     failed = len(batches.training.failed)
     if failed:
         session.tell(f"{label}: {failed} training images could not be decoded and were shown as gray")
     return trainer
+
+
+def finish_average(module: Classifier, batches: Batches, device: torch.device) -> None:
+    """Give the plain average (SWA) BatchNorm statistics of its own, where it learnt; the same after a restart."""
+    assert module.swa is not None
+    average, config = module.swa.module.to(device), module.config
+    if config.unfreeze_every:
+        free_stages(average, (config.epochs - 1) // config.unfreeze_every)
+    torch.manual_seed(config.seed)
+    renew_statistics(average, batches.train_dataloader(), module.training_pictures)
 
 
 def make_trainer(config: RunConfig, callbacks: list[L.Callback], run_dir: Path, session: Session) -> L.Trainer:

@@ -59,6 +59,8 @@ class Batches(L.LightningDataModule):
             num_workers=self.workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
+            # Its own: from torch's, an iterator draws a number, after the epoch's seed or, in a resumed run, before it.
+            generator=torch.Generator(),
         )
 
 

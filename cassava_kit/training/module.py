@@ -120,12 +120,13 @@ class Classifier(L.LightningModule):
         """Take the step, and move the exponential average once for each."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.update(self.model)
+            # timm's warm-up counts from 1; Lightning counts this step only after this hook.
+            self.ema.update(self.model, step=self.trainer.global_step + 1)
 
-    def on_train_epoch_end(self) -> None:
-        """Add this epoch's weights to the plain average, once it has begun."""
-        if self.swa is not None and self.current_epoch >= self.config.epochs - self.config.swa_epochs:
-            self.swa.update_parameters(self.model)
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step the schedules by steps; a plateau's is stepped once the epoch is validated."""
+        if metric is None:
+            scheduler.step()
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Cross-entropy and class of each picture, without smoothing: comparable between losses.
@@ -139,7 +140,10 @@ class Classifier(L.LightningModule):
         self.seen.append(torch.stack([indices, losses, logits.argmax(dim=1), targets], dim=1).double())
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all rows, each counted once, whichever process saw it; and those of the training epoch."""
+        """Log the means over all rows, each counted once, whichever process saw it; and those of the training epoch.
+
+        What follows from an epoch follows here: `Resume` saves before Lightning's own turn, which no restart repeats.
+        """
         if self.learnt:
             loss, right, n = sum_of_processes(torch.stack(self.learnt).sum(dim=0))
             self.learnt.clear()
@@ -147,10 +151,15 @@ class Classifier(L.LightningModule):
             self.log("train_accuracy", right / n)
         rows = every_row_once(torch.cat(self.seen))
         self.seen.clear()
-        self.log("val_loss", rows[:, 1].mean().float())
+        val_loss = rows[:, 1].mean().float()
+        self.log("val_loss", val_loss)
         self.log("val_accuracy", (rows[:, 2] == rows[:, 3]).float().mean())
         for k in range(self.n_classes):
             self.log(f"val_share_{k}", (rows[:, 2] == k).float().mean())
+        if self.config.schedule == "plateau":
+            self.lr_schedulers().step(val_loss)  # type: ignore[union-attr, call-arg, arg-type]
+        if self.swa is not None and self.current_epoch >= self.config.epochs - self.config.swa_epochs:
+            self.swa.update_parameters(self.model)
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the stages of backbone and head, decayed and not, with its schedule."""

@@ -50,6 +50,33 @@ def test_renewed_statistics_are_the_data_sets_own():
     assert norm.momentum == 0.1
 
 
+def test_frozen_norms_keep_their_statistics():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3))
+    model[0].requires_grad_(False)
+    renew_statistics(model, [(torch.randn(8, 3, 4, 4) * 5 + 2,)], lambda images: images)
+    assert torch.equal(model[0].running_mean, torch.zeros(3)) and (model[1].running_mean > 1).all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "still"), [({"freeze_backbone": True}, "layer4"), ({"unfreeze_every": 2}, "layer3")]
+)
+def test_an_average_of_frozen_layers_is_those_layers(data, tmp_path, setting, still):
+    first = train_fold(replace(TINY, epochs=1), data, 0, tmp_path, session=SILENT)
+    config = replace(TINY, recipe="swa", epochs=4, swa_epochs=2, **setting)
+    result = train_fold(config, data, 0, tmp_path, session=Session(weights=first.checkpoint, tell=lambda _: None))
+    one, two = load_tensors(first.checkpoint), load_tensors(result.checkpoint)
+    assert all(torch.allclose(two[name], one[name], atol=1e-7) for name in one if name.startswith((still, "bn1")))
+    assert not torch.equal(one["fc.weight"], two["fc.weight"])
+
+
+def test_ema_follows_a_short_run(data, tmp_path, weights_by_epoch):
+    result = train_fold(replace(TINY, ema=0.9999), data, 0, tmp_path, session=SILENT)
+    kept, name = load_tensors(result.checkpoint), "layer1.0.conv1.weight"
+    first, last = weights_by_epoch[0][name], weights_by_epoch[-1][name]
+    assert (kept[name] - last).norm() < 0.5 * (last - first).norm()
+
+
 def test_ema_moves_once_for_each_step(data, tmp_path, monkeypatch):
     from timm.utils import ModelEmaV3
 
