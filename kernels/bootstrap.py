@@ -80,7 +80,10 @@ def print_versions(tested):
 
 
 def check_gpus():
-    """One real operation on every GPU: one that this torch has no kernels for fails here and not hours later."""
+    """One real operation on every GPU: training without one fails here and not hours later.
+
+    A submission warns and goes on: it runs on what computes, and a scored notebook that raises scores nothing.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -91,7 +94,11 @@ def check_gpus():
             x = torch.ones(256, 256, device=f"cuda:{index}", dtype=torch.float16)
             ok = float((x @ x)[0, 0]) == 256.0
         except RuntimeError as error:
-            raise RuntimeError(f"this torch cannot use {name} ({error}); choose the accelerator GPU T4 x2") from error
+            message = f"this torch cannot use {name} ({error}); choose the accelerator GPU T4 x2"
+            if "lightning" in SETTINGS["install"]:  # what trains
+                raise RuntimeError(message) from error
+            print("WARNING:", message)
+            continue
         print(f"cuda:{index}", name, "works" if ok else "WARNING: computes wrongly")
 
 

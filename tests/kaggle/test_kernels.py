@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -11,9 +12,11 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+import torch
 
+from cassava_kit.competition import CASSAVA
 from cassava_kit.kaggle.config import read_config
-from cassava_kit.kaggle.kernels import KERNELS, build_kernels, render
+from cassava_kit.kaggle.kernels import KERNELS, Kernel, build_kernels, render, settings
 from cassava_kit.kaggle.layout import Mount, as_uploaded, competition_mounts, dataset_mounts
 from cassava_kit.kaggle.rehearsal import Setting, Stage, perform
 
@@ -75,6 +78,30 @@ def test_the_owner_reaches_every_generated_file(root: Path) -> None:
     for kernel in KERNELS:
         text = (root / "kernels" / kernel.name / "kernel-metadata.json").read_text()
         assert "your-kaggle-name" not in text and '"someone/cassava-kit' in text
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_gpu_that_does_not_compute_stops_training_alone(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a scored notebook raises scores nothing, and the submission finds what computes by itself."""
+    tree = ast.parse((REPOSITORY / "kernels" / "bootstrap.py").read_text())
+    tree.body = [part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name == "check_gpus"]
+    cell: dict[str, Any] = {"SETTINGS": settings(kernel, CASSAVA, {})}
+    exec(compile(tree, "bootstrap", "exec"), cell)
+
+    def ones(*_: int, **__: object) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    for name, value in {"is_available": True, "device_count": 1, "get_device_name": "Old GPU"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch, "ones", ones)
+    if kernel.name in ("train-folds", "pretrain-ssl"):
+        with pytest.raises(RuntimeError, match=r"cannot use Old GPU .*no kernel image"):
+            cell["check_gpus"]()
+    else:
+        cell["check_gpus"]()
+        assert "WARNING: this torch cannot use Old GPU" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
