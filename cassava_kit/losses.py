@@ -95,7 +95,7 @@ def tempered_softmax(logits: Tensor, t: float, steps: int = 20) -> Tensor:
 
 
 def make_loss(config: RunConfig) -> Loss:
-    """The loss a configuration names, a value a row, bound to its parameters; ValueError for one it does not have."""
+    """The loss a configuration names, a value a row, bound to its parameters; ValueError for what it does not take."""
     import inspect
 
     functions: dict[str, Callable[..., Tensor]] = {
@@ -119,7 +119,12 @@ def make_loss(config: RunConfig) -> Loss:
     arguments: dict[str, float] = dict(config.loss_args)
     if config.loss in ("ce", "bitempered"):
         arguments["smoothing"] = config.label_smoothing
-    return lambda logits, targets: function(logits, targets, **arguments)
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return function(logits, targets, **arguments)
+
+    loss(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))  # what it cannot do, it says here
+    return loss
 
 
 def _at_least_float(logits: Tensor) -> Tensor:

@@ -19,14 +19,19 @@ def create_model(
 ) -> nn.Module:
     """A timm model with random weights and a head for `n_classes`; 0 classes give the bare backbone.
 
-    Never asks a hub: weights come from files (`load_weights`). Raises ValueError for a name timm does not know.
+    Never asks a hub: weights come from files (`load_weights`). Raises ValueError for a name that timm does not know, or
+    arguments that the model does not take.
     """
     import timm
 
     if not timm.is_model(name.split(".")[0]):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
         raise ValueError(f"timm has no model {name!r}; near names: {near}")
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=n_classes, **(model_args or {}))
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=n_classes, **(model_args or {}))
+    except (TypeError, RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"timm cannot make {name} with model_args={model_args or {}}: {reason}; change them") from None
     if head == "dense" and n_classes:
         classifier = classifier_name(model)
         model.set_submodule(classifier, dense_head(model.get_submodule(classifier).in_features, n_classes))
@@ -182,7 +187,14 @@ class WeightsReport:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
-    """Copy the tensors of a `.safetensors` or `.pth` file whose name and shape the model has.
+    """Copy the tensors of a `.safetensors` or `.pth` file whose name and shape the model has (`match_weights`)."""
+    matched, report = match_weights(model, path)
+    model.load_state_dict(matched, strict=False)
+    return report
+
+
+def match_weights(model: nn.Module, path: str | Path) -> tuple[dict[str, torch.Tensor], WeightsReport]:
+    """The tensors of a `.safetensors` or `.pth` file whose name and shape the model has, which may be shapes alone.
 
     Common wrappers (`state_dict`, `model`, prefixes `module.`, `model.`, `backbone.`) are seen through. Raises
     ValueError where nothing matches, or where the file is neither format; nothing but tensors is ever unpickled.
@@ -197,8 +209,7 @@ def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
             f"{path} matches nothing of the model (its tensors: {', '.join(list(tensors)[:3])}, ...; the model's: "
             f"{', '.join(weights[:3])}, ...); give the weights of the same timm model"
         )
-    model.load_state_dict(matched, strict=False)
-    return WeightsReport(
+    return matched, WeightsReport(
         matched=tuple(matched),
         reshaped=tuple(name for name in tensors if name in own and name not in matched),
         unknown=tuple(name for name in tensors if name not in own),

@@ -187,6 +187,15 @@ RECIPES: tuple[Callable[[], RunConfig], ...] = (
 )
 
 
+def first_weights(config: RunConfig) -> str | None:
+    """Whose weights a run should start from, in words; None for the small recipes, which start from random ones."""
+    if "ssl" in config.recipe:
+        return "a self-supervised backbone (python -m cassava_kit pretrain)"
+    if config.recipe.startswith("small_"):
+        return None
+    return "ImageNet's (python -m cassava_kit weights)"
+
+
 def recipe_names() -> list[str]:
     """Names of all recipes, in the order of the list."""
     return [function.__name__ for function in RECIPES]

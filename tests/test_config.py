@@ -3,7 +3,7 @@
 import pytest
 
 from cassava_kit.config import RunConfig, parse_setting, replace
-from cassava_kit.recipes import recipe, recipe_names
+from cassava_kit.recipes import first_weights, recipe, recipe_names
 
 PUBLISHED = {
     "resnet18": {"optimizer": "adamw", "schedule": "cosine", "lr": 1e-3, "epochs": 108},
@@ -61,6 +61,12 @@ def test_options_that_would_be_ignored_are_refused():
         replace(recipe("resnet18"), loss="focal", label_smoothing=0, mixup=0.2)
     with pytest.raises(ValueError, match="frozen backbone"):
         replace(recipe("vgg16"), backbone_lr_scale=0.1)
+
+
+def test_recipes_say_whose_weights_they_start_from():
+    assert [name for name in recipe_names() if first_weights(recipe(name)) is None] == ["small_resnet", "small_vit"]
+    assert "pretrain" in first_weights(recipe("small_ssl_resnet"))
+    assert "ImageNet" in first_weights(recipe("timm:convnext_tiny"))
 
 
 def test_configuration_is_frozen():

@@ -136,6 +136,12 @@ def test_gradient_points_to_the_label(loss):
     assert (logits.grad.argmin(dim=1) == torch.tensor([0, 1, 2, 3])).all()
 
 
+@pytest.mark.parametrize(("loss", "arguments"), [("bitempered", {"t1": 1.2}), ("taylor", {"order": 1.5})])
+def test_arguments_that_a_loss_does_not_take_are_refused_as_it_is_made(loss, arguments):
+    with pytest.raises(ValueError, match=r"t1 <= 1 <= t2|order must be a whole number"):
+        make_loss(config(loss, loss_args=arguments))
+
+
 def test_soft_targets_go_through_cross_entropy():
     logits, targets = batch()
     soft = F.one_hot(targets, 5).double()

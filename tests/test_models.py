@@ -63,6 +63,20 @@ def test_unknown_model_names_near_ones():
         create_model("resnet51", 5)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "reason"),
+    [
+        ("resnet10t", {"img_sizes": 64}, "unexpected keyword argument 'img_sizes'"),
+        ("resnet50.nosuchtag", {}, "nosuchtag"),
+        ("vit_tiny_patch16_224", {"embed_dim": 32, "num_heads": 3}, "divisible"),
+    ],
+)
+def test_what_timm_cannot_make_is_one_line(name, args, reason):
+    with pytest.raises(ValueError, match=f"timm cannot make {name} .*{reason}") as caught:
+        create_model(name, 5, model_args=args)
+    assert "\n" not in str(caught.value)
+
+
 def test_statistics_are_the_architectures_own():
     mean, std = image_statistics(create_model("vit_tiny_patch16_224", 5, model_args=VIT))
     assert mean == (0.5, 0.5, 0.5) and std == (0.5, 0.5, 0.5)

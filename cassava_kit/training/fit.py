@@ -33,6 +33,7 @@ from cassava_kit.training.run_dir import (
     prepare_run_dir,
     write_oof,
 )
+from cassava_kit.training.start import check_start
 
 
 def train_fold(
@@ -47,6 +48,7 @@ def train_fold(
     if not is_main():
         session = replace(session, progress=None, tell=lambda _: None)
     check_session(config, data, session)
+    check_start(config, data, [fold], session.weights)
     training, validation, broken = usable_rows(data, fold, session.limit)
     training = cleaned_rows(training, session)
     run_dir = out / config.recipe / f"fold{fold}"

@@ -157,7 +157,7 @@ class Classifier(L.LightningModule):
         for k in range(self.n_classes):
             self.log(f"val_share_{k}", (rows[:, 2] == k).float().mean())
         if self.config.schedule == "plateau":
-            self.lr_schedulers().step(val_loss)  # type: ignore[union-attr, call-arg, arg-type]
+            self.lr_schedulers().step(val_loss)
         if self.swa is not None and self.current_epoch >= self.config.epochs - self.config.swa_epochs:
             self.swa.update_parameters(self.model)
 

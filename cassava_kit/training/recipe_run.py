@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,11 +18,15 @@ from cassava_kit.data.table import TrainTable
 from cassava_kit.folds import Folds
 from cassava_kit.metrics import baseline, measure, told
 from cassava_kit.oof import Score, accuracy
+from cassava_kit.recipes import first_weights
 from cassava_kit.training.devices import is_main
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.loaders import fill_cache
 from cassava_kit.training.rows import Session, TrainData, check_session
 from cassava_kit.training.run_dir import FoldResult, join_runs
+from cassava_kit.training.start import check_start
+
+PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False}
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,15 @@ def train_recipe(
     numbers = list(range(split.n_splits)) if folds is None else list(folds)
     data = TrainData(table, split, competition or current())
     check_session(config, data, session)
+    check_start(config, data, numbers, session.weights)
+    wanted = first_weights(config)
+    if session.weights is None and wanted is not None:
+        console.print(f"{config.recipe} starts from random weights, not from {wanted}: give --weights FILE", **PLAIN)
     results = []
     if session.cache is not None:
         fill_cache(config, data.paths(split.frame), session.cache)
     with training_bar(console) as progress:
-        tell = partial(progress.console.print, soft_wrap=True, highlight=False)
+        tell = partial(progress.console.print, **PLAIN)
         session = replace(session, progress=progress, tell=tell)
         for fold in numbers:
             result = train_fold(config, data, fold, out, session=session)
@@ -80,9 +89,7 @@ def train_recipe(
     found = measure(data.competition.metric, labels, whole.probabilities)
     least = baseline(data.competition.metric, labels, whole.probabilities.shape[1])
     console.print(
-        f"{config.recipe}: OOF {told(found)} on {score.n} given labels (majority class {least}): {path}",
-        soft_wrap=True,
-        highlight=False,
+        f"{config.recipe}: OOF {told(found)} on {score.n} given labels (majority class {least}): {path}", **PLAIN
     )
     return RecipeResult(config, tuple(results), path, score, seconds)
 
