@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 VIEW_PRESETS = ("none", "flips", "d4", "d4+zoom")
@@ -22,6 +24,13 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return value
+
+
+def check_device(device: str | Sequence[str]) -> None:
+    """ValueError unless it is `auto`, `cpu`, `cuda` or a numbered GPU, or a list of the last three."""
+    named = [device] if isinstance(device, str) else device
+    if device != "auto" and not (named and all(re.fullmatch(r"cpu|cuda(:\d+)?", name) for name in named)):
+        raise ValueError(f"device must be auto, cpu, cuda or a GPU such as cuda:0, got {device!r}")
 
 
 def lacking(engine: str) -> str | None:

@@ -33,8 +33,8 @@ class Clock:
     started: float = field(default_factory=process_start)
 
     def __post_init__(self) -> None:
-        if self.limit is not None and not self.limit > 0:
-            raise ValueError(f"the time limit must be more than 0 seconds, got {self.limit}")
+        if self.limit is not None and not 0 < self.limit < float("inf"):
+            raise ValueError(f"the time limit must be more than 0 seconds and finite, or none, got {self.limit}")
         # The wall clock may be set while we run: it is read once, and a monotonic one counts from there.
         self._offset = time.monotonic() - (time.time() - self.started)
 

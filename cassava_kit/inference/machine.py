@@ -29,10 +29,15 @@ def usable_devices(wanted: str | Sequence[str] = "auto") -> tuple[torch.device, 
     """Devices to run on: `auto` takes every GPU that computes and else the CPU; or name them (`cpu`, `cuda:0`, a list).
 
     A GPU may be visible and yet too old or too new for this torch: each one is asked to multiply two matrices.
+    ValueError for one that was named and does not.
     """
     if wanted != "auto":
-        named = [wanted] if isinstance(wanted, str) else list(wanted)
-        return tuple(torch.device(name) for name in named)
+        named = [torch.device(name) for name in ([wanted] if isinstance(wanted, str) else wanted)]
+        for device in named:
+            if device.type == "cuda" and not _computes(device):
+                count = torch.cuda.device_count()
+                raise ValueError(f"device {device} does not compute, torch sees {count} GPUs; take auto or cpu")
+        return tuple(named)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = [torch.device("cuda", i) for i in range(count) if _computes(torch.device("cuda", i))]
     return tuple(found) or (torch.device("cpu"),)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cassava_kit.files import write_json
-from cassava_kit.inference.choices import EARLY_STOP, ENGINES, PIXELS, VIEWS, check_choice, lacking
+from cassava_kit.inference.choices import EARLY_STOP, ENGINES, PIXELS, VIEWS, check_choice, check_device, lacking
 
 if TYPE_CHECKING:
     from cassava_kit.inference.pixels import Budget
@@ -40,6 +40,7 @@ class RunOptions:
         if self.views is not None:
             check_choice("views", self.views, VIEWS)
         check_choice("early_stop", self.early_stop, EARLY_STOP)
+        check_device(self.device)
         check_choice("engine", self.engine, ENGINES)
         if self.pixels is not None:
             check_choice("pixels", self.pixels, PIXELS)
@@ -47,8 +48,8 @@ class RunOptions:
             remedy = lacking(self.engine)
             if remedy is not None:
                 raise ValueError(f"engine {self.engine} needs what is not installed: {remedy}, or take engine auto")
-        if self.memory is not None and not self.memory >= 0:
-            raise ValueError(f"memory must be at least 0 gigabytes, got {self.memory}")
+        if self.memory is not None and not 0 <= self.memory < float("inf"):
+            raise ValueError(f"memory must be at least 0 gigabytes and finite, got {self.memory}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 

@@ -81,19 +81,37 @@ def run_at_home(
 ) -> str:
     """The verb submission: a folder of weights or its `ensemble.json` in, a checked file out; returns what to tell.
 
-    At home a missing folder is a slip of the pen: FileNotFoundError, and no file. A run in which no member voted is a
-    ValueError; the file that it leaves holds the prior's class.
+    At home a missing folder, one without a member that can vote, or a device that is not there is a slip of the pen:
+    an error before anything is written. A run in which no member voted all the same is a ValueError; the file that it
+    leaves holds the prior's class.
     """
     weights = Path(weights)
     folder = weights.parent if weights.name == ENSEMBLE_FILE else weights
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of weights {folder}; give one with {ENSEMBLE_FILE} and its checkpoints")
+    options = options or RunOptions()
+    submission_ids(images_dir)
+    check_members(folder)
+    if options.device != "auto":
+        from cassava_kit.inference.machine import usable_devices
+
+        usable_devices(options.device)
     report = run_submission(images_dir, folder, out, time_limit=time_limit, options=options)
     summary = check_submission(out, images_dir)
     if report.prior_alone and summary.n_images:
         why = report.error or "; ".join(f"{name}: {reason}" for name, reason in report.left_out.items())
         raise ValueError(f"{out} holds the prior's class alone: no member voted ({why or 'no time or no checkpoint'})")
     return str(summary)
+
+
+def check_members(folder: Path) -> None:
+    """ValueError with the reasons where no file of a weights folder can vote."""
+    members = load_members(folder)
+    if not members.parts:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in members.left_out.items())
+        raise ValueError(
+            f"no member in {folder} can vote ({reasons}); give {ENSEMBLE_FILE} with its checkpoints beside it"
+        )
 
 
 def write_answers(out: Path, names: list[str], competition: Competition, votes: Votes) -> None:

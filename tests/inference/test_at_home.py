@@ -9,6 +9,7 @@ import pytest
 from tiny_runs import ROOT, full_ensemble, read_labels, run_python
 
 from cassava_kit.inference import run as run_module
+from cassava_kit.inference import runner
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.report import RunOptions, RunReport
 from cassava_kit.inference.run import run_at_home
@@ -40,8 +41,12 @@ def test_the_command_writes_the_full_ensembles_labels(images: Path, weights: Pat
         (["--early-stop", "soon"], "early_stop must be one of certified, calibrated, off, got 'soon'"),
         (["--engine", "tvm"], "engine must be one of auto, eager, compiled, onnx, openvino, got 'tvm'"),
         (["--views", "all"], "views must be one of none, flips, d4, d4+zoom"),
-        (["--memory", "-1"], "memory must be at least 0 gigabytes, got -1.0"),
-        (["--time-limit", "0"], "the time limit must be more than 0 seconds, got 0.0"),
+        (["--memory", "-1"], "memory must be at least 0 gigabytes and finite, got -1.0"),
+        (["--memory", "inf"], "memory must be at least 0 gigabytes and finite, got inf"),
+        (["--time-limit", "0"], "the time limit must be more than 0 seconds and finite, or none, got 0.0"),
+        (["--time-limit", "inf"], "and finite, or none, got inf"),
+        (["--device", "gpu"], "device must be auto, cpu, cuda or a GPU such as cuda:0, got 'gpu'"),
+        (["--device", "cuda:99"], "device cuda:99 does not compute"),
     ],
 )
 def test_slips_are_one_line(
@@ -63,10 +68,35 @@ def test_the_ensemble_file_stands_for_its_folder(images: Path, weights: Path, tm
     assert told == str(check_submission(tmp_path / "s.csv", images))
 
 
-def test_a_run_without_a_vote_is_an_error_with_its_reasons(images: Path, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("slip", ["damaged", "one level up", "the ensemble file alone"])
+def test_weights_without_a_member_that_can_vote_cost_nothing(
+    images: Path, weights: Path, tmp_path: Path, slip: str
+) -> None:
+    run_at_home(weights, images, tmp_path / "s.csv", options=CPU)
+    before = (tmp_path / "s.csv").read_bytes()
     for path in weights.glob("*.safetensors"):
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"prior's class alone: no member voted \(.*vit-fold0.*not a whole"):
+        path.write_bytes(b"") if slip == "damaged" else path.unlink()
+    given, message = {
+        "damaged": (weights, r"no member in \S+ can vote \(.*vit-fold0.*not a whole"),
+        "one level up": (
+            tmp_path,
+            r"can vote \(ensemble.json: the file is missing.*; give a folder with ensemble.json",
+        ),
+        "the ensemble file alone": (weights / ENSEMBLE_FILE, "can vote .*res-fold1.safetensors: the file is missing"),
+    }[slip]
+    with pytest.raises(ValueError, match=message):
+        run_at_home(given, images, tmp_path / "s.csv", options=CPU)
+    assert (tmp_path / "s.csv").read_bytes() == before
+
+
+def test_a_run_without_a_vote_is_an_error_with_its_reasons(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> object:
+        raise RuntimeError("weights of another model")
+
+    monkeypatch.setattr(runner, "load_forward", load)
+    with pytest.raises(ValueError, match=r"prior's class alone: no member voted \(.*vit-fold0.*of another model"):
         run_at_home(weights, images, tmp_path / "s.csv", options=CPU)
     assert set(read_labels(tmp_path / "s.csv")) == {3}
 

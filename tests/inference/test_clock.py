@@ -39,6 +39,7 @@ def test_the_wall_clock_may_be_set_while_we_run(monkeypatch: pytest.MonkeyPatch)
     assert clock.used < 5
 
 
-def test_a_limit_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="more than 0 seconds, got 0"):
-        Clock(0)
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_limit_must_be_positive_and_finite(limit: float) -> None:
+    with pytest.raises(ValueError, match=f"more than 0 seconds and finite, or none, got {limit}"):
+        Clock(limit)

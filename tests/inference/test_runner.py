@@ -36,7 +36,9 @@ def test_every_gpu_that_computes_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(machine, "_computes", lambda device: device.index != 1)
     assert usable_devices() == (torch.device("cuda", 0), torch.device("cuda", 2))
-    assert usable_devices("cuda:1") == (torch.device("cuda", 1),)
+    assert usable_devices("cuda:2") == (torch.device("cuda", 2),)
+    with pytest.raises(ValueError, match="device cuda:1 does not compute, torch sees 3 GPUs; take auto or cpu"):
+        usable_devices("cuda:1")
 
 
 def make_runner(images: Path, devices: int = 1) -> tuple[PixelStore, Runner]:
