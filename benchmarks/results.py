@@ -32,7 +32,7 @@ from results_members import (
 )
 from results_page import MEAN, WEIGHTED, Facts, comparisons, page, score_rows, sentences, table
 
-from cassava_kit.blend import Judgement, judge, nested, told
+from cassava_kit.blend import Judgement, judge, nested
 from cassava_kit.dry_run import parse_weights
 from cassava_kit.files import write_text
 from cassava_kit.oof import Evidence, gather
@@ -89,7 +89,7 @@ def ensembles(shop: Shop) -> tuple[dict[str, np.ndarray], dict[str, float], str]
 
 def weighing(judgement: Judgement, n: int) -> str:
     """What nested judging says of the ways to weigh n networks, against their plain mean."""
-    each = "; ".join(f"{name} {told(c)}" for name, c in judgement.comparisons.items())
+    each = "; ".join(f"{name} {c.told()}" for name, c in judgement.comparisons.items())
     return f"Weights of the {n} networks, found on four folds and judged on the fifth, against the plain mean: {each}."
 
 

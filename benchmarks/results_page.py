@@ -11,7 +11,6 @@ from statistics import NormalDist, median
 import numpy as np
 from results_members import FINETUNED, NETWORKS, PROBE, SEED
 
-from cassava_kit.blend import told
 from cassava_kit.compare import LEVEL, POWER_Z, Comparison, compare
 from cassava_kit.report.runs_scores import Scored, holm
 from cassava_kit.ssl.config import METHODS
@@ -97,7 +96,7 @@ def sentences(found: Sequence[tuple[str, Comparison]]) -> list[str]:
     """A line a question: difference, interval, verdict, images that would prove it, and whether it holds among all."""
     adjusted = holm([c.p_value for _, c in found])
     return [
-        f"- {question} {c.names[0]} -> {c.names[1]}: {told(c)}{among_all(c, p, len(found))}."
+        f"- {question} {c.names[0]} -> {c.names[1]}: {c.told()}{among_all(c, p, len(found))}."
         for (question, c), p in zip(found, adjusted, strict=True)
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.calibration import Calibration, calibrate
-from cassava_kit.compare import Paired, compare_by
+from cassava_kit.compare import LEVEL, Paired, compare_by
 from cassava_kit.competition import Metric
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import read_folds
@@ -39,7 +39,7 @@ class Judgement:
     def __str__(self) -> str:
         level = next(iter(self.comparisons.values())).level
         lines = [f"{'mean':8s} {next(iter(self.comparisons.values())).a}"]
-        lines += [f"{name:8s} {c.b}   against the mean {told(c)}" for name, c in self.comparisons.items()]
+        lines += [f"{name:8s} {c.b}   against the mean {c.told()}" for name, c in self.comparisons.items()]
         lines.append(f"(intervals at {level:.1%} each, so that all hold together)")
         if self.chosen == "mean":
             why = "no other weights are proved better, and a tie goes to the mean"
@@ -68,12 +68,6 @@ class BlendReport:
         return report_text(self)
 
 
-def told(comparison: Paired) -> str:
-    """A comparison's verdict, and where it is not proved how many images would prove it."""
-    wanting = comparison.wanting()
-    return f"{comparison.verdict()}{f' ({wanting})' if wanting else ''}"
-
-
 def mean_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     """The plain mean: 1/M each."""
     return np.full(len(pred_probs), 1 / len(pred_probs))
@@ -96,7 +90,7 @@ def logloss_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     return w / w.sum()
 
 
-def greedy_weights(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric = "accuracy") -> np.ndarray:
+def greedy_weights(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric) -> np.ndarray:
     """Ensemble selection with replacement (Caruana et al. 2004): add the member that helps most, twenty times.
 
     Helps: metric, then log-loss, then the earlier member; the weights are of the best round, the earliest of equals.
@@ -133,21 +127,17 @@ def stack_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     return w / w.sum() if w.sum() > 0 else mean_weights(labels, pred_probs)
 
 
-WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "mean": mean_weights,
-    "logloss": logloss_weights,
-    "greedy": greedy_weights,
-    "stack": stack_weights,
-}
-
-
 def blend_weights(evidence: Evidence, method: str = "mean") -> np.ndarray:
     """Members' weights (M,), at least 0 and summing to 1, found on all rows: `mean`, `logloss`, `greedy` or `stack`."""
-    if method not in WEIGHTS:
+    found: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+        "mean": mean_weights,
+        "logloss": logloss_weights,
+        "greedy": partial(greedy_weights, metric=evidence.metric),
+        "stack": stack_weights,
+    }
+    if method not in found:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if method == "greedy":
-        return greedy_weights(evidence.labels, evidence.pred_probs, evidence.metric)
-    return WEIGHTS[method](evidence.labels, evidence.pred_probs)
+    return found[method](evidence.labels, evidence.pred_probs)
 
 
 def nested(evidence: Evidence, method: str) -> np.ndarray:
@@ -171,17 +161,17 @@ def rows(evidence: Evidence, keep: np.ndarray) -> Evidence:
     )
 
 
-def judge(evidence: Evidence, *, level: float = 0.95) -> Judgement:
+def judge(evidence: Evidence) -> Judgement:
     """Judge every method by nested cross-validation over the evidence's folds, paired with the plain mean.
 
-    The intervals hold together at `level`: each is at 1 - (1 - level) / 3. The best method that is proved better is
+    The intervals hold together at `LEVEL`: each is at 1 - (1 - LEVEL) / 3. The best method that is proved better is
     chosen; where none is, the mean.
     """
     if len(np.unique(evidence.fold)) < 2:
         raise ValueError("weights are judged on rows they were not found on: the split must have at least 2 folds")
     plain, labels, metric = evidence.pred_probs.mean(axis=0), evidence.labels, evidence.metric
     others = METHODS[1:]
-    each = 1 - (1 - level) / len(others)
+    each = 1 - (1 - LEVEL) / len(others)
     found = {
         name: compare_by(metric, labels, (plain, nested(evidence, name)), names=("mean", name), level=each)
         for name in others
@@ -223,7 +213,7 @@ def blend_report(evidence: Evidence) -> BlendReport:
         error_correlation=error_correlation(evidence),
         adds=leave_one_out(evidence),
         judgement=judge(evidence),
-        calibration=calibrate(labels, plain, evidence.fold)[1],
+        calibration=calibrate(labels, plain, evidence.fold),
     )
 
 

@@ -78,21 +78,25 @@ def fit_temperatures(labels: np.ndarray, pred_probs: np.ndarray, *, class_wise: 
     return np.exp(np.broadcast_to(found.x, k)).copy()
 
 
-def calibrate(
-    labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray, *, class_wise: bool = True
-) -> tuple[np.ndarray, Calibration]:
-    """Calibrated probabilities (N, K), each fold by the other folds' temperatures, and the account of it."""
-    calibrated = np.empty_like(pred_probs, dtype=float)
+def calibrated(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray, *, class_wise: bool = True) -> np.ndarray:
+    """Probabilities (N, K) with their temperatures mended, each fold's by the other folds."""
+    scaled = np.empty_like(pred_probs, dtype=float)
     for k in np.unique(fold):
         out = fold == k
         temperatures = fit_temperatures(labels[~out], pred_probs[~out], class_wise=class_wise)
-        calibrated[out] = apply_temperatures(pred_probs[out], temperatures)
-    return calibrated, Calibration(
+        scaled[out] = apply_temperatures(pred_probs[out], temperatures)
+    return scaled
+
+
+def calibrate(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> Calibration:
+    """What a temperature for each class mends."""
+    scaled = calibrated(labels, pred_probs, fold)
+    return Calibration(
         ece_before=ece(labels, pred_probs),
-        ece_after=ece(labels, calibrated),
+        ece_after=ece(labels, scaled),
         logloss_before=logloss(labels, pred_probs),
-        logloss_after=logloss(labels, calibrated),
+        logloss_after=logloss(labels, scaled),
         accuracy_before=accuracy(labels, pred_probs),
-        accuracy_after=accuracy(labels, calibrated),
-        temperatures=fit_temperatures(labels, pred_probs, class_wise=class_wise),
+        accuracy_after=accuracy(labels, scaled),
+        temperatures=fit_temperatures(labels, pred_probs),
     )

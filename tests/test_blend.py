@@ -178,7 +178,9 @@ def test_files_go_in_and_weights_come_out(tmp_path):
     assert said["calibration"]["ece"][0] == pytest.approx(ece(e.labels, e.pred_probs.mean(axis=0)), abs=1e-6)
     assert np.allclose(said["error_correlation"], error_correlation(e), atol=1e-5)
     assert set(said["against_mean"]) == {"logloss", "greedy", "stack"} and set(said["adds"]) == {"a", "b"}
-    assert written["method"] in text and "m2" not in text
+    assert f"weights: {written['method']} (" in text
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["a", "b", "plain", "majority"]
     verdict = compare_files(files[1], files[0], tmp_path / "folds.csv")
     assert verdict.names == ("b", "a") and verdict.proved and verdict.difference > 0
     with pytest.raises(ValueError, match="distinct names, got b more than once"):

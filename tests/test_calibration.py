@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from cassava_kit.calibration import apply_temperatures, calibrate, ece, fit_temperatures, logloss
+from cassava_kit.calibration import apply_temperatures, calibrate, calibrated, ece, fit_temperatures, logloss
 
 K = 5
 
@@ -39,8 +39,9 @@ def test_the_temperature_that_was_put_in_is_found():
 def test_scaling_mends_what_was_too_sure_out_of_fold():
     labels, p = drawn()
     fold = np.arange(len(labels)) % 5
-    calibrated, account = calibrate(labels, sharpened(p, 2.0), fold)
-    assert account.ece_before > 0.05 > 0.02 > account.ece_after == ece(labels, calibrated)
+    account = calibrate(labels, sharpened(p, 2.0), fold)
+    mended = calibrated(labels, sharpened(p, 2.0), fold)
+    assert account.ece_before > 0.05 > 0.02 > account.ece_after == ece(labels, mended)
     assert account.logloss_after < account.logloss_before
     assert "temperatures [" in str(account)
 
@@ -49,7 +50,7 @@ def test_each_fold_is_scaled_by_the_others():
     labels, p = drawn(500)
     fold = np.arange(500) % 5
     changed = np.where(fold == 3, (labels + 1) % K, labels)
-    before, after = calibrate(labels, p, fold)[0], calibrate(changed, p, fold)[0]
+    before, after = calibrated(labels, p, fold), calibrated(changed, p, fold)
     assert np.array_equal(before[fold == 3], after[fold == 3])
     assert not np.isclose(before[fold == 2], after[fold == 2]).all()
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from cassava_kit.compare import compare, images_needed, mcnemar, paired_interval
+from cassava_kit.compare import compare, compare_by, images_needed, mcnemar, paired_interval, swap_test
 
 
 def predictions(only_a, only_b, both, neither):
@@ -52,6 +52,32 @@ def test_four_lucky_images_prove_nothing():
     lucky = compare(*predictions(0, 5, 95, 0))
     assert lucky.interval[0] > 0
     assert not lucky.proved
+
+
+def probabilities(labels, right):
+    """Probabilities (N, 2) that rather surely say the label where `right` (N,), and the other class elsewhere."""
+    p = np.full((len(labels), 2), 0.1)
+    p[np.arange(len(labels)), np.where(right, labels, 1 - labels)] = 0.9
+    return p
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+def test_five_lucky_images_prove_nothing_by_any_metric(metric):
+    """Both have 95 of 100 rows right alike; on the five others B alone is right."""
+    labels = np.arange(100) % 2
+    a, b = probabilities(labels, np.arange(100) >= 5), probabilities(labels, np.ones(100, bool))
+    lucky = compare_by(metric, labels, (a, b))
+    assert lucky.interval[0] > 0
+    assert lucky.p_value == pytest.approx(2 * 0.5**5, abs=0.02)
+    assert not lucky.proved and "not proved" in str(lucky)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 3), (4, 12), (30, 33)])
+def test_the_randomisation_test_is_mcnemars_where_answers_are_counted(only_a, only_b):
+    _, a, b = predictions(only_a, only_b, 60, 20)
+    labels = np.arange(len(a)) % 2
+    first, second = probabilities(labels, a == 1), probabilities(labels, b == 1)
+    assert swap_test("accuracy", labels, first, second) == pytest.approx(mcnemar(only_a, only_b), abs=0.03)
 
 
 def test_equal_predictions_are_said_to_be_equal():

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cassava_kit.calibration import calibrated
 from cassava_kit.noise.confident import check_inputs, find_issues, margin, smallest
 from cassava_kit.noise.neighbours import nearest, votes
-from cassava_kit.noise.restack import calibrated, evidence_features, geometric_mean, restack
+from cassava_kit.noise.restack import evidence_features, geometric_mean, restack
 
 ROUNDS = 2
 VOTERS = 8
@@ -207,7 +208,7 @@ def dependent_count(labels: np.ndarray, evidence: np.ndarray, fold: np.ndarray) 
     most twice the disagreements; it errs to the high side where the members are unsure of right labels.
     """
     disagreements = float((evidence.argmax(axis=1) != labels).sum())
-    p = calibrated(labels, evidence, fold)
+    p = calibrated(labels, evidence, fold, class_wise=False)
     wrong = np.sort(1 - p[np.arange(len(labels)), labels])[::-1]
     expected_f1 = 2 * wrong.cumsum() / (np.arange(1, len(wrong) + 1) + wrong.sum())
     best = int(expected_f1.argmax()) + 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cassava_kit.calibration import apply_temperatures, fit_temperatures, logloss
+from cassava_kit.calibration import calibrated, logloss
 from cassava_kit.noise.neighbours import votes
 
 FLOOR = 1e-3  # probabilities below this are not told apart in a blend
@@ -35,7 +35,7 @@ def restack(
     Its strength and its temperature are found on all rows of the other folds: the kept rows alone make it too sure.
     """
     learned = (_learned(features, labels, fold, keep, strength) for strength in STRENGTHS)
-    found = [calibrated(labels, _widened(p, n_classes), fold) for p in learned]
+    found = [calibrated(labels, _widened(p, n_classes), fold, class_wise=False) for p in learned]
     best = np.empty_like(found[0])
     for held_out in np.unique(fold):
         out = fold == held_out
@@ -65,16 +65,6 @@ def _widened(p: np.ndarray, n_classes: int) -> np.ndarray:
     """Normalised probabilities with columns for the last classes too, where no label has them."""
     wide = np.pad(p, ((0, 0), (0, n_classes - p.shape[1])), constant_values=UNSEEN)
     return wide / wide.sum(axis=1, keepdims=True)
-
-
-def calibrated(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Probabilities with their temperature mended, each fold's by the other folds."""
-    scaled = np.empty_like(pred_probs)
-    for k in np.unique(fold):
-        out = fold == k
-        temperature = fit_temperatures(labels[~out], pred_probs[~out], class_wise=False)
-        scaled[out] = apply_temperatures(pred_probs[out], temperature)
-    return scaled
 
 
 def geometric_mean(parts: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.calibration import BINS
-from cassava_kit.compare import Comparison
+from cassava_kit.compare import Comparison, Paired
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.table import read_table
 from cassava_kit.folds import Folds
+from cassava_kit.metrics import LESS_IS_BETTER, NAMES, gain, told
 from cassava_kit.report import charts
 from cassava_kit.report.charts import Chart
 from cassava_kit.report.eda_page import thumbnails
@@ -44,8 +45,13 @@ class Report:
     folds: Folds | None
     scored: list[Scored]
     baseline: Scored | None
-    pairs: list[Comparison]
+    pairs: list[Paired]
     competition: Competition
+
+    @property
+    def metric_name(self) -> str:
+        """What runs are ranked by, in words."""
+        return NAMES[self.competition.metric]
 
 
 def write_report(
@@ -82,7 +88,7 @@ def gather_report(
     if split is None:
         return Report(found, None, [], None, [], competition)
     _check_labels(split, table)
-    scored = [one for run in found if (one := score_run(run, split)) is not None]
+    scored = [one for run in found if (one := score_run(run, split, competition.metric)) is not None]
     if not scored:
         return Report(found, split, [], None, [], competition)
     widths = {one.name: one.probabilities.shape[1] for one in scored}
@@ -90,7 +96,7 @@ def gather_report(
         told = ", ".join(f"{name} {width}" for name, width in widths.items())
         raise ValueError(f"the runs must predict the same classes, got {told}; report runs of one competition together")
     rows = np.unique(np.concatenate([one.rows for one in scored]))
-    baseline = majority_of(split, rows, scored[0].probabilities.shape[1])
+    baseline = majority_of(split, rows, scored[0].probabilities.shape[1], competition.metric)
     return Report(found, split, scored, baseline, compare_pairs([baseline, *scored]), competition)
 
 
@@ -133,9 +139,10 @@ def _scores_chart(report: Report) -> Chart:
     assert report.baseline is not None
     scores = [(one.name, one.score) for one in report.scored]
     half = [INTERVAL_Z * score.standard_error for _, score in scores]
-    values = np.array([(s.accuracy, s.accuracy - h, s.accuracy + h) for (_, s), h in zip(scores, half, strict=True)])
-    alt = "Out-of-fold accuracy with 95 % intervals; the broken line is the majority class."
-    return charts.intervals("scores", alt, [n for n, _ in scores], values, zero=report.baseline.score.accuracy)
+    values = np.array([(s.value, s.value - h, s.value + h) for (_, s), h in zip(scores, half, strict=True)])
+    better = ", less is better" if report.competition.metric in LESS_IS_BETTER else ""
+    alt = f"Out-of-fold {report.metric_name} with 95 % intervals{better}; the broken line is the majority's."
+    return charts.intervals("scores", alt, [n for n, _ in scores], values, zero=report.baseline.score.value)
 
 
 def _score_charts(one: Scored, key: str, names: Sequence[str]) -> list[Chart]:
@@ -170,6 +177,7 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
         "scored": by_name,
         "head": headline(report),
         "score_rows": score_rows(report),
+        "said": {one.name: told(one.score) for one in report.scored},
         "stored_rows": stored_rows(report),
         "pair_rows": [_pair_row(pair, p) for pair, p in zip(report.pairs, adjusted, strict=True)],
         "proved": [pair.proved and p < 1 - pair.level for pair, p in zip(report.pairs, adjusted, strict=True)],
@@ -183,7 +191,6 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
         "mistakes": {name: rows.to_dict("records") for name, rows in mistakes.items()},
         "pictures": None if image_dir is None else thumbnails(image_dir, wanted),
         "classes": _class_names(report, report.scored[0]) if report.scored else short_names(report.competition),
-        "full_names": report.competition.classes,
     }
 
 
@@ -197,9 +204,10 @@ def headline(report: Report) -> str:
     """The page's first sentence: the best run, and whether it is proved better than the next and the majority."""
     if report.baseline is None:
         return "No run has finished a fold whose labels are known, so that nothing is scored here."
-    ranked = sorted(report.scored, key=lambda one: -one.score.accuracy)
+    metric = report.competition.metric
+    ranked = sorted(report.scored, key=lambda one: -gain(metric, 0.0, one.score.value))
     best = ranked[0]
-    text = f"{best.name} has the highest accuracy, {best.score} on {best.score.n:,} out-of-fold rows"
+    text = f"{best.name} has the best {report.metric_name}, {_figure(best)} on {best.score.n:,} out-of-fold rows"
     others = [one.name for one in ranked[1:2]] + [report.baseline.name]
     said = [_against(report, best.name, other) for other in others]
     return f"{text}: {', and '.join(filter(None, said))}."
@@ -222,16 +230,26 @@ def one_class(one: Scored) -> tuple[int, float] | None:
     return (int(counts.argmax()), share) if share >= ONE_CLASS_SHARE else None
 
 
-def score_rows(report: Report) -> list[list[str]]:
-    """A row a run, the majority last: accuracy, log-loss, calibration error, mean recall, rows, folds, time."""
+def _figure(one: Scored) -> str:
+    """A run's score and its standard error, without the metric's name."""
+    return f"{one.score.value:.4f} ± {one.score.standard_error:.4f}"
+
+
+def score_rows(report: Report) -> list[dict[str, str]]:
+    """A row a run, the majority last, by heading: its score, what else is told of it, rows, folds and time."""
     seconds = {run.name: run.seconds for run in report.runs}
     rows = []
     for one in [*report.scored, *([report.baseline] if report.baseline else [])]:
-        recall = recalls(one)[:, 0]
-        folds = ", ".join(map(str, np.unique(one.fold)))
+        beside = {"accuracy": f"{(one.predicted == one.labels).mean():.4f}", "log loss": f"{one.logloss:.4f}"}
         time = f"{seconds.get(one.name, 0) / 60:.1f} min" if seconds.get(one.name) else "–"
-        figures = [str(one.score), f"{one.logloss:.4f}", f"{one.ece:.4f}", f"{np.nanmean(recall):.4f}"]
-        rows.append([one.name, *figures, f"{one.score.n:,}", folds, time])
+        figures = {
+            **{name: figure for name, figure in beside.items() if name != report.metric_name},
+            "ECE": f"{one.ece:.4f}",
+            "mean recall": f"{np.nanmean(recalls(one)[:, 0]):.4f}",
+            "rows": f"{one.score.n:,}",
+            "folds": ", ".join(map(str, np.unique(one.fold))),
+        }
+        rows.append({"run": one.name, f"{report.metric_name} ± s.e.": _figure(one), **figures, "training": time})
     return rows
 
 
@@ -245,13 +263,13 @@ def stored_rows(report: Report) -> list[list[str]]:
     ]
 
 
-def _pair_row(pair: Comparison, adjusted: float) -> list[str]:
+def _pair_row(pair: Paired, adjusted: float) -> list[str]:
     low, high = pair.interval
     return [
         f"{pair.names[1]} against {pair.names[0]}",
         f"{pair.difference:+.4f}",
         f"{low:+.4f} to {high:+.4f}",
-        f"{pair.only_b:,} : {pair.only_a:,}",
+        *([f"{pair.only_b:,} : {pair.only_a:,}"] if isinstance(pair, Comparison) else []),
         f"{pair.p_value:.3g}",
         f"{adjusted:.3g}",
         f"{pair.a.n:,}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.calibration import Calibration, calibrate, ece, logloss
-from cassava_kit.compare import Comparison, compare
+from cassava_kit.compare import Paired, compare_by
+from cassava_kit.competition import Metric
 from cassava_kit.folds import Folds, read_folds
-from cassava_kit.oof import Score, accuracy, accuracy_of, check_oof, refuse_in_sample
+from cassava_kit.metrics import Measure, gain, measure, value
+from cassava_kit.oof import Score, check_oof, refuse_in_sample
 from cassava_kit.predictions import Predictions
 from cassava_kit.report.runs import Run
 
@@ -22,23 +25,27 @@ MAJORITY = "majority"
 
 @dataclass(frozen=True)
 class Scored:
-    """A run on the rows that it held out: `rows` (n,) are their numbers in the fold file; probabilities (n, K)."""
+    """A run on the rows that it held out: `rows` (n,) are their numbers in the fold file; probabilities (n, K).
+
+    `metric` is what it is judged by.
+    """
 
     name: str
     rows: np.ndarray
     labels: np.ndarray
     fold: np.ndarray
     probabilities: np.ndarray
+    metric: Metric = "accuracy"
 
     @property
     def predicted(self) -> np.ndarray:
         """The most probable class of each row; ties go to the lower class."""
         return self.probabilities.argmax(axis=1)
 
-    @property
-    def score(self) -> Score:
-        """Accuracy with its standard error."""
-        return accuracy(self.labels, self.probabilities)
+    @cached_property
+    def score(self) -> Score | Measure:
+        """The metric's value with its standard error."""
+        return measure(self.metric, self.labels, self.probabilities)
 
     @property
     def ece(self) -> float:
@@ -61,7 +68,7 @@ class Scored:
         """What temperatures would mend, each fold by the others'; None where there is one fold alone."""
         if len(np.unique(self.fold)) < 2:
             return None
-        return calibrate(self.labels, self.probabilities, self.fold)[1]
+        return calibrate(self.labels, self.probabilities, self.fold)
 
 
 def read_split(runs: Sequence[Run], folds: Path | None, table: pd.DataFrame | None) -> Folds | None:
@@ -84,7 +91,7 @@ def read_split(runs: Sequence[Run], folds: Path | None, table: pd.DataFrame | No
     raise ValueError("no run predicts every row of the table, so that its folds are not known; give --folds FILE")
 
 
-def score_run(run: Run, folds: Folds) -> Scored | None:
+def score_run(run: Run, folds: Folds, metric: Metric) -> Scored | None:
     """The run on the rows it held out, its contract checked; None where no fold is finished."""
     if run.whole is not None:
         frame = check_oof(run.whole, folds, run.name)
@@ -105,7 +112,7 @@ def score_run(run: Run, folds: Folds) -> Scored | None:
             f"{run.name} predicts classes 0..{probabilities.shape[1] - 1}, the fold file has label {labels.max()}; "
             "both must be of one competition"
         )
-    return Scored(run.name, rows, labels, folds.frame["fold"].to_numpy()[rows], probabilities)
+    return Scored(run.name, rows, labels, folds.frame["fold"].to_numpy()[rows], probabilities, metric)
 
 
 def _check_part(run: Run, k: int, part: Predictions, folds: Folds) -> None:
@@ -128,25 +135,25 @@ def _check_part(run: Run, k: int, part: Predictions, folds: Folds) -> None:
         )
 
 
-def majority_of(folds: Folds, rows: np.ndarray, n_classes: int) -> Scored:
-    """Always the most frequent class of the split's labels: the baseline of every comparison."""
+def majority_of(folds: Folds, rows: np.ndarray, n_classes: int, metric: Metric) -> Scored:
+    """The class shares of the split's labels for every row: the baseline of every comparison."""
     labels = folds.frame["label"].to_numpy()
-    shares = np.bincount(labels, minlength=n_classes) / len(labels)
-    return Scored(MAJORITY, rows, labels[rows], folds.frame["fold"].to_numpy()[rows], np.tile(shares, (len(rows), 1)))
+    shares = np.tile(np.bincount(labels, minlength=n_classes) / len(labels), (len(rows), 1))
+    return Scored(MAJORITY, rows, labels[rows], folds.frame["fold"].to_numpy()[rows], shares, metric)
 
 
-def compare_pairs(scored: Sequence[Scored]) -> list[Comparison]:
+def compare_pairs(scored: Sequence[Scored]) -> list[Paired]:
     """Every pair on the rows both held out, the better of the two as B; pairs without common rows are left out."""
     found = []
     for a, b in combinations(scored, 2):
         common, in_a, in_b = np.intersect1d(a.rows, b.rows, assume_unique=True, return_indices=True)
         if not len(common):
             continue
-        sides = [(a.name, a.predicted[in_a]), (b.name, b.predicted[in_b])]
-        labels = a.labels[in_a]
-        sides.sort(key=lambda side: accuracy_of(labels, side[1]).accuracy)
+        labels, metric = a.labels[in_a], a.metric
+        sides = [(a.name, a.probabilities[in_a]), (b.name, b.probabilities[in_b])]
+        sides.sort(key=lambda side: gain(metric, 0.0, value(metric, labels, side[1])))
         (first, worse), (second, better) = sides
-        found.append(compare(labels, worse, better, names=(first, second)))
+        found.append(compare_by(metric, labels, (worse, better), names=(first, second)))
     return found
 
 

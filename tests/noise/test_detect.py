@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from cassava_kit.calibration import logloss
+from cassava_kit.calibration import calibrated, logloss
 from cassava_kit.noise.confident import FILTERS, SCORES, find_issues, label_quality
 from cassava_kit.noise.detect import clearness, find_errors, suspicion
 from cassava_kit.noise.neighbours import nearest, votes
-from cassava_kit.noise.restack import _learned, calibrated, evidence_features, geometric_mean, restack
+from cassava_kit.noise.restack import _learned, evidence_features, geometric_mean, restack
 
 K = 5
 SHARES = np.array([0.05, 0.10, 0.11, 0.62, 0.12])

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import chrome
 import cv2
@@ -13,6 +14,7 @@ from PIL import Image
 
 from cassava_kit.__main__ import app
 from cassava_kit.cli import run_app
+from cassava_kit.competition import CASSAVA
 from cassava_kit.data.duplicates import fingerprint
 from cassava_kit.data.table import read_table
 from cassava_kit.report.eda import (
@@ -74,6 +76,12 @@ def plant_trouble(folder):
     shutil.copy(images / "10.jpg", images / "11.jpg")
     write_image(images / "12.jpg", cv2.convertScaleAbs(picture(13), alpha=0.9, beta=6), 80)
     shutil.copy(images / "20.jpg", images / '<i>"&.jpg')
+
+
+def test_the_majoritys_share_is_a_floor_for_accuracy_alone(folder):
+    assert "a model below that has learnt nothing" in page(folder)[2]
+    other = page(folder, competition=replace(CASSAVA, metric="macro_f1"))[2]
+    assert "of the time.</p>" in other and "learnt nothing" not in other
 
 
 def test_statistics_of_a_picture_are_those_of_its_pixels(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import chrome
 import numpy as np
@@ -16,10 +17,11 @@ from cassava_kit.__main__ import app
 from cassava_kit.baseline import train_logreg
 from cassava_kit.calibration import ece, logloss
 from cassava_kit.cli import run_app
-from cassava_kit.compare import compare
+from cassava_kit.compare import compare, compare_by
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.table import TrainTable
 from cassava_kit.folds import make_folds, write_folds
+from cassava_kit.metrics import measure
 from cassava_kit.oof import accuracy, majority
 from cassava_kit.predictions import Header, Source, make_predictions, read_predictions, write_predictions
 from cassava_kit.report.charts import INK, chart
@@ -288,6 +290,63 @@ def test_baseline_and_foreign_files_are_members_too(material, tiny_table, tmp_pa
     assert cells.text.count("This model has no epochs to show") == 2
 
 
+def sure_and_mild(labels):
+    """Probabilities of a run that is often right and very sure of its errors, and of one that errs more, mildly."""
+    wrong = (labels + 1) % 5
+    sure = np.eye(5)[np.where(np.arange(len(labels)) % 5 == 0, wrong, labels)] * 0.9998 + 0.00004
+    mild = np.eye(5)[np.where(np.arange(len(labels)) % 4 == 1, wrong, labels)] * 0.6 + 0.08
+    return sure, mild
+
+
+def test_the_competitions_metric_ranks_charts_and_proves(material, tmp_path):
+    root, split = material
+    labels = split.frame["label"].to_numpy()
+    columns = tuple(f"c{k}" for k in range(5))
+    by_loss = replace(CASSAVA, metric="log_loss", probability_columns=columns)
+    sure, mild = sure_and_mild(labels)
+    write_run(tmp_path / "sure", split, sure)
+    write_run(tmp_path / "mild", split, mild)
+    runs, folds = [tmp_path / "sure", tmp_path / "mild"], root / "folds.csv"
+    report = gather_report(runs, folds=folds, competition=by_loss)
+    pair = next(pair for pair in report.pairs if set(pair.names) == {"sure", "mild"})
+    expected = compare_by("log_loss", labels, (sure, mild))
+    assert pair.names == ("sure", "mild") and pair.proved
+    assert pair.difference == pytest.approx(expected.difference, rel=1e-3)
+    write_report(runs, tmp_path / "r.html", folds=folds, competition=by_loss)
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    page, score = Cells(html), measure("log_loss", labels, mild)
+    assert page.row("mild", f"{score.value:.4f} ± {score.standard_error:.4f}")[0] == f"{score.accuracy.accuracy:.4f}"
+    assert "mild has the best log loss, " in page.text and "Proved: mild has a better log loss on 120 rows" in page.text
+    assert f"Out of fold {score} on 120 rows" in page.text and "always answers the class shares" in page.text
+    assert "Out-of-fold log loss with 95 % intervals, less is better" in page.text
+    assert not any(word in page.text for word in ("McNemar", "binomial", "right alone", "more rows"))
+    write_report(runs, tmp_path / "a.html", folds=folds)
+    assert "sure has the best accuracy, " in Cells((tmp_path / "a.html").read_text(encoding="utf-8")).text
+
+
+def test_macro_f1_stands_beside_accuracy_and_log_loss(material, tmp_path):
+    root, split = material
+    competition = replace(CASSAVA, metric="macro_f1")
+    write_report([root / "runs"], tmp_path / "r.html", folds=root / "folds.csv", competition=competition)
+    page = Cells((tmp_path / "r.html").read_text(encoding="utf-8"))
+    labels, probabilities = joined(root, "good", split)
+    score = measure("macro_f1", labels, probabilities)
+    assert [
+        "run",
+        "macro F1 ± s.e.",
+        "accuracy",
+        "log loss",
+        "ECE",
+        "mean recall",
+        "rows",
+        "folds",
+        "training",
+    ] in page.rows
+    told = page.row("good", f"{score.value:.4f} ± {score.standard_error:.4f}")
+    assert told[:2] == [f"{score.accuracy.accuracy:.4f}", f"{logloss(labels, probabilities):.4f}"]
+    assert "good has the best macro F1" in page.text
+
+
 def test_holm():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
@@ -305,7 +364,7 @@ def test_the_better_of_a_pair_comes_second_and_pairs_without_rows_are_left_out(m
 
 def test_majority_answers_the_most_frequent_class(material):
     _, split = material
-    one = majority_of(split, np.arange(120), 5)
+    one = majority_of(split, np.arange(120), 5, "accuracy")
     assert one.score == majority(split.frame["label"].to_numpy()) and set(one.predicted) == {CASSAVA.majority}
 
 
