@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +42,8 @@ GOES_WITH = {
     "candidate": "finals",
     "ledger": "send finals",
 }
+# What chooses or weighs members.
+OF_WEIGHTS = ("source", "member", "ensemble_weights", "folds", "views")
 BUNDLE = "The bundle that --ensemble or --package packed, for all that comes after."
 
 
@@ -98,7 +101,11 @@ def submit(
         str, typer.Option(help="Notebook to pack, examine, push or fetch: train-folds, pretrain-ssl, eda.")
     ] = SUBMISSION,
     param: Annotated[
-        Strings, typer.Option(metavar="NAME=VALUE", help="With --kernel: value of a notebook's parameter.")
+        Strings,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="With --kernel: value of a notebook's parameter; a --push without any keeps those of the last one.",
+        ),
     ] = None,
     attach: Annotated[
         Strings,
@@ -114,25 +121,31 @@ def submit(
     ] = None,
     ledger: Annotated[
         Path, typer.Option(help="Where --submit writes submissions down and --finals reads them.")
-    ] = Path("build/submissions.json"),
+    ] = LEDGER,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the whole traceback of an error.")] = False,
 ) -> int:
     """Take an image-classification code competition from the data to a scored submission."""
     given = SimpleNamespace(**locals())
+    action = _action(given)
+    _refuse_strays(context, given)
+    return action(given)
+
+
+def _action(given: SimpleNamespace) -> Callable[[SimpleNamespace], int]:
+    """The one thing that is asked for; ValueError for none or several."""
     actions = {
-        "--ensemble": (ensemble, _ensemble),
-        "--package": (package, _package),
-        "--rehearse": (rehearse, _rehearse),
-        "--doctor": (doctor, _doctor),
-        "--push or --submit": (push or send, _send),
-        "--fetch": (fetch, _fetch),
-        "--finals": (finals, _finals),
+        "--ensemble": (given.ensemble, _ensemble),
+        "--package": (given.package, _package),
+        "--rehearse": (given.rehearse, _rehearse),
+        "--doctor": (given.doctor, _doctor),
+        "--push or --submit": (given.push or given.send, _send),
+        "--fetch": (given.fetch, _fetch),
+        "--finals": (given.finals, _finals),
     }
     chosen = [action for asked, action in actions.values() if asked]
     if len(chosen) != 1:
         raise ValueError(f"say one thing to do: {', '.join(actions)} (see --help)")
-    _refuse_strays(context, given)
-    return chosen[0](given)
+    return chosen[0]
 
 
 def _refuse_strays(context: typer.Context, given: SimpleNamespace) -> None:
@@ -153,6 +166,12 @@ def _refuse_strays(context: typer.Context, given: SimpleNamespace) -> None:
         raise ValueError(
             "--owner goes with --ensemble or --package; a packed bundle takes the name from your credentials"
         )
+    if given.kernel != SUBMISSION and (strays := [flags[name] for name in OF_WEIGHTS if name in there]):
+        raise ValueError(f"{given.kernel} is packed without weights, {', '.join(strays)} is of no use to it")
+    if given.finals and bool(given.folds) != bool(given.candidate):
+        raise ValueError("--candidate needs --folds FILE, its split, and --folds goes with it; the ledger has its own")
+    if given.finals and given.candidate and "ledger" in there:
+        raise ValueError("--candidate stands in place of the ledger; give it or --ledger")
     if "image_python" in there and not given.image:
         raise ValueError("--image-python goes with --image")
 
@@ -202,14 +221,14 @@ def _doctor(given: SimpleNamespace) -> int:
 
 def _send(given: SimpleNamespace) -> int:
     from cassava_kit.kaggle import road
-    from cassava_kit.kaggle.bundle import kernel_folder, read_bundle
+    from cassava_kit.kaggle.bundle import package_kernel, read_bundle
 
     (kernel, changes), home = _kernel(given), _bundle(given)
-    # As it was packed, unless something is to be changed: a second push must not forget the first one's parameters.
-    packed = kernel_folder(home, kernel).is_dir() and not (changes.parameters or changes.attach)
-    if not kernel.weights and not packed:
-        road.pack_kernel(kernel, home, owner=given.owner, changes=changes)
-    bundle = read_bundle(home, kernel)
+    if kernel.weights:
+        bundle = read_bundle(home, kernel)
+    else:  # always packed, as the code may have changed; a second push must not forget the first one's parameters
+        asked = changes if changes.parameters or changes.attach else None
+        bundle = package_kernel(home, kernel, root=road.ROOT, owner=given.owner, changes=asked)
     if given.dry_run:
         return road.plan(bundle, submit=given.send)
     return road.send(bundle, given.ledger, submit=given.send, again=given.again)

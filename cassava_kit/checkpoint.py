@@ -14,7 +14,10 @@ METADATA_KEY = "cassava_kit"
 
 
 class CheckpointInfo(BaseModel):
-    """What a checkpoint says of itself; sizes are (height, width) in pixels, mean and std of RGB in 0..1."""
+    """What a checkpoint says of itself; sizes are (height, width) in pixels, mean and std of RGB in 0..1.
+
+    `competition` is the slug of the one that it was trained for; older checkpoints do not know it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: str
@@ -26,6 +29,7 @@ class CheckpointInfo(BaseModel):
     std: tuple[float, float, float]
     pixels: str = "exact"
     recipe: str
+    competition: str | None = None
     fold: int | None = None
     n_splits: int | None = None
     fold_hash: str | None = None
@@ -85,10 +89,17 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(path: str | Path) -> tuple[Any, CheckpointInfo]:
-    """The model (eval mode, CPU, strict load) and its header."""
+    """The model (eval mode, CPU, strict load) and its header; ValueError where the weights are not the model's."""
     from cassava_kit.models import create_model
 
     info = read_info(path)
     model = create_model(info.model, info.n_classes, model_args=info.model_args, head=info.head)
-    model.load_state_dict(load_tensors(path))
+    try:
+        model.load_state_dict(load_tensors(path))
+    except RuntimeError as error:  # a title, and then a line for every kind of weights that do not fit
+        reason = str(error).splitlines()[:2][-1].strip()[:200]
+        raise ValueError(
+            f"{path} does not fit {info.model} of this timm: {reason}; install the timm it was trained with, or train "
+            "it again"
+        ) from None
     return model.eval(), info

@@ -24,10 +24,9 @@ from cassava_kit.files import read_json
 from cassava_kit.folds import Folds, make_folds, write_folds
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.bundle import Bundle
-from cassava_kit.kaggle.layout import Layout
 from cassava_kit.kaggle.packing import Selection, keep_evidence, oof_facts
 from cassava_kit.kaggle.rehearsal import Rehearsal, Setting
-from cassava_kit.kaggle.road import Turn, rehearse_in_turn
+from cassava_kit.kaggle.road import ROOT, Turn, rehearse_in_turn
 from cassava_kit.metrics import NAMES, Measure, baseline, measure, told
 from cassava_kit.oof import Evidence, Score, accuracy, average, gather
 from cassava_kit.predictions import read_predictions, write_predictions
@@ -51,7 +50,6 @@ class DryRun:
     n_splits: int = 3
     seed: int = 42
     views: str = "flips"
-    layout: Layout = "new"
     owner: str | None = None
     setting: Setting = field(default_factory=Setting)
     competition: Competition = field(init=False, default_factory=current)
@@ -95,7 +93,7 @@ def recipe_for(name: str) -> str:
 def dry_run(plan: DryRun) -> Path:
     """Go the whole road and return the checked `submission.csv`; prints what happened at every stage."""
     from cassava_kit.inference.tta import make_views
-    from cassava_kit.kaggle.bundle import package
+    from cassava_kit.kaggle.bundle import package, package_kit
     from cassava_kit.submission import check_submission
 
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
@@ -105,6 +103,8 @@ def dry_run(plan: DryRun) -> Path:
     with stages("Competition data"):
         data_dir, table = load_data(plan, console)
     out = plan.out or Path("build") / data_dir.name
+    with stages("Code"):  # packed before the training: what is wrong with it is known before the slow work
+        package_kit(out / "bundle" / "kit", ROOT, owner=plan.owner)
     with stages("Folds"):
         split = split_table(plan, table, out, console)
     with stages("Members"):
@@ -118,7 +118,7 @@ def dry_run(plan: DryRun) -> Path:
         console.print(f"weights: {judgement.chosen}; OOF {told(score)}")
     with stages("Bundle"):
         files = {bundle_name(name, k): path for name, paths in checkpoints.items() for k, path in enumerate(paths)}
-        bundle = package(out / "bundle", ensemble=ensemble, checkpoints=files, root=repository(), owner=plan.owner)
+        bundle = package(out / "bundle", ensemble=ensemble, checkpoints=files, root=ROOT, owner=plan.owner)
         write_ensemble(out / ENSEMBLE_FILE, ensemble)
         keep_evidence(Selection(ensemble, files, (blended, split)), out / "bundle")
         console.print(f"packed {out / 'bundle'} (build {bundle.build_id[:12]})")
@@ -134,17 +134,16 @@ def dry_run(plan: DryRun) -> Path:
 
 
 def rehearse_stage(plan: DryRun, bundle: Bundle, data_dir: Path, out: Path, console: Console) -> Rehearsal:
-    """First with one image, as in public, then with all, each in one of the mount layouts, then with hidden ones.
+    """First with one image, as in public, then with all, each in another of the mount layouts, then with hidden ones.
 
     Returns the one with all test images; ValueError with the verdict of the first that failed.
     """
-    other: Layout = "old" if plan.layout == "new" else "new"
     turns = [
-        Turn("rehearsal-public", other, replace(plan.setting, images=1, hidden=None)),
-        Turn("rehearsal", plan.layout, replace(plan.setting, hidden=None)),
+        Turn("rehearsal-public", "old", replace(plan.setting, images=1, hidden=None)),
+        Turn("rehearsal", "new", replace(plan.setting, hidden=None)),
     ]
     if plan.setting.hidden is not None:
-        turns.append(Turn("rehearsal-hidden", plan.layout, plan.setting))
+        turns.append(Turn("rehearsal-hidden", "new", plan.setting))
     done = {}
     for turn, rehearsal in rehearse_in_turn(bundle, data_dir, out, turns, console):
         done[turn.name] = rehearsal
@@ -168,11 +167,16 @@ def next_steps(bundle: Path, plan: DryRun) -> str:
 
 
 def members(plan: DryRun) -> list[tuple[RunConfig, Path | None]]:
-    """Configurations with their first weights: the chosen recipes, and one for each weights file."""
+    """Configurations with their first weights: the chosen recipes, and one for each weights file; none twice."""
     weights = dict(plan.weights)
     names = list(plan.recipes or MEMBERS)
     names += [name for name in weights if name not in names]
-    return [(recipe(name), weights.get(name)) for name in names]
+    chosen = [(recipe(name), weights.get(name)) for name in names]
+    weighed = [name for name, _ in plan.weights]
+    for option, given in (("--weights", weighed), ("--recipes", [config.recipe for config, _ in chosen])):
+        if twice := sorted({name for name in given if given.count(name) > 1}):
+            raise ValueError(f"{option} names {', '.join(twice)} more than once; each recipe is one member")
+    return chosen
 
 
 def load_data(plan: DryRun, console: Console) -> tuple[Path, TrainTable]:
@@ -263,11 +267,6 @@ def describe(plan: DryRun, evidence: Evidence, judgement: Judgement, checkpoints
 def bundle_name(recipe_name: str, fold: int) -> str:
     """A checkpoint's name in the flat weights dataset."""
     return f"{recipe_name}-fold{fold}.safetensors"
-
-
-def repository() -> Path:
-    """The repository's root, which holds the kernels and the datasets' metadata."""
-    return Path(__file__).resolve().parent.parent
 
 
 def tell(console: Console, evidence: Evidence, *, judgement: Judgement, stages: Stages, submission: Path) -> None:

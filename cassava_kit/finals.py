@@ -42,6 +42,11 @@ class Candidate:
         """The most probable class of every row, (N,)."""
         return self.oof.probabilities.argmax(axis=1)
 
+    def same_rows(self, other: Candidate) -> bool:
+        """Whether both are scored on the same rows and labels."""
+        columns = ["image_id", "label"]
+        return bool(self.split.frame[columns].equals(other.split.frame[columns]))
+
 
 @dataclass(frozen=True)
 class Finals:
@@ -145,14 +150,13 @@ def _same_rows(candidates: Sequence[Candidate]) -> np.ndarray:
     names = [candidate.name for candidate in candidates]
     if len(names) < 2 or len(set(names)) != len(names):
         raise ValueError(f"finals are chosen among two or more submissions of distinct names, got {names or 'none'}")
-    first = candidates[0].split.frame[["image_id", "label"]]
     for candidate in candidates[1:]:
-        if not candidate.split.frame[["image_id", "label"]].equals(first):
+        if not candidate.same_rows(candidates[0]):
             raise ValueError(
                 f"{candidate.name} and {names[0]} are scored on other rows or labels; only evidence on the same ones "
                 "is paired"
             )
-    return first["label"].to_numpy()
+    return candidates[0].split.frame["label"].to_numpy()
 
 
 def _different(one: Candidate, other: Candidate, metric: Metric) -> bool:
@@ -232,25 +236,42 @@ def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | N
 
 
 def record(ledger: Path, entry: dict[str, Any]) -> None:
-    """Write a submission into the ledger, in place of what stood there under its reference on Kaggle."""
+    """Write a submission into the ledger, in place of what stood there under its reference on Kaggle or its build."""
     known = read_json(ledger)["submissions"] if ledger.is_file() else []
-    write_json(ledger, {"submissions": [*(each for each in known if each["ref"] != entry["ref"]), entry]})
+    same = [(key, entry[key]) for key in ("ref", "build_id") if entry.get(key) is not None]
+    others = [each for each in known if not any(each.get(key) == value for key, value in same)]
+    write_json(ledger, {"submissions": [*others, entry]})
 
 
 def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
-    """The submissions that were made and have evidence, and the reason why each other one is left out."""
+    """The submissions to this competition that can be paired with the newest, and why each other one is left out.
+
+    Only evidence on the same rows and labels is paired; a submission without evidence is left out too.
+    """
     if not ledger.is_file():
         raise FileNotFoundError(
             f"no {ledger}: --submit writes it; or give --folds FILE --candidate NAME=OOF.csv for each submission"
         )
-    found, left_out = [], []
+    found, left_out, here = [], [], current().slug
     for entry in read_json(ledger)["submissions"]:
         evidence = Path(entry["evidence"])
+        if entry.get("competition") not in (None, here):
+            left_out.append(f"{entry['name']} was submitted to {entry['competition']}, this folder is for {here}")
+            continue
         try:
             split = read_folds(evidence / "folds.csv")
             oof = check_oof(read_predictions(evidence / "oof.csv"), split, entry["name"])
         except FileNotFoundError:
             left_out.append(f"{entry['name']} has no out-of-fold evidence in {evidence}")
             continue
+        except ValueError as error:
+            left_out.append(str(error))
+            continue
         found.append(Candidate(entry["name"], oof, split, entry.get("members"), str(entry.get("public_score", ""))))
-    return found, tuple(left_out)
+    paired = [each for each in found if each.same_rows(found[-1])]
+    left_out += [
+        f"{each.name} is scored on other rows or labels than {found[-1].name}, the newest"
+        for each in found
+        if not each.same_rows(found[-1])
+    ]
+    return paired, tuple(left_out)

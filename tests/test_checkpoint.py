@@ -60,6 +60,21 @@ def test_header_of_another_kit_is_refused_by_field(tmp_path):
         read_info(tmp_path / "a.safetensors")
 
 
+def test_weights_that_another_timm_named_otherwise_are_refused(checkpoint):
+    path, model = checkpoint
+    save_checkpoint(path, {f"stem.{key}": value for key, value in model.state_dict().items()}, INFO)
+    with pytest.raises(
+        ValueError, match=r"a.safetensors does not fit resnet10t of this timm: Missing key.*train it again"
+    ):
+        load_model(path)
+
+
+def test_a_header_without_a_competition_is_read(tmp_path):
+    old = INFO.model_dump_json(exclude={"competition"})
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"cassava_kit": old})
+    assert read_info(tmp_path / "a.safetensors") == INFO and INFO.competition is None
+
+
 def test_failed_save_leaves_the_old_file(checkpoint):
     path, _ = checkpoint
     before = path.read_bytes()

@@ -59,6 +59,19 @@ def test_weights_are_given_by_recipe_or_timm_name(tmp_path):
         (["--submit", "--bundle", "x", "--kernel", "eda"], "--kernel goes with --package or --doctor or --push"),
         (["--rehearse", "--bundle", "x", "--image-python", "3.12"], "--image-python goes with --image"),
         (["--finals", "--candidate", "a=b"], "--candidate needs --folds"),
+        (["--finals", "--folds", "nowhere.csv"], "--folds goes with it; the ledger has its own"),
+        (
+            ["--finals", "--candidate", "a=b", "--folds", "f.csv", "--ledger", "l.json"],
+            "--candidate stands in place of the ledger",
+        ),
+        (["--package", "--kernel", "eda", "--folds", "f.csv"], "eda is packed without weights, --folds is of no use"),
+        (["--package", "--kernel", "eda", "--from", "x", "--views", "d4"], "--from, --views is of no use"),
+        (["--ensemble", "--recipes", "small_vit,small_vit"], "--recipes names small_vit more than once"),
+        (["--ensemble", "--recipes", "resnet50,timm:resnet50"], "--recipes names resnet50 more than once"),
+        (
+            ["--ensemble", "--weights", "resnet50=submit.py", "--weights", "resnet50=README.md"],
+            "--weights names resnet50",
+        ),
         (["--finals", "--ledger", "nowhere.json"], "no nowhere.json: --submit writes it"),
         (["--fetch", "--bundle", "nowhere"], "nowhere"),
     ],
@@ -70,6 +83,17 @@ def test_mistakes_are_one_line_before_any_work(arguments, message, tmp_path):
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_what_cannot_be_packed_is_known_before_the_training(tiny_dir, tmp_path):
+    arguments = ["--ensemble", "--data", tiny_dir, "--out", tmp_path, "--recipes", "small_resnet"]
+    wrong = submit(*arguments, "--owner", "me@x")
+    assert wrong.returncode == 2 and "id must be owner/slug" in wrong.stderr, wrong.stderr
+    (tmp_path / "bundle" / "kit").mkdir(parents=True)
+    (tmp_path / "bundle" / "kit" / "thesis.txt").write_text("years of work")
+    foreign = submit(*arguments)
+    assert foreign.returncode == 2 and "holds something else than a bundle" in foreign.stderr, foreign.stderr
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "folds.csv").exists()
 
 
 @pytest.mark.slow

@@ -152,6 +152,41 @@ def test_the_ledger_keeps_each_submission_once(split: Folds, tmp_path: Path) -> 
     assert "public 0.9012" in str(propose(found))
 
 
+def submitted(ledger: Path, ref: int, split: Folds, **facts: object) -> None:
+    """Write a submission and its evidence into the ledger."""
+    evidence = ledger.parent / str(ref)
+    write_folds(evidence / "folds.csv", split)
+    write_predictions(evidence / "oof.csv", candidate(f"s{ref}", errors(900 * ref, 600 + ref), split).oof)
+    record(ledger, {"ref": ref, "name": f"s{ref}", "evidence": str(evidence), "build_id": f"b{ref}"} | facts)
+
+
+def test_a_submission_of_the_same_build_takes_the_first_ones_place(split: Folds, tmp_path: Path) -> None:
+    ledger = tmp_path / "submissions.json"
+    submitted(ledger, 1, split)
+    submitted(ledger, 2, split)
+    submitted(ledger, 3, split, name="s1", build_id="b1")
+    found, left_out = read_ledger(ledger)
+    assert [each.name for each in found] == ["s2", "s1"] and not left_out
+
+
+def test_what_cannot_be_paired_with_the_newest_is_left_out(split: Folds, tmp_path: Path) -> None:
+    ledger, relabelled = tmp_path / "submissions.json", split.frame.copy()
+    relabelled.loc[0, "label"] = 4
+    submitted(ledger, 1, Folds(relabelled))
+    submitted(ledger, 2, split, competition="flowers")
+    submitted(ledger, 3, split, competition=CASSAVA.slug)
+    submitted(ledger, 4, split)
+    submitted(ledger, 5, split)
+    write_folds(tmp_path / "4" / "folds.csv", Folds(split.frame.assign(fold=np.arange(N) % 4)))
+    submitted(ledger, 6, split)
+    found, left_out = read_ledger(ledger)
+    assert [each.name for each in found] == ["s3", "s5", "s6"]
+    assert left_out[0] == f"s2 was submitted to flowers, this folder is for {CASSAVA.slug}"
+    assert "s4" in left_out[1] and "this fold file is" in left_out[1]
+    assert left_out[2] == "s1 is scored on other rows or labels than s6, the newest"
+    assert "3 submissions" in str(propose(found))
+
+
 def test_finals_follow_the_competitions_metric(split: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One is right more often, but so sure where it is wrong that log loss prefers the other."""
     loss = replace(CASSAVA, metric="log_loss", probability_columns=tuple("abcde"), hidden_images=3000)

@@ -3,7 +3,8 @@
     out/kit/       the kit's wheel, pure wheels the image lacks, KIT_MANIFEST.json
     out/weights/   <recipe>-fold<k>.safetensors, ensemble.json, WEIGHTS_MANIFEST.json
     out/kernel/    ensemble-submission.ipynb, pinned to both builds, and its kernel-metadata.json; beside them stays
-                   competition.json, for what is done with the bundle at home
+                   competition.json, for what is done with the bundle at home, and of a kernel that trains
+                   changes.json: the parameters that were given, for the next push
     out/evidence/  stays at home: the ensemble's out-of-fold predictions and their fold file, for `submit.py --finals`
 
 The same inputs give the same bytes: the build id changes when, and only when, something in it does.
@@ -22,14 +23,16 @@ from pathlib import Path
 
 from cassava_kit import __version__
 from cassava_kit.checkpoint import read_info
-from cassava_kit.competition import CASSAVA, COMPETITION_FILE, Competition, current, read_facts, write_facts
-from cassava_kit.files import sha256_bytes, write_json, write_text
+from cassava_kit.competition import CASSAVA, COMPETITION_FILE, VARIABLE, Competition, current, read_facts, write_facts
+from cassava_kit.files import read_json, sha256_bytes, write_json, write_text
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, write_ensemble
-from cassava_kit.kaggle.config import EXTRA_WHEELS, METADATA_FILE, library_ranges, read_config
+from cassava_kit.kaggle.config import EXTRA_WHEELS, METADATA_FILE, PLACEHOLDER_OWNER, library_ranges, read_config
 from cassava_kit.kaggle.credentials import known_secrets, refuse_secrets
-from cassava_kit.kaggle.kernels import KERNEL_METADATA, SUBMISSION_KERNEL, Changes, Kernel, render
+from cassava_kit.kaggle.kernels import KERNEL_METADATA, SUBMISSION_KERNEL, Changes, Kernel, parse_changes, render
 from cassava_kit.kaggle.manifest import MANIFESTS, problems, read_manifest, write_manifest
 from cassava_kit.kaggle.wheels import build_kit_wheel, pure_wheel
+
+CHANGES_FILE = "changes.json"
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ def package(
     """
     out, root = Path(out), Path(root)
     check_members(ensemble, checkpoints)
+    kit_build = package_kit(out / "kit", root, owner=owner)
     secrets = known_secrets([root])
-    kit_build = package_kit(out / "kit", root, owner=owner, secrets=secrets)
     with _replaced(out / "weights", MANIFESTS["weights"]) as folder:
         for name, source in checkpoints.items():
             shutil.copyfile(source, folder / name)
@@ -105,19 +108,39 @@ def package(
 def package_kernel(
     out: str | Path, kernel: Kernel, *, root: str | Path, owner: str | None = None, changes: Changes | None = None
 ) -> Bundle:
-    """Pack the code and one of the kernels that need no weights, pinned to it, with its parameters changed."""
+    """Pack the code and one of the kernels that need no weights, pinned to it, with its parameters changed.
+
+    Without `changes` those of the last packing hold, and without `owner` the one that a push has put there.
+    """
     out, root = Path(out), Path(root)
     if kernel.weights:
         raise ValueError(f"{kernel.name} needs weights: python submit.py --package packs it with them")
-    secrets = known_secrets([root])
-    build = package_kit(out / "kit", root, owner=owner, secrets=secrets)
+    owner = owner or _adopted_owner(out, root)
+    changes = packed_changes(out, kernel) if changes is None else changes
+    build = package_kit(out / "kit", root, owner=owner)
     with _replaced(kernel_folder(out, kernel), KERNEL_METADATA) as folder:
         rendered = render(kernel, root, owner=owner, builds={MANIFESTS["kit"]: build}, changes=changes)
         for name, text in rendered.items():
             write_text(folder / name, text)
         write_facts(folder / COMPETITION_FILE, current())
-        refuse_secrets(folder, secrets)
+        given = [f"{name}={value!r}" for name, value in changes.parameters.items()]
+        write_json(folder / CHANGES_FILE, {"parameters": given, "attach": list(changes.attach)})
+        refuse_secrets(folder, known_secrets([root]))
     return read_bundle(out, kernel)
+
+
+def packed_changes(out: Path, kernel: Kernel) -> Changes:
+    """What the kernel was packed with in `out`; none where it was not packed yet."""
+    path = kernel_folder(out, kernel) / CHANGES_FILE
+    return parse_changes(**read_json(path)) if path.is_file() else Changes()
+
+
+def _adopted_owner(out: Path, root: Path) -> str | None:
+    """The owner that the code packed in `out` has, where the repository names none: so the same code is not new."""
+    path = out / "kit" / METADATA_FILE
+    if not path.is_file() or read_config(root).owner != PLACEHOLDER_OWNER:
+        return None
+    return str(read_json(path)["id"]).partition("/")[0]
 
 
 def kernel_folder(out: Path, kernel: Kernel) -> Path:
@@ -125,7 +148,7 @@ def kernel_folder(out: Path, kernel: Kernel) -> Path:
     return out / ("kernel" if kernel.weights else f"kernel-{kernel.name}")
 
 
-def package_kit(out: Path, root: Path, *, owner: str | None = None, secrets: set[str] | None = None) -> str:
+def package_kit(out: Path, root: Path, *, owner: str | None = None) -> str:
     """Pack the dataset that carries the code, and return its build id; training kernels need no other."""
     config = read_config(root, owner=owner)
     house = wheelhouse(root)
@@ -135,7 +158,7 @@ def package_kit(out: Path, root: Path, *, owner: str | None = None, secrets: set
         facts = {"kit_version": __version__, "tested": library_ranges(root), "wheels": wheels}
         manifest = write_manifest(folder, "kit", facts)
         write_json(folder / METADATA_FILE, config.dataset_metadata(config.kit_dataset))
-        refuse_secrets(folder, known_secrets([root]) if secrets is None else secrets)
+        refuse_secrets(folder, known_secrets([root]))
     return str(manifest["build_id"])
 
 
@@ -161,22 +184,28 @@ def read_bundle(out: str | Path, kernel: Kernel = SUBMISSION_KERNEL) -> Bundle:
 def check_members(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:
     """Refuse an ensemble whose checkpoints are not exactly those given, or whose files are not what their name says."""
     named = [name for member in ensemble.members for name in member.checkpoints]
-    if len(named) != len(set(named)):
-        raise ValueError(f"the ensemble names a checkpoint twice: {', '.join(sorted(named))}")
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise ValueError(f"the ensemble names {', '.join(twice)} more than once; leave each in one member")
     if missing := sorted(set(named) - checkpoints.keys()):
         raise ValueError(f"the ensemble names {', '.join(missing)}, for which no file was given; train it or drop it")
     if extra := sorted(checkpoints.keys() - set(named)):
         raise ValueError(f"{', '.join(extra)} is in no member of the ensemble; leave it out")
-    classes = set()
+    classes, here = set(), current()
+    remedy = f"call from the folder of its {COMPETITION_FILE}, or set ${VARIABLE}"
     for name, source in checkpoints.items():
         info = read_info(source)
         classes.add(info.n_classes)
         if name != f"{info.name}.safetensors":
             raise ValueError(f"{source} is {info.name} by its header, the bundle calls it {name}; use its own name")
+        if info.competition not in (None, here.slug):
+            raise ValueError(f"{source} was trained for {info.competition}, this folder is for {here.slug}; {remedy}")
     if classes != {len(ensemble.prior)}:
         raise ValueError(f"the ensemble has {len(ensemble.prior)} classes, its checkpoints {sorted(classes)}")
-    if (k := current().n_classes) != len(ensemble.prior):
-        raise ValueError(f"the ensemble has {len(ensemble.prior)} classes, the competition {current().slug} has {k}")
+    if here.n_classes != len(ensemble.prior):
+        raise ValueError(
+            f"the ensemble has {len(ensemble.prior)} classes, "
+            f"the competition {here.slug} has {here.n_classes}; {remedy}"
+        )
 
 
 @contextmanager

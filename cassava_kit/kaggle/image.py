@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from cassava_kit.files import sha256_file, write_text
@@ -15,14 +15,12 @@ STAMP = "made-from.sha256"
 IMAGES = ("3.13", "3.12")
 
 
-def image_environment(
-    root: Path, folder: Path, *, version: str | None = None, say: Callable[[str], None] = print
-) -> Path:
+def image_environment(root: Path, folder: Path, *, version: str | None = None) -> Path:
     """The Python of an environment made from `kernels/image-<version>.txt` in `folder`; made anew when that changes.
 
     `version` asks for the image with that Python (None: the newest that is installed here); each has a folder of its
     own below `folder`. Takes about 5 GB and needs a package index, the first time. FileNotFoundError where the Python
-    is not installed.
+    is not installed, ValueError where the environment cannot be made.
     """
     version, interpreter = find_python(version)
     wanted, folder = root / "kernels" / f"image-{version}.txt", folder / version
@@ -30,9 +28,10 @@ def image_environment(
     made_from = f"{sha256_file(wanted)} {version}"
     if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == made_from:
         return python
-    say(f"making {folder} with Python {version} and the versions of {wanted.name}: about 5 GB, once")
+    print(f"making {folder} with Python {version} and the versions of {wanted.name}: about 5 GB, once")
     stamp.unlink(missing_ok=True)
-    subprocess.run([interpreter, "-m", "venv", "--clear", folder], check=True)
+    if subprocess.run([interpreter, "-m", "venv", "--clear", folder], check=False).returncode:
+        raise ValueError(f"{interpreter} could not make an environment in {folder}; its messages are above")
     options = ["--disable-pip-version-check", "--quiet", "--requirement", str(wanted)]
     command = [str(python), "-m", "pip", "install", *options]
     if subprocess.run(command, check=False).returncode:

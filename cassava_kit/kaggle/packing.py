@@ -20,7 +20,7 @@ from cassava_kit.folds import Folds, read_folds, write_folds
 from cassava_kit.inference.calibrated import ensemble_evidence
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
 from cassava_kit.metrics import Measure, measure
-from cassava_kit.oof import Evidence, average, gather
+from cassava_kit.oof import Evidence, average, check_oof, gather
 from cassava_kit.paths import CHECKPOINT_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, read_predictions, write_predictions
 
@@ -44,7 +44,7 @@ class Selection:
 def from_dry_run(folder: Path, views: str | None = None) -> Selection:
     """What `submit.py --ensemble` left in `folder`, with other views if they are given.
 
-    FileNotFoundError where it did not come so far.
+    FileNotFoundError where it did not come so far, ValueError where a later call has begun on another split.
     """
     path = next((p for p in (folder / ENSEMBLE_FILE, folder / "bundle/weights" / ENSEMBLE_FILE) if p.is_file()), None)
     if path is None:
@@ -52,12 +52,18 @@ def from_dry_run(folder: Path, views: str | None = None) -> Selection:
     ensemble = read_ensemble(path)
     ensemble = ensemble.model_copy(update={"views": _known_views(views)}) if views else ensemble
     checkpoints: dict[str, Path] = {}
+    infos = []
     for member in ensemble.members:
-        found = {f"{read_info(run).name}.safetensors": run for run in _runs(folder / "runs" / member.name)}
+        runs = [(run, read_info(run)) for run in _runs(folder / "runs" / member.name)]
+        found = {f"{info.name}.safetensors": run for run, info in runs}
         checkpoints |= {name: found[name] for name in member.checkpoints if name in found}
+        infos += [info for run, info in runs if run in checkpoints.values()]
+    _of_one_split(infos, path)
     oof, folds = folder / OOF, folder / FOLDS
-    known = oof.is_file() and folds.is_file()
-    return Selection(ensemble, checkpoints, (read_predictions(oof), read_folds(folds)) if known else None)
+    if not (oof.is_file() and folds.is_file()):
+        return Selection(ensemble, checkpoints)
+    split = read_folds(folds)
+    return Selection(ensemble, checkpoints, (check_oof(read_predictions(oof), split, str(oof)), split))
 
 
 def from_runs(
@@ -149,6 +155,10 @@ def _of_one_split(infos: Sequence[CheckpointInfo], weights: Path | None) -> None
     if len(splits) > 1:
         said = ", ".join(f"{name} on {str(split)[:12]}" for split, name in splits.items())
         raise ValueError(f"members and weights must be of one split, got {said}; train and weigh them on one fold file")
+    classes = {info.n_classes: info.name for info in infos}
+    if len(classes) > 1:
+        said = ", ".join(f"{name} has {n}" for n, name in classes.items())
+        raise ValueError(f"members must have the same classes, got {said}; pack those of one competition")
     if any(info.prior is None for info in infos):
         raise ValueError("a checkpoint does not know its training labels' class shares; train it again")
 

@@ -158,6 +158,11 @@ def _datasets(bundle: Bundle, scratch: Path, layout: Layout) -> list[Mount]:
     """Both datasets of the bundle as they arrive on Kaggle, under the names that the notebook's metadata attaches."""
     mounts: list[Mount] = []
     sources = read_json(bundle.kernel_dir / KERNEL_METADATA)["dataset_sources"]
+    if len(sources) != 2:
+        raise ValueError(
+            f"{bundle.kernel_dir / KERNEL_METADATA} must attach the bundle's two datasets and no other, "
+            f"got {', '.join(sources) or 'none'}; package it again"
+        )
     for dataset, folder in zip(sources, (bundle.kit_dir, bundle.weights_dir), strict=True):
         mounts += dataset_mounts(as_uploaded(folder, scratch / "datasets" / folder.name), dataset, layout)
     return mounts

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.bundle import Bundle, package, package_kernel, read_bundle
 from cassava_kit.kaggle.kernels import SUBMISSION_KERNEL, Changes, Kernel
-from cassava_kit.kaggle.layout import LAYOUTS, Layout
+from cassava_kit.kaggle.layout import LAYOUTS, Layout, competition_mounts
 from cassava_kit.kaggle.packing import EVIDENCE, Selection, from_dry_run, from_runs, keep_evidence
 from cassava_kit.kaggle.rehearsal import Rehearsal, Setting, rehearse
 from cassava_kit.kaggle.remote import Submission
@@ -116,6 +116,7 @@ def rehearse_bundle(bundle: Path, data: Path | None, setting: Setting, *, image:
 
     packed = read_bundle(bundle)
     competition = data or own_sample(packed.competition)
+    competition_mounts(competition, "new", packed.competition)  # a folder that is not one, before the slow work
     name = "rehearsal"
     if image is not None:
         version = None if image == "newest" else image
@@ -176,6 +177,7 @@ def write_down(ledger: Path, bundle: Bundle, submission: Submission) -> None:
         "ref": submission.ref,
         "name": f"{names}@{bundle.build_id[:8]}",
         "build_id": bundle.build_id,
+        "competition": bundle.competition.slug,
         "description": submission.description,
         "public_score": submission.score,
         "members": len(ensemble.members),
@@ -188,9 +190,7 @@ def finals(ledger: Path, folds: Path | None, candidates: Sequence[str]) -> int:
     """Propose two different finals among the submissions of the ledger, or among those that are given."""
     from cassava_kit.finals import parse_candidates, propose, read_ledger
 
-    if candidates:
-        if folds is None:
-            raise ValueError("--candidate needs --folds FILE, the split on which its out-of-fold file was made")
+    if folds is not None:
         print(propose(parse_candidates(candidates, folds)))
         return 0
     found, left_out = read_ledger(ledger)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from cassava_kit import __version__
 from cassava_kit.checkpoint import CheckpointInfo, load_tensors, save_checkpoint
+from cassava_kit.competition import CASSAVA
 from cassava_kit.config import RunConfig
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
 from cassava_kit.folds import Folds
@@ -58,6 +59,8 @@ def fingerprint(config: RunConfig, data: TrainData, fold: int, session: Session)
         "processes": session.devices.processes,
         "kit": __version__,
     }
+    if data.competition.n_classes != CASSAVA.n_classes:
+        parts["n_classes"] = data.competition.n_classes
     return sha256_bytes(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -79,6 +82,8 @@ def prepare_run_dir(run_dir: Path, config: RunConfig, print_of_run: str) -> None
     if not (state.is_file() and read_json(state).get("fingerprint") == print_of_run):
         for name in (RESUME_FILE, CHECKPOINT_FILE, OOF_FILE, DONE_FILE, "metrics.csv", "oof.json"):
             (run_dir / name).unlink(missing_ok=True)
+        for name in (OOF_FILE, "oof.json"):  # joined from folds of which this one is no longer
+            (run_dir.parent / name).unlink(missing_ok=True)
     write_json(run_dir / CONFIG_FILE, config.model_dump(mode="json"))
     write_json(state, {"fingerprint": print_of_run})
 
@@ -87,7 +92,8 @@ def checkpoint_info(
     config: RunConfig, data: TrainData, fold: int, *, statistics: Statistics, training: pd.DataFrame
 ) -> CheckpointInfo:
     """The header of a checkpoint of this run, with the inputs' mean and std; the score is added once it is known."""
-    counts = np.bincount(training["label"], minlength=data.competition.n_classes)
+    # A softened row is there twice, and counts once in all.
+    counts = np.bincount(training["label"], training.get("weight"), minlength=data.competition.n_classes)
     return CheckpointInfo(
         model=config.model,
         model_args=config.model_args,
@@ -97,6 +103,7 @@ def checkpoint_info(
         mean=statistics[0],
         std=statistics[1],
         recipe=config.recipe,
+        competition=data.competition.slug,
         fold=fold,
         n_splits=data.folds.n_splits,
         fold_hash=data.folds.hash,

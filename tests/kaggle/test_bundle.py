@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cassava_kit.competition import CASSAVA
+from cassava_kit.checkpoint import load_tensors, read_info, save_checkpoint
+from cassava_kit.competition import CASSAVA, VARIABLE, write_facts
 from cassava_kit.files import read_json, sha256_file
 from cassava_kit.inference.ensemble import Ensemble, read_ensemble
-from cassava_kit.kaggle.bundle import Bundle, check_members, package, read_bundle
+from cassava_kit.kaggle.bundle import Bundle, check_members, package, package_kernel, read_bundle
+from cassava_kit.kaggle.kernels import Changes, find_kernel, parse_changes
 from cassava_kit.kaggle.manifest import problems, read_manifest, write_manifest
 
 
@@ -146,6 +149,56 @@ def test_members_and_checkpoints_must_agree(ensemble: Ensemble, checkpoints: dic
     wider = ensemble.model_copy(update={"prior": (0.5, 0.5)})
     with pytest.raises(ValueError, match=r"has 2 classes, its checkpoints \[5\]"):
         check_members(wider, checkpoints)
+
+
+def test_a_checkpoint_of_another_competition_is_refused(
+    ensemble: Ensemble, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many classes as here, so that nothing but the slug tells them apart."""
+    name, source = next(iter(checkpoints.items()))
+    for slug in (CASSAVA.slug, "flowers-2027"):
+        info = read_info(source).model_copy(update={"competition": slug})
+        save_checkpoint(tmp_path / f"{slug}.safetensors", load_tensors(source), info)
+    check_members(ensemble, checkpoints | {name: tmp_path / f"{CASSAVA.slug}.safetensors"})
+    theirs = checkpoints | {name: tmp_path / "flowers-2027.safetensors"}
+    with pytest.raises(ValueError, match=r"trained for flowers-2027, this folder is for cassava.*_COMPETITION"):
+        check_members(ensemble, theirs)
+    write_facts(tmp_path / "c.json", replace(CASSAVA, slug="flowers-2027"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
+    check_members(ensemble, theirs)
+
+
+def test_a_checkpoint_in_two_members_is_named(ensemble: Ensemble, checkpoints: dict[str, Path]) -> None:
+    again = ensemble.members[0].model_copy(update={"name": "again"})
+    twice = ensemble.model_copy(update={"members": (*ensemble.members, again)})
+    with pytest.raises(ValueError, match=r"names vit_a-fold0\.safetensors more than once; leave"):
+        check_members(twice, checkpoints)
+
+
+def test_a_kernel_packed_again_keeps_its_parameters_and_owner_and_follows_the_code(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = find_kernel("train-folds")
+    changes = parse_changes(["RECIPE=vit_base", "FOLDS=(0, 1)"], ["me/first-weights", "pretrain-ssl"])
+    first = package_kernel(tmp_path / "k", kernel, root=root, owner="someone", changes=changes)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "k").rglob("*") if path.is_file()}
+    assert package_kernel(tmp_path / "k", kernel, root=root) == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing has changed, nothing is new"
+    assert "FOLDS = (0, 1)" in first.notebook.read_text()
+    with (root / "cassava_kit" / "paths.py").open("a") as file:
+        file.write("# a later version\n")
+    package_kernel(tmp_path / "k", find_kernel("eda"), root=root, owner="other")
+    later = package_kernel(tmp_path / "k", kernel, root=root)
+    build = read_manifest(later.kit_dir, "kit")["build_id"]
+    assert later.build_id != first.build_id and build in later.notebook.read_text()
+    assert "RECIPE = 'vit_base'" in later.notebook.read_text()
+    described = read_json(later.kernel_dir / "kernel-metadata.json")
+    assert described["id"] == "other/cassava-kit-train-folds" and "me/first-weights" in described["dataset_sources"]
+    write_facts(tmp_path / "c.json", replace(CASSAVA, slug="flowers-2027"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
+    assert package_kernel(tmp_path / "k", kernel, root=root).competition.slug == "flowers-2027"
+    plain = package_kernel(tmp_path / "k", kernel, root=root, changes=Changes())
+    assert "vit_base" not in plain.notebook.read_text(), "packed anew without parameters"
 
 
 def test_no_credential_gets_into_a_bundle(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cassava_kit.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from cassava_kit.checkpoint import CheckpointInfo, load_tensors, read_info, save_checkpoint
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import Folds, read_folds, write_folds
 from cassava_kit.inference.ensemble import read_ensemble, write_ensemble
@@ -34,8 +34,6 @@ def trained(tmp_path: Path, checkpoints: dict[str, Path]) -> Path:
     frame = pd.DataFrame({"image_id": [f"{i:03d}.jpg" for i in range(ROWS)], "label": np.arange(ROWS) % 5})
     split = Folds(frame.assign(fold=np.arange(ROWS) % 2))
     write_folds(home / "folds.csv", split)
-    from cassava_kit.checkpoint import load_tensors
-
     for number, name in enumerate(NAMES):
         source = next(path for path in checkpoints.values() if read_info(path).recipe == name)
         facts = read_info(source).model_dump()
@@ -132,6 +130,35 @@ def test_an_earlier_ensemble_is_packed_as_it_was(trained: Path, root: Path, tmp_
         from_dry_run(trained, "upside-down")
     with pytest.raises(FileNotFoundError, match=r"run: python submit\.py --ensemble"):
         from_dry_run(tmp_path)
+
+
+def test_a_call_on_another_split_that_was_stopped_is_not_packed(trained: Path) -> None:
+    """Folds of the split that was begun lie among those of the one that the ensemble is of."""
+    write_ensemble(trained / "ensemble.json", from_runs([trained / "runs" / name for name in NAMES]).ensemble)
+    oof = read_predictions(trained / "runs" / "vit_a" / "oof.csv")
+    write_predictions(trained / "ensemble-oof.csv", oof)
+    assert from_dry_run(trained).evidence is not None
+    other = Folds(read_folds(trained / "folds.csv").frame.assign(fold=np.arange(ROWS) % 5))
+    path = trained / "runs" / "vit_a" / "fold0" / "best.safetensors"
+    before = path.read_bytes()
+    _change(path, fold_hash=other.hash)
+    with pytest.raises(ValueError, match="must be of one split"):
+        from_dry_run(trained)
+    path.write_bytes(before)
+    write_folds(trained / "folds.csv", other)
+    with pytest.raises(ValueError, match=r"ensemble-oof\.csv was made on"):
+        from_dry_run(trained)
+
+
+def _change(path: Path, **changes: object) -> None:
+    """Write a checkpoint again with another header."""
+    save_checkpoint(path, load_tensors(path), read_info(path).model_copy(update=changes))
+
+
+def test_members_of_other_classes_are_refused(trained: Path) -> None:
+    _change(trained / "runs" / "vit_b" / "fold0" / "best.safetensors", n_classes=3, prior=(0.2, 0.3, 0.5))
+    with pytest.raises(ValueError, match="must have the same classes, got vit_b-fold1 has 5, vit_b-fold0 has 3"):
+        from_runs([trained / "runs" / name for name in NAMES])
 
 
 def submit(root: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -15,9 +15,11 @@ import pytest
 
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import Ensemble
+from cassava_kit.kaggle import image
 from cassava_kit.kaggle.bundle import Bundle, package
 from cassava_kit.kaggle.isolation import ISOLATIONS, close_sockets, isolations, private_environment
 from cassava_kit.kaggle.rehearsal import Setting, read_run, rehearse
+from cassava_kit.kaggle.road import rehearse_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES = ("10.jpg", "9.jpg", "image,1.jpg")
@@ -347,6 +349,30 @@ def test_the_private_environment_has_no_tokens(tmp_path: Path, monkeypatch: pyte
     environment = private_environment(tmp_path)
     assert "planted" not in environment.values()
     assert environment["HOME"].startswith(str(tmp_path))
+
+
+def test_a_third_dataset_in_the_metadata_is_named(bundle: Bundle, competition: Path, tmp_path: Path) -> None:
+    path = bundle.kernel_dir / "kernel-metadata.json"
+    described = read_json(path)
+    path.write_text(json.dumps(described | {"dataset_sources": [*described["dataset_sources"], "me/more"]}))
+    with pytest.raises(ValueError, match=r"two datasets and no other, got .*me/more; package it again"):
+        rehearse(bundle, competition, tmp_path / "out")
+
+
+def test_a_folder_that_is_no_competition_stops_before_the_image_is_made(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image, "image_environment", lambda *_, **__: pytest.fail("made the environment first"))
+    with pytest.raises(FileNotFoundError, match="has no test_images"):
+        rehearse_bundle(bundle.home, tmp_path, Setting(), image="newest")
+
+
+def test_an_environment_that_cannot_be_made_is_one_line(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image, "find_python", lambda _: ("3.13", Path("/bin/false")))
+    with pytest.raises(ValueError, match="/bin/false could not make an environment in"):
+        image.image_environment(REPOSITORY, tmp_path)
 
 
 def test_an_unknown_isolation_is_refused() -> None:
