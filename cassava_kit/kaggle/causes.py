@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import re
 
-# The first pattern that is found in the reply decides; {competition} is filled in where it is known.
+NO_QUOTA = "this week's GPU quota is used up; it is renewed every Saturday (kaggle.com/settings shows it)"
+# The first pattern that is found in the reply decides; {competition} is filled in.
 CAUSES = (
+    (
+        r"certificate",
+        "Kaggle's certificate is not trusted here; behind a proxy put the path of its own into REQUESTS_CA_BUNDLE",
+    ),
+    (
+        r"^\[Errno \d+\] ([^:]+: '|no space|disk quota)",
+        "that is a file or folder of this machine; look at its rights and at the space that is left, and try again",
+    ),
     (
         r"session count of \d+ reached|maximum batch (gpu )?session",
         "two GPU sessions are already running; wait for one to end, or stop it on kaggle.com/code, and push again",
     ),
-    (r"quota", "this week's GPU quota is used up; it is renewed every Saturday (kaggle.com/settings shows it)"),
+    (r"quota", NO_QUOTA),
     (
         r"rules|accept.{0,20}competition|must join|competition source",
         "join the competition and accept its rules once: https://www.kaggle.com/competitions/{competition}/rules",
     ),
-    (r"phone|verif(y|ied|ication)", "Kaggle asks for a phone number before it lends a GPU: kaggle.com/settings"),
+    (r"phone|verify your", "Kaggle asks for a phone number before it lends a GPU: kaggle.com/settings"),
     (r"dataset source|still processing|not ready", "the dataset is not there or still processing; push again shortly"),
     (r"already in use", "that dataset exists; if it is not this kit's, choose another slug in dataset-metadata.json"),
     (
@@ -44,7 +53,7 @@ NO_CREDENTIALS = (
 )
 
 
-def explain(reply: str, competition: str = "<competition>") -> str:
+def explain(reply: str, competition: str) -> str:
     """The reply as one line, and what to do about it where that is known."""
     said = " ".join(reply.split())[:400] or "no reason given"
     for pattern, advice in CAUSES:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from cassava_kit.files import read_json
 from cassava_kit.kaggle.causes import NO_CREDENTIALS, explain
 from cassava_kit.kaggle.config import METADATA_FILE
-from cassava_kit.kaggle.credentials import known_secrets, redact
+from cassava_kit.kaggle.credentials import known_secrets, redact, without_queries
 from cassava_kit.kaggle.remote import KaggleError, Patience, Say, Submission
 from cassava_kit.kaggle.strict import answer_text, checked_api, code_cells, http_status, pause_before
 
@@ -44,7 +44,7 @@ class KaggleClient:
             except SystemExit:
                 raise KaggleError(NO_CREDENTIALS) from None
             except OSError as error:
-                raise KaggleError(f"signing in failed: {redact(explain(str(error)), self._secrets)}") from None
+                raise KaggleError(f"signing in failed: {self._explained(str(error))}") from None
 
     @contextlib.contextmanager
     def _quietly(self) -> Iterator[io.StringIO]:
@@ -68,10 +68,17 @@ class KaggleClient:
             self.say(f"{what}: {self._said(failure)}; again in {pause:.0f} s")
             time.sleep(pause)
         reason = f"{failure} {answer_text(failure)} {said.getvalue()[-300:] if isinstance(failure, SystemExit) else ''}"
-        raise KaggleError(f"{what} failed: {redact(explain(reason, self.competition), self._secrets)}") from None
+        raise KaggleError(f"{what} failed: {self._explained(reason)}") from None
 
     def _said(self, error: BaseException) -> str:
-        return redact(" ".join(str(error).split())[:200], self._secrets)
+        return " ".join(self._cleaned(str(error)).split())[:200]
+
+    def _explained(self, reason: str) -> str:
+        return explain(self._cleaned(reason), self.competition)
+
+    def _cleaned(self, text: str) -> str:
+        """The text without secrets and signed addresses: before it is cut, which would leave a part of one."""
+        return redact(without_queries(text), self._secrets)
 
     def _unless_gone(self, what: str, function: Callable[[], T]) -> T | None:
         """The answer, or None where there is no such thing."""
@@ -194,8 +201,7 @@ class KaggleClient:
         )
         if error or refused:
             parts = [error, *(f"{kind} refused: {', '.join(map(str, names))}" for kind, names in refused.items())]
-            reason = explain("; ".join(filter(None, parts)), self.competition)
-            raise KaggleError(f"{what} failed: {redact(reason, self._secrets)}")
+            raise KaggleError(f"{what} failed: {self._explained('; '.join(filter(None, parts)))}")
 
     def push_kernel(self, folder: Path, newer_than: int = 0) -> int:
         """Save and run a kernel; its version number (0 where Kaggle does not say).

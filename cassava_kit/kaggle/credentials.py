@@ -13,6 +13,8 @@ SECRET_FILES = ("kaggle.json", "access_token", "access_token.txt", "credentials.
 SECRET_KEYS = ("key", "access_token", "refresh_token", "token")
 SHORTEST = 8
 CHUNK = 1 << 20
+# What follows the '?' of an address: a signed one opens the file for whoever reads it.
+QUERY = re.compile(r"\?[^\s'\"<>()=]+=[^\s'\"<>()]*")
 
 
 def known_secrets(folders: Iterable[Path] = (), environment: Mapping[str, str] | None = None) -> set[str]:
@@ -61,7 +63,12 @@ def _holds(path: Path, needles: list[bytes]) -> bool:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """The text with every secret replaced, for whatever is printed or logged."""
-    for secret in secrets:
+    """The text with every secret replaced, for whatever is printed or logged; of two the longer first."""
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+def without_queries(text: str) -> str:
+    """The text with what follows the '?' of every address replaced, for errors that name signed ones."""
+    return QUERY.sub("?***", text)

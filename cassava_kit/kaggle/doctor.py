@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +11,16 @@ from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.bundle import read_bundle
 from cassava_kit.kaggle.case import Case, Check, Status
+from cassava_kit.kaggle.causes import NO_QUOTA
 from cassava_kit.kaggle.config import METADATA_FILE, PLACEHOLDER_OWNER
 from cassava_kit.kaggle.image import image_versions
 from cassava_kit.kaggle.kernels import SUBMISSION_KERNEL, Kernel
 from cassava_kit.kaggle.manifest import MANIFESTS, check_flat, read_manifest
-from cassava_kit.kaggle.remote import KaggleError, Remote
+from cassava_kit.kaggle.remote import FEWEST_HOURS, KaggleError, Remote
 from cassava_kit.kaggle.wheels import check_pure
 
 SESSION_SECONDS = 12 * 3600
 IMAGE_MEMORY = 29 * 2**30
-FEWEST_HOURS = 0.25
-
 
 Verdict = tuple[Status, str]
 NOT_REHEARSED: Verdict = ("unknown", "this build was not rehearsed; run: python submit.py --rehearse")
@@ -185,7 +183,7 @@ def quota(case: Case) -> Verdict:
     if hours is None:
         return "unknown", "only Kaggle knows; see kaggle.com/settings (30 h a week, two sessions at once)"
     if hours < FEWEST_HOURS:
-        return "failed", "this week's GPU quota is used up; kaggle.com/settings shows when it is renewed"
+        return "failed", NO_QUOTA
     return "passed", f"{hours:.1f} GPU hours left this week"
 
 
@@ -238,5 +236,5 @@ def _examine(cause: str, look: Callable[[Case], Verdict], case: Case) -> Check:
         return Check(cause, *look(case))
     except KaggleError as error:
         return Check(cause, "unknown", str(error))
-    except (ValueError, FileNotFoundError, KeyError, json.JSONDecodeError) as error:
+    except (ValueError, FileNotFoundError, KeyError) as error:
         return Check(cause, "failed", str(error))

@@ -21,8 +21,8 @@ from cassava_kit.files import write_text
 from cassava_kit.kaggle.config import COMMAND_LINE, KaggleConfig, read_config
 
 KERNEL_METADATA = "kernel-metadata.json"
-# A session ends after twelve hours, and one that is cut off may lose its output.
-SESSION_SECONDS = int(11.5 * 3600)
+# A session ends after twelve hours, and one that is cut off may lose its output: a kernel that trains ends before.
+OWN_LIMIT_SECONDS = int(11.5 * 3600)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]
         "suffixes": list(IMAGE_SUFFIXES),
         "install": list(kernel.install),
         "builds": dict(builds),
-        "time_limit": competition.submission_seconds if kernel.weights else SESSION_SECONDS,
+        "time_limit": competition.submission_seconds if kernel.weights else OWN_LIMIT_SECONDS,
         "facts": facts(competition),
     }
 

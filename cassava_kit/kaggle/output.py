@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from cassava_kit.competition import Competition
+from cassava_kit.files import read_json
 from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.remote import KaggleError, Remote
 from cassava_kit.submission import read_answers
@@ -17,7 +19,8 @@ ALL_FILES = r"^(?!/)(?!.*\.\.(/|$)).+$"
 def fetch_output(remote: Remote, bundle: Bundle, kernel_id: str) -> Path:
     """Fetch what the latest run left into a folder of the bundle, and check it; returns the folder.
 
-    KaggleError where a submission is not whole, or a training run's file is not what its name says.
+    What a run that trains left takes its place among what earlier ones did only when all of it is whole. KaggleError
+    where a submission is not whole, or a training run's file is not what its name says.
     """
     kernel = bundle.kernel
     output = bundle.home / ("output" if kernel.weights else f"output-{kernel.name}")
@@ -28,14 +31,19 @@ def fetch_output(remote: Remote, bundle: Bundle, kernel_id: str) -> Path:
         remote.kernel_output(kernel_id, output, SUBMISSION_FILES)
         check_output(output, bundle.competition)
     else:
-        remote.kernel_output(kernel_id, output, ALL_FILES)
-        check_runs(output, kernel_id)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=bundle.home) as scratch:
+            remote.kernel_output(kernel_id, Path(scratch), ALL_FILES)
+            for path in check_runs(Path(scratch), kernel_id):
+                place = output / path.relative_to(scratch)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(place)
     return output
 
 
-def check_runs(output: Path, kernel_id: str) -> None:
-    """KaggleError for nothing at all, a checkpoint that is not whole, or predictions that are none."""
+def check_runs(output: Path, kernel_id: str) -> list[Path]:
+    """The files in a folder; KaggleError for none at all, or for one that is not what its name says."""
     from cassava_kit.checkpoint import read_info
+    from cassava_kit.folds import read_folds
     from cassava_kit.predictions import read_predictions
 
     files = sorted(path for path in output.rglob("*") if path.is_file())
@@ -43,12 +51,18 @@ def check_runs(output: Path, kernel_id: str) -> None:
         raise KaggleError(f"{kernel_id} left no files; see its log on kaggle.com")
     try:
         for path in files:
-            if path.name == "best.safetensors":
+            if path.suffix == ".safetensors":
                 read_info(path)
-            if path.name == "oof.csv":
+            elif path.suffix == ".json":
+                read_json(path)
+            elif path.name == "oof.csv":
                 read_predictions(path)
+            elif path.parent.name == "folds" and path.suffix == ".csv":
+                read_folds(path)
     except ValueError as error:
-        raise KaggleError(f"what {kernel_id} left did not arrive whole: {error}; fetch it again") from None
+        reason = str(error).replace(f"{output}/", "")
+        raise KaggleError(f"what {kernel_id} left did not arrive whole: {reason}; fetch it again") from None
+    return files
 
 
 def check_output(output: Path, competition: Competition) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cassava_kit.files import read_json, sha256_bytes, write_json
 from cassava_kit.kaggle.bundle import Bundle
+from cassava_kit.kaggle.causes import NO_QUOTA
 from cassava_kit.kaggle.config import METADATA_FILE, PLACEHOLDER_OWNER
 from cassava_kit.kaggle.datasets import Trip, send_dataset
 from cassava_kit.kaggle.kernels import KERNEL_METADATA
 from cassava_kit.kaggle.manifest import MANIFESTS
 from cassava_kit.kaggle.output import fetch_output
-from cassava_kit.kaggle.remote import KaggleError, Patience, Submission
+from cassava_kit.kaggle.remote import FEWEST_HOURS, KaggleError, Patience, Submission
 
 LOG_LINES = 30
-FEWEST_HOURS = 0.25
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,20 @@ def send_kernel(trip: Trip, *, again: bool = False) -> int:
     key = "kernel" if trip.bundle.kernel.weights else f"kernel {trip.bundle.kernel.name}"
     known = trip.known().get(key) or {}
     before = int(known.get("version") or known.get("newer_than") or 0)
-    if known.get("sha256") == pushed:
-        if known.get("version") is None:  # stopped while pushing: did it arrive?
+    if known.get("sha256") in (None, pushed):
+        version = known.get("version")
+        if version is None:  # stopped while pushing, or the journal is lost: did it arrive?
             held = remote.kernel_version(metadata["id"], source)
-            known["version"] = held if held is not None and held > before else None
+            version = held if held is not None and held > before else None
         going_on = ("queued", "running") if again else ("queued", "running", "complete")
-        if known["version"] is not None and remote.kernel_status(metadata["id"])[0] in going_on:
-            trip.remember(**{key: known})
-            trip.say(f"{metadata['id']} version {known['version']} was pushed already")
-            return int(known["version"])
+        if version is not None and remote.kernel_status(metadata["id"])[0] in going_on:
+            trip.remember(**{key: {"sha256": pushed, "version": version}})
+            trip.say(f"{metadata['id']} version {version} was pushed already")
+            return int(version)
+        before = max(before, version or 0)
     hours = remote.gpu_hours_left() if metadata["enable_gpu"] else None
     if hours is not None and hours < FEWEST_HOURS:
-        raise KaggleError("this week's GPU quota is used up (kaggle.com/settings shows when it is renewed)")
+        raise KaggleError(NO_QUOTA)
     trip.remember(**{key: {"sha256": pushed, "version": None, "newer_than": before}})
     version = remote.push_kernel(folder, before)
     trip.remember(**{key: {"sha256": pushed, "version": version}})
@@ -151,6 +153,7 @@ def planned_calls(bundle: Bundle, *, submit: bool = False) -> list[str]:
     metadata = read_json(bundle.kernel_dir / KERNEL_METADATA)
     sources = metadata["dataset_sources"] + metadata["competition_sources"] + metadata["kernel_sources"]
     given = ", ".join(sources)
+    calls.append(f"GetKernel {metadata['id']}: if it is this notebook and runs or ran, it is not pushed again")
     calls += ["GetAcceleratorQuotaStatistics"] if metadata["enable_gpu"] else []
     calls.append(f"SaveKernel {metadata['id']}, {metadata.get('machine_shape', 'CPU')}, internet off, with {given}")
     calls.append(f"GetKernelSessionStatus {metadata['id']} until it has ended")
@@ -183,15 +186,27 @@ def wait_for_kernel(trip: Trip, kernel: str) -> None:
 def submit(trip: Trip, pushed: Pushed) -> Submission:
     """Submit the pushed version once, and wait for its score."""
     description = f"Cassava Kit build {trip.bundle.build_id[:12]}, version {pushed.version}"
-    made = next((each for each in trip.remote.submissions() if each.description == description), None)
-    if made is None:
-        ref = trip.remote.submit(pushed.kernel, pushed.version, description)
-        trip.remember(submission={"ref": ref, "description": description})
-        trip.say(f"submitted {pushed.kernel} version {pushed.version}")
-    else:
-        ref = made.ref
+    known = trip.known().get("submission") or {}
+    made = known if known.get("description") == description else _listed(trip, description)
+    if made:
         trip.say(f"{pushed.kernel} version {pushed.version} was submitted already")
-    return wait_for_score(trip, lambda each: each.ref == ref or each.description == description)
+    else:
+        ref = trip.remote.submit(pushed.kernel, pushed.version, description)
+        made = {"ref": ref, "description": description}
+        trip.remember(submission=made)
+        trip.say(f"submitted {pushed.kernel} version {pushed.version}")
+    if made.get("status") == "complete":
+        found = Submission(**made)
+    else:
+        found = wait_for_score(trip, lambda each: each.ref == made["ref"] or each.description == description)
+    trip.remember(submission=asdict(found))
+    trip.say(f"public score {found.score or 'not shown'}")
+    return found
+
+
+def _listed(trip: Trip, description: str) -> dict[str, Any]:
+    """The submission of that description, if it is among the latest that Kaggle lists; empty otherwise."""
+    return next((asdict(each) for each in trip.remote.submissions() if each.description == description), {})
 
 
 def wait_for_score(trip: Trip, ours: Callable[[Submission], bool]) -> Submission:
@@ -204,6 +219,5 @@ def wait_for_score(trip: Trip, ours: Callable[[Submission], bool]) -> Submission
                 "on the hidden images: rehearse with many images and Kaggle's limits (--cpus 4 --memory 29)"
             )
         if found is not None and found.status == "complete":
-            trip.say(f"public score {found.score or 'not shown'}")
             return found
     raise KaggleError("the submission has no score yet; call again later, it is not submitted twice")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 Say = Callable[[str], None]
+# With less than this a GPU session is not worth its start.
+FEWEST_HOURS = 0.25
 
 
 class KaggleError(ValueError):

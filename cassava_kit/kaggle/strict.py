@@ -49,6 +49,8 @@ def pause_before(error: BaseException, patience: Patience, attempt: int) -> floa
     status = http_status(error)
     if not isinstance(error, OSError) or (status is not None and status != 429 and status < 500):
         return None
+    if status is None and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+        return None  # a file or a folder of this machine
     asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
     wait = float(asked) if str(asked).isdigit() else patience.first * 2 ** (attempt - 1)
     return min(wait, patience.longest)

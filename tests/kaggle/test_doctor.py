@@ -16,7 +16,7 @@ from cassava_kit.kaggle.config import library_ranges, read_config
 from cassava_kit.kaggle.credentials import known_secrets, redact
 from cassava_kit.kaggle.doctor import CAUSES, doctor
 from cassava_kit.kaggle.image import find_python, image_versions
-from cassava_kit.kaggle.kernels import SESSION_SECONDS, find_kernel, parse_changes
+from cassava_kit.kaggle.kernels import OWN_LIMIT_SECONDS, find_kernel, parse_changes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -58,7 +58,7 @@ def test_a_kernel_that_trains_is_examined_by_what_can_end_it(pristine: Path, tmp
     text = bundle.notebook.read_text()
     assert "FOLDS = [0, 1]" in text and "RECIPE = 'vit_base'" in text
     assert "ends by itself after 11.5 of 12 h" in checks["timeout"].detail
-    _in_notebook(bundle, str(SESSION_SECONDS), str(12 * 3600))
+    _in_notebook(bundle, str(OWN_LIMIT_SECONDS), str(12 * 3600))
     _edit(bundle.kernel_dir / "kernel-metadata.json", dataset_sources=["me/first-weights"])
     checks = {check.cause: check for check in doctor(REPOSITORY, tmp_path, kernel=kernel)}
     assert (checks["timeout"].status, checks["metadata slugs"].status) == ("failed", "failed")

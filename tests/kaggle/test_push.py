@@ -135,8 +135,17 @@ def test_without_its_journal_it_asks_kaggle(traveller: Traveller, stub: Stub) ->
     traveller.go()
     (traveller.bundle.kit_dir.parent / JOURNAL).unlink()
     traveller.go()
-    assert stub.counts["StartBlobUpload"] == stub.counts["CreateDatasetVersion"] == 0
-    assert stub.counts["CreateCodeSubmission"] <= 1
+    made = ("StartBlobUpload", "CreateDatasetVersion", "SaveKernel", "CreateCodeSubmission")
+    assert [stub.counts[method] for method in made] == [0, 0, 0, 0]
+
+
+def test_a_submission_that_kaggle_no_longer_lists_is_not_made_again(traveller: Traveller, stub: Stub) -> None:
+    """Only the newest twenty are listed."""
+    traveller.go()
+    stub.submissions.clear()
+    code, printed = traveller.go()
+    assert code == 0 and "public score 0.9012" in printed, printed
+    assert not stub.counts["CreateCodeSubmission"]
 
 
 def test_a_later_build_becomes_a_new_version_and_the_old_one_stays(traveller: Traveller, stub: Stub) -> None:
