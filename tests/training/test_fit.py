@@ -1,5 +1,6 @@
 """Training a fold: what it writes, that it learns, that it resumes, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 
@@ -20,7 +21,8 @@ from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import train_recipe
-from cassava_kit.training.rows import Session, TrainData
+from cassava_kit.training.rows import Session, TrainData, usable_rows
+from cassava_kit.training.run_dir import fingerprint
 
 
 def test_fold_writes_its_contract(data, tmp_path):
@@ -44,8 +46,17 @@ def test_all_folds_join_to_one_oof_file_and_are_reused(tiny_table, tiny_folds, t
     assert len(whole.ids) == len(tiny_table.frame) and not first.reused
     again = train_recipe(TINY, tiny_table, tiny_folds, tmp_path)
     assert again.reused and again.score == first.score
-    changed = train_recipe(replace(TINY, lr=1e-3), tiny_table, tiny_folds, tmp_path)
-    assert not changed.reused
+    changed = replace(TINY, lr=1e-3)
+    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path, folds=[0]).reused
+    joined = tmp_path / "tiny" / "oof.csv"
+    assert not joined.exists() and not joined.with_suffix(".json").exists(), "joined from a fold that is no longer"
+    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path).reused and joined.is_file()
+
+
+def test_a_run_of_other_classes_is_another(data):
+    six = dataclasses.replace(data.competition, classes=tuple("abcdef"), class_shares=())
+    other = dataclasses.replace(data, competition=six)
+    assert fingerprint(TINY, data, 0, SILENT) != fingerprint(TINY, other, 0, SILENT)
 
 
 def test_a_picture_changed_under_the_same_name_is_trained_again(tiny_table, tiny_folds, tmp_path):
@@ -169,7 +180,9 @@ def test_a_run_learns(data, tmp_path):
 def test_limit_is_a_limit_on_training_rows_alone(data, tmp_path):
     result = train_fold(replace(TINY, epochs=1), data, 0, tmp_path, session=Session(limit=20, tell=lambda _: None))
     assert result.score.n == len(data.folds.validation(0))
-    assert sum(read_info(result.checkpoint).prior) == pytest.approx(1)
+    assert len(usable_rows(data, 0, 20)[0]) == 20
+    rows = np.array(read_info(result.checkpoint).prior) * 20
+    assert rows.sum() == pytest.approx(20) and rows == pytest.approx(rows.round()), "shares of twenty rows"
 
 
 @pytest.mark.slow

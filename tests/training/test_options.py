@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import SILENT, TINY
 
-from cassava_kit.checkpoint import load_tensors
+from cassava_kit.checkpoint import load_tensors, read_info
 from cassava_kit.config import RunConfig, replace
 from cassava_kit.recipes import recipe
 from cassava_kit.training import fit
@@ -187,6 +187,13 @@ def test_a_noise_report_changes_training_rows_and_no_validation_row(data, tmp_pa
     if action == "soften":
         weights = started[1].row_weights
         assert weights is not None and weights.sum().item() == pytest.approx(len(training)), "one in all for an image"
+        shares = np.array(read_info(result.checkpoint).prior) * len(training)
+        counts = np.bincount(training["label"], minlength=5).astype(float)
+        for name in bad[:2]:
+            label = training.set_index("image_id").loc[name, "label"]
+            counts[label] -= 0.9
+            counts[(label + 1) % 5] += 0.9
+        assert shares == pytest.approx(counts)
 
 
 def test_a_noise_report_of_another_table_is_refused_before_work(data, tmp_path):
