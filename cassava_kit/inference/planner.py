@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.inference.members import Members, Part
+from cassava_kit.inference.report import say, warn
 from cassava_kit.inference.tta import View, make_views
 from cassava_kit.inference.votes import StopRule, Votes
 
@@ -203,3 +204,17 @@ def choose_rows(votes: Votes, plan: Plan, unit: int, *, left: float, rule: StopR
     affordable = max(1, int(left / max(float(plan.seconds[ahead].sum()), 1e-9)))
     least_sure = rows[np.argsort(-votes.unsureness()[rows], kind="stable")]
     return np.sort(least_sure[:affordable])
+
+
+def stop_rule(asked: str, members: Members) -> StopRule:
+    """The rule asked for; a calibrated one comes from `oof.early_stop` in the ensemble file, else it is certified."""
+    if asked != "calibrated":
+        return StopRule(asked)
+    stored = members.ensemble.oof.get("early_stop") if members.ensemble else None
+    if not isinstance(stored, dict) or not {"threshold", "min_share", "changed"} <= stored.keys():
+        warn("the ensemble file has no calibrated stop: images stop only when they are certain")
+        return StopRule("certified")
+    rule = StopRule("calibrated", *(float(stored[key]) for key in ("threshold", "min_share", "changed")))
+    most = f" (at most {100 * float(stored['changed_at_most']):.2f} %)" if "changed_at_most" in stored else ""
+    say(f"calibrated stop: {100 * rule.changed:.2f} % of the labels{most} are expected to differ from all votes'")
+    return rule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.forward import Forward, is_out_of_memory, load_forward
 from cassava_kit.inference.machine import free_on
 from cassava_kit.inference.pixels import Batch, Format, PixelStore
+from cassava_kit.inference.report import warn
 from cassava_kit.inference.speedup import Engines
 from cassava_kit.inference.tta import View
 
@@ -95,19 +96,20 @@ class Runner:
         """Predict `rows` (n,); each batch's rows (b,) and probabilities (b, K) go to `deliver`. How many were done.
 
         Stops before a batch that would not end in time. Batches keep one shape, so that no row's answer depends on
-        which others are broken or already finished.
+        which others are broken or already finished. Where one device of several fails and another does not, the others
+        take over its rows and all that is still to come.
         """
         replicas = self.load(path)
         wanted = format_of(replicas[0])
         batches = _Shared(self.store.batches(rows, wanted, self.batch_size))
         lock = threading.Lock()
-        done = 0
+        seen: list[np.ndarray] = []
+        errors: dict[int, BaseException] = {}
 
         def hand_over(batch: Batch, probabilities: np.ndarray) -> None:
-            nonlocal done
             with lock:
                 deliver(batch.rows, probabilities[: len(batch.rows)])
-                done += len(batch.rows)
+                seen.append(batch.rows)
 
         try:
             if len(replicas) == 1:
@@ -115,11 +117,25 @@ class Runner:
             else:
                 with ThreadPoolExecutor(len(replicas), "device") as pool:
                     jobs = [pool.submit(_work, f, view, batches, self.clock, hand_over) for f in replicas]
-                for job in jobs:
-                    job.result()
+                errors = {i: error for i, job in enumerate(jobs) if (error := job.exception()) is not None}
         finally:
             batches.close()
-        return done
+        done = sum(map(len, seen))
+        if not errors:
+            return done
+        if not done or len(errors) == len(replicas):  # nothing says that it is the device and not the checkpoint
+            raise next(iter(errors.values()))
+        self.drop(errors)
+        return done + self.run(path, view, np.setdiff1d(rows, np.concatenate(seen)), deliver)
+
+    def drop(self, errors: Mapping[int, BaseException]) -> None:
+        """Go on without the devices that failed, by their place among the devices."""
+        for i, error in errors.items():
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            warn(f"{self.devices[i]} failed and takes no further part: {reason}")
+        kept = [i for i in range(len(self.devices)) if i not in errors]
+        self.devices = [self.devices[i] for i in kept]
+        self._loaded = {path: [replicas[i] for i in kept] for path, replicas in self._loaded.items()}
 
 
 def format_of(forward: Forward) -> Format:

@@ -15,13 +15,13 @@ from cassava_kit.inference.machine import describe_device, usable_devices, versi
 from cassava_kit.inference.members import Members, Part, foreign_probabilities, reweighted, with_pixels
 from cassava_kit.inference.pixel_change import compare_pixels
 from cassava_kit.inference.pixels import Budget, Format, PixelStore
-from cassava_kit.inference.planner import Plan, arranged, choose_rows, make_units
+from cassava_kit.inference.planner import Plan, arranged, choose_rows, make_units, stop_rule
 from cassava_kit.inference.predict import fitting_batch
 from cassava_kit.inference.progress import progress_bar
 from cassava_kit.inference.report import RunOptions, RunReport, say, warn
 from cassava_kit.inference.runner import Runner
 from cassava_kit.inference.speedup import Engines, kind_of
-from cassava_kit.inference.votes import StopRule, Votes
+from cassava_kit.inference.votes import Votes
 
 WRITE_EVERY_SECONDS = 60.0
 MEASURED_BATCHES = 3
@@ -43,6 +43,8 @@ class Session:
         report: RunReport,
         write: Callable[[Votes], None],
     ) -> None:
+        headers = {part.info.pixels for part in members.parts if part.info}
+        self.other_pixels = options.pixels is not None and headers != {options.pixels}
         members = members if options.pixels is None else with_pixels(members, options.pixels)
         self.paths, self.members, self.clock, self.options, self.report = paths, members, clock, options, report
         self.write = write
@@ -89,15 +91,22 @@ class Session:
         for part in self.members.parts:
             if part.predictions is not None:
                 rows, probabilities = foreign_probabilities(part, names)
+                if not len(rows):
+                    self.lose(part, f"predicts none of the {len(names)} images (first: {names[0]})")
+                    continue
                 self.votes.add_outright(part.weight, rows, probabilities)
                 say(f"{part.name}: votes for {len(rows)} of {len(names)} images")
-                self.write(self.votes)
+                self.save_meanwhile()
 
     def make_plan(self, *, overlap: bool) -> None:
         """Measure, arrange and print."""
         measured = self.measure()
         if self.options.pixels is not None:
-            self.report.pixels = {"asked": self.options.pixels} | self.pixel_change()
+            self.report.pixels = {"asked": self.options.pixels}
+            try:
+                self.report.pixels |= self.pixel_change() if self.other_pixels else {}
+            except Exception as error:  # it informs, and costs no vote
+                warn(f"what {self.options.pixels} pixels change could not be measured: {error}")
         self.plan.left, self.plan.overlap = self.clock.left, overlap
         self.plan = arranged(self.plan)
         self.report.plan = self.plan.as_json()
@@ -163,9 +172,13 @@ class Session:
             times: list[float | None] = [plain] * len(own)
             if len(rows) > batch:  # the first batch warmed the model up: the others tell its speed
                 times = [self.run_unit(own[0], rows[batch:]), *(self.run_unit(u, rows[:batch]) for u in own[1:])]
-            by_view = {self.units[u].view.name: seconds for u, seconds in zip(own, times, strict=True)}
+            by_view = {
+                self.units[u].view.name: seconds for u, seconds in zip(own, times, strict=True) if seconds is not None
+            }
+            if len(by_view) < len(own):  # it failed in a later view: its next sister tells
+                continue
             names = {part.name for part in parts}
-            return {u: by_view[unit.view.name] or 0.0 for u, unit in enumerate(self.units) if unit.part.name in names}
+            return {u: by_view[unit.view.name] for u, unit in enumerate(self.units) if unit.part.name in names}
         return {}
 
     def run_unit(self, u: int, rows: np.ndarray, *, talk: bool = False) -> float | None:
@@ -178,7 +191,8 @@ class Session:
                 new = ~self.votes.seen[seen, u]
                 self.votes.add(u, seen[new], probabilities[new])
                 bar.update(len(seen))
-                self.write_now_and_then()
+                if time.monotonic() - self.written > WRITE_EVERY_SECONDS:
+                    self.save_meanwhile()  # a long unit must not leave an old file behind if the run is killed
 
             try:
                 self.runner.load(unit.part.path)
@@ -187,8 +201,9 @@ class Session:
             except Exception as error:
                 self.lose(unit.part, f"{type(error).__name__}: {error}".splitlines()[0])
                 return None
+            finally:
+                self.votes.give_up(np.array(list(self.store.failed), int))
         seconds = time.monotonic() - start
-        self.votes.give_up(np.fromiter(self.store.failed, int, len(self.store.failed)))
         self.images[u] += done
         self.seconds[u] += seconds
         return seconds / max(done, 1)
@@ -210,7 +225,7 @@ class Session:
             return False
         before, done = self.votes.labels(), self.images[u]
         seconds = self.run_unit(u, rows, talk=True)
-        self.save()
+        self.save_meanwhile()
         if seconds is None or self.images[u] == done:
             return False
         changed = int((self.votes.labels() != before).sum())
@@ -237,21 +252,23 @@ class Session:
         self.report.left_out[part.name] = reason
         self.plan.kept[[unit.part is part for unit in self.units]] = False
 
-    def write_now_and_then(self) -> None:
-        """Save at most once a minute: a long unit must not leave an old file behind if the run is killed."""
-        if time.monotonic() - self.written > WRITE_EVERY_SECONDS:
-            self.save()
-
     def save(self) -> None:
         """Replace the file by the votes counted so far."""
         self.write(self.votes)
+        self.report.prior_alone = not (self.votes.totals.sum(axis=1) > 0).any()
+
+    def save_meanwhile(self) -> None:
+        """The same while there is work left: a disk that is full now costs no checkpoint its votes."""
+        try:
+            self.save()
+        except OSError as error:
+            warn(f"the file could not be replaced, the last one stands for now: {error}")
         self.written = time.monotonic()
 
     def conclude(self) -> None:
         """The last file, and what happened."""
         self.save()
         votes, report = self.votes, self.report
-        report.prior_alone = not (votes.totals.sum(axis=1) > 0).any()
         failed = self.store.failed if self.units else {}
         report.images_failed = {self.paths[row].name: failed[row] for row in sorted(failed)}
         for name, reason in list(report.images_failed.items())[:20]:
@@ -275,17 +292,3 @@ class Session:
             {"unit": self.units[u].name, "images": int(self.images[u]), "seconds": round(float(self.seconds[u]), 4)}
             for u in np.flatnonzero(self.images)
         ]
-
-
-def stop_rule(asked: str, members: Members) -> StopRule:
-    """The rule asked for; a calibrated one comes from `oof.early_stop` in the ensemble file, else it is certified."""
-    if asked != "calibrated":
-        return StopRule(asked)
-    stored = members.ensemble.oof.get("early_stop") if members.ensemble else None
-    if not isinstance(stored, dict) or not {"threshold", "min_share", "changed"} <= stored.keys():
-        warn("the ensemble file has no calibrated stop: images stop only when they are certain")
-        return StopRule("certified")
-    rule = StopRule("calibrated", *(float(stored[key]) for key in ("threshold", "min_share", "changed")))
-    most = f" (at most {100 * float(stored['changed_at_most']):.2f} %)" if "changed_at_most" in stored else ""
-    say(f"calibrated stop: {100 * rule.changed:.2f} % of the labels{most} are expected to differ from all votes'")
-    return rule

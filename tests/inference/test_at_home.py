@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import ROOT, full_ensemble, read_labels, run_python
 
 from cassava_kit.inference import run as run_module
-from cassava_kit.inference import runner
+from cassava_kit.inference import runner, session
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.report import RunOptions, RunReport
 from cassava_kit.inference.run import run_at_home
@@ -80,7 +80,7 @@ def test_weights_without_a_member_that_can_vote_cost_nothing(
         "damaged": (weights, r"no member in \S+ can vote \(.*vit-fold0.*not a whole"),
         "one level up": (
             tmp_path,
-            r"can vote \(ensemble.json: the file is missing.*; give a folder with ensemble.json",
+            r"can vote \(ensemble.json: the file is missing.*; give ensemble.json with",
         ),
         "the ensemble file alone": (weights / ENSEMBLE_FILE, "can vote .*res-fold1.safetensors: the file is missing"),
     }[slip]
@@ -130,6 +130,25 @@ def test_half_size_decoding_states_what_it_changes(images: Path, weights: Path, 
     assert report.pixels["asked"] == "fast" and report.pixels["images"] == 21
     assert 0 < report.pixels["mean_difference"] < report.pixels["largest_difference"] < 0.2
     assert isinstance(report, RunReport) and not report.left_out
+
+
+@pytest.mark.parametrize("pixels", ["exact", "fast"])
+def test_pixels_are_compared_only_where_others_are_asked_for_and_at_no_vote(
+    images: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pixels: str,
+) -> None:
+    def compare(*_: object) -> None:
+        raise MemoryError("no room for two stores")
+
+    monkeypatch.setattr(session, "compare_pixels", compare)
+    options = RunOptions(device="cpu", batch_size=4, progress=False, pixels=pixels)
+    report = run_module.run_submission(images, weights, tmp_path / "s.csv", options=options)
+    assert report.pixels == {"asked": pixels} and report.error is None and not report.left_out
+    assert ("could not be measured: no room for two stores" in capsys.readouterr().err) == (pixels == "fast")
 
 
 def test_the_time_limit_counts_the_time_before_our_first_line(images: Path, weights: Path, tmp_path: Path) -> None:

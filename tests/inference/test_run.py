@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_members import write_checkpoint
+import torch
+from tiny_members import write_checkpoint, write_image
 from tiny_runs import full_ensemble, run_python, submit
 
 from cassava_kit.checkpoint import load_tensors, read_info, save_checkpoint
-from cassava_kit.inference import choices
+from cassava_kit.inference import choices, session
+from cassava_kit.inference import run as run_module
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble, write_ensemble
 from cassava_kit.inference.forward import Forward
 from cassava_kit.inference.pixels import Budget
@@ -119,6 +121,78 @@ def test_a_member_that_fails_late_is_left_out(
     assert list(report.left_out) == ["eff-fold0.safetensors"]
     write_ensemble(weights / ENSEMBLE_FILE, without(weights, "eff"))
     assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()
+
+
+def test_a_checkpoint_that_fails_while_it_is_measured_does_not_make_its_sisters_free(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Forward.start, []
+
+    def start(self: Forward, pixels: object, view: object) -> object:
+        if self.info.name == "res-fold0":
+            calls.append(1)
+            if len(calls) > 5:  # one batch warms up, three are timed, the next is another view
+                raise RuntimeError("a kernel died")
+        return real(self, pixels, view)
+
+    monkeypatch.setattr(Forward, "start", start)
+    _, report = submit(images, weights, tmp_path / "s.csv", early_stop="off", engine="eager")
+    assert list(report.left_out) == ["res-fold0.safetensors"]
+    costs = [unit["seconds_per_image"] for unit in report.plan["units"] if unit["unit"].startswith("res-fold1")]
+    assert len(costs) == 4 and min(costs) > 0
+
+
+def test_a_picture_that_cannot_be_read_keeps_the_priors_class_where_every_checkpoint_fails(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(21, 40):
+        write_image(images / f"{i:03d}.jpg", i)
+    (images / "025.jpg").write_bytes(b"")
+    real, dark = Forward.start, []
+
+    def start(self: Forward, pixels: torch.Tensor, view: object) -> object:
+        dark.append(bool(dark and dark[-1]) or not pixels.flatten(1).any(1).all())
+        if sum(dark) > 2:  # its batch has voted
+            raise RuntimeError("a kernel died")
+        return real(self, pixels, view)
+
+    monkeypatch.setattr(Forward, "start", start)
+    labels, report = submit(images, weights, tmp_path / "s.csv", engine="eager")
+    assert len(report.left_out) == 4 and not report.prior_alone
+    assert labels["025.jpg"] == 3 and list(report.images_failed) == ["025.jpg"]
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_checkpoint(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = run_module.write_submission, []
+
+    def write(*arguments: object) -> None:
+        calls.append(1)
+        if 2 < len(calls) < 9:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(run_module, "write_submission", write)
+    monkeypatch.setattr(session, "WRITE_EVERY_SECONDS", 0.0)
+    labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
+    assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()
+    assert not report.left_out and report.error is None and not report.prior_alone
+    assert "the last one stands for now: [Errno 28]" in capsys.readouterr().err
+
+
+def test_a_probability_file_of_other_images_is_left_out(images: Path, weights: Path, tmp_path: Path) -> None:
+    table = pd.DataFrame({"image_id": ["a.jpg", "b.jpg"], **{f"p{k}": [0.2, 0.2] for k in range(5)}})
+    table.to_csv(weights / "theirs.csv", index=False)
+    ensemble = read_ensemble(weights / ENSEMBLE_FILE)
+    ours = full_ensemble(images, weights).argmax(1).tolist()
+    shrunk = [member.model_copy(update={"weight": 0.6 * member.weight}) for member in ensemble.members]
+    foreign = ensemble.members[0].model_copy(update={"name": "theirs", "weight": 0.4, "checkpoints": ("theirs.csv",)})
+    write_ensemble(weights / ENSEMBLE_FILE, ensemble.model_copy(update={"members": (*shrunk, foreign)}))
+    labels, report = submit(images, weights, tmp_path / "s.csv")
+    assert labels.tolist() == ours
+    assert report.left_out == {"theirs.csv": "predicts none of the 21 images (first: 000.jpg)"}
+    assert "theirs.csv" not in {member["file"] for member in report.members_used}
 
 
 def test_a_probability_file_votes_with_its_weight(images: Path, weights: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import full_ensemble, read_labels, submit
 
-from cassava_kit.inference import machine, runner
+from cassava_kit.inference import machine, runner, session
 from cassava_kit.inference.forward import Forward
 from cassava_kit.inference.machine import usable_devices
 from cassava_kit.inference.pixels import Format, PixelStore
@@ -99,6 +99,61 @@ def test_several_devices_share_the_batches_and_each_row_comes_once(
         )
     assert done == 21 and sorted(np.concatenate(seen)) == list(range(21))
     assert len(busy) == 6 and set(busy) <= {0, 1} and work.at_once == 8
+
+
+def fail_on_device_0(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """The device `cpu:0` does so many batches and then none."""
+    real, calls = Forward.start, []
+
+    def start(self: Forward, pixels: torch.Tensor, view: object) -> torch.Tensor:
+        if self.device.index == 0:
+            calls.append(1)
+            if len(calls) > after:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return real(self, pixels, view)
+
+    monkeypatch.setattr(Forward, "start", start)
+
+
+def test_a_device_that_fails_leaves_its_rows_to_the_other(
+    images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, work = make_runner(images)
+    work.devices = [torch.device("cpu", 0), CPU]
+    fail_on_device_0(monkeypatch, after=1)
+    seen: list[np.ndarray] = []
+    with store:
+        work.load(weights / "vit-fold0.safetensors")
+        for name in ("res-fold0.safetensors", "vit-fold0.safetensors"):
+            done = work.run(weights / name, PLAIN, np.arange(21), lambda rows, p: seen.append(rows.copy()))
+            assert done == 21 and sorted(np.concatenate(seen)) == list(range(21))
+            seen.clear()
+    assert work.devices == [CPU] and work.at_once == 4
+    assert "cpu:0 failed and takes no further part: RuntimeError: CUDA error" in capsys.readouterr().err
+
+
+def test_a_device_that_fails_costs_no_checkpoint(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = full_ensemble(images, weights).argmax(1).tolist()
+    monkeypatch.setattr(session, "usable_devices", lambda _: (torch.device("cpu", 0), CPU))
+    fail_on_device_0(monkeypatch, after=3)
+    labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off", engine="eager")
+    assert labels.tolist() == expected and not report.left_out and report.early_stop["work_done"] == 1
+
+
+def test_a_checkpoint_that_fails_on_every_device_costs_no_device(
+    images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, work = make_runner(images, devices=2)
+
+    def start(*_: object) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Forward, "start", start)
+    with store, pytest.raises(RuntimeError, match="shapes cannot"):
+        work.run(weights / "res-fold0.safetensors", PLAIN, np.arange(21), lambda *_: None)
+    assert len(work.devices) == 2
 
 
 def test_memory_that_runs_out_in_a_run_changes_no_label(
