@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from cassava_kit.competition import Metric
 from cassava_kit.inference.votes import StopRule, simulate_stop
+from cassava_kit.metrics import gain, value
 
 TARGET = 0.002
 THRESHOLDS = np.geomspace(0.01, 10, 61)
@@ -15,70 +17,68 @@ RANDOM_ORDERS = 8
 
 
 def ensemble_evidence(
+    metric: Metric,
     names: Sequence[str],
     labels: np.ndarray,
     pred_probs: np.ndarray,
     weights: Sequence[float] | np.ndarray,
-    *,
-    costs: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What `ensemble.oof` carries beside its score: `without` by member, and `early_stop` where there is evidence.
+    """What `ensemble.oof` carries beside its score: `loss_without`, and `early_stop` where there is evidence.
 
-    `names` (M,), `labels` (N,), `pred_probs` (M, N, K) out of fold, `weights` (M,), `costs` (M,) as in
-    `early_stop_evidence`. JSON as it is.
+    `names` (M,), `labels` (N,), `pred_probs` (M, N, K) out of fold, `weights` (M,). JSON as it is.
     """
-    evidence: dict[str, Any] = {"without": accuracy_without(names, labels, pred_probs, weights)}
-    early_stop = early_stop_evidence(pred_probs, labels, weights, costs)
+    evidence: dict[str, Any] = {"loss_without": loss_without(metric, names, labels, pred_probs, weights)}
+    early_stop = early_stop_evidence(pred_probs, labels, weights)
     return evidence | ({"early_stop": early_stop} if early_stop is not None else {})
 
 
-def accuracy_without(
-    names: Sequence[str], labels: np.ndarray, pred_probs: np.ndarray, weights: Sequence[float] | np.ndarray
+def loss_without(
+    metric: Metric,
+    names: Sequence[str],
+    labels: np.ndarray,
+    pred_probs: np.ndarray,
+    weights: Sequence[float] | np.ndarray,
 ) -> dict[str, float]:
-    """Out-of-fold accuracy of the ensemble without each member in turn, the others' weights as they are.
+    """How much worse the ensemble's metric is out of fold without each member in turn, the others' weights as they are.
 
     A member whose loss leaves nothing that votes is left out of the answer.
     """
     w = np.asarray(weights, float)
-    total = np.tensordot(w, pred_probs, axes=1)
+    whole = value(metric, labels, np.tensordot(w, pred_probs, axes=1))
     found = {}
     for m, name in enumerate(names):
-        if w.sum() - w[m] > 1e-9:
-            rest = total - w[m] * pred_probs[m]
-            found[name] = float((rest.argmax(axis=1) == labels).mean())
+        others = np.where(np.arange(len(w)) == m, 0.0, w)
+        if others.sum() > 1e-9:
+            rest = np.tensordot(others, pred_probs, axes=1)
+            found[name] = gain(metric, value(metric, labels, rest), whole)
     return found
 
 
 def early_stop_evidence(
-    pred_probs: np.ndarray,
-    labels: np.ndarray,
-    weights: Sequence[float] | np.ndarray,
-    costs: Sequence[float] | None = None,
-    *,
-    target: float = TARGET,
+    pred_probs: np.ndarray, labels: np.ndarray, weights: Sequence[float] | np.ndarray
 ) -> dict[str, Any] | None:
     """The calibrated stop for an ensemble file, and what it does on rows that it was not calibrated on.
 
-    pred_probs (M, N, K), labels (N,), weights (M,). With `costs` (M,), seconds an image, the members vote in the order
-    of the submission, the most weight per second first; without, in random orders. `threshold` and `min_share` come
-    from all rows. `changed` (with `changed_at_most`, its 95 % bound), `accuracy`, `accuracy_full` and `votes` (the
-    share of the votes that were asked for) are held out: each half of the rows by the other half's threshold.
-    None with fewer than 2 members that weigh anything, or where no threshold keeps `target`.
+    pred_probs (M, N, K), labels (N,), weights (M,); the members vote in several random orders, for a run's own order is
+    not known before its time is. `threshold` and `min_share` come from all rows. `changed` (with `changed_at_most`, its
+    95 % bound), `accuracy`, `accuracy_full` and `votes` (the share of the votes that were asked for) are held out: each
+    half of the rows by the other half's threshold. None with fewer than 2 members that weigh anything, or where no
+    threshold keeps `TARGET`.
     """
     w = np.asarray(weights, float)
     voting = w > 0
     if voting.sum() < 2 or pred_probs.shape[1] < 2:
         return None
     p, w = pred_probs[voting], w[voting] / w.sum()
-    orders = vote_orders(w, None if costs is None else np.asarray(costs, float)[voting])
-    rule = calibrate_stop(p, w, orders, target=target)
+    orders = vote_orders(w, None)
+    rule = calibrate_stop(p, w, orders)
     if rule.kind != "calibrated":
         return None
     full = np.tensordot(w, p, axes=1).argmax(axis=1)
     halves = np.random.default_rng(0).permutation(len(full)) % 2 == 0
     changed, right, votes = np.zeros(len(full)), np.zeros(len(full)), 0.0
     for half in (halves, ~halves):
-        held_out = calibrate_stop(p[:, ~half], w, orders, target=target)
+        held_out = calibrate_stop(p[:, ~half], w, orders)
         for order in orders:
             answers, used = simulate_stop(p[:, half], w, order, held_out)
             changed[half] += (answers != full[half]) / len(orders)
@@ -92,7 +92,7 @@ def early_stop_evidence(
         "accuracy": float(right.mean()),
         "accuracy_full": float((full == labels).mean()),
         "votes": votes,
-        "target": target,
+        "target": TARGET,
         "rows": len(full),
     }
 

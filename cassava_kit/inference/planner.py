@@ -51,16 +51,18 @@ def make_units(members: Members, views: str) -> tuple[Unit, ...]:
 
 
 def member_worth(members: Members, part: Part) -> float:
-    """What the ensemble's OOF accuracy loses without the part's member, if `ensemble.json` says so; else 1.
+    """What the ensemble loses out of fold without the part's member, by the competition's metric; 1 if nobody says.
 
-    `oof.without` maps a member's name to the accuracy of the ensemble without it. No loss counts as a small one:
-    differences below a standard error must not put a member out of the plan.
+    `ensemble.json` has it as `oof.loss_without`; older ones have the accuracies themselves, `oof.without`. No loss
+    counts as a small one: differences below a standard error must not put a member out of the plan.
     """
     oof = members.ensemble.oof if members.ensemble else {}
-    without: Any = oof.get("without")
-    if not isinstance(without, dict) or part.member not in without or "accuracy" not in oof:
+    losses: Any = oof.get("loss_without")
+    if losses is None and "accuracy" in oof:
+        losses = {name: float(oof["accuracy"]) - float(kept) for name, kept in oof.get("without", {}).items()}
+    if not losses or part.member not in losses:
         return 1.0
-    return max(0.0, float(oof["accuracy"]) - float(without[part.member])) * 100 + 0.1
+    return max(0.0, float(losses[part.member])) * 100 + 0.1
 
 
 @dataclass

@@ -122,7 +122,8 @@ def oof_facts(evidence: Evidence, weights: np.ndarray) -> dict[str, Any]:
     facts = {evidence.metric: score.value, "standard_error": score.standard_error, "rows": score.n, "labels": "given"}
     if isinstance(score, Measure):
         facts["accuracy"] = score.accuracy.accuracy
-    return facts | ensemble_evidence(evidence.names, evidence.labels, evidence.pred_probs, weights)
+    judged = ensemble_evidence(evidence.metric, evidence.names, evidence.labels, evidence.pred_probs, weights)
+    return facts | judged
 
 
 def _member(name: str, weight: float, infos: Sequence[CheckpointInfo]) -> EnsembleMember:

@@ -87,11 +87,19 @@ def test_the_printed_plan_says_what_happens_to_every_unit(plan: Plan) -> None:
     assert done.as_json()["fits"] is False
 
 
-def test_worth_follows_the_oof_loss_without_a_member(weights: Path) -> None:
+@pytest.mark.parametrize(
+    "oof",
+    [
+        {"accuracy": 0.90, "without": {"res": 0.88, "eff": 0.905, "vit": 0.899}},
+        {"macro_f1": 0.7, "accuracy": 0.90, "loss_without": {"res": 0.02, "eff": -0.005, "vit": 0.001}},
+        {"log_loss": 0.7, "accuracy": 0.9, "loss_without": {"res": 0.02, "eff": -1.0, "vit": 0.001}, "without": {}},
+    ],
+    ids=["accuracies of an older file", "macro F1", "log loss"],
+)
+def test_worth_follows_the_oof_loss_without_a_member(weights: Path, oof: dict[str, object]) -> None:
     members = load_members(weights)
     assert member_worth(members, members.parts[0]) == 1.0
     assert members.ensemble is not None
-    oof = {"accuracy": 0.90, "without": {"res": 0.88, "eff": 0.905, "vit": 0.899}}
     told = members.ensemble.model_copy(update={"oof": oof})
     informed = type(members)(members.parts, {}, members.prior, "none", told)
     worth = {part.member: member_worth(informed, part) for part in informed.parts}
