@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cassava_kit.ssl.config import METHODS, PretrainConfig, replace
+from cassava_kit.config import replace
+from cassava_kit.ssl.config import METHODS, PretrainConfig
 from cassava_kit.ssl.evaluate import (
     Pixels,
     balanced_accuracy,

@@ -1,18 +1,45 @@
-"""The configuration of one supervised run: frozen, checked at construction, JSON in and out."""
+"""The configuration of one supervised run, and what all configurations are: frozen, checked, JSON in and out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+# By it the seeds of epochs, batches and rows are kept apart.
+SEED_PRIME = 1_000_003
+LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
-class RunConfig(BaseModel):
-    """All that decides what a run learns; every field has its sentence, and a bad value dies here."""
+
+class Settings(BaseModel):
+    """A configuration: it cannot be changed, and a bad value dies as it is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def with_settings(self, settings: Sequence[str]) -> Self:
+        """This configuration with `name=value` settings applied; values are JSON, or plain strings."""
+        changed = dict(parse_setting(setting) for setting in settings)
+        for name in changed:
+            if name not in type(self).model_fields:
+                raise ValueError(f"no setting {name!r}; settings are {', '.join(type(self).model_fields)}")
+        return replace(self, **changed)
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> Self:
+        """A configuration from plain values, its errors as one line."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(one_line(error)) from None
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+class RunConfig(Settings):
+    """All that decides what a run learns; every field has its sentence, and a bad value dies here."""
 
     recipe: str = Field(description="Name of the recipe; names the run's folder.", pattern=r"^[A-Za-z0-9_.-]+$")
     about: str = Field("", description="One line on what the recipe is.")
@@ -79,7 +106,7 @@ class RunConfig(BaseModel):
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(
         "32-true", description="Numbers that a step computes with."
     )
-    seed: int = Field(42, ge=0, description="Seed of initialisation, order and augmentation.")
+    seed: int = Field(42, ge=0, le=LARGEST_SEED, description="Seed of initialisation, order and augmentation.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
@@ -130,26 +157,10 @@ class RunConfig(BaseModel):
             if clash:
                 raise ValueError(f"swa_epochs goes with whole runs on a cosine or constant schedule, not with {what}")
 
-    def with_settings(self, settings: Sequence[str]) -> RunConfig:
-        """This configuration with `name=value` settings applied; values are JSON, or plain strings."""
-        changed = dict(parse_setting(setting) for setting in settings)
-        for name in changed:
-            if name not in type(self).model_fields:
-                raise ValueError(f"no setting {name!r}; settings are {', '.join(type(self).model_fields)}")
-        return type(self).checked({**self.model_dump(), **changed})
 
-    @classmethod
-    def checked(cls, values: dict[str, Any]) -> RunConfig:
-        """A configuration from plain values, its errors as one line."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise ValueError(one_line(error)) from None
-
-
-def replace(config: RunConfig, **changes: Any) -> RunConfig:
+def replace(config: AnySettings, **changes: Any) -> AnySettings:
     """The configuration with some fields changed, checked again."""
-    return RunConfig.checked({**config.model_dump(), **changes})
+    return type(config).checked({**config.model_dump(), **changes})
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

@@ -46,6 +46,7 @@ def test_settings_change_one_thing_each():
         ("lr=fast", "lr: .* got 'fast'"),
         ("plain_epochs=2", "plain_epochs needs mixup or cutmix"),
         ("warmup_epochs=500", "less than epochs"),
+        ("seed=4294967296", "seed: .*less than or equal to 4294967295"),
     ],
 )
 def test_bad_settings_die_at_once_in_one_line(setting, message):

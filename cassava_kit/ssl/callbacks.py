@@ -16,7 +16,6 @@ from cassava_kit.ssl.collapse import REMEDIES, CollapseError, Health, complaint,
 from cassava_kit.ssl.evaluate import Probe
 from cassava_kit.ssl.module import SSLModule
 
-LAST = "last.ckpt"
 METRICS = "metrics.csv"
 NEVER_HEALTHY_FACTOR = 5
 COLUMNS = (
@@ -43,6 +42,7 @@ class CollapseWatch(pl.Callback):
         self.bad = 0
         self.was_healthy = False
         self.warned = False
+        self.looked = -1
         self.latest: Health | None = None
 
     def on_train_batch_end(
@@ -51,8 +51,9 @@ class CollapseWatch(pl.Callback):
         """Measure, and raise CollapseError where the configuration says stop."""
         assert isinstance(pl_module, SSLModule)
         config, step = pl_module.config, trainer.global_step
-        if step % config.watch_every or pl_module.watched is None:
+        if step % config.watch_every or step == self.looked or pl_module.watched is None:
             return
+        self.looked = step  # the batches that are gathered for one step are looked at once
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         self.latest = health(pl_module.watched, pl_module.watched_scores, loss)
         found = complaint(self.latest, min_std=config.min_std, min_rank=config.min_rank)
@@ -73,11 +74,12 @@ class CollapseWatch(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, for a resumed run."""
-        return {"bad": self.bad, "was_healthy": self.was_healthy, "warned": self.warned}
+        return {name: getattr(self, name) for name in ("bad", "was_healthy", "warned", "looked")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
-        self.bad, self.was_healthy, self.warned = (state_dict[name] for name in ("bad", "was_healthy", "warned"))
+        for name, value in state_dict.items():
+            setattr(self, name, value)
 
 
 class KnnProbe(pl.Callback):
@@ -178,20 +180,6 @@ def csv_text(rows: Sequence[dict[str, float]]) -> str:
     columns = [name for name in COLUMNS if any(name in row for row in rows)]
     lines = [",".join(f"{row[name]:.6g}" if name in row else "" for name in columns) for row in rows]
     return "\n".join([",".join(columns), *lines]) + "\n"
-
-
-class SaveLast(pl.Callback):
-    """`last.ckpt` after every epoch, replaced whole: a killed run goes on from its last finished epoch."""
-
-    def __init__(self, out_dir: Path) -> None:
-        self.out_dir = out_dir
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """All processes take part in gathering the state; the first one writes."""
-        temporary = self.out_dir / f".{LAST}.part"
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(self.out_dir / LAST)
 
 
 class Progress(pl.Callback):

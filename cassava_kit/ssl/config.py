@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from cassava_kit.config import one_line, parse_setting
+from cassava_kit.config import LARGEST_SEED, Settings
 from cassava_kit.ssl.papers import paper
 from cassava_kit.ssl.view import View
 
@@ -34,11 +33,13 @@ METHOD_FIELDS: dict[str, frozenset[str]] = {
     ),
 }
 
+# Fields that change no weight: with others a run is still the same run.
+WITHOUT_EFFECT = frozenset({"on_collapse", "min_std", "min_rank", "knn_every", "accelerator", "num_workers"})
+WITHOUT_EFFECT |= {"watch_every", "watch_after", "watch_patience"}
 
-class PretrainConfig(BaseModel):
+
+class PretrainConfig(Settings):
     """All that decides what a pretraining run learns; fields that are not given are those of the method's paper."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(default="ssl", description="Name of the run, e.g. of its recipe.", pattern=r"^[A-Za-z0-9_.-]+$")
     method: Method = Field(description="What is learnt.")
@@ -135,7 +136,7 @@ class PretrainConfig(BaseModel):
     accelerator: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="Kind of device.")
     devices: int = Field(default=1, ge=1, description="Devices; more than one is DDP with gathered negatives.")
     num_workers: int = Field(default=0, ge=0, description="Processes that decode and cut views from files.")
-    seed: int = Field(default=42, ge=0, description="Seed of initialisation, order and views.")
+    seed: int = Field(default=42, ge=0, le=LARGEST_SEED, description="Seed of initialisation, order and views.")
 
     @model_validator(mode="before")
     @classmethod
@@ -195,23 +196,7 @@ class PretrainConfig(BaseModel):
         """Highest learning rate: base_lr x images a step / 256."""
         return self.base_lr * self.step_images / 256
 
-    def with_settings(self, settings: Sequence[str]) -> PretrainConfig:
-        """This configuration with `name=value` settings applied; values are JSON, or plain strings."""
-        changed = dict(parse_setting(setting) for setting in settings)
-        for name in changed:
-            if name not in type(self).model_fields:
-                raise ValueError(f"no setting {name!r}; settings are {', '.join(type(self).model_fields)}")
-        return replace(self, **changed)
-
 
 def configure(method: str, **settings: Any) -> PretrainConfig:
     """The method's paper with some settings of one's own; errors are one line."""
-    try:
-        return PretrainConfig.model_validate({"method": method, **settings})
-    except ValidationError as error:
-        raise ValueError(one_line(error)) from None
-
-
-def replace(config: PretrainConfig, **changes: Any) -> PretrainConfig:
-    """The configuration with some fields changed, checked again; its errors are one line."""
-    return configure(**{**config.model_dump(), **changes})
+    return PretrainConfig.checked({"method": method, **settings})

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cassava_kit.config import SEED_PRIME
 from cassava_kit.data.images import ImageError, load_image, read_image
 from cassava_kit.ssl.config import PretrainConfig
 from cassava_kit.ssl.file_views import file_transform
-
-SEED_PRIME = 1_000_003
 
 
 class EpochSampler(Sampler[int]):

@@ -11,11 +11,10 @@ from lightly.utils.lars import LARS
 from lightly.utils.scheduler import CosineWarmupScheduler
 from torch import Tensor, nn
 
+from cassava_kit.config import SEED_PRIME
 from cassava_kit.ssl.batch_views import make_views
 from cassava_kit.ssl.config import PretrainConfig
 from cassava_kit.ssl.momentum import momentum_at
-
-SEED_PRIME = 1_000_003
 
 
 class SSLModule(pl.LightningModule):
@@ -55,7 +54,8 @@ class SSLModule(pl.LightningModule):
 
     def _batch_seed(self) -> int:
         epoch, batch = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_idx
-        return ((self.config.seed * SEED_PRIME + epoch) * SEED_PRIME + batch) * 1009 + self.global_rank
+        seed = ((self.config.seed * SEED_PRIME + epoch) * SEED_PRIME + batch) * 1009 + self.global_rank
+        return seed % 2**63  # torch takes no larger one
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the network's own randomness (dropout, MoCo's shuffle): a resumed run draws as an unbroken one."""

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from cassava_kit.checkpoint import CheckpointInfo, read_info, save_checkpoint
+from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
-from cassava_kit.ssl.config import PretrainConfig
+from cassava_kit.ssl.config import WITHOUT_EFFECT, PretrainConfig
 
 BACKBONE = "backbone.safetensors"
 CONFIG = "config.json"
+LAST = "last.ckpt"
 STORE = "pixels.npy"
 
 
@@ -50,7 +51,7 @@ def pretrain(
         warnings.warn(message, stacklevel=2)
     module = fit(config, images, out_dir, init=init, labels=known)
     if module is not None:
-        export(module, out_dir / BACKBONE, n_images=len(images))
+        export(module, out_dir / BACKBONE, n_images=len(images), init=init)
     return out_dir / BACKBONE
 
 
@@ -91,19 +92,26 @@ def describe(config: PretrainConfig, images: Sequence[Path], init: Path | None) 
 def claim(out_dir: Path, description: dict[str, Any]) -> bool:
     """Write config.json, or find it the same; False where the run is already complete.
 
-    Raises ValueError where the folder holds another run.
+    Raises ValueError where the folder holds another run's weights; what a run left that learnt nothing is overwritten.
     """
     path = out_dir / CONFIG
-    if path.is_file() and read_json(path) != description:
-        raise ValueError(
-            f"{out_dir} holds a run of another configuration, images or weights; give a new folder or delete it"
-        )
-    if path.is_file() and (out_dir / BACKBONE).is_file():
+    if any((out_dir / name).exists() for name in (BACKBONE, LAST)):
+        if not path.is_file():
+            raise ValueError(f"{out_dir} holds weights without their {CONFIG}; give a new folder")
+        if decisive(read_json(path)) != decisive(description):
+            raise ValueError(
+                f"{out_dir} holds a run of another configuration, images or weights; give a new folder or delete it"
+            )
+    if (out_dir / BACKBONE).is_file():
         return False
-    if not path.is_file() and any((out_dir / name).exists() for name in (BACKBONE, "last.ckpt")):
-        raise ValueError(f"{out_dir} holds weights without their {CONFIG}; give a new folder")
     write_json(path, description)
     return True
+
+
+def decisive(description: dict[str, Any]) -> dict[str, Any]:
+    """A run's description without the settings that change no weight."""
+    config = {name: value for name, value in description["config"].items() if name not in WITHOUT_EFFECT}
+    return {**description, "config": config}
 
 
 def accumulation_warnings(config: PretrainConfig) -> list[str]:
@@ -132,9 +140,10 @@ def fit(
     """Run, or resume, the epochs; returns the module, or None on any process but the first."""
     import torch
 
-    from cassava_kit.ssl.callbacks import LAST, CollapseWatch, KnnProbe, Metrics, Progress, SaveLast
+    from cassava_kit.ssl.callbacks import CollapseWatch, KnnProbe, Metrics, Progress
     from cassava_kit.ssl.evaluate import Pixels, Probe
     from cassava_kit.ssl.loader import Images
+    from cassava_kit.training.callbacks import Resume
 
     torch.manual_seed(config.seed)
     module = make_module(config, init=init)
@@ -145,7 +154,7 @@ def fit(
     last = out_dir / LAST
     store = out_dir / STORE
     with quiet():
-        trainer = make_trainer(config, [watch, *probes, Metrics(out_dir, watch, knn), Progress(), SaveLast(out_dir)])
+        trainer = make_trainer(config, [watch, *probes, Metrics(out_dir, watch, knn), Progress(), Resume(out_dir)])
         try:
             trainer.fit(
                 module,
@@ -222,11 +231,14 @@ def quiet() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def export(module: Any, path: Path, *, n_images: int) -> None:
+def export(module: Any, path: Path, *, n_images: int, init: Path | None = None) -> None:
     """Write the backbone alone: the keys of `timm.create_model(name, num_classes=0)`, and what made it in the header.
 
-    The header is a checkpoint's with no classes, so `checkpoint.load_model` gives the bare backbone.
+    The header is a checkpoint's with no classes, so `checkpoint.load_model` gives the bare backbone. Where the weights
+    that it started from had learnt labels, it says whose.
     """
+    from cassava_kit.training.start import labels_learnt
+
     config: PretrainConfig = module.config
     info = CheckpointInfo(
         model=config.backbone,
@@ -238,14 +250,8 @@ def export(module: Any, path: Path, *, n_images: int) -> None:
         recipe=config.name,
         config={"method": config.method, "n_images": n_images, "pretrain": config.model_dump(mode="json")},
     )
+    before = None if init is None else labels_learnt(Path(init))
+    if before is not None:
+        split = {name: getattr(before, name) for name in ("competition", "fold", "n_splits", "fold_hash")}
+        info = info.model_copy(update={**split, "config": {**info.config, "init": before.name}})
     save_checkpoint(path, module.backbone.state_dict(), info)
-
-
-def read_backbone(path: Path) -> tuple[Any, CheckpointInfo]:
-    """An exported backbone (eval mode, strict load) and its header; ValueError for a checkpoint with a head."""
-    from cassava_kit.checkpoint import load_model
-
-    info = read_info(path)
-    if info.n_classes:
-        raise ValueError(f"{path} is a classifier ({info.name}), not a pretrained backbone")
-    return load_model(path)

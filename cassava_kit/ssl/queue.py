@@ -40,10 +40,6 @@ class Queue(nn.Module):
         self.bank[places] = latest
         self.pushed += len(embeddings)
 
-    def ordered(self) -> Tensor:
-        """The embeddings, oldest first."""
-        return self.bank.roll(-(int(self.pushed) % len(self.bank)), dims=0)
-
     def forward(self, output: Tensor, labels: Tensor | None = None, update: bool = False) -> tuple[Tensor, Tensor]:
         """The interface of lightly's memory bank, for its NTXentLoss: `output` unchanged and the negatives (dim, size).
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from cassava_kit.config import RunConfig
+from cassava_kit.config import SEED_PRIME, RunConfig
 from cassava_kit.data.cache import open_cache
 from cassava_kit.data.dataset import ImageDataset, collate
 from cassava_kit.data.images import load_image, read_image
@@ -81,7 +81,7 @@ class EpochSampler(Sampler[int]):
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * SEED_PRIME + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator).tolist()
         rank, world = process_place()
         return iter(order[rank::world][: len(self)])

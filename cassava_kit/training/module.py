@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cassava_kit.config import RunConfig
+from cassava_kit.config import SEED_PRIME, RunConfig
 from cassava_kit.data.transforms import normalize
 from cassava_kit.losses import make_loss
 from cassava_kit.models import create_model, free_stages, freeze_backbone, image_statistics, keep_frozen, stage_modules
@@ -85,7 +85,7 @@ class Classifier(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed each epoch by its number, so that a resumed run draws what an unbroken one would have drawn."""
         self.learnt.clear()
-        seed = (self.config.seed * 1_000_003 + self.current_epoch) % 2**32
+        seed = (self.config.seed * SEED_PRIME + self.current_epoch) % 2**32
         torch.manual_seed(seed + process_place()[0])
         np.random.seed(seed)
         if self.config.unfreeze_every:

@@ -167,6 +167,37 @@ def test_a_fresh_head_has_longer_to_become_healthy_than_a_good_one_to_stay_so():
     assert alarm(first_looks=False, bad_from=1) == 18, "three bad looks after five times as many"
 
 
+def test_a_stopped_run_goes_on_from_its_last_epoch_as_it_was_told_to(images, tmp_path, monkeypatch):
+    break_on_purpose(monkeypatch)
+    with pytest.raises(CollapseError, match="or go on with on_collapse=warn"):
+        pretrain(byol(), images, tmp_path / "run")
+    done = len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) - 1
+    assert 0 < done < 15
+    epochs = []
+    start = callbacks.Metrics.on_train_epoch_start
+    monkeypatch.setattr(
+        callbacks.Metrics, "on_train_epoch_start", lambda *a: (epochs.append(a[1].current_epoch), start(*a))[1]
+    )
+    with pytest.warns(UserWarning, match="byol has collapsed"):
+        assert pretrain(byol(on_collapse="warn"), images, tmp_path / "run").is_file()
+    assert epochs == list(range(done, 15))
+
+
+def test_batches_that_are_gathered_for_one_step_are_looked_at_once(monkeypatch):
+    module = SimpleNamespace(config=byol(), watched=isotropic(32, 16), watched_scores=None)
+    monkeypatch.setattr(callbacks, "SSLModule", SimpleNamespace)
+    looks = []
+    monkeypatch.setattr(callbacks, "health", lambda *a: (looks.append(1), health(*a))[1])
+    watch = callbacks.CollapseWatch()
+    for step in (1, 1, 1, 2, 2, 2):
+        trainer = SimpleNamespace(global_step=step, accumulate_grad_batches=3)
+        watch.on_train_batch_end(trainer, module, {"loss": torch.tensor(1.0)}, None, 0)
+    again = callbacks.CollapseWatch()
+    again.load_state_dict(watch.state_dict())
+    again.on_train_batch_end(trainer, module, {"loss": torch.tensor(1.0)}, None, 0)
+    assert len(looks) == 2
+
+
 def test_the_same_run_unbroken_goes_through(images, tmp_path):
     assert pretrain(byol(), images, tmp_path / "run").is_file()
 

@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from cassava_kit.ssl.config import METHOD_FIELDS, METHODS, PretrainConfig, configure, replace
+from cassava_kit.config import replace
+from cassava_kit.ssl.config import METHOD_FIELDS, METHODS, PretrainConfig, configure
 from cassava_kit.ssl.recipes import RECIPES, recipe
 from cassava_kit.ssl.view import View
 
@@ -62,6 +63,7 @@ def test_a_setting_of_another_method_is_refused(method):
         ("simclr", {"temperature": -1}, "temperature"),
         ("simclr", {"views": ({"count": 2, "scale": (0.5, 0.2)},)}, "scale must be"),
         ("simclr", {"optimizer": "adamw", "sgd_momentum": 0.8}, "belongs to lars and sgd"),
+        ("simclr", {"seed": 2**32}, "seed: .*less than or equal to 4294967295, got 4294967296"),
         ("dino", {}, "method"),
     ],
 )

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from cassava_kit.checkpoint import load_model
-from cassava_kit.ssl.config import configure, replace
+from cassava_kit.config import replace
+from cassava_kit.ssl.config import configure
 from cassava_kit.ssl.pretrain import make_module, pretrain
 
 VIT = {

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from cassava_kit.checkpoint import load_model, read_info
+from cassava_kit.checkpoint import CheckpointInfo, load_model, read_info, save_checkpoint
+from cassava_kit.config import replace
 from cassava_kit.ssl import callbacks
-from cassava_kit.ssl.config import METHODS, configure, replace
-from cassava_kit.ssl.pretrain import accumulation_warnings, make_module, pretrain, read_backbone
+from cassava_kit.ssl.config import METHODS, configure
+from cassava_kit.ssl.pretrain import accumulation_warnings, make_module, pretrain
 
 VIT = {
     "backbone": "vit_tiny_patch16_224",
@@ -89,7 +90,6 @@ def test_a_run_exports_a_plain_timm_backbone(method, images, tmp_path):
         "last.ckpt",
         "metrics.csv",
     ]
-    assert read_backbone(path)[1] == info
 
 
 def make_seeded(config):
@@ -185,6 +185,21 @@ def test_a_run_starts_from_given_weights(images, tmp_path):
     assert_equal_states(module.momentum_backbone.state_dict(), weights(first))
     with pytest.raises(FileNotFoundError):
         pretrain(tiny("byol"), images, tmp_path / "second", init=tmp_path / "nowhere.safetensors")
+
+
+def test_a_backbone_says_whose_labels_its_first_weights_had_learnt(images, tmp_path):
+    config = tiny("simclr", epochs=1)
+    said = {"fold": 3, "n_splits": 5, "fold_hash": "ab" * 32, "competition": "cassava-leaf-disease-classification"}
+    shape = {"input_size": (16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "model_args": config.model_args}
+    info = CheckpointInfo(model=config.backbone, n_classes=5, recipe="vit", **said, **shape)
+    save_checkpoint(tmp_path / "classifier.safetensors", make_module(config).backbone.state_dict(), info)
+    first = pretrain(config, images, tmp_path / "first", init=tmp_path / "classifier.safetensors")
+    again = pretrain(config, images, tmp_path / "again", init=first)
+    for path in (first, again):
+        header = read_info(path)
+        assert (header.n_classes, header.fold, header.fold_hash) == (0, 3, "ab" * 32) and header.config["init"]
+    plain = read_info(pretrain(config, images, tmp_path / "plain"))
+    assert plain.fold_hash is None and "init" not in plain.config
 
 
 class Watcher(callbacks.pl.Callback):
@@ -319,6 +334,23 @@ def test_views_from_files_train_too(images, tmp_path):
 def test_what_cannot_work_is_refused_before_work(settings, says, images, tmp_path):
     with pytest.raises(ValueError, match=says):
         pretrain(tiny("simclr", **settings), images, tmp_path)
+
+
+def test_a_run_that_was_refused_leaves_its_folder_to_the_corrected_one(images, tmp_path):
+    with pytest.raises(ValueError, match="does not take 24 x 24 pixels"):
+        pretrain(tiny("simclr", epochs=1, image_size=24), images, tmp_path)
+    assert pretrain(tiny("simclr", epochs=1), images, tmp_path).is_file()
+
+
+@pytest.mark.parametrize("changes", [{"on_collapse": "warn"}, {"watch_every": 1, "min_std": 0.01, "knn_every": 2}])
+def test_settings_that_change_no_weight_leave_a_run_its_folder(changes, images, tmp_path):
+    config = tiny("simclr", epochs=1)
+    path = pretrain(config, images, tmp_path)
+    assert pretrain(replace(config, **changes), images, tmp_path) == path
+
+
+def test_the_largest_seed_trains(images, tmp_path):
+    assert pretrain(tiny("moco", epochs=1, seed=2**32 - 1), images, tmp_path).is_file()
 
 
 def test_accumulation_is_warned_of_where_it_does_not_enlarge_the_batch(images, tmp_path):
