@@ -24,6 +24,8 @@ REPORTED_PACKAGES = (
     "openvino",
 )
 
+GROUP = Path("/sys/fs/cgroup")
+
 
 def usable_devices(wanted: str | Sequence[str] = "auto") -> tuple[torch.device, ...]:
     """Devices to run on: `auto` takes every GPU that computes and else the CPU; or name them (`cpu`, `cuda:0`, a list).
@@ -59,8 +61,9 @@ def cpu_count() -> int:
 
 def free_memory() -> int:
     """Bytes of memory that can be taken: the least of what the system and the control group leave."""
-    bounds = [_system_memory(), _group_memory("memory.max", "memory.current")]
-    bounds.append(_group_memory("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+    bounds = [_system_memory(), _group_memory(GROUP, "max", "current", cache="inactive_file")]
+    older = _group_memory(GROUP / "memory", "limit_in_bytes", "usage_in_bytes", cache="total_inactive_file")
+    bounds.append(older)
     return max(0, min(bound for bound in bounds if bound is not None))
 
 
@@ -72,12 +75,15 @@ def _system_memory() -> int:
         return 4 << 30
 
 
-def _group_memory(limit: str, usage: str) -> int | None:
-    root = Path("/sys/fs/cgroup")
+def _group_memory(folder: Path, limit: str, usage: str, *, cache: str) -> int | None:
+    """What a control group leaves; files that were read and can be forgotten count as used there, and here as free."""
     try:
-        return int((root / limit).read_text()) - int((root / usage).read_text())
+        most, used = (int((folder / f"memory.{name}").read_text()) for name in (limit, usage))
+        pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        forgettable = next((int(size) for name, size in pairs if name == cache), 0)
     except (OSError, ValueError):  # no control group, or the limit is the word "max"
         return None
+    return most - used + forgettable
 
 
 def free_on(device: torch.device) -> int:

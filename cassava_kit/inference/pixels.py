@@ -136,7 +136,8 @@ class PixelStore:
         if self._shelf is not None and self._shelf.take(row, wanted, out):
             return
         try:
-            made = make_pixels(read_file(self.paths[row]), self.formats if self._shelf else (wanted,))
+            shelf = self._shelf if self._shelf is not None and self._shelf.has_room(row) else None
+            made = make_pixels(read_file(self.paths[row]), (wanted,) if shelf is None else self.formats)
         except Exception as error:  # whatever one file does to a decoder, the others go on
             self.failed[row] = f"{type(error).__name__}: {error}".splitlines()[0]
             out[:] = 0
@@ -144,8 +145,8 @@ class PixelStore:
         out[:] = made[wanted]
         with self._lock:
             self.decoded += 1
-        if self._shelf is not None:
-            self._shelf.put(row, made)
+        if shelf is not None:
+            shelf.put(row, made)
 
 
 class Shelf:
@@ -167,19 +168,22 @@ class Shelf:
         if self._file is not None:
             self._file.close()
 
+    def has_room(self, row: int) -> bool:
+        """Whether there is a place for this row."""
+        return row < self.n_memory + self.n_disk
+
     def put(self, row: int, made: dict[Format, np.ndarray]) -> None:
-        """Keep one row's pixels in every format, if there is room for it."""
+        """Keep the pixels, in every format, of a row that has room."""
         if row < self.n_memory:
             for wanted, image in made.items():
                 self._memory[wanted][row] = image
-        elif row < self.n_memory + self.n_disk and self._file is not None:
+        else:
+            assert self._file is not None
             try:
                 for wanted, image in made.items():
                     _write_all(self._file.fileno(), np.ascontiguousarray(image), self._position(row, wanted))
             except OSError:  # the disk is full after all: this row is decoded again
                 return
-        else:
-            return
         self._present[row] = True
 
     def take(self, row: int, wanted: Format, out: np.ndarray) -> bool:

@@ -53,6 +53,18 @@ def test_each_file_is_decoded_once_while_there_is_room(images: Path, monkeypatch
     assert Counter(calls.values()) == {1: 10, 2: len(paths) - 10}
 
 
+def test_rows_without_room_are_made_in_the_one_format_that_is_asked_for(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Counter[int] = Counter()
+    real = pixels.make_pixels
+    monkeypatch.setattr(pixels, "make_pixels", lambda file, asked: (made.update([len(asked)]), real(file, asked))[1])
+    paths = sorted(images.iterdir())
+    with PixelStore(paths, [SMALL, LARGE, FAST], budget=Budget(4 * ROW, 6 * ROW)) as store:
+        read_all(store, LARGE)
+    assert made == {3: 10, 1: len(paths) - 10}
+
+
 def test_batches_keep_their_shape_and_the_order_asked_for(images: Path) -> None:
     paths = sorted(images.iterdir())
     rows = np.array([7, 3, 20, 0, 11, 5])
@@ -126,12 +138,22 @@ def test_a_full_disk_means_decoding_again(images: Path, monkeypatch: pytest.Monk
         assert store.decoded == 2 * len(paths)
 
 
-def test_giving_up_early_leaves_no_thread_at_work(images: Path) -> None:
-    with PixelStore(sorted(images.iterdir()), [SMALL], budget=Budget(10**9)) as store:
-        batches = store.batches(np.arange(21), SMALL, 2)
-        next(batches)
+def test_giving_up_early_leaves_no_thread_at_work(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, go_on, real = sorted(images.iterdir()), threading.Event(), pixels.read_file
+
+    def read_file(path: Path) -> bytes:
+        assert path in paths[:4] or go_on.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(pixels, "read_file", read_file)
+    monkeypatch.setattr(pixels, "cpu_count", lambda: 2)
+    with PixelStore(paths, [SMALL], budget=Budget(10**9)) as store:
+        batches = store.batches(np.arange(21), SMALL, 4)
+        next(batches)  # twelve rows are begun or wait behind it
         batches.close()
-        assert store.decoded <= 21
+        go_on.set()
+        store._pool.shutdown(wait=True)  # without cancelling what waits, as closing the store does
+        assert store.decoded <= 4 + 2 * pixels.ROWS_A_TASK and not store.failed
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
 
 

@@ -41,6 +41,24 @@ def test_every_gpu_that_computes_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
         usable_devices("cuda:1")
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_that_were_read_are_no_memory_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """A pass over the images fills a control group with them; the kernel forgets them as soon as memory is wanted."""
+    folder = tmp_path / "memory" if version == 1 else tmp_path
+    names = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")
+    folder.mkdir(exist_ok=True)
+    for name, size in zip(names, (9000, 8000), strict=True):
+        (folder / f"memory.{name}").write_text(f"{size}\n")
+    known = {1: "inactive_file 4\ntotal_inactive_file 6000\n", 2: "anon 2000\ninactive_file 6000\nactive_file 9\n"}
+    (folder / "memory.stat").write_text(known[version])
+    monkeypatch.setattr(machine, "GROUP", tmp_path)
+    assert machine.free_memory() == 7000
+    (folder / f"memory.{names[0]}").write_text("max\n")
+    assert machine.free_memory() > 7000
+
+
 def make_runner(images: Path, devices: int = 1) -> tuple[PixelStore, Runner]:
     store = PixelStore(sorted(images.iterdir()), [Format((32, 32)), Format((48, 48))])
     return store, Runner(store, [CPU] * devices, 4)
