@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from ttach import aliases
-from ttach.base import BaseTransform, Compose, DualTransform, ImageOnlyTransform
+from ttach.base import BaseTransform, Compose, ImageOnlyTransform
 from ttach.transforms import HorizontalFlip, VerticalFlip
 
 from cassava_kit.inference.choices import VIEWS, check_choice
@@ -18,7 +17,7 @@ ZOOM = 0.8
 SHORT_NAMES = {"HorizontalFlip": "hflip", "VerticalFlip": "vflip", "Rotate90": "rotate"}
 
 
-class Transpose(DualTransform):
+class Transpose(ImageOnlyTransform):
     """Swap rows and columns of a batch of images (B, C, H, W)."""
 
     identity_param = False
@@ -28,33 +27,6 @@ class Transpose(DualTransform):
 
     def apply_aug_image(self, image: torch.Tensor, apply: bool = False, **kwargs: object) -> torch.Tensor:
         return image.transpose(2, 3) if apply else image
-
-    def apply_deaug_mask(self, mask: torch.Tensor, apply: bool = False, **kwargs: object) -> torch.Tensor:
-        return mask.transpose(2, 3) if apply else mask
-
-    def apply_deaug_label(self, label: torch.Tensor, apply: bool = False, **kwargs: object) -> torch.Tensor:
-        return label
-
-    def apply_deaug_keypoints(self, keypoints: torch.Tensor, apply: bool = False, **kwargs: object) -> torch.Tensor:
-        return keypoints.flip(-1) if apply else keypoints
-
-
-class ZoomCrop(ImageOnlyTransform):
-    """Cut out the middle (a share of each side, 1 for the whole image) and enlarge it to the image's own size."""
-
-    identity_param = 1.0
-
-    def __init__(self, shares: Sequence[float] = (1.0, ZOOM)) -> None:
-        super().__init__("share", list(shares))
-
-    def apply_aug_image(self, image: torch.Tensor, share: float = 1.0, **kwargs: object) -> torch.Tensor:
-        if share == self.identity_param:
-            return image
-        height, width = image.shape[2:]
-        h, w = max(1, round(height * share)), max(1, round(width * share))
-        top, left = (height - h) // 2, (width - w) // 2
-        crop = image[:, :, top : top + h, left : left + w]
-        return F.interpolate(crop, size=(height, width), mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +50,7 @@ def make_views(views: str | Compose, *, size: tuple[int, int] | None = None) -> 
     composed = _compose("d4" if zoomed else views) if isinstance(views, str) else views
     found = [View(_name(composed, i), chain.augment_image) for i, chain in enumerate(composed)]
     if zoomed:
-        found.append(View("zoom", _zoom))
+        found.append(View("zoom", zoom))
     others = [view for view in found if view.name != "plain"]
     if size is not None and size[0] != size[1]:
         others = [view for view in others if not _turns(view, size)]
@@ -116,17 +88,14 @@ def _plain(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def _zoom(images: torch.Tensor) -> torch.Tensor:
-    return ZoomCrop().apply_aug_image(images, share=ZOOM)
+def zoom(images: torch.Tensor) -> torch.Tensor:
+    """Cut out the middle (`ZOOM` of each side) and enlarge it to the images' own size."""
+    height, width = images.shape[2:]
+    h, w = max(1, round(height * ZOOM)), max(1, round(width * ZOOM))
+    top, left = (height - h) // 2, (width - w) // 2
+    crop = images[:, :, top : top + h, left : left + w]
+    return F.interpolate(crop, size=(height, width), mode="bilinear", align_corners=False)
 
 
 def _turns(view: View, size: tuple[int, int]) -> bool:
     return view(torch.empty(1, 3, *size)).shape[2:] != size
-
-
-def average_views(model: nn.Module, images: torch.Tensor, views: Sequence[View]) -> torch.Tensor:
-    """Mean over views of the softmax of the model's logits: images (B, 3, H, W) to probabilities (B, K)."""
-    total = torch.zeros((), device=images.device)
-    for view in views:
-        total = total + model(view(images)).float().softmax(dim=1)
-    return total / len(views)

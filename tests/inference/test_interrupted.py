@@ -67,7 +67,6 @@ def test_the_deadline_is_kept_with_a_complete_file(
     labels, report = submit(images, weights, tmp_path / "s.csv", time_limit=limit, started=start, early_stop="off")
     assert time.time() - start < limit + 1.5
     assert report.early_stop["work_done"] < 1 and not report.prior_alone
-    assert report.plan["fits"] is False or report.early_stop["work_done"] < 1
     assert len(labels) == 21
 
 
