@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cassava_kit import __version__
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.images import ImageError, in_threads, load_image
 from cassava_kit.data.table import TrainTable
-from cassava_kit.files import sha256_bytes, write_json
+from cassava_kit.files import write_json
 from cassava_kit.folds import Folds
 from cassava_kit.metrics import Measure, measure
 from cassava_kit.oof import Score, accuracy, fold_predictions, join_folds, score_record
@@ -60,7 +58,6 @@ def train_baseline(
     out: Path,
     *,
     folds: Sequence[int] | None = None,
-    settings: LogReg | None = None,
     progress: bool = True,
 ) -> Score | Measure:
     """Write `out/logreg/fold<k>/` (config.json, oof.csv, run.json) and, of all folds, `out/logreg/oof.csv`.
@@ -70,7 +67,7 @@ def train_baseline(
     """
     from cassava_kit.training.rows import check_table
 
-    settings = settings or LogReg()
+    settings = LogReg()
     numbers = list(range(data.folds.n_splits)) if folds is None else [data.folds.check_fold(k) for k in folds]
     check_table(data)
     started = time.perf_counter()
@@ -78,13 +75,11 @@ def train_baseline(
     if not readable.any():
         raise ValueError(f"no readable training image in {data.table.image_dir}; check the download")
     run_dir, reading = out / settings.recipe, time.perf_counter() - started
-    pixels_hash = sha256_bytes(pixels.tobytes())
     parts = []
     for k in _progress(numbers, progress):
         started = time.perf_counter()
         probabilities = predict_fold(pixels, readable, data, k, settings=settings)
-        print_of_run = _fingerprint(data, k, settings, pixels_hash)
-        facts = {"fingerprint": print_of_run, "seconds": time.perf_counter() - started + reading / len(numbers)}
+        facts = {"seconds": time.perf_counter() - started + reading / len(numbers)}
         parts.append(
             write_fold(data, k, probabilities, run_dir=run_dir / f"fold{k}", config=asdict(settings), facts=facts)
         )
@@ -157,18 +152,6 @@ def write_fold(
     write_predictions(run_dir / OOF_FILE, part)
     write_json(run_dir / DONE_FILE, {**score_record(score), **facts})
     return part
-
-
-def _fingerprint(data: TrainData, fold: int, settings: LogReg, pixels_hash: str) -> str:
-    """A hash of all that decides the outcome: settings, split, fold, pixels, the kit's version."""
-    parts = {
-        "config": asdict(settings),
-        "folds": data.folds.hash,
-        "fold": fold,
-        "pixels": pixels_hash,
-        "kit": __version__,
-    }
-    return sha256_bytes(json.dumps(parts, sort_keys=True).encode())
 
 
 def _progress(numbers: Sequence[int], progress: bool) -> Any:

@@ -110,8 +110,7 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        if self.swa_epochs >= self.epochs:
-            raise ValueError(f"swa_epochs must be less than epochs ({self.epochs}), got {self.swa_epochs}")
+        self._check_epochs()
         if self.warmup_epochs and self.schedule in ("onecycle", "plateau"):
             raise ValueError(f"warmup_epochs goes with the schedules cosine and constant, not with {self.schedule}")
         if self.warmup_epochs >= self.epochs - self.swa_epochs:
@@ -119,6 +118,8 @@ class RunConfig(Settings):
             raise ValueError(f"warmup_epochs must be less than {left}, got {self.warmup_epochs}")
         if self.plain_epochs and not (self.mixup or self.cutmix):
             raise ValueError("plain_epochs needs mixup or cutmix; there is nothing to switch off")
+        if self.batch_size % 2 and (self.mixup or self.cutmix):
+            raise ValueError(f"mixup and cutmix take pictures two by two: make batch_size even, not {self.batch_size}")
         if self.label_smoothing and self.loss in ("focal", "taylor", "symmetric"):
             raise ValueError(
                 f"label_smoothing goes with the losses ce and bitempered; set label_smoothing=0 for {self.loss}"
@@ -136,16 +137,31 @@ class RunConfig(Settings):
             raise ValueError("augment_on=device needs pictures of one size: set e.g. train_pixels=[384,512]")
         return self
 
+    def _check_epochs(self) -> None:
+        for name, on, never in (
+            ("swa_epochs", self.swa_epochs, "there would be no epoch before the averaging"),
+            ("plain_epochs", self.mixup or self.cutmix, "mixup and cutmix would never be on"),
+            ("ousm_after", self.ousm, "no loss would ever be left out"),
+            ("unfreeze_every", self.unfreeze_every, "no stage would ever be freed"),
+        ):
+            if on and getattr(self, name) >= self.epochs:
+                raise ValueError(f"{name} must be less than epochs ({self.epochs}), got {getattr(self, name)}: {never}")
+
     def _check_optimizer(self) -> None:
         if self.optimizer == "sam":
             if self.accumulate > 1:
                 raise ValueError("sam takes two gradients of one batch and cannot accumulate; set accumulate=1")
             if self.precision == "16-mixed":
                 raise ValueError("sam does not go with 16-mixed's loss scaling; set precision=32-true or bf16-mixed")
-        elif {"sam_rho", "sam_base"} & self.model_fields_set and (self.sam_rho, self.sam_base) != (0.05, "sgd"):
+        elif (self.sam_rho, self.sam_base) != (0.05, "sgd"):
             raise ValueError(f"sam_rho and sam_base go with optimizer=sam, not with {self.optimizer}")
+        stepping = self.sam_base if self.optimizer == "sam" else self.optimizer
+        if self.momentum != 0.9 and stepping != "sgd":
+            raise ValueError(f"momentum is SGD's, and has no effect on {stepping}; leave it out")
 
     def _check_averages(self) -> None:
+        if self.swa_lr_scale != 0.1 and not (self.swa_epochs and self.schedule == "cosine"):
+            raise ValueError("swa_lr_scale goes with swa_epochs on a cosine schedule; elsewhere it has no effect")
         if not self.swa_epochs:
             return
         for clash, what in (

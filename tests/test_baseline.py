@@ -83,8 +83,6 @@ def test_the_same_bytes_each_time(trained, tiny_table, tiny_folds, tmp_path):
     assert train_logreg(tiny_table, tiny_folds, tmp_path) == score
     for name in ("oof.csv", "oof.json", "fold0/oof.csv", "fold1/config.json"):
         assert (tmp_path / "logreg" / name).read_bytes() == (out / "logreg" / name).read_bytes(), name
-    prints = [json.loads((f / "logreg/fold0/run.json").read_text())["fingerprint"] for f in (out, tmp_path)]
-    assert prints[0] == prints[1]
 
 
 def test_colour_is_learnt_out_of_fold(colours, tmp_path):

@@ -148,7 +148,7 @@ class Bar(L.Callback):
         """Show the epoch's figures."""
         if self.task is not None:
             accuracy = float(trainer.callback_metrics["val_accuracy"])
-            text = f"{self.label}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  val {accuracy:.3f}"
+            text = f"{self.label}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  val accuracy {accuracy:.3f}"
             self.progress.update(self.task, description=text)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

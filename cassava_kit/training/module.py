@@ -96,8 +96,11 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Loss of one batch, mixed where the configuration says so."""
         images, labels, indices = batch
+        mixing = self.mix is not None and self.current_epoch < self.config.epochs - self.config.plain_epochs
+        if mixing and len(images) > 1:  # two by two: the odd picture of an only batch waits for another epoch
+            images, labels, indices = (part[: len(part) // 2 * 2] for part in batch)
         images, targets = self.training_pictures(images), labels
-        if self.mix is not None and self.current_epoch < self.config.epochs - self.config.plain_epochs:
+        if mixing and len(images) > 1:
             images, targets = self.mix(images, labels)
         logits = self.model(images)
         weights = None if self.row_weights is None else self.row_weights[indices]

@@ -195,7 +195,7 @@ def test_every_recipe_takes_a_real_step_and_comes_back(name, data, tmp_path):
         config,
         model_args={**config.model_args, **small},
         image_size=size,
-        epochs=max(1, config.plain_epochs + 1),
+        epochs=max(config.plain_epochs, config.unfreeze_every) + 1,
         batch_size=4,
         warmup_epochs=0,
         precision="32-true",
