@@ -8,16 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cassava_kit.files import atomic_path
-
-CHUNK = 1024  # images between two steps of the bar, and in one file of the cache
-
-
-def write_embedding(path: str | Path, image_ids: np.ndarray, vectors: np.ndarray) -> None:
-    """Write an embedding (N, D) of images as .npz: `image_id` (N,) and `embedding` (N, D), atomically."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, image_id=np.asarray(image_ids).astype(str), embedding=np.asarray(vectors, np.float32))
-
 
 def read_embedding(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
     """The embedding (N, D) of these images, joined by id.
@@ -44,10 +34,14 @@ def read_embedding(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import zlib
+    from zipfile import BadZipFile
+
     try:
+        # One array alone, as numpy.save writes it, is no context manager: a TypeError.
         with np.load(path, allow_pickle=False) as stored:
             return stored["image_id"].astype(str), stored["embedding"].astype(np.float32)
-    except (KeyError, ValueError, OSError, EOFError, AttributeError, IndexError) as error:
+    except (LookupError, ValueError, OSError, EOFError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} must be an .npz file with the arrays image_id and embedding ({error})") from None
 
 
@@ -63,30 +57,15 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def backbone_embedding(checkpoint: Path, paths: Sequence[Path], *, cache: Path | None = None) -> np.ndarray:
     """Features (N, D) of image files from a checkpoint of the kit, supervised or self-supervised, without its head.
 
-    An image that cannot be read gets the mean vector, which is near to nothing. `cache` is a folder for the features.
+    An image that cannot be read gets the mean vector. `cache` is a folder for the features.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from cassava_kit.checkpoint import read_info
-    from cassava_kit.data.images import quick_check
     from cassava_kit.inference.machine import usable_devices
     from cassava_kit.models import create_model, load_weights
-    from cassava_kit.ssl.evaluate import Pixels, extract_features
+    from cassava_kit.ssl.evaluate import Pixels, readable_features
 
     info = read_info(checkpoint)
     model = create_model(info.model, 0, model_args=info.model_args)
     load_weights(model, checkpoint)
-    whole = np.array([quick_check(path) is None for path in paths])
-    if not whole.any():
-        raise FileNotFoundError(f"none of the images can be read (first: {paths[0]}); --data must be their folder")
     pixels = Pixels(info.input_size[0], info.mean, info.std)
-    readable = [path for path, good in zip(paths, whole, strict=True) if good]
-    model = model.to(usable_devices("auto")[0])
-    starts = track(range(0, len(readable), CHUNK), "Embedding", console=Console(stderr=True), transient=True)
-    features = np.concatenate(
-        [extract_features(model, readable[start : start + CHUNK], pixels, cache=cache) for start in starts]
-    )
-    vectors = np.tile(features.mean(axis=0), (len(paths), 1))
-    vectors[whole] = features
-    return vectors
+    return readable_features(model.to(usable_devices("auto")[0]), paths, pixels, cache=cache)

@@ -16,6 +16,7 @@ from cassava_kit.files import atomic_path, sha256_bytes
 
 NEIGHBOURS = 20
 FEATURE_BATCH = 64
+CHUNK = 1024  # images between two steps of the bar, and in one file of the cache
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,28 @@ def extract_features(
         with atomic_path(kept) as temporary, temporary.open("wb") as file:
             np.save(file, features)
     return features
+
+
+def readable_features(
+    backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, *, cache: Path | None = None
+) -> np.ndarray:
+    """`extract_features` of files of which some are broken: these get the mean vector, which is near to nothing."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from cassava_kit.data.images import quick_check
+
+    whole = np.array([quick_check(path) is None for path in paths])
+    if not whole.any():
+        raise FileNotFoundError(f"none of the images can be read (first: {paths[0]}); --data must be their folder")
+    readable = [path for path, good in zip(paths, whole, strict=True) if good]
+    starts = track(range(0, len(readable), CHUNK), "Features", console=Console(stderr=True), transient=True)
+    features = np.concatenate(
+        [extract_features(backbone, readable[start : start + CHUNK], pixels, cache=cache) for start in starts]
+    )
+    vectors = np.tile(features.mean(axis=0), (len(paths), 1))
+    vectors[whole] = features
+    return vectors
 
 
 def _features(backbone: nn.Module, batch: torch.Tensor, device: torch.device) -> np.ndarray:

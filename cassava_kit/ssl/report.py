@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cassava_kit.compare import Comparison, compare
+from cassava_kit.compare import Paired, compare_by
+from cassava_kit.competition import Metric
 from cassava_kit.config import RunConfig
 from cassava_kit.files import write_json, write_text
-from cassava_kit.oof import Score, accuracy_of, majority
+from cassava_kit.metrics import Measure, baseline, gain, measure, told
+from cassava_kit.oof import Score
 from cassava_kit.ssl.evaluate import (
     Pixels,
     balanced_accuracy,
     balanced_answers,
-    extract_features,
     knn_probs,
     linear_probs,
+    readable_features,
 )
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.rows import Session, TrainData, check_table, usable_rows
@@ -32,24 +34,31 @@ FINETUNE = "finetune"
 
 @dataclass(frozen=True)
 class Result:
-    """Out-of-fold answers of one start, method of evaluation and share of the labels, on every row of the split."""
+    """Out-of-fold probabilities of one start, method of evaluation and share of the labels, on every row of the split.
+
+    `metric` is what they are judged by.
+    """
 
     init: str
     how: str
     share: float
     n_labels: int
-    score: Score
+    metric: Metric
+    score: Score | Measure
     balanced: float
-    answers: np.ndarray
+    probs: np.ndarray
 
 
 @dataclass(frozen=True)
 class SslReport:
-    """All results, each start's paired comparison with random weights, and the verdict in words."""
+    """All results, each start's paired comparison with random weights, and the verdict in words.
+
+    `baselines` has, for each metric that judged a result, the score of one answer for every image.
+    """
 
     results: tuple[Result, ...]
-    comparisons: dict[tuple[str, str, float], Comparison]
-    majority: Score
+    comparisons: dict[tuple[str, str, float], Paired]
+    baselines: dict[Metric, Score | Measure]
     verdict: str
 
     def table(self) -> pd.DataFrame:
@@ -63,7 +72,8 @@ class SslReport:
                     "evaluation": result.how,
                     "share": result.share,
                     "labels": result.n_labels,
-                    "accuracy": result.score.accuracy,
+                    "metric": result.metric,
+                    "score": result.score.value,
                     "standard_error": result.score.standard_error,
                     "balanced_accuracy": result.balanced,
                     "gain": against.difference if against else None,
@@ -96,15 +106,16 @@ def ssl_report(
     starts: dict[str, Path | None] = {RANDOM: None, **inits}
     labels = data.folds.frame["label"].to_numpy()
     results: list[Result] = []
+    metric = data.competition.metric
     for name, weights in starts.items():
         features = start_features(config, data, weights, out / "features")
         for share in shares:
             for how, probe in PROBES.items():
-                results.append(_result((name, how, share), labels, *probe_oof(features, data, share, probe)))
+                results.append(result_of((name, how, share), labels, *probe_oof(features, data, share, probe), metric))
             if finetune:
                 arguments = (config, data, share, out / FINETUNE / name / f"{share:g}")
                 probs, n = finetune_oof(*arguments, weights=weights, session=session)
-                results.append(_result((name, FINETUNE, share), labels, probs, n))
+                results.append(result_of((name, FINETUNE, share), labels, probs, n, metric))
     report = judge(results, labels)
     write_report(report, out)
     return report
@@ -132,7 +143,7 @@ def start_features(config: RunConfig, data: TrainData, weights: Path | None, cac
     if weights is not None:
         load_weights(backbone, weights)
     mean, std = image_statistics(backbone)
-    return extract_features(backbone, data.paths(data.folds.frame), Pixels(config.image_size, mean, std), cache=cache)
+    return readable_features(backbone, data.paths(data.folds.frame), Pixels(config.image_size, mean, std), cache=cache)
 
 
 def labelled_rows(data: TrainData, share: float) -> Iterator[tuple[int, pd.DataFrame]]:
@@ -190,24 +201,35 @@ def finetune_oof(
     return probs, n // data.folds.n_splits
 
 
-def _result(name: tuple[str, str, float], labels: np.ndarray, probs: np.ndarray, n_labels: int) -> Result:
-    answers = probs.argmax(axis=1)
+def judged_by(how: str, metric: Metric) -> Metric:
+    """The competition's metric, but accuracy for probes where it is log loss: their probabilities are no estimates."""
+    return "accuracy" if metric == "log_loss" and how in PROBES else metric
+
+
+def result_of(
+    name: tuple[str, str, float], labels: np.ndarray, probs: np.ndarray, n_labels: int, metric: Metric
+) -> Result:
+    """Probabilities (N, K) of a start, a method and a share, scored; `metric` is the competition's."""
+    own = judged_by(name[1], metric)
     balanced = balanced_accuracy(labels, balanced_answers(probs, labels))
-    return Result(*name, n_labels, accuracy_of(labels, answers), balanced, answers)
+    return Result(*name, n_labels, own, measure(own, labels, probs), balanced, probs)
 
 
 def judge(results: Sequence[Result], labels: np.ndarray) -> SslReport:
     """Compare every start with random weights, row by row, and put the outcome into words."""
     base = {(r.how, r.share): r for r in results if r.init == RANDOM}
     comparisons = {
-        (r.init, r.how, r.share): compare(labels, base[r.how, r.share].answers, r.answers, names=(RANDOM, r.init))
+        (r.init, r.how, r.share): compare_by(
+            r.metric, labels, (base[r.how, r.share].probs, r.probs), names=(RANDOM, r.init)
+        )
         for r in results
         if r.init != RANDOM
     }
-    return SslReport(tuple(results), comparisons, majority(labels), verdict(comparisons, majority(labels)))
+    baselines = {r.metric: baseline(r.metric, labels, r.probs.shape[1]) for r in results}
+    return SslReport(tuple(results), comparisons, baselines, verdict(comparisons, baselines))
 
 
-def verdict(comparisons: Mapping[tuple[str, str, float], Comparison], baseline: Score) -> str:
+def verdict(comparisons: Mapping[tuple[str, str, float], Paired], baselines: Mapping[Metric, Score | Measure]) -> str:
     """One sentence for each start: where it is proved better or worse than random weights, and where nothing is."""
     sentences = []
     for init in dict.fromkeys(name for name, _, _ in comparisons):
@@ -224,8 +246,9 @@ def verdict(comparisons: Mapping[tuple[str, str, float], Comparison], baseline: 
             for word, places in (("better in", better), ("worse in", worse), ("no difference proved in", open_))
             if places
         ]
-        useless = all(c.b.accuracy <= baseline.accuracy for (name, _, _), c in comparisons.items() if name == init)
-        tail = "; it never beats always answering the most frequent class" if useless else ""
+        mine = [c for (name, _, _), c in comparisons.items() if name == init]
+        useless = all(gain(c.metric, baselines[c.metric].value, c.b.value) <= 0 for c in mine)
+        tail = "; it never beats one answer for every image" if useless else ""
         sentences.append(f"{init} against random weights: {'; '.join(said)}{tail}.")
     return "\n".join(sentences)
 
@@ -234,9 +257,9 @@ def write_report(report: SslReport, out: Path) -> None:
     """ssl_report.csv, .json and .md, each whole or not at all."""
     table = report.table()
     write_text(out / "ssl_report.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    majority_row = {"accuracy": report.majority.accuracy, "standard_error": report.majority.standard_error}
+    constant = {m: {"score": s.value, "standard_error": s.standard_error} for m, s in report.baselines.items()}
     rows = [{k: None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
-    write_json(out / "ssl_report.json", {"results": rows, "majority": majority_row, "verdict": report.verdict})
+    write_json(out / "ssl_report.json", {"results": rows, "one_answer": constant, "verdict": report.verdict})
     write_text(out / "ssl_report.md", markdown(report))
 
 
@@ -246,14 +269,14 @@ def markdown(report: SslReport) -> str:
         "# Did self-supervised pretraining help?",
         "",
         *(f"- {sentence}" for sentence in report.verdict.splitlines()),
-        f"- Always answering the most frequent class: {report.majority}.",
+        f"- One answer for every image: {'; '.join(map(told, report.baselines.values()))}.",
         "",
-        "| start | evaluation | labels | accuracy | balanced | gain over random weights |",
+        "| start | evaluation | labels | score | balanced accuracy | gain over random weights |",
         "|---|---|---|---|---|---|",
     ]
     for result in report.results:
         against = report.comparisons.get((result.init, result.how, result.share))
-        gain = against.verdict() if against else ""
-        cells = (result.init, result.how, f"{result.n_labels:,} ({result.share:.0%})", str(result.score))
-        lines.append(f"| {' | '.join(cells)} | {result.balanced:.3f} | {gain} |")
+        verdict_of = against.verdict() if against else ""
+        cells = (result.init, result.how, f"{result.n_labels:,} ({result.share:.0%})", told(result.score))
+        lines.append(f"| {' | '.join(cells)} | {result.balanced:.3f} | {verdict_of} |")
     return "\n".join(lines) + "\n"

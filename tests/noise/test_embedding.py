@@ -6,10 +6,14 @@ import torch
 from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.data.images import load_image
 from cassava_kit.models import create_model
-from cassava_kit.noise.embedding import backbone_embedding, read_embedding, write_embedding
+from cassava_kit.noise.embedding import backbone_embedding, read_embedding
 
 IDS = np.array([f"{i}.jpg" for i in range(20)])
 VECTORS = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+
+
+def write_embedding(path, image_ids, vectors):
+    np.savez(path, image_id=image_ids, embedding=vectors)
 
 
 def test_vectors_are_joined_by_id_from_both_kinds_of_file(tmp_path):
@@ -43,6 +47,16 @@ def test_broken_embeddings_are_refused(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"must be an .npz file"):
         read_embedding(tmp_path / "bad.npz", IDS)
+    np.save(tmp_path / "array.npy", VECTORS)
+    write_embedding(tmp_path / "cut.npz", IDS, VECTORS)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:200])
+    write_embedding(tmp_path / "spoilt.npz", IDS, VECTORS)
+    content = bytearray((tmp_path / "spoilt.npz").read_bytes())
+    content[200] ^= 255
+    (tmp_path / "spoilt.npz").write_bytes(content)
+    for name in ("array.npy", "cut.npz", "spoilt.npz"):
+        with pytest.raises(ValueError, match=rf"{name} must be an .npz file with the arrays image_id and embedding"):
+            read_embedding(tmp_path / name, IDS)
     (tmp_path / "words.csv").write_text("image_id,f0\n0.jpg,many\n")
     with pytest.raises(ValueError, match="only numbers beside it"):
         read_embedding(tmp_path / "words.csv", IDS)

@@ -11,9 +11,8 @@ from cassava_kit.data.table import TrainTable
 from cassava_kit.files import read_json
 from cassava_kit.folds import make_folds
 from cassava_kit.models import create_model
-from cassava_kit.oof import accuracy_of
 from cassava_kit.ssl.evaluate import linear_probs
-from cassava_kit.ssl.report import Result, judge, labelled_rows, probe_oof, ssl_report
+from cassava_kit.ssl.report import judge, labelled_rows, markdown, probe_oof, result_of, ssl_report, start_features
 from cassava_kit.training.rows import TrainData
 
 CONFIG = RunConfig(
@@ -43,7 +42,7 @@ def data(tmp_path):
 
 
 def result(init, answers, labels, how="linear", share=0.1):
-    return Result(init, how, share, 10, accuracy_of(labels, answers), 0.0, answers)
+    return result_of((init, how, share), labels, np.eye(5)[answers], 10, "accuracy")
 
 
 def test_the_verdict_follows_from_the_paired_comparison():
@@ -71,7 +70,36 @@ def test_a_start_below_the_majority_is_told_so():
     labels = np.array([3] * 70 + [1] * 30)
     answers = np.array([1] * 100)
     report = judge([result("random", answers, labels), result("a", answers, labels)], labels)
-    assert "never beats always answering the most frequent class" in report.verdict
+    assert "never beats one answer for every image" in report.verdict
+
+
+def test_the_competitions_metric_judges_and_probes_are_never_asked_for_log_loss():
+    """The same answers, but mild where it errs: better by log loss in finetuning, nothing by a probe's answers."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 300)
+    answers = np.where(rng.random(300) < 0.7, labels, (labels + 1) % 3)
+    sure, mild = 0.997 * np.eye(3)[answers] + 0.001, 0.7 * np.eye(3)[answers] + 0.1
+    starts = [("random", sure), ("a", mild)]
+    results = [result_of((n, how, 1.0), labels, p, 10, "log_loss") for n, p in starts for how in ("linear", "finetune")]
+    report = judge(results, labels)
+    assert "better in finetune with 100% of the labels" in report.verdict
+    assert "no difference proved in linear" in report.verdict
+    assert [r.metric for r in report.results] == ["accuracy", "log_loss"] * 2
+    page = markdown(report)
+    assert "| a | finetune | 10 (100%) | log loss 0." in page and "| a | linear | 10 (100%) | accuracy 0." in page
+    shares = np.bincount(labels) / 300
+    assert report.baselines["log_loss"].value == pytest.approx(-(shares * np.log(shares)).sum())
+    by_f1 = judge([result_of((n, "linear", 1.0), labels, p, 10, "macro_f1") for n, p in starts], labels)
+    assert by_f1.comparisons["a", "linear", 1.0].metric == "macro_f1"
+
+
+def test_a_broken_photograph_stops_nothing(data, tmp_path):
+    broken = data.table.image_dir / "07.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    features = start_features(CONFIG, data, None, tmp_path / "cache")
+    at = data.folds.frame["image_id"].tolist().index("07.png")
+    others = np.delete(features, at, axis=0)
+    assert len(features) == 60 and np.allclose(features[at], others.mean(axis=0), atol=1e-6)
 
 
 def test_shares_are_of_the_training_rows_and_never_of_the_fold_asked(data):
@@ -108,7 +136,7 @@ def test_the_whole_report(data, tmp_path):
     probes = table[(table["init"] == "same") & (table["evaluation"] != "finetune")]
     assert (probes["gain"] == 0).all(), "the same weights under another name change nothing"
     colours = table[(table["evaluation"] == "linear") & (table["share"] == 1)]
-    assert (colours["accuracy"] > 0.6).all()
+    assert (colours["score"] > 0.6).all()
     assert read_json(tmp_path / "out" / "ssl_report.json")["verdict"] == report.verdict
     assert "| same | linear | 40 (100%) |" in (tmp_path / "out" / "ssl_report.md").read_text()
     assert len(pd.read_csv(tmp_path / "out" / "ssl_report.csv")) == 12
