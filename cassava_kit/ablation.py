@@ -139,11 +139,13 @@ def ablate(
     from dataclasses import replace as with_fields
 
     from cassava_kit.training.recipe_run import train_recipe
-    from cassava_kit.training.rows import Session, TrainData, check_session
+    from cassava_kit.training.rows import Session, TrainData, check_row_weights, check_session
 
     given = session or Session()
     plain = with_fields(given, clean=None)
     for variant in plan:
+        if variant.cleaned:
+            check_row_weights(variant.config, given.clean_action)  # a report of its own is not there to check yet
         check_session(variant.config, TrainData(table, split), given if variant.cleaned else plain)
     oof: dict[str, Path] = {}
     seconds: dict[str, float] = {}

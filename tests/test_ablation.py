@@ -114,6 +114,15 @@ def test_everything_is_checked_before_the_first_run(stand_in, tmp_path):
     assert asked == []
 
 
+def test_rows_of_other_weights_are_refused_before_the_base_is_trained(stand_in, tmp_path):
+    """Without a file the report comes of the base's own predictions, and used to be looked at after its training."""
+    table, split, asked = stand_in
+    mixing = RunConfig(recipe="mixing", model="resnet18", epochs=1, cutmix=1.0)
+    with pytest.raises(ValueError, match="weights of rows do not go with mixup or cutmix, got --clean-action soften"):
+        ablate(variants(mixing, [], cleaned=True), table, split, tmp_path, session=Session(clean_action="soften"))
+    assert asked == []
+
+
 def test_the_level_is_shared_among_the_variants(stand_in, tmp_path):
     table, split, _ = stand_in
     plan = variants(CONFIG, ["lr=0.5", "lr=0.6", "lr=0.7"])

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.competition import Competition, current
-from cassava_kit.files import write_json
+from cassava_kit.files import header_path, write_json
 from cassava_kit.folds import read_folds
 from cassava_kit.noise.decisions import (
     Caps,
+    check_decisions,
     class_table,
     estimated_noise,
     noise_report,
@@ -97,14 +98,12 @@ def clean(
     caps: Caps | None = None,
     embedding: np.ndarray | None = None,
     decisions: pd.DataFrame | None = None,
-    competition: Competition | None = None,
 ) -> Cleaning:
     """Find wrong labels in out-of-fold evidence and decide what training leaves out; embedding (N, D) in its order."""
-    competition = competition or current()
     caps = caps or Caps()
     detection = find_errors(evidence.labels, evidence.pred_probs, fold=evidence.fold, embedding=embedding)
     report = noise_report(evidence.image_ids, evidence.labels, detection, caps=caps, decisions=decisions)
-    names = competition.classes
+    names = current().classes
     k = evidence.pred_probs.shape[2]
     classes = names if len(names) == k else tuple(f"class {i}" for i in range(k))
     return Cleaning(report, detection, evidence, caps, classes)
@@ -118,31 +117,41 @@ def clean_files(
     caps: Caps | None = None,
     embedding: Path | None = None,
     backbone: tuple[Path, Path] | None = None,
-    decisions: Path | None = None,
+    decisions: Sequence[Path] = (),
 ) -> Cleaning:
     """`clean` on files: writes the report `out` and beside it a header naming the fold file's hash.
 
     Neighbours come from a file `embedding`, or from `backbone`: a checkpoint and the competition folder it looks at.
+    Of several files of `decisions` a later one decides again what an earlier one did.
     """
-    check_out(out, folds, [*oof, *filter(None, (embedding, decisions))])
-    decided = read_decisions(decisions) if decisions is not None else None
+    check_out(out, folds, [*oof, *decisions, *filter(None, [embedding])])
+    check_source(embedding, backbone and backbone[0])
+    decided = read_decisions(decisions) if decisions else None
     evidence = gather_files(oof, read_folds(folds))
+    if decided is not None:
+        check_decisions(decided, evidence.image_ids, evidence.pred_probs.shape[2])
     vectors, source = embedding_of(evidence.image_ids, embedding, backbone)
     found = clean(evidence, caps=caps, embedding=vectors, decisions=decided)
     cleaning = replace(found, embedding=source)
     write_report(out, cleaning.report)
-    given = {"folds": [folds], "oof": oof, "embedding": [embedding] if embedding else []}
+    given = {"folds": [folds], "oof": oof, "embedding": [embedding] if embedding else [], "decisions": decisions}
     files = {kind: [os.path.relpath(path, Path(out).parent) for path in paths] for kind, paths in given.items()}
-    write_json(Path(out).with_suffix(".json"), {**cleaning.header(), "files": files})
+    write_json(header_path(out), {**cleaning.header(), "files": files})
     return cleaning
 
 
 def check_out(out: Path, folds: Path, inputs: Sequence[Path]) -> None:
     """ValueError where the report, or its header, would be written over one of its own inputs."""
     taken = {path.resolve() for given in (folds, *inputs) for path in (given, given.with_suffix(".json"))}
-    for path in (out, out.with_suffix(".json")):
+    for path in (out, header_path(out)):
         if path.resolve() in taken:
             raise ValueError(f"the report would be written over {path}, which it is made from; give --out another name")
+
+
+def check_source(embedding: Path | None, backbone: Path | None) -> None:
+    """ValueError where neighbours are asked of a file and of a checkpoint."""
+    if embedding is not None and backbone is not None:
+        raise ValueError("give --embedding FILE or --backbone CHECKPOINT, not both")
 
 
 def embedding_of(
@@ -153,8 +162,6 @@ def embedding_of(
 ) -> tuple[np.ndarray | None, str | None]:
     """Vectors (N, D) of images from a file or a checkpoint, and what they are called; none where neither is given."""
     competition = competition or current()
-    if embedding is not None and backbone is not None:
-        raise ValueError("give --embedding FILE or --backbone CHECKPOINT, not both")
     if embedding is not None:
         return read_embedding(embedding, image_ids), embedding.name
     if backbone is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cassava_kit.files import atomic_path
+from cassava_kit.files import atomic_path, read_csv
 from cassava_kit.noise.detect import Detection
 
 if TYPE_CHECKING:
@@ -94,15 +94,9 @@ def by_eye(
     image_ids: np.ndarray, labels: np.ndarray, detection: Detection, decisions: pd.DataFrame
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Suggested labels (N,), rows kept by eye (N,) and rows taken out by eye (N,), dropped or relabelled."""
-    rows = pd.Series(np.arange(len(labels)), index=image_ids).reindex(decisions["image_id"])
-    if rows.isna().any():
-        raise ValueError(f"the decisions name {rows.index[rows.isna()][0]}, which is no row of the fold file")
-    at, new, n_classes = rows.to_numpy(int), decisions["label"].to_numpy(), detection.pred_probs.shape[1]
-    outside = (new < 0) | (new >= n_classes)
-    if outside.any():
-        raise ValueError(
-            f"the decisions give {image_ids[at[outside][0]]} label {new[outside][0]}, not 0..{n_classes - 1}"
-        )
+    check_decisions(decisions, image_ids, detection.pred_probs.shape[1])
+    at = pd.Series(np.arange(len(labels)), index=image_ids)[decisions["image_id"]].to_numpy()
+    new = decisions["label"].to_numpy()
     relabelled = (decisions["decision"] == "relabel").to_numpy() & (new != labels[at])
     kept, gone = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
     gone[at] = relabelled | (decisions["decision"] == "drop").to_numpy()
@@ -129,20 +123,28 @@ def read_report(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no noise report {path}; make one with: python -m cassava_kit clean")
-    report = pd.read_csv(path, dtype={"image_id": str})
+    report = read_csv(path, dtype={"image_id": str})
     if list(report.columns) != COLUMNS:
         raise ValueError(f"{path} must have the columns {','.join(COLUMNS)}, got {','.join(report.columns)}")
     if report["image_id"].duplicated().any() or report.isna().to_numpy().any() or report["keep"].dtype != bool:
         raise ValueError(f"{path} must name every image once, with True or False in keep and no empty cell")
+    whole = all(pd.api.types.is_integer_dtype(report[column]) for column in ("label", "suggested_label"))
+    numbers = pd.api.types.is_numeric_dtype(report["label_quality"])
+    if not whole or not numbers or not report["label_quality"].between(0, 1).all():
+        raise ValueError(f"{path} must have whole numbers as labels and a label_quality in 0..1")
     return report
 
 
-def read_decisions(path: str | Path) -> pd.DataFrame:
-    """Read what was decided by eye: `image_id,decision,label`, the decision keep, drop or relabel."""
-    path = Path(path)
+def read_decisions(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read what was decided by eye: `image_id,decision,label`; where files decide the same image, the last of them."""
+    return pd.concat(map(_read_decisions, paths)).drop_duplicates("image_id", keep="last").reset_index(drop=True)
+
+
+def _read_decisions(path: Path) -> pd.DataFrame:
+    """One file of decisions, each keep, drop or relabel."""
     if not path.is_file():
         raise FileNotFoundError(f"no decisions {path}; export them from the review page")
-    table = pd.read_csv(path, dtype={"image_id": str})
+    table = read_csv(path, dtype={"image_id": str})
     if list(table.columns) != ["image_id", "decision", "label"]:
         raise ValueError(f"{path} must have the columns image_id,decision,label, got {','.join(table.columns)}")
     if table["image_id"].duplicated().any():
@@ -155,8 +157,26 @@ def read_decisions(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def check_report(report: pd.DataFrame, table: pd.DataFrame) -> None:
-    """ValueError unless the report has exactly the images and given labels of the whole table `image_id,label`."""
+def check_decisions(decisions: pd.DataFrame, image_ids: np.ndarray, n_classes: int) -> None:
+    """ValueError for a decision on an image that is no row of the fold file, or for a label outside 0..K-1."""
+    unknown = decisions["image_id"][~decisions["image_id"].isin(image_ids)]
+    if len(unknown):
+        raise ValueError(f"the decisions name {unknown.iloc[0]}, which is no row of the fold file")
+    outside = decisions[~decisions["label"].between(0, n_classes - 1)]
+    if len(outside):
+        name, label = outside[["image_id", "label"]].iloc[0]
+        raise ValueError(f"the decisions give {name} label {label}, not 0..{n_classes - 1}")
+
+
+def check_report(report: pd.DataFrame, table: pd.DataFrame, n_classes: int) -> None:
+    """ValueError unless the report has exactly the images and given labels of the whole table `image_id,label`.
+
+    What it suggests must be one of the K classes.
+    """
+    outside = report[~report["suggested_label"].between(0, n_classes - 1)]
+    if len(outside):
+        name, label = outside[["image_id", "suggested_label"]].iloc[0]
+        raise ValueError(f"the noise report suggests label {label} for {name}, not 0..{n_classes - 1}; make it again")
     unknown = pd.Index(report["image_id"]).difference(table["image_id"])
     if len(unknown):
         raise ValueError(

@@ -15,13 +15,14 @@ import pandas as pd
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
-from cassava_kit.files import read_json, sha256_bytes, write_text
+from cassava_kit.files import header_path, read_json, sha256_bytes, write_text
 from cassava_kit.folds import read_folds
-from cassava_kit.noise.clean import embedding_of
+from cassava_kit.noise.clean import check_source, embedding_of
 from cassava_kit.noise.decisions import read_report
 from cassava_kit.noise.neighbours import nearest
 from cassava_kit.oof import Evidence, gather_files
 from cassava_kit.paths import cache_dir
+from cassava_kit.report.page import check_out
 
 LIMIT = 2000
 # Longer side of thumbnails in pixels, and their WebP quality: as good as JPEG's 72 in two thirds of the bytes, so that
@@ -54,7 +55,7 @@ class ReviewFiles:
 
     def or_those_of(self, clean: Path) -> ReviewFiles:
         """These files; where none are given, those that the report's own header names, if they are still there."""
-        header = clean.with_suffix(".json")
+        header = header_path(clean)
         named = read_json(header).get("files", {}) if header.is_file() else {}
         found = {
             kind: [path for name in names if (path := clean.parent / name).is_file()] for kind, names in named.items()
@@ -225,8 +226,11 @@ def review_files(
     from cassava_kit.data.duplicates import fingerprint, group_duplicates
 
     competition = competition or current()
+    asked = files or ReviewFiles()
+    check_out(out)
+    check_source(asked.embedding, asked.backbone)
     report = read_report(clean)
-    given = (files or ReviewFiles()).or_those_of(clean)
+    given = asked.or_those_of(clean)
     evidence = given.evidence()
     image_dir = image_folder(data, report, clean, competition)
     ids = report["image_id"].to_numpy()

@@ -108,14 +108,22 @@ def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
     if session.clean_action not in ACTIONS:
         raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {session.clean_action!r}")
     if session.clean is not None:
-        check_report(read_report(session.clean), data.folds.frame)
-        if session.clean_action in WEIGHTED and (config.mixup or config.cutmix):
-            raise ValueError("weights of rows do not go with mixup or cutmix; use --clean-action drop or flip")
+        check_report(read_report(session.clean), data.folds.frame, data.competition.n_classes)
+        check_row_weights(config, session.clean_action)
     if session.tensorboard:
         from importlib.util import find_spec
 
         if find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
+
+
+def check_row_weights(config: RunConfig, action: str) -> None:
+    """ValueError where a noise report would give rows weights, and the recipe mixes rows."""
+    if action in WEIGHTED and (config.mixup or config.cutmix):
+        raise ValueError(
+            f"weights of rows do not go with mixup or cutmix, got --clean-action {action}; use drop or flip, or "
+            "--set mixup=0 --set cutmix=0"
+        )
 
 
 def usable_rows(data: TrainData, fold: int, limit: int | None) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:

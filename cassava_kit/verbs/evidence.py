@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cassava_kit.verbs.options import Data, FoldFile, Settings
+from cassava_kit.verbs.options import CleanAction, Data, FoldFile, Settings
 
 
 def predict(
@@ -15,7 +15,10 @@ def predict(
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     out: Annotated[Path, typer.Option(help="Prediction file to write; its .json header goes beside it.")],
     views: Annotated[str, typer.Option(help="Test-time views: none, flips, d4 or d4+zoom.")] = "none",
-    folds: Annotated[Path | None, typer.Option(help="With --labels: score only rows the members never saw.")] = None,
+    folds: Annotated[
+        Path | None,
+        typer.Option(help="Fold file: also score, which is refused where a member was trained on an image."),
+    ] = None,
 ) -> None:
     """Predict every image of a folder with one or more checkpoints; with --folds, score them out of sample."""
     from cassava_kit.inference.folder import predict_folder
@@ -63,7 +66,10 @@ def clean(
     embedding: Embedding = None,
     backbone: Backbone = None,
     data: Annotated[Path | None, typer.Option(help="Competition folder, for --backbone.")] = None,
-    decisions: Annotated[Path | None, typer.Option(help="Decisions exported from the review page.")] = None,
+    decisions: Annotated[
+        list[Path] | None,
+        typer.Option(help="Decisions exported from the review page; repeat for each look, a later one decides again."),
+    ] = None,
 ) -> None:
     """Find wrong labels by out-of-fold predictions; validation keeps every row and its given label."""
     from cassava_kit.noise.clean import clean_files
@@ -73,7 +79,7 @@ def clean(
         raise ValueError("--backbone CHECKPOINT and --data DIR go together: the one looks at the images of the other")
     looked = (backbone, data) if backbone is not None and data is not None else None
     caps = Caps(cap, class_cap)
-    print(clean_files(oof, folds, out, caps=caps, embedding=embedding, backbone=looked, decisions=decisions))
+    print(clean_files(oof, folds, out, caps=caps, embedding=embedding, backbone=looked, decisions=decisions or []))
     print(out)
 
 
@@ -110,9 +116,7 @@ def ablate(
     clean: Annotated[
         Path | None, typer.Option(help="A variant on the training rows that this noise report keeps.")
     ] = None,
-    clean_action: Annotated[
-        str, typer.Option(help="drop, flip or weight the rows it would not keep, or soften every doubtful label.")
-    ] = "drop",
+    clean_action: CleanAction = None,
     out: Annotated[Path, typer.Option(help="Folder of the variants' runs and of the table.")] = Path("runs/ablation"),
     settings: Settings = None,
     weights: Annotated[
@@ -128,10 +132,13 @@ def ablate(
     from cassava_kit.ablation import ablate_files
     from cassava_kit.recipes import recipe
 
+    if cleaning and clean is not None:
+        raise ValueError("give --cleaning (a report of its own predictions) or --clean FILE, not both")
+    if clean_action is not None and not cleaning and clean is None:
+        raise ValueError("--clean-action goes with --clean FILE or --cleaning")
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.training.rows import Session
 
-    session = Session(
-        weights=weights, limit=limit, clean=clean, clean_action=clean_action, workers=workers, cache=cache
-    )
+    action = clean_action or "drop"
+    session = Session(weights=weights, limit=limit, clean=clean, clean_action=action, workers=workers, cache=cache)
     print(ablate_files(config, data, folds, out, changes=change or [], cleaning=cleaning, session=session))

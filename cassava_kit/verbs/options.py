@@ -9,6 +9,13 @@ import typer
 
 Data = Annotated[Path, typer.Option(help="Competition folder: train.csv, train_images/, test_images/.")]
 FoldFile = Annotated[Path, typer.Option("--folds", help="Fold file, as made by the verb folds.")]
+CleanAction = Annotated[
+    str | None,
+    typer.Option(
+        metavar="drop|flip|weight|soften",
+        help="Drop (the default), flip or weight the rows the report would not keep, or soften every doubtful label.",
+    ),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated.")
 ]

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cassava_kit.verbs.options import Data, FoldFile, Settings
+from cassava_kit.verbs.options import CleanAction, Data, FoldFile, Settings
 
 if TYPE_CHECKING:
+    from cassava_kit.config import RunConfig
     from cassava_kit.folds import Folds
+    from cassava_kit.ssl.config import PretrainConfig
 
 
 def recipes(
@@ -21,30 +23,63 @@ def recipes(
     images: Annotated[
         int | None, typer.Option(min=1, help="With --hours: training images; default: the competition's.")
     ] = None,
-    n_splits: Annotated[int, typer.Option(min=2, help="With --hours: folds.")] = 5,
+    n_splits: Annotated[int | None, typer.Option(min=2, help="With --hours: folds; default: 5.")] = None,
 ) -> None:
-    """List the recipes of train and of pretrain, or print one recipe's full configuration."""
+    """List the recipes of train and of pretrain, or print one recipe's full configuration, or with --hours its cost."""
+    from cassava_kit.baseline import LogReg
     from cassava_kit.competition import current
-    from cassava_kit.cost import pretrain_hours, train_hours
     from cassava_kit.recipes import recipe, recipe_names
+    from cassava_kit.ssl.recipes import RECIPES as PRETRAINING
+
+    if not hours and (images is not None or n_splits is not None):
+        raise ValueError("--images and --n-splits go with --hours")
+    images, n_splits = images or current().training_images, n_splits or 5
+    if name is not None:
+        print(f"{name}: {_hours(name, images, n_splits):.1f} h of two T4s" if hours else _configuration(name))
+        return
+    abouts = {
+        "train": {LogReg.recipe: LogReg.about} | {each: recipe(each).about for each in recipe_names()},
+        "pretrain": {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAINING},
+    }
+    for title, listed in abouts.items():
+        print(f"{title}:")
+        for each, about in listed.items():
+            cost = f"{_hours(each, images, n_splits):5.1f} h  " if hours and each != LogReg.recipe else ""
+            print(f"  {each:18} {cost}{about}")
+
+
+def _configuration(name: str) -> str:
+    """A recipe's settings as JSON."""
+    import json
+    from dataclasses import asdict
+
+    from cassava_kit.baseline import LogReg
+
+    if name == LogReg.recipe:
+        return json.dumps(asdict(LogReg()), indent=2)
+    return _recipe(name).model_dump_json(indent=2)
+
+
+def _hours(name: str, images: int, n_splits: int) -> float:
+    """Hours of two T4s that a recipe takes: of training for all folds, of pretraining once."""
+    from cassava_kit.baseline import LogReg
+    from cassava_kit.cost import pretrain_hours, train_hours
+    from cassava_kit.ssl.config import PretrainConfig
+
+    if name == LogReg.recipe:
+        raise ValueError(f"{name} needs no GPU: --hours knows the other recipes")
+    config = _recipe(name)
+    if isinstance(config, PretrainConfig):
+        return pretrain_hours(config, images)
+    return train_hours(config, images, n_splits)
+
+
+def _recipe(name: str) -> RunConfig | PretrainConfig:
+    from cassava_kit.recipes import recipe
     from cassava_kit.ssl.recipes import RECIPES as PRETRAINING
     from cassava_kit.ssl.recipes import recipe as pretraining
 
-    images = images or current().training_images
-    selfsupervised = {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAINING}
-    if name is not None:
-        print((pretraining(name) if name in selfsupervised else recipe(name)).model_dump_json(indent=2))
-        return
-    for title, costs in (
-        ("train", {each: train_hours(recipe(each), images, n_splits) if hours else 0 for each in recipe_names()}),
-        ("pretrain", {each: pretrain_hours(pretraining(each), images) if hours else 0 for each in selfsupervised}),
-    ):
-        print(f"{title}:")
-        if title == "train":
-            print("  logreg             Logistic regression on small pixels, the baseline (published: .50).")
-        for each, cost in costs.items():
-            about = selfsupervised.get(each) or recipe(each).about
-            print(f"  {each:18} {f'{cost:5.1f} h  ' if hours else ''}{about}")
+    return pretraining(name) if name in [function.__name__ for function in PRETRAINING] else recipe(name)
 
 
 def train(
@@ -61,9 +96,7 @@ def train(
         int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
     ] = None,
     clean: Annotated[Path | None, typer.Option(help="Noise report of the verb clean, for the training rows.")] = None,
-    clean_action: Annotated[
-        str, typer.Option(help="drop, flip or weight the rows it would not keep, or soften every doubtful label.")
-    ] = "drop",
+    clean_action: CleanAction = None,
     devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes where there is none.")] = 1,
     strategy: Annotated[
         str, typer.Option(help="auto, ddp, ddp_sharded (optimiser spread, ZeRO-1) or fsdp (weights spread too, FSDP2).")
@@ -83,7 +116,8 @@ def train(
     from cassava_kit.recipes import recipe
 
     if name == "logreg":
-        given = (settings, weights, limit, clean, cache, workers, tensorboard, devices > 1)
+        spread = devices > 1 or num_nodes > 1 or strategy != "auto"
+        given = (settings, weights, limit, clean, clean_action, cache, workers, tensorboard, spread)
         if any(given):
             raise ValueError("train logreg takes --data, --folds, --fold and --out alone: it trains no network")
         from cassava_kit.baseline import train_logreg
@@ -93,6 +127,8 @@ def train(
         score = train_logreg(read_competition(data), split, out, folds=_fold_numbers(fold, split))
         print(f"logreg: OOF {told(score)} on {score.n} given labels: {out / 'logreg'}")
         return
+    if clean_action is not None and clean is None:
+        raise ValueError("--clean-action goes with --clean FILE")
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.training.devices import Devices
     from cassava_kit.training.recipe_run import train_recipe
@@ -103,7 +139,7 @@ def train(
         weights=weights,
         limit=limit,
         clean=clean,
-        clean_action=clean_action,
+        clean_action=clean_action or "drop",
         devices=Devices(devices, strategy, num_nodes),
         workers=workers,
         cache=cache,

@@ -9,7 +9,6 @@ from cleanlab.filter import find_label_issues
 from cassava_kit.folds import make_folds, write_folds
 from cassava_kit.noise.clean import clean_files
 from cassava_kit.noise.decisions import Caps, read_report
-from cassava_kit.noise.embedding import write_embedding
 from cassava_kit.predictions import Header, Predictions, make_predictions, write_predictions
 
 N, K = 400, 5
@@ -70,9 +69,45 @@ def test_decisions_reach_the_report(competition):
     oof, folds, out = files(folder)
     worst = min(wrong)
     (folder / "decisions.csv").write_text(f"image_id,decision,label\n{worst},keep,0\n")
-    clean_files(oof, folds, out, caps=Caps(0.1, 1.0), decisions=folder / "decisions.csv")
+    clean_files(oof, folds, out, caps=Caps(0.1, 1.0), decisions=[folder / "decisions.csv"])
     report = read_report(out).set_index("image_id")
     assert report.loc[worst, "keep"] and (~report["keep"]).sum() > 20
+
+
+def test_a_second_look_keeps_the_first_ones_decisions(competition):
+    folder, wrong = competition
+    oof, folds, out = files(folder)
+    first, second = sorted(wrong)[:2]
+    one, two = folder / "one.csv", folder / "two.csv"
+    one.write_text(f"image_id,decision,label\n{first},keep,0\n{second},keep,0\n")
+    two.write_text(f"image_id,decision,label\n{second},drop,0\n")
+    clean_files(oof, folds, out, caps=Caps(0.1, 1.0), decisions=[one, two])
+    report = read_report(out).set_index("image_id")
+    assert report.loc[first, "keep"] and not report.loc[second, "keep"]
+    assert json.loads(out.with_suffix(".json").read_text())["files"]["decisions"] == ["one.csv", "two.csv"]
+    with pytest.raises(ValueError, match="give --out another name"):
+        clean_files(oof, folds, two, decisions=[one, two])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [("new.jpg,keep,0", "new.jpg, which is no row"), ("000.jpg,keep,9", "label 9")]
+)
+def test_decisions_are_checked_before_any_image_is_looked_at(competition, monkeypatch, row, message):
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    (folder / "d.csv").write_text(f"image_id,decision,label\n{row}\n")
+    monkeypatch.setattr("cassava_kit.noise.clean.backbone_embedding", lambda *_, **__: pytest.fail("looked"))
+    (folder / "train_images").mkdir()
+    with pytest.raises(ValueError, match=message):
+        clean_files(oof, folds, out, backbone=(folder / "b.safetensors", folder), decisions=[folder / "d.csv"])
+
+
+def test_a_report_that_its_header_would_replace_is_refused(competition):
+    folder, _ = competition
+    oof, folds, _ = files(folder)
+    with pytest.raises(ValueError, match=r"expected a name that ends in .csv"):
+        clean_files(oof, folds, folder / "c.json")
+    assert not (folder / "c.json").exists()
 
 
 def test_both_counts_the_classes_and_the_noise_matrix_are_told_and_written(competition):
@@ -127,7 +162,7 @@ def test_an_embedding_changes_what_is_suspicious_and_is_named(competition):
     without = clean_files(oof, folds, out).report
     ids = np.array([f"{i:03d}.jpg" for i in range(N)])
     vectors = np.random.default_rng(0).normal(size=(N, 4))
-    write_embedding(folder / "e.npz", ids, vectors)
+    np.savez(folder / "e.npz", image_id=ids, embedding=vectors)
     cleaning = clean_files(oof, folds, out, embedding=folder / "e.npz")
     assert not np.allclose(cleaning.report["label_quality"], without["label_quality"])
     assert json.loads((folder / "clean.json").read_text())["embedding"] == "e.npz"

@@ -123,7 +123,7 @@ def test_decisions_cannot_remove_more_than_a_tenth_or_name_strangers():
 def test_broken_decisions_are_refused(tmp_path, text, message):
     (tmp_path / "decisions.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_decisions(tmp_path / "decisions.csv")
+        read_decisions([tmp_path / "decisions.csv"])
 
 
 def test_broken_reports_are_refused(tmp_path):
@@ -135,6 +135,13 @@ def test_broken_reports_are_refused(tmp_path):
         read_report(path)
     path.write_text("image_id,label,suggested_label,label_quality,keep\na,0,0,0.5,maybe\n")
     with pytest.raises(ValueError, match="True or False in keep"):
+        read_report(path)
+    for cells in ("0,1.5,0.5", "0.5,1,0.5", "0,1,1.2", "0,1,-0.1", "0,1,good"):
+        path.write_text(f"image_id,label,suggested_label,label_quality,keep\na,{cells},True\n")
+        with pytest.raises(ValueError, match="whole numbers as labels and a label_quality in 0..1"):
+            read_report(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"clean.csv is empty"):
         read_report(path)
 
 
@@ -192,13 +199,15 @@ def test_a_report_for_other_rows_or_labels_is_refused():
 
 def test_a_report_must_be_of_the_whole_table_and_of_no_other():
     report, table = noise_report(IDS, LABELS, detection([3])), ROWS.assign(fold=0)
-    check_report(report, table)
+    check_report(report, table, 3)
     with pytest.raises(ValueError, match=r"names 1 images that the table does not have \(first: 000.jpg\)"):
-        check_report(report, table[table["image_id"] != "000.jpg"])
+        check_report(report, table[table["image_id"] != "000.jpg"], 3)
     with pytest.raises(ValueError, match=r"no row for 000.jpg"):
-        check_report(report[report["image_id"] != "000.jpg"], table)
+        check_report(report[report["image_id"] != "000.jpg"], table, 3)
     with pytest.raises(ValueError, match=r"000.jpg is 2 here and 0 in the report"):
-        check_report(report, table.assign(label=table["label"].where(table["image_id"] != "000.jpg", 2)))
+        check_report(report, table.assign(label=table["label"].where(table["image_id"] != "000.jpg", 2)), 3)
+    with pytest.raises(ValueError, match=r"suggests label 1 for 003.jpg, not 0..0"):
+        check_report(report, table, 1)
 
 
 def test_counts_and_noise_matrix_say_what_the_report_says():

@@ -12,7 +12,6 @@ from chrome import FETCHED, console_errors, open_chromium, show
 from cassava_kit.folds import make_folds, write_folds
 from cassava_kit.noise.clean import clean_files
 from cassava_kit.noise.decisions import Caps, read_decisions, read_report, write_report
-from cassava_kit.noise.embedding import write_embedding
 from cassava_kit.oof import Evidence
 from cassava_kit.predictions import Header, make_predictions, write_predictions
 from cassava_kit.report.review import (
@@ -150,6 +149,21 @@ def test_what_is_missing_is_named(folder):
         review_files(folder / "clean.csv", folder / "data", folder / "r.html", files=files)
 
 
+def test_what_cannot_be_is_refused_before_any_image_is_read(folder, monkeypatch):
+    monkeypatch.setattr("cassava_kit.data.duplicates.fingerprint", lambda *_, **__: pytest.fail("an image was read"))
+    report, data = folder / "clean.csv", folder / "data"
+    before = report.read_bytes()
+    with pytest.raises(ValueError, match=r"must be an .html file"):
+        review_files(report, data, report)
+    assert report.read_bytes() == before
+    two = ReviewFiles(embedding=folder / "e.npz", backbone=folder / "b.safetensors")
+    with pytest.raises(ValueError, match="not both"):
+        review_files(report, data, folder / "r.html", files=two)
+    report.rename(folder / "clean.json")
+    with pytest.raises(ValueError, match=r"expected a name that ends in .csv"):
+        review_files(folder / "clean.json", data, folder / "r.html")
+
+
 def test_nothing_suspicious_makes_no_page(folder):
     write_report(folder / "clean.csv", report(30, 0).assign(keep=True))
     assert "nothing to review" in write_review(folder / "clean.csv", folder / "data", folder / "review.html")
@@ -174,7 +188,7 @@ def exported(browser):
     browser.find_element("id", "export").click()
     for _ in range(100):
         if path.exists() and path.stat().st_size:
-            return read_decisions(path)
+            return read_decisions([path])
         time.sleep(0.1)
     raise AssertionError("no decisions.csv came down")
 
@@ -314,7 +328,7 @@ def test_votes_neighbours_and_duplicates_come_without_further_options(journey):
 def test_an_embedding_decides_who_is_near(journey):
     angle = np.arange(60) / 10
     vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    write_embedding(journey / "e.npz", np.array([f"{i:03d}.jpg" for i in range(60)]), vectors)
+    np.savez(journey / "e.npz", image_id=np.array([f"{i:03d}.jpg" for i in range(60)]), embedding=vectors)
     files = ReviewFiles(embedding=journey / "e.npz")
     assert "neighbours by e.npz" in review_files(
         journey / "clean.csv", journey / "data", journey / "review.html", files=files
@@ -342,7 +356,7 @@ def test_what_a_reviewer_decides_comes_back_through_clean(journey, browser):
     }
     decisions = browser.downloads / "decisions.csv"
     oof, folds = [journey / "sure.csv"], journey / "folds.csv"
-    clean_files(oof, folds, journey / "again.csv", caps=Caps(0.1, 1.0), decisions=decisions)
+    clean_files(oof, folds, journey / "again.csv", caps=Caps(0.1, 1.0), decisions=[decisions])
     again = read_report(journey / "again.csv").set_index("image_id")
     assert again.loc["003.jpg", "keep"] and not again.loc[["021.jpg", "040.jpg", "007.jpg"], "keep"].any()
     assert again.loc["040.jpg", "suggested_label"] == 0 and again.loc["007.jpg", "suggested_label"] == 0
