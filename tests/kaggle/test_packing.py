@@ -212,6 +212,20 @@ def test_two_packings_are_the_same_and_nothing_packed_printed_or_logged_holds_a_
 
 
 @pytest.mark.slow
+def test_each_push_of_a_kernel_packs_it_anew_with_the_parameters_it_had(root: Path, tmp_path: Path) -> None:
+    push = ["--push", "--dry-run", "--kernel", "train-folds"]
+    first = submit(root, *push, "--param", "RECIPE=vit_base", cwd=tmp_path)
+    assert first.returncode == 0 and "next:" not in first.stdout, first.stderr
+    notebook = tmp_path / "build/kernels/kernel-train-folds/train-folds.ipynb"
+    before = notebook.read_text()
+    with (root / "cassava_kit" / "paths.py").open("a") as file:
+        file.write("# a later version\n")
+    second = submit(root, *push, "--owner", "someone", cwd=tmp_path)
+    assert "SaveKernel someone/cassava-kit-train-folds" in second.stdout, second.stdout + second.stderr
+    assert "RECIPE = 'vit_base'" in notebook.read_text() and notebook.read_text() != before
+
+
+@pytest.mark.slow
 def test_without_anything_trained_it_says_what_to_do(root: Path, tmp_path: Path) -> None:
     done = submit(root, "--package", "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
