@@ -99,6 +99,7 @@ class PowerCutError(Exception):
         {"schedule": "plateau", "early_stopping": 3, "lr": 1e-6, "epochs": 6},
         {"schedule": "plateau", "early_stopping": 1, "lr": 1e-6},
         {"swa_epochs": 2, "augment_on": "device", "train_pixels": (40, 48)},
+        {"swa_epochs": 1, "epochs": 2, "unfreeze_every": 1, "augment_on": "device", "train_pixels": (40, 48)},
     ],
 )
 def test_interrupted_run_ends_as_an_unbroken_one(data, tmp_path, monkeypatch, changes):
