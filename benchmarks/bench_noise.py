@@ -41,7 +41,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cassava_kit.files import atomic_path, sha256_bytes, sha256_file
-from cassava_kit.noise.confident import FILTERS, SCORES, find_issues
+from cassava_kit.noise.confident import FILTERS, find_issues
 from cassava_kit.noise.decisions import apply_report, noise_report
 from cassava_kit.noise.detect import Detection, find_errors
 
@@ -49,6 +49,7 @@ SHARES = np.array([1087, 2189, 2386, 13158, 2577]) / 21397
 K = len(SHARES)
 KINDS, RATES = ("class", "instance"), (0.09, 0.18)
 DRAWS = 300
+SCORES = ("normalized_margin", "self_confidence", "confidence_weighted_entropy")  # cleanlab's rankings
 REAL = Path(os.environ.get("CASSAVA_KIT_REAL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 

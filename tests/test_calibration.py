@@ -46,11 +46,12 @@ def test_scaling_mends_what_was_too_sure_out_of_fold():
     assert "temperatures [" in str(account)
 
 
-def test_each_fold_is_scaled_by_the_others():
+@pytest.mark.parametrize("class_wise", [True, False])
+def test_each_fold_is_scaled_by_the_others(class_wise):
     labels, p = drawn(500)
     fold = np.arange(500) % 5
     changed = np.where(fold == 3, (labels + 1) % K, labels)
-    before, after = calibrated(labels, p, fold), calibrated(changed, p, fold)
+    before, after = (calibrated(given, p, fold, class_wise=class_wise) for given in (labels, changed))
     assert np.array_equal(before[fold == 3], after[fold == 3])
     assert not np.isclose(before[fold == 2], after[fold == 2]).all()
 

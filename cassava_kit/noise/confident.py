@@ -1,4 +1,4 @@
-"""Confident learning (Northcutt et al. 2021) in numpy: cleanlab's five filters and three scores, row for row.
+"""Confident learning (Northcutt et al. 2021) in numpy: cleanlab's five filters, row for row.
 
 cleanlab is the reference and the tests hold this module to it. What is ours: ties between rows go to the earlier one,
 where an unstable sort decides there, and no process pool or copy of the probabilities, so that a million rows take
@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 
 FILTERS = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given")
-SCORES = ("normalized_margin", "self_confidence", "confidence_weighted_entropy")
 CLOSE = 1e-6  # cleanlab's tolerance: probabilities this close count as equal
 
 
@@ -45,12 +44,8 @@ def confident_class(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     return found
 
 
-def confident_joint(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+def _joint(labels: np.ndarray, confident: np.ndarray, k: int) -> np.ndarray:
     """Counts (K, K) of rows labelled j that are confidently k, scaled so that row j sums to the rows labelled j."""
-    return _calibrated(labels, confident_class(labels, pred_probs), pred_probs.shape[1])
-
-
-def _calibrated(labels: np.ndarray, confident: np.ndarray, k: int) -> np.ndarray:
     sure = confident >= 0
     # Laid out by column, as in the reference: its sums then agree to the last bit, and so do ties in the rounding.
     joint = np.bincount(confident[sure] * k + labels[sure], minlength=k * k).reshape(k, k).T
@@ -74,14 +69,6 @@ def _rounded(row: np.ndarray) -> np.ndarray:
     return whole.astype(int)
 
 
-def noise_matrix(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
-    """Estimated P(given label j | true label k) at [j, k]; columns sum to 1 (the identity for an unseen class)."""
-    joint = confident_joint(labels, pred_probs).astype(float)
-    unseen = joint.sum(axis=0) == 0
-    joint[unseen, unseen] = 1
-    return joint / joint.sum(axis=0)
-
-
 def find_issues(labels: np.ndarray, pred_probs: np.ndarray, *, filter_by: str = FILTERS[0]) -> np.ndarray:
     """Mask (N,) of rows whose label is probably wrong, by one of cleanlab's filters; ties go to the earlier row."""
     if filter_by not in FILTERS:
@@ -92,7 +79,7 @@ def find_issues(labels: np.ndarray, pred_probs: np.ndarray, *, filter_by: str = 
     confident = confident_class(labels, pred_probs)
     if filter_by == "confident_learning":
         return (confident >= 0) & (confident != labels) & ~_label_is_top(labels, pred_probs)
-    counts = _prune_counts(_calibrated(labels, confident, pred_probs.shape[1]))
+    counts = _prune_counts(_joint(labels, confident, pred_probs.shape[1]))
     del confident
     flags = np.ones(len(labels), bool)
     if filter_by in ("prune_by_noise_rate", "both"):
@@ -156,25 +143,6 @@ def _label_is_top(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
         p = pred_probs[:, j]
         top &= (p < own) | (labels == j) | ((p == own) & (labels < j))
     return top
-
-
-def label_quality(labels: np.ndarray, pred_probs: np.ndarray, *, method: str = SCORES[0]) -> np.ndarray:
-    """Quality (N,) in 0..1, low for labels that look wrong: cleanlab's scores.
-
-    `normalized_margin` (p_s - max other + 1) / 2, `self_confidence` p_s, `confidence_weighted_entropy`. cleanlab's
-    entropy score is 0, the worst, for a perfectly sure right row; the same here, for the reference's sake.
-    """
-    check_inputs(labels, pred_probs)
-    own = pred_probs[np.arange(len(labels)), labels]
-    if method == "self_confidence":
-        return own
-    if method == "normalized_margin":
-        return (margin(labels, pred_probs) + 1) / 2
-    if method == "confidence_weighted_entropy":
-        entropy = -np.where(pred_probs > 0, pred_probs * np.log(np.where(pred_probs > 0, pred_probs, 1)), 0).sum(axis=1)
-        ratio = entropy / np.log(pred_probs.shape[1]) / np.clip(own, CLOSE, None)
-        return np.log(ratio + 1) / np.clip(ratio, CLOSE, None)
-    raise ValueError(f"method must be one of {', '.join(SCORES)}, got {method!r}")
 
 
 def margin(labels: np.ndarray, values: np.ndarray) -> np.ndarray:

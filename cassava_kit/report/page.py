@@ -51,10 +51,9 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def number(count: int, thing: str = "", plural: str = "") -> str:
+def number(count: int, thing: str = "") -> str:
     """`1 image`, `21,397 images`."""
-    word = thing if count == 1 else plural or (f"{thing}s" if thing else "")
-    return f"{count:,} {word}".strip()
+    return f"{count:,} {thing}{'s' if thing and count != 1 else ''}".strip()
 
 
 def short_names(competition: Competition) -> list[str]:

@@ -138,7 +138,7 @@ def test_broken_reports_are_refused(tmp_path):
         read_report(path)
     for cells in ("0,1.5,0.5", "0.5,1,0.5", "0,1,1.2", "0,1,-0.1", "0,1,good"):
         path.write_text(f"image_id,label,suggested_label,label_quality,keep\na,{cells},True\n")
-        with pytest.raises(ValueError, match="whole numbers as labels and a label_quality in 0..1"):
+        with pytest.raises(ValueError, match=r"whole numbers as labels and a label_quality in 0\.\.1"):
             read_report(path)
     path.write_text("")
     with pytest.raises(ValueError, match=r"clean.csv is empty"):
