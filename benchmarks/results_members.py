@@ -17,6 +17,7 @@ import numpy as np
 from results_probe import mean_over_views, nested_probe
 
 from cassava_kit.ablation import own_report
+from cassava_kit.competition import current
 from cassava_kit.config import RunConfig, replace
 from cassava_kit.data.duplicates import find_duplicates
 from cassava_kit.data.table import read_competition
@@ -101,7 +102,12 @@ class Member:
 
 
 def open_shop(plan: Plan) -> Shop:
-    """Read the folder and split it in five; near-duplicates, where there are any, stay in one fold."""
+    """Read the folder and split it in five; near-duplicates, where there are any, stay in one fold.
+
+    ValueError for a competition of another metric: every question of the page is one of accuracy.
+    """
+    if current().metric != "accuracy":
+        raise ValueError(f"these results are judged by accuracy, got the metric {current().metric} of {current().slug}")
     table = read_competition(plan.data)
     groups = find_duplicates([table.image_dir / name for name in table.frame["image_id"]], progress=False)
     grouped = len(groups) - len(np.unique(groups))
@@ -110,9 +116,9 @@ def open_shop(plan: Plan) -> Shop:
     return Shop(plan, TrainData(table, split), grouped)
 
 
-def timed(shop: Shop, name: str, function: Callable[[], Any]) -> tuple[Any, float]:
-    """The function's result and the longest it ever took: what is reused costs nothing the second time."""
-    file = shop.plan.work / "seconds.json"
+def timed(shop: Shop, name: str, function: Callable[[], Any], *, settings: Sequence[str] = ()) -> tuple[Any, float]:
+    """The function's result and the longest it took with these settings: what is reused costs nothing a second time."""
+    file, name = shop.plan.work / "seconds.json", " ".join([name, *settings])
     started = time.perf_counter()
     result = function()
     known = read_json(file) if file.is_file() else {}
@@ -197,8 +203,11 @@ def cleaned(shop: Shop, name: str, action: str) -> Made:
     return train(shop, config, weights=shop.plan.weights[1], clean=report, action=action)
 
 
-def features(shop: Shop, size: int, views: str) -> np.ndarray:
-    """Features (N, D) of the frozen ImageNet backbone at a size, the mean over views; kept in the work folder."""
+def features(shop: Shop, size: int, views: str) -> tuple[np.ndarray, float]:
+    """Features (N, D) of the frozen ImageNet backbone at a size, the mean over views, and the seconds they took.
+
+    They are kept in the work folder: a second member that looks at them is told what they cost the first.
+    """
     from cassava_kit.inference.tta import make_views
     from cassava_kit.models import create_model, image_statistics, load_weights
     from cassava_kit.ssl.evaluate import Pixels, extract_features
@@ -208,18 +217,23 @@ def features(shop: Shop, size: int, views: str) -> np.ndarray:
     load_weights(backbone, shop.plan.weights[1])
     pixels = Pixels(size, *image_statistics(backbone))
     mean = mean_over_views(backbone, make_views(views))
-    return extract_features(mean, shop.paths, pixels, cache=shop.plan.work / "features" / views)
+    cache = shop.plan.work / "features" / views
+    name = f"features of {sha256_file(shop.plan.weights[1])[:12]} at {size}, {views}"
+    return timed(shop, name, lambda: extract_features(mean, shop.paths, pixels, cache=cache))
 
 
 def probe(shop: Shop, name: str = PROBE, *, sizes: Sequence[int] = (), views: str = "none") -> Made:
     """Logistic regression on the frozen backbone's features (several sizes: side by side)."""
 
+    seen = [features(shop, size, views) for size in sizes or (finetuned_config(shop).image_size,)]
+
     def fit() -> Predictions:
-        seen = [features(shop, size, views) for size in sizes or (finetuned_config(shop).image_size,)]
-        answers = nested_probe(np.concatenate(seen, axis=1), shop.labels, shop.fold, n_classes=shop.n_classes)
+        x = np.concatenate([vectors for vectors, _ in seen], axis=1)
+        answers = nested_probe(x, shop.labels, shop.fold, n_classes=shop.n_classes)
         return joined(shop, name, lambda k: answers[shop.fold == k])
 
-    return Made(*timed(shop, name, fit))
+    made, seconds = timed(shop, name, fit, settings=shop.plan.settings)
+    return Made(made, seconds + sum(paid for _, paid in seen))
 
 
 def pretrained(method: str, shop: Shop) -> Made:
@@ -231,7 +245,9 @@ def pretrained(method: str, shop: Shop) -> Made:
     out = shop.plan.work / "pretrain" / method
     if (out / CONFIG).is_file() and read_json(out / CONFIG) != describe(config, shop.paths, None):
         shutil.rmtree(out)
-    weights, seconds = timed(shop, f"pretrain {method}", lambda: pretrain(config, shop.paths, out))
+    weights, seconds = timed(
+        shop, f"pretrain {method}", lambda: pretrain(config, shop.paths, out), settings=shop.plan.ssl_settings
+    )
     made = train(shop, replace(small_config("small_resnet", shop), recipe=method), weights=weights)
     return Made(made.predictions, made.seconds + seconds, made.checkpoints)
 
@@ -257,7 +273,7 @@ def with_views(name: str, views: str, shop: Shop) -> Made:
         if not path.is_file():
             write_predictions(path, joined(shop, f"{name}-{views}", of_fold))
 
-    _, seconds = timed(shop, f"{name}, {views}", predict)
+    _, seconds = timed(shop, f"{name}, {views}", predict, settings=shop.plan.settings)
     return Made(read_predictions(path), seconds, made.checkpoints)
 
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, log_loss
 
 from cassava_kit.compare import images_needed
+from cassava_kit.competition import CASSAVA, write_facts
 from cassava_kit.config import RunConfig
 from cassava_kit.models import create_model
 from cassava_kit.oof import Evidence
@@ -131,6 +133,35 @@ def test_features_are_the_mean_over_views(kit):
     mean = kit.results_probe.mean_over_views(backbone, make_views("flips"))(images)
     turned = [images, images.flip(3), images.flip(2), images.flip(2, 3)]
     assert torch.allclose(mean, torch.stack([backbone(one) for one in turned]).mean(dim=0), atol=1e-6)
+
+
+def test_seconds_are_the_longest_with_the_same_settings(kit, tmp_path, monkeypatch):
+    clock = iter([0.0, 30.0, 40.0, 41.0, 50.0, 55.0])
+    monkeypatch.setattr(kit.results_members.time, "perf_counter", lambda: next(clock))
+    shop = SimpleNamespace(plan=SimpleNamespace(work=tmp_path))
+    first = kit.results_members.timed(shop, "probe", lambda: "made", settings=["epochs=9"])
+    again = kit.results_members.timed(shop, "probe", lambda: "reused", settings=["epochs=9"])
+    other = kit.results_members.timed(shop, "probe", lambda: "made", settings=["epochs=1"])
+    assert (first, again, other) == (("made", 30.0), ("reused", 30.0), ("made", 5.0))
+
+
+def test_features_that_lie_there_cost_the_second_member_as_much(kit, tmp_path, monkeypatch):
+    members = kit.results_members
+    monkeypatch.setattr(members, "features", lambda shop, size, views: (np.full((4, 1), float(size)), 10.0 * size))
+    monkeypatch.setattr(members, "nested_probe", lambda x, *_, **__: x)
+    monkeypatch.setattr(members, "joined", lambda shop, name, of_fold: of_fold(0))
+    monkeypatch.setattr(members, "timed", lambda shop, name, function, settings=(): (function(), 1.0))
+    shop = SimpleNamespace(plan=SimpleNamespace(settings=()), labels=None, fold=np.zeros(4), n_classes=2)
+    assert members.probe(shop, sizes=(2,)).seconds == 21
+    assert members.probe(shop, sizes=(2, 3)).seconds == 51
+
+
+def test_another_metric_is_refused(kit, real, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASSAVA_KIT_COMPETITION", str(tmp_path / "competition.json"))
+    write_facts(tmp_path / "competition.json", replace(CASSAVA, metric="macro_f1"))
+    plan = kit.results_members.Plan(real[0], ("small_resnet", real[1]), tmp_path)
+    with pytest.raises(ValueError, match="judged by accuracy, got the metric macro_f1"):
+        kit.results_members.open_shop(plan)
 
 
 SETTINGS = ["image_size=32", "train_pixels=[36,48]", "epochs=1", "batch_size=16"]
