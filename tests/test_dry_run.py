@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cassava_kit.checkpoint import read_info
+from cassava_kit.competition import CASSAVA
 from cassava_kit.dry_run import parse_weights, recipe_for
 from cassava_kit.folds import read_folds
 from cassava_kit.oof import check_oof
@@ -121,7 +123,7 @@ def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp
     folds = read_folds(out / "folds.csv")
     for recipe in ("small_resnet", "small_vit", "small_ssl_resnet"):
         check_oof(read_predictions(out / "runs" / recipe / "oof.csv"), folds, recipe)
-        assert (out / "bundle" / "weights" / f"{recipe}-fold1.safetensors").is_file()
+        assert read_info(out / "bundle" / "weights" / f"{recipe}-fold1.safetensors").competition == CASSAVA.slug
         assert re.search(rf"{recipe} .*\d\.\d{{4}} ± \d\.\d{{4}}", first.stderr)
     assert "majority class" in first.stderr and "Seconds by stage" in first.stderr
     verdicts = [line for line in first.stderr.splitlines() if line.startswith("rehearsal passed")]
