@@ -20,9 +20,9 @@ BEST_MEMBER = "best member"
 MEAN, WEIGHTED = "ensemble, plain mean", "ensemble, nested weights"
 LEAK = (
     "Cleaning has a small leak: which training rows look wrong was judged by models that had seen other folds' labels, "
-    "the held-out fold's among them. Minutes are a member's own, a pretraining's and a probe's features among them; the "
-    "trainings behind views, and those of the finetuned member and the probe behind a cleaning report, are counted once, "
-    "with the members they are of."
+    "the held-out fold's among them. Minutes are a member's own, a pretraining's and a probe's features among them; "
+    "the trainings behind views, and those of the finetuned member and the probe behind a cleaning report, are counted "
+    "once, with the members they are of."
 )
 QUESTIONS = (
     ("Do ImageNet weights help (the same network and settings)?", "random", FINETUNED),

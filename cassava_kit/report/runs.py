@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from cassava_kit.files import read_json
+from cassava_kit.files import read_csv, read_json
 from cassava_kit.paths import CONFIG_FILE, DONE_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, read_predictions
 
@@ -121,10 +121,7 @@ def _has_content(path: Path) -> bool:
 
 def _read_metrics(path: Path) -> pd.DataFrame:
     """A row an epoch; `note` is text, empty where the doctor found nothing."""
-    try:
-        frame = pd.read_csv(path)
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a table of metrics ({error})") from None
+    frame = read_csv(path)
     if not {"epoch", "train_loss", "val_loss"} <= set(frame.columns):
         raise ValueError(f"{path} must have the columns epoch,train_loss,val_loss, got {','.join(frame.columns)}")
     return frame.assign(note=frame["note"].fillna("").astype(str) if "note" in frame else "")

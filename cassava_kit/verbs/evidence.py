@@ -43,7 +43,7 @@ def compare(
     b: Annotated[Path, typer.Argument(help="The one that may be better.")],
     folds: FoldFile,
 ) -> None:
-    """Compare two members on the same rows: paired bootstrap interval, McNemar's test, and whether it is proved."""
+    """Compare two members on the same rows: paired bootstrap interval, a paired test, and whether it is proved."""
     from cassava_kit.compare import compare_files
 
     print(compare_files(a, b, folds))
