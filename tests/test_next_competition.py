@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,7 +105,9 @@ def test_a_training_kernel_knows_the_other_competition_too(data, tmp_path, monke
     mounts += dataset_mounts(arrived, "me/flowers-2027-kit", "new")
     stage = Stage(bundle.notebook, mounts, tmp_path / "out", "new", Setting(minutes=5), bundle.competition)
     stage.working.mkdir(parents=True)
-    result, _ = perform(stage, tmp_path)
+    # Loader processes speak through sockets below TMPDIR, whose paths the system takes up to 107 letters alone.
+    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        result, _ = perform(stage, Path(scratch))
     assert result["error"] == "", result
     oof = pd.read_csv(stage.working / "runs" / "small_resnet" / "fold1" / "oof.csv")
     assert list(oof.columns) == ["image_id", "p0", "p1", "p2", "p3", "fold"] and len(oof) == 20
