@@ -102,10 +102,7 @@ class Member:
 
 
 def open_shop(plan: Plan) -> Shop:
-    """Read the folder and split it in five; near-duplicates, where there are any, stay in one fold.
-
-    ValueError for a competition of another metric: every question of the page is one of accuracy.
-    """
+    """Read the folder and split it in five; near-duplicates, where there are any, stay in one fold."""
     if current().metric != "accuracy":
         raise ValueError(f"these results are judged by accuracy, got the metric {current().metric} of {current().slug}")
     table = read_competition(plan.data)
@@ -204,10 +201,7 @@ def cleaned(shop: Shop, name: str, action: str) -> Made:
 
 
 def features(shop: Shop, size: int, views: str) -> tuple[np.ndarray, float]:
-    """Features (N, D) of the frozen ImageNet backbone at a size, the mean over views, and the seconds they took.
-
-    They are kept in the work folder: a second member that looks at them is told what they cost the first.
-    """
+    """Features (N, D) of the frozen ImageNet backbone at a size, the mean over views, and what they cost when made."""
     from cassava_kit.inference.tta import make_views
     from cassava_kit.models import create_model, image_statistics, load_weights
     from cassava_kit.ssl.evaluate import Pixels, extract_features
