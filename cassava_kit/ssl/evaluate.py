@@ -40,7 +40,7 @@ def extract_features(
     if kept is not None and kept.is_file():
         return np.load(kept, allow_pickle=False)
     training, device = backbone.training, next(backbone.parameters()).device
-    backbone.eval()
+    backbone.eval().to(memory_format=torch.channels_last)  # less than half the time on a processor
     parts = [_features(backbone, batch, device) for batch in pixel_batches(paths, pixels)]
     backbone.train(training)
     features = np.concatenate(parts)
@@ -73,7 +73,7 @@ def readable_features(
 
 
 def _features(backbone: nn.Module, batch: torch.Tensor, device: torch.device) -> np.ndarray:
-    return backbone(batch.to(device)).float().cpu().numpy()
+    return backbone(batch.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
 
 
 def pixel_batches(paths: Sequence[Path], pixels: Pixels) -> Any:
