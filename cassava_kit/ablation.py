@@ -139,14 +139,16 @@ def ablate(
     from dataclasses import replace as with_fields
 
     from cassava_kit.training.recipe_run import train_recipe
-    from cassava_kit.training.rows import Session, TrainData, check_row_weights, check_session
+    from cassava_kit.training.rows import Session, TrainData, check_row_weights
+    from cassava_kit.training.start import check_run
 
     given = session or Session()
     plain = with_fields(given, clean=None)
     for variant in plan:
         if variant.cleaned:
             check_row_weights(variant.config, given.clean_action)  # a report of its own is not there to check yet
-        check_session(variant.config, TrainData(table, split), given if variant.cleaned else plain)
+        session = given if variant.cleaned else plain
+        check_run(variant.config, TrainData(table, split), range(split.n_splits), session)
     oof: dict[str, Path] = {}
     seconds: dict[str, float] = {}
     for variant in plan:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cassava_kit.blend import Judgement, judge
+from cassava_kit.blend import Judgement, judge, nested
 from cassava_kit.cli import named_file
 from cassava_kit.competition import Competition, current
 from cassava_kit.config import RunConfig
@@ -114,7 +114,7 @@ def dry_run(plan: DryRun) -> Path:
         ensemble = describe(plan, evidence, judgement, checkpoints)
         blended = average(evidence, judgement.weights)
         write_predictions(out / "ensemble-oof.csv", blended)
-        score = measure(evidence.metric, evidence.labels, blended.probabilities)
+        score = measure(evidence.metric, evidence.labels, nested(evidence, judgement.chosen))
         console.print(f"weights: {judgement.chosen}; OOF {told(score)}")
     with stages("Bundle"):
         files = {bundle_name(name, k): path for name, paths in checkpoints.items() for k, path in enumerate(paths)}
@@ -212,9 +212,13 @@ def train_members(
 ) -> tuple[Evidence, dict[str, list[Path]]]:
     """Train or reuse every member over all folds; their out-of-fold evidence and their checkpoints by recipe."""
     from cassava_kit.training.recipe_run import train_recipe
-    from cassava_kit.training.rows import Session
+    from cassava_kit.training.rows import Session, TrainData
+    from cassava_kit.training.start import check_run
 
     oof, checkpoints = [], {}
+    for config, weights in configs:
+        data, session = TrainData(table, split, plan.competition), Session(weights=weights)
+        check_run(config, data, range(split.n_splits), session)
     for config, weights in configs:
         if config.recipe == SSL_RECIPE and weights is None:
             weights = pretrained_backbone(table, out / "pretrain")
@@ -276,7 +280,7 @@ def tell(console: Console, evidence: Evidence, *, judgement: Judgement, stages: 
         (name, measure(metric, labels, p), float(weight))
         for name, p, weight in zip(evidence.names, evidence.pred_probs, judgement.weights, strict=True)
     ]
-    blended = average(evidence, judgement.weights).probabilities
+    blended = nested(evidence, judgement.chosen)  # weights found on all rows would be flattered by them
     scores.append(("ensemble", measure(metric, labels, blended), None))
     scores.append(("majority class", baseline(metric, labels, blended.shape[1]), None))
     table = Table(title=f"Out-of-fold {NAMES[metric]} on {len(labels)} given labels")

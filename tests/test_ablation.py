@@ -123,6 +123,14 @@ def test_rows_of_other_weights_are_refused_before_the_base_is_trained(stand_in, 
     assert asked == []
 
 
+def test_a_loss_of_a_later_variant_is_refused_before_the_base_is_trained(stand_in, tmp_path):
+    table, split, asked = stand_in
+    plan = variants(CONFIG, ['loss=bitempered label_smoothing=0 loss_args={"t1": 1.2}'])
+    with pytest.raises(ValueError, match="t1 <= 1 <= t2"):
+        ablate(plan, table, split, tmp_path)
+    assert asked == []
+
+
 def test_the_level_is_shared_among_the_variants(stand_in, tmp_path):
     table, split, _ = stand_in
     plan = variants(CONFIG, ["lr=0.5", "lr=0.6", "lr=0.7"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from cassava_kit.ssl.evaluate import (
     readable_features,
 )
 from cassava_kit.training.fit import train_fold
-from cassava_kit.training.rows import Session, TrainData, check_table, usable_rows
+from cassava_kit.training.rows import Session, TrainData, usable_rows
+from cassava_kit.training.start import check_run
 
 RANDOM = "random"
 SHARES = (0.01, 0.1, 1.0)
@@ -102,7 +103,8 @@ def ssl_report(
     the finetuned runs under `out/finetune/<init>/<share>/`, whose members join an ensemble like any others.
     """
     check_request(inits, shares)
-    check_table(data)
+    for weights in (None, *inits.values()):
+        check_run(config, data, range(data.folds.n_splits), replace(session or Session(), weights=weights))
     starts: dict[str, Path | None] = {RANDOM: None, **inits}
     labels = data.folds.frame["label"].to_numpy()
     results: list[Result] = []
@@ -183,8 +185,6 @@ def finetune_oof(
     config: RunConfig, data: TrainData, share: float, out: Path, *, weights: Path | None, session: Session | None
 ) -> tuple[np.ndarray, int]:
     """Out-of-fold pred_probs (N, K) of the supervised trainer from these weights, and the labels it had in a fold."""
-    from dataclasses import replace
-
     from cassava_kit.predictions import read_predictions
 
     frame = data.folds.frame

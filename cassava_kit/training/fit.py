@@ -23,7 +23,7 @@ from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, 
 from cassava_kit.training.devices import is_main, make_strategy, state_elements, whole_state
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
-from cassava_kit.training.rows import Session, TrainData, check_session, cleaned_rows, usable_rows
+from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
 from cassava_kit.training.run_dir import (
     FoldResult,
     checkpoint_info,
@@ -33,7 +33,7 @@ from cassava_kit.training.run_dir import (
     prepare_run_dir,
     write_oof,
 )
-from cassava_kit.training.start import check_start
+from cassava_kit.training.start import check_run
 
 
 def train_fold(
@@ -47,8 +47,7 @@ def train_fold(
     session = session or Session()
     if not is_main():
         session = replace(session, progress=None, tell=lambda _: None)
-    check_session(config, data, session)
-    check_start(config, data, [fold], session.weights)
+    check_run(config, data, [fold], session)
     training, validation, broken = usable_rows(data, fold, session.limit)
     training = cleaned_rows(training, session)
     run_dir = out / config.recipe / f"fold{fold}"

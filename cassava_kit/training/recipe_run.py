@@ -22,9 +22,9 @@ from cassava_kit.recipes import first_weights
 from cassava_kit.training.devices import is_main
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.loaders import fill_cache
-from cassava_kit.training.rows import Session, TrainData, check_session
+from cassava_kit.training.rows import Session, TrainData
 from cassava_kit.training.run_dir import FoldResult, join_runs
-from cassava_kit.training.start import check_start
+from cassava_kit.training.start import check_run
 
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False}
 
@@ -63,8 +63,7 @@ def train_recipe(
     console = Console(stderr=True, file=sys.stderr, quiet=not is_main())
     numbers = list(range(split.n_splits)) if folds is None else list(folds)
     data = TrainData(table, split, competition or current())
-    check_session(config, data, session)
-    check_start(config, data, numbers, session.weights)
+    check_run(config, data, numbers, session)
     wanted = first_weights(config)
     if session.weights is None and wanted is not None:
         console.print(f"{config.recipe} starts from random weights, not from {wanted}: give --weights FILE", **PLAIN)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,8 @@ from cassava_kit.folds import Folds
 from cassava_kit.models import check_size
 from cassava_kit.noise.decisions import ACTIONS, WEIGHTED, apply_report, check_report, read_report
 from cassava_kit.training.devices import Devices, check_devices
+
+LONGEST_TEMPORARY = 70  # a socket's path may have 107 characters; longer ones are waited for in vain
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,11 @@ def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
     if session.clean is not None:
         check_report(read_report(session.clean), data.folds.frame, data.competition.n_classes)
         check_row_weights(config, session.clean_action)
+    if session.workers and len(gettempdir()) > LONGEST_TEMPORARY:
+        raise ValueError(
+            f"--workers needs a temporary folder of at most {LONGEST_TEMPORARY} characters, for the sockets of its "
+            f"processes, got {gettempdir()}; set TMPDIR=/tmp"
+        )
     if session.tensorboard:
         from importlib.util import find_spec
 

@@ -9,7 +9,13 @@ from cassava_kit.checkpoint import METADATA_KEY, CheckpointInfo, read_info
 from cassava_kit.config import RunConfig
 from cassava_kit.losses import make_loss
 from cassava_kit.models import match_weights, shapes_alone
-from cassava_kit.training.rows import TrainData
+from cassava_kit.training.rows import Session, TrainData, check_session
+
+
+def check_run(config: RunConfig, data: TrainData, folds: Sequence[int], session: Session) -> None:
+    """All that can be refused before the slow work of training these folds, as ValueError or FileNotFoundError."""
+    check_session(config, data, session)
+    check_start(config, data, folds, session.weights)
 
 
 def check_start(config: RunConfig, data: TrainData, folds: Sequence[int], weights: Path | None) -> None:

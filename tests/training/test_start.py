@@ -12,7 +12,7 @@ from cassava_kit.models import create_model
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.recipe_run import train_recipe
 from cassava_kit.training.rows import Session, TrainData
-from cassava_kit.training.start import check_start
+from cassava_kit.training.start import check_run, check_start
 
 
 @pytest.fixture
@@ -98,3 +98,11 @@ def test_random_weights_are_told_where_others_are_meant(data, tmp_path, capsys):
     small = replace(config, recipe="small_tiny")
     train_recipe(small, data.table, data.folds, tmp_path, folds=[0], session=SILENT)
     assert "random weights" not in capsys.readouterr().err
+
+
+def test_loader_processes_need_a_short_temporary_folder(data, monkeypatch):
+    check_run(TINY, data, [0], Session(workers=1))
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "x" * 80)
+    check_run(TINY, data, [0], Session())
+    with pytest.raises(ValueError, match="--workers needs a temporary folder of at most 70 characters"):
+        check_run(TINY, data, [0], Session(workers=1))
