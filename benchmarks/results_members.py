@@ -216,18 +216,16 @@ def features(shop: Shop, size: int, views: str) -> tuple[np.ndarray, float]:
     return timed(shop, name, lambda: extract_features(mean, shop.paths, pixels, cache=cache))
 
 
-def probe(shop: Shop, name: str = PROBE, *, sizes: Sequence[int] = (), views: str = "none") -> Made:
-    """Logistic regression on the frozen backbone's features (several sizes: side by side)."""
-
-    seen = [features(shop, size, views) for size in sizes or (finetuned_config(shop).image_size,)]
+def probe(shop: Shop, name: str = PROBE, *, size: int | None = None, views: str = "none") -> Made:
+    """Logistic regression on the frozen backbone's features, at the finetuned size unless another is given."""
+    x, paid = features(shop, size or finetuned_config(shop).image_size, views)
 
     def fit() -> Predictions:
-        x = np.concatenate([vectors for vectors, _ in seen], axis=1)
         answers = nested_probe(x, shop.labels, shop.fold, n_classes=shop.n_classes)
         return joined(shop, name, lambda k: answers[shop.fold == k])
 
     made, seconds = timed(shop, name, fit, settings=shop.plan.settings)
-    return Made(made, seconds + sum(paid for _, paid in seen))
+    return Made(made, seconds + paid)
 
 
 def pretrained(method: str, shop: Shop) -> Made:

@@ -152,8 +152,7 @@ def test_features_that_lie_there_cost_the_second_member_as_much(kit, tmp_path, m
     monkeypatch.setattr(members, "joined", lambda shop, name, of_fold: of_fold(0))
     monkeypatch.setattr(members, "timed", lambda shop, name, function, settings=(): (function(), 1.0))
     shop = SimpleNamespace(plan=SimpleNamespace(settings=()), labels=None, fold=np.zeros(4), n_classes=2)
-    assert members.probe(shop, sizes=(2,)).seconds == 21
-    assert members.probe(shop, sizes=(2, 3)).seconds == 51
+    assert members.probe(shop, size=2).seconds == 21
 
 
 def test_another_metric_is_refused(kit, real, tmp_path, monkeypatch):
