@@ -217,8 +217,7 @@ def train_members(
 
     oof, checkpoints = [], {}
     for config, weights in configs:
-        data, session = TrainData(table, split, plan.competition), Session(weights=weights)
-        check_run(config, data, range(split.n_splits), session)
+        check_run(config, TrainData(table, split, plan.competition), range(split.n_splits), Session(weights=weights))
     for config, weights in configs:
         if config.recipe == SSL_RECIPE and weights is None:
             weights = pretrained_backbone(table, out / "pretrain")
