@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/user.stamp  ## make the environment and run the whole road on the embedded sample
 	$(BIN)/python submit.py --ensemble
 
+# The tests' networks are so small that a second thread costs more than it brings.
+test test-fast: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/developer.stamp  ## run every test
 	$(BIN)/python -m pytest
 
