@@ -55,9 +55,7 @@ class RunConfig(Settings):
     epochs: int = Field(10, ge=1, description="Passes over the training rows.")
     batch_size: int = Field(32, ge=1, description="Images in a step, on each device.")
     accumulate: int = Field(1, ge=1, description="Batches whose gradients are summed before a step.")
-    optimizer: Literal["adam", "adamw", "adadelta", "sgd", "sam"] = Field("adamw", description="Optimiser.")
-    sam_base: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Optimiser whose steps SAM takes.")
-    sam_rho: float = Field(0.05, gt=0, description="How far SAM climbs before it takes the gradient.")
+    optimizer: Literal["adam", "adamw", "adadelta", "sgd"] = Field("adamw", description="Optimiser.")
     lr: float = Field(1e-3, gt=0, description="Highest learning rate.")
     backbone_lr_scale: float = Field(1.0, gt=0, le=1, description="Backbone's share of the head's learning rate.")
     layer_decay: float = Field(
@@ -129,7 +127,8 @@ class RunConfig(Settings):
         for name, plain in (("backbone_lr_scale", 1), ("layer_decay", 1), ("unfreeze_every", 0)):
             if getattr(self, name) != plain and self.freeze_backbone:
                 raise ValueError(f"{name} has no effect on a frozen backbone; drop one of the two")
-        self._check_optimizer()
+        if self.momentum != 0.9 and self.optimizer != "sgd":
+            raise ValueError(f"momentum is SGD's, and has no effect on {self.optimizer}; leave it out")
         self._check_averages()
         if self.ousm >= self.batch_size:
             raise ValueError(f"ousm must be less than batch_size ({self.batch_size}), got {self.ousm}")
@@ -146,18 +145,6 @@ class RunConfig(Settings):
         ):
             if on and getattr(self, name) >= self.epochs:
                 raise ValueError(f"{name} must be less than epochs ({self.epochs}), got {getattr(self, name)}: {never}")
-
-    def _check_optimizer(self) -> None:
-        if self.optimizer == "sam":
-            if self.accumulate > 1:
-                raise ValueError("sam takes two gradients of one batch and cannot accumulate; set accumulate=1")
-            if self.precision == "16-mixed":
-                raise ValueError("sam does not go with 16-mixed's loss scaling; set precision=32-true or bf16-mixed")
-        elif (self.sam_rho, self.sam_base) != (0.05, "sgd"):
-            raise ValueError(f"sam_rho and sam_base go with optimizer=sam, not with {self.optimizer}")
-        stepping = self.sam_base if self.optimizer == "sam" else self.optimizer
-        if self.momentum != 0.9 and stepping != "sgd":
-            raise ValueError(f"momentum is SGD's, and has no effect on {stepping}; leave it out")
 
     def _check_averages(self) -> None:
         if self.swa_lr_scale != 0.1 and not (self.swa_epochs and self.schedule == "cosine"):

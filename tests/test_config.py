@@ -40,7 +40,7 @@ def test_settings_change_one_thing_each():
     ("setting", "message"),
     [
         ("epochs=0", "epochs: .*greater than or equal to 1, got 0"),
-        ("optimizer=lion", "'adam', 'adamw', 'adadelta', 'sgd' or 'sam', got 'lion'"),
+        ("optimizer=lion", "'adam', 'adamw', 'adadelta' or 'sgd', got 'lion'"),
         ("nonsense=1", "no setting 'nonsense'; settings are recipe"),
         ("lr", "expected name=value, got 'lr'"),
         ("lr=fast", "lr: .* got 'fast'"),

@@ -49,14 +49,8 @@ def check_devices(devices: Devices, config: RunConfig) -> None:
         raise ValueError(f"--devices {devices.devices}: this machine has {found} GPUs")
     if devices.processes == 1:
         return
-    spread = {"fsdp": ("sam", "ema", "swa_epochs", "unfreeze_every"), "ddp_sharded": ("sam", "unfreeze_every")}
-    in_use = {
-        "sam": config.optimizer == "sam",
-        "ema": config.ema is not None,
-        "swa_epochs": bool(config.swa_epochs),
-        "unfreeze_every": bool(config.unfreeze_every),
-    }
-    clash = [name for name in spread.get(devices.strategy, ("unfreeze_every",)) if in_use[name]]
+    refused = ("ema", "swa_epochs", "unfreeze_every") if devices.strategy == "fsdp" else ("unfreeze_every",)
+    clash = [name for name in refused if getattr(config, name)]
     if clash:
         raise ValueError(f"{clash[0]} does not go with strategy {devices.strategy}; use one device")
 
@@ -113,19 +107,3 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
     if not any(hasattr(value, "full_tensor") for value in model.state_dict().values()):
         return dict(model.state_dict())
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def state_elements(optimizer: torch.optim.Optimizer) -> list[int]:
-    """Numbers that each process keeps in the optimiser's state; every process calls it."""
-    own = 0
-    inner = getattr(optimizer, "optim", optimizer)
-    for values in inner.state.values():
-        for value in values.values():
-            if isinstance(value, torch.Tensor) and value.ndim:
-                own += (value.to_local() if hasattr(value, "to_local") else value).numel()
-    _, world = process_place()
-    if world == 1:
-        return [own]
-    counts: list[int] = [0] * world
-    torch.distributed.all_gather_object(counts, own)
-    return counts

@@ -20,7 +20,7 @@ from cassava_kit.noise.decisions import WEIGHTED
 from cassava_kit.paths import CHECKPOINT_FILE
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume, StopEarly
-from cassava_kit.training.devices import is_main, make_strategy, state_elements, whole_state
+from cassava_kit.training.devices import is_main, make_strategy, whole_state
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
@@ -64,16 +64,10 @@ def train_fold(
     module = make_module(config, data, batches, training=training, session=session)
     info = checkpoint_info(config, data, fold, statistics=image_statistics(module.model), training=training)
     trainer = fit(module, batches, run_dir, info=info, session=session)
-    states = state_elements(trainer.optimizers[0])
     if is_main():
         score = write_oof(run_dir, info, data, fold)
         seconds = round(time.perf_counter() - started, 3)
-        facts = {
-            "fingerprint": print_of_run,
-            "seconds": seconds,
-            "given": session.given(),
-            "optimizer_state": states,
-        }
+        facts = {"fingerprint": print_of_run, "seconds": seconds, "given": session.given()}
         finish(run_dir, info, score, facts=facts)
     trainer.strategy.barrier()
     result = finished(run_dir, print_of_run)

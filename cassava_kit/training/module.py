@@ -18,7 +18,6 @@ from cassava_kit.noise.decisions import without_largest
 from cassava_kit.training.averaging import make_ema, make_swa
 from cassava_kit.training.devices import Devices, process_place, shard
 from cassava_kit.training.optimizers import make_optimizer, parameter_groups, with_schedule
-from cassava_kit.training.sam import SAM
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -106,18 +105,11 @@ class Classifier(L.LightningModule):
         weights = None if self.row_weights is None else self.row_weights[indices]
         n_left_out = self.config.ousm if self.current_epoch >= self.config.ousm_after else 0
         loss = without_largest(self.loss(logits, targets), n_left_out, weights=weights)
-        if not self.climbing:
-            aimed = targets.argmax(dim=1) if targets.ndim == 2 else targets
-            right = (logits.detach().argmax(dim=1) == aimed).sum()
-            # Summed here and logged once an epoch: Lightning's log takes longer than a small network's backward pass.
-            self.learnt.append(torch.stack([loss.detach() * len(images), right, loss.new_tensor(len(images))]))
+        aimed = targets.argmax(dim=1) if targets.ndim == 2 else targets
+        right = (logits.detach().argmax(dim=1) == aimed).sum()
+        # Summed here and logged once an epoch: Lightning's log takes longer than a small network's backward pass.
+        self.learnt.append(torch.stack([loss.detach() * len(images), right, loss.new_tensor(len(images))]))
         return loss
-
-    @property
-    def climbing(self) -> bool:
-        """Whether SAM takes the gradient at its higher point: such a pass is no step, and is not logged."""
-        optimizer = self.trainer.optimizers[0]
-        return isinstance(optimizer, SAM) and optimizer.climbing
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, and move the exponential average once for each."""

@@ -11,7 +11,6 @@ from torch import nn
 from cassava_kit.config import RunConfig
 from cassava_kit.models import head_parameters, stages
 from cassava_kit.training.devices import zero_optimizer
-from cassava_kit.training.sam import SAM
 
 KINDS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -51,8 +50,8 @@ def rate_scales(model: nn.Module, config: RunConfig) -> dict[str, float]:
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: RunConfig, *, sharded: bool = False) -> torch.optim.Optimizer:
-    """torch's optimiser of that name, or SAM around one; `sharded` spreads its state over the processes (ZeRO-1)."""
-    name = config.sam_base if config.optimizer == "sam" else config.optimizer
+    """Return torch's optimiser of the configuration; `sharded` spreads its state over the processes (ZeRO-1)."""
+    name = config.optimizer
     arguments: dict[str, Any] = {"lr": config.lr}
     if name == "sgd":
         arguments |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
@@ -60,8 +59,7 @@ def make_optimizer(groups: list[dict[str, Any]], config: RunConfig, *, sharded: 
         arguments["betas"] = (0.9, 0.999)  # torch's own; named, so that a one-cycle schedule finds them when sharded
     if sharded:
         return zero_optimizer(groups, KINDS[name], arguments)
-    base = KINDS[name](groups, **arguments)
-    return SAM(base, config.sam_rho) if config.optimizer == "sam" else base
+    return KINDS[name](groups, **arguments)
 
 
 def with_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, total_steps: int, warmup_steps: int) -> Any:

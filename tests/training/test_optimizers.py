@@ -1,7 +1,5 @@
 """Rates by stage, optimisers and schedules: against torch's own steps and against the formulas."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -9,7 +7,6 @@ from torch import nn
 from cassava_kit.config import RunConfig
 from cassava_kit.models import create_model, free_stages, head_parameters, stages
 from cassava_kit.training.optimizers import make_optimizer, parameter_groups, rate_factor, rate_scales, with_schedule
-from cassava_kit.training.sam import SAM
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 
@@ -61,75 +58,6 @@ def test_stages_are_freed_from_the_top():
     assert free() == {"fc", "layer4", "layer3"}
     free_stages(model, 99)
     assert all(p.requires_grad for p in model.parameters())
-
-
-def test_sam_is_its_algorithm():
-    model, x, y = problem()
-    reference = [p.detach().clone().requires_grad_() for p in model.parameters()]
-
-    def loss(weight, bias):
-        return nn.functional.cross_entropy(x @ weight.T + bias, y)
-
-    optimizer = make_optimizer(
-        [{"params": list(model.parameters())}], config(optimizer="sam", sam_rho=0.2, momentum=0.0, lr=0.5)
-    )
-    for _ in range(5):
-
-        def closure():
-            optimizer.zero_grad()
-            value = nn.functional.cross_entropy(model(x), y)
-            value.backward()
-            return value
-
-        optimizer.step(closure)
-        gradient = torch.autograd.grad(loss(*reference), reference)
-        norm = math.sqrt(sum(g.square().sum().item() for g in gradient))
-        above = [(p + 0.2 * g / norm).detach().requires_grad_() for p, g in zip(reference, gradient, strict=True)]
-        steep = torch.autograd.grad(loss(*above), above)
-        reference = [(p - 0.5 * g).detach().requires_grad_() for p, g in zip(reference, steep, strict=True)]
-        for ours, theirs in zip(model.parameters(), reference, strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-6)
-
-
-def test_sam_sees_the_same_dropout_twice_and_follows_its_schedule():
-    model, x, _ = problem()
-    settings = config(optimizer="sam", sam_base="adamw", epochs=10)
-    optimizer = make_optimizer([{"params": list(model.parameters())}], settings)
-    assert isinstance(optimizer, SAM) and isinstance(optimizer.base, torch.optim.AdamW)
-    schedule = with_schedule(optimizer, settings, 10, 0)["lr_scheduler"]["scheduler"]
-    masks = []
-
-    def closure():
-        optimizer.zero_grad()
-        mask = torch.rand(16)
-        masks.append(mask)
-        (model(x).square().sum(dim=1) * mask).mean().backward()
-
-    for _ in range(3):
-        optimizer.step(closure)
-        schedule.step()
-    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[2], masks[3]) and not torch.equal(masks[0], masks[2])
-    assert optimizer.base.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 0.3)))
-
-
-def test_sam_comes_back_from_its_state():
-    def train(steps: int, state=None):
-        model, x, y = problem()
-        optimizer = make_optimizer([{"params": list(model.parameters())}], config(optimizer="sam", lr=0.1))
-        if state is not None:
-            model.load_state_dict(state[0])
-            optimizer.load_state_dict(state[1])
-
-        def closure():
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-
-        for _ in range(steps):
-            optimizer.step(closure)
-        return model.state_dict(), optimizer.state_dict()
-
-    whole, half = train(6), train(3)
-    assert torch.allclose(train(3, half)[0]["weight"], whole[0]["weight"], atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "adadelta", "sgd"])

@@ -1,4 +1,4 @@
-"""What a setting or an option changes in a real run: averages, stages, SAM, noise reports, augmentation, logs."""
+"""What a setting or an option changes in a real run: averages, stages, noise reports, augmentation, logs."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,6 @@ from cassava_kit.training import fit
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.fit import make_batches, make_module, make_trainer, train_fold
-from cassava_kit.training.module import Classifier
 from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
 
 
@@ -115,17 +114,6 @@ def test_unfreeze_resumes_at_the_stage_it_had_reached(data, tmp_path, monkeypatc
     resumed = train_fold(config, data, 0, tmp_path / "b", session=SILENT)
     one, two = load_tensors(whole.checkpoint), load_tensors(resumed.checkpoint)
     assert all(torch.allclose(one[name].double(), two[name].double(), atol=1e-6) for name in one)
-
-
-def test_sam_trains_and_logs_each_step_once(data, tmp_path, monkeypatch):
-    passes = []
-    step = Classifier.training_step
-    monkeypatch.setattr(Classifier, "training_step", lambda self, *a: (passes.append(self.climbing), step(self, *a))[1])
-    config = replace(TINY, optimizer="sam", lr=0.05, epochs=12, augmentation="none", ema=0.5)
-    result = train_fold(config, data, 0, tmp_path, session=SILENT)
-    metrics = pd.read_csv(result.run_dir / "metrics.csv")
-    assert sum(passes) * 2 == len(passes) == 2 * 12 * (len(data.folds.training(0)) // 16)
-    assert metrics["train_loss"].iloc[-1] < metrics["train_loss"].iloc[0]
 
 
 @pytest.mark.parametrize("limit", [1, 15])
@@ -247,9 +235,6 @@ def test_tensorboards_log_has_the_metrics(data, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"optimizer": "sam", "accumulate": 2}, "cannot accumulate"),
-        ({"optimizer": "sam", "precision": "16-mixed"}, "loss scaling"),
-        ({"sam_rho": 0.1}, "sam_rho and sam_base go with optimizer=sam, not with adamw"),
         ({"swa_epochs": 10}, "swa_epochs must be less than epochs"),
         ({"swa_epochs": 2, "ema": 0.9}, "not with ema"),
         ({"swa_epochs": 2, "schedule": "onecycle"}, "not with schedule=onecycle"),
@@ -265,7 +250,6 @@ def test_tensorboards_log_has_the_metrics(data, tmp_path):
         ({"unfreeze_every": 12}, "unfreeze_every must be less than epochs"),
         ({"cutmix": 1.0, "batch_size": 15}, "two by two: make batch_size even, not 15"),
         ({"momentum": 0.5}, "momentum is SGD's, and has no effect on adamw"),
-        ({"momentum": 0.5, "optimizer": "sam", "sam_base": "adam"}, "has no effect on adam"),
         ({"swa_lr_scale": 0.5}, "swa_lr_scale goes with swa_epochs on a cosine schedule"),
         ({"swa_lr_scale": 0.5, "swa_epochs": 2, "schedule": "constant"}, "on a cosine schedule"),
         ({"augment_on": "device"}, "augment_on=device needs pictures of one size"),
