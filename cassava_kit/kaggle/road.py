@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.bundle import Bundle, package, package_kernel, read_bundle
+from cassava_kit.kaggle.config import project_root
 from cassava_kit.kaggle.kernels import SUBMISSION_KERNEL, Changes, Kernel
 from cassava_kit.kaggle.layout import LAYOUTS, Layout, competition_mounts
 from cassava_kit.kaggle.packing import EVIDENCE, Selection, from_dry_run, from_runs, keep_evidence
@@ -21,7 +22,7 @@ from cassava_kit.kaggle.remote import Submission
 if TYPE_CHECKING:
     from rich.console import Console
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = project_root()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What packaging reads of the repository, copied once; not to be changed."""
     copy = tmp_path_factory.mktemp("pristine") / "repository"
     copy.mkdir()
-    for name in ("pyproject.toml", "requirements.txt", "dataset-metadata.json", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "dataset-metadata.json", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, copy)
     for name in ("cassava_kit", "kernels"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -123,6 +123,9 @@ def test_a_damaged_wheel_and_one_for_another_python_are_refused(tmp_path: Path) 
         check_pure(wheel)
 
 
+PROJECT_FILES = ("pyproject.toml", "dataset-metadata.json", "kernels/image-3.12.txt", "kernels/image-3.13.txt")
+
+
 def test_the_kits_wheel_is_reproducible_and_holds_code_alone(root: Path, tmp_path: Path) -> None:
     (root / "cassava_kit" / "kaggle.json").write_text('{"username": "me", "key": "PLANTED"}')
     (root / "cassava_kit" / "photo.jpg").write_bytes(b"jpeg")
@@ -131,8 +134,12 @@ def test_the_kits_wheel_is_reproducible_and_holds_code_alone(root: Path, tmp_pat
     one, two = build_kit_wheel(root, tmp_path / "a"), build_kit_wheel(root, tmp_path / "b")
     assert one.read_bytes() == two.read_bytes()
     members, info = read_wheel(one)
-    code = {name for name in members if not name.startswith(info)}
-    assert code == {path.relative_to(root).as_posix() for path in (root / "cassava_kit").rglob("*.py")}
+    found = {name for name in members if not name.startswith(info)}
+    code = {path.relative_to(root).as_posix() for path in (root / "cassava_kit").rglob("*.py")}
+    pages = {path.relative_to(root).as_posix() for path in (root / "cassava_kit" / "report").rglob("*.html")}
+    notebooks = {path.relative_to(root) for path in (root / "kernels").rglob("*.py")}
+    carried = {f"cassava_kit/project/{path}" for path in (*notebooks, *PROJECT_FILES)}
+    assert len(pages) >= 4 and len(notebooks) >= 4 and found == code | pages | carried
     assert b"PLANTED" not in one.read_bytes()
 
 
