@@ -1,4 +1,4 @@
-"""The verb `clean`: out-of-fold files in, noise report and its header out, and a plain account of both."""
+"""Noise report from members' out-of-fold files; entry point `clean_files` (the verb `clean`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.competition import Competition, current
+from cassava_kit.errors import UserError
 from cassava_kit.files import header_path, write_json
 from cassava_kit.folds import read_folds
 from cassava_kit.noise.decisions import (
@@ -23,10 +24,16 @@ from cassava_kit.noise.decisions import (
     read_decisions,
     write_report,
 )
-from cassava_kit.noise.detect import Detection, find_errors
+from cassava_kit.noise.detect import LabelErrors, find_label_errors
 from cassava_kit.noise.embedding import backbone_embedding, read_embedding
+from cassava_kit.noise.neighbours import neighbour_agreement
 from cassava_kit.oof import Evidence, gather_files
 from cassava_kit.paths import cache_dir
+
+LABELS_SEEN = (
+    "each row is judged by models that learnt the labels of every other fold: a run that is trained with this report "
+    "has indirectly seen labels of the fold it is scored on, and its out-of-fold score is a little too good"
+)
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,15 @@ class Cleaning:
     """A noise report, what it was found from, and the caps that held it back."""
 
     report: pd.DataFrame
-    detection: Detection
+    errors: LabelErrors
     evidence: Evidence
     caps: Caps
     classes: tuple[str, ...]
     embedding: str | None = None
 
     def header(self) -> dict[str, Any]:
-        """What the file beside the report says: split, members, counts, caps, counts by class, noise matrix."""
-        detection = self.detection
+        """Return the file beside the report: split, members, counts, caps, counts by class, noise matrix."""
+        errors = self.errors
         by_class = class_table(self.report, self.classes)
         return {
             "kind": "noise-report",
@@ -50,15 +57,16 @@ class Cleaning:
             "members": list(self.evidence.names),
             "embedding": self.embedding,
             "labels": "given",
+            "labels_seen": LABELS_SEEN,
             "rows": len(self.report),
-            "flagged": int(detection.flags.sum()),
-            "confident_learning": detection.confident,
-            "plain_disagreement": detection.disagreeing,
+            "flagged": int(errors.flags.sum()),
+            "plain_disagreement": errors.disagreeing,
+            "never_predicted": [self.classes[k] for k in errors.never_predicted],
+            "flags_taken_back": errors.held_back,
             "removed": int((~self.report["keep"]).sum()),
+            "by_eye": int(self.report["by_eye"].sum()),
             "cap": self.caps.overall,
             "class_cap": self.caps.per_class,
-            "disagreement": detection.disagreement,
-            "ratio": detection.ratio,
             "classes": [
                 {"class": name, "rows": int(rows), "flagged": int(flagged), "removed": int(removed)}
                 for name, rows, flagged, removed in by_class[["class", "rows", "flagged", "removed"]].itertuples(
@@ -69,20 +77,23 @@ class Cleaning:
         }
 
     def __str__(self) -> str:
-        removed = int((~self.report["keep"]).sum())
+        removed, looked = int((~self.report["keep"]).sum()), int(self.report["by_eye"].sum())
         matrix = pd.DataFrame(estimated_noise(self.report, len(self.classes))).map("{:.3f}".format)
-        n = len(self.report)
+        lines = [f"evidence: {', '.join(self.evidence.names)} on {len(self.report):,} rows, given labels"]
+        if self.embedding:
+            lines.append(f"neighbours in {self.embedding}: a column to sort the review page by, they flag nothing")
+        lines += [
+            str(self.errors),
+            f"{removed:,} rows are not kept, which train --clean-action drop leaves out (cap {self.caps.overall:.0%} of "
+            f"all, {self.caps.per_class:.0%} of a class);",
+        ]
+        if looked:
+            lines.append(f"{looked:,} rows were decided by eye, which train follows whatever its --clean-action;")
         return "\n".join(
             [
-                f"evidence: {', '.join(self.evidence.names)} on {n:,} rows, given labels"
-                f"{f'; neighbours in {self.embedding}' if self.embedding else ''}",
-                f"the members' mean alone: confident learning flags {self.detection.confident:,} "
-                f"({self.detection.confident / n:.1%}), its most probable class is another one for "
-                f"{self.detection.disagreeing:,} ({self.detection.disagreeing / n:.1%})",
-                str(self.detection),
-                f"{removed:,} rows are not kept, which train --clean-action drop leaves out (cap "
-                f"{self.caps.overall:.0%} of all, {self.caps.per_class:.0%} of a class);",
+                *lines,
                 "validation keeps every row and its given label",
+                f"note: {LABELS_SEEN}",
                 "",
                 class_table(self.report, self.classes).to_string(),
                 "",
@@ -101,12 +112,13 @@ def clean(
 ) -> Cleaning:
     """Find wrong labels in out-of-fold evidence and decide what training leaves out; embedding (N, D) in its order."""
     caps = caps or Caps()
-    detection = find_errors(evidence.labels, evidence.pred_probs, fold=evidence.fold, embedding=embedding)
-    report = noise_report(evidence.image_ids, evidence.labels, detection, caps=caps, decisions=decisions)
+    errors = find_label_errors(evidence.labels, evidence.pred_probs)
+    agreement = None if embedding is None else neighbour_agreement(embedding, evidence.labels)
+    report = noise_report(evidence.image_ids, errors, caps=caps, decisions=decisions, agreement=agreement)
     names = current().classes
     k = evidence.pred_probs.shape[2]
     classes = names if len(names) == k else tuple(f"class {i}" for i in range(k))
-    return Cleaning(report, detection, evidence, caps, classes)
+    return Cleaning(report, errors, evidence, caps, classes)
 
 
 def clean_files(
@@ -141,17 +153,35 @@ def clean_files(
 
 
 def check_out(out: Path, folds: Path, inputs: Sequence[Path]) -> None:
-    """ValueError where the report, or its header, would be written over one of its own inputs."""
+    """UserError where the report, or its header, would be written over one of its own inputs."""
     taken = {path.resolve() for given in (folds, *inputs) for path in (given, given.with_suffix(".json"))}
     for path in (out, header_path(out)):
         if path.resolve() in taken:
-            raise ValueError(f"the report would be written over {path}, which it is made from; give --out another name")
+            raise UserError(f"the report would be written over {path}, which it is made from; give --out another name")
 
 
-def check_source(embedding: Path | None, backbone: Path | None) -> None:
-    """ValueError where neighbours are asked of a file and of a checkpoint."""
-    if embedding is not None and backbone is not None:
-        raise ValueError("give --embedding FILE or --backbone CHECKPOINT, not both")
+def check_source(embedding: Path | None, backbone: Path | None, competition: Competition | None = None) -> None:
+    """Refuse what neighbours cannot come from, before slow work.
+
+    Raises:
+        UserError: both a file and a checkpoint are given, or the checkpoint has learnt labels of this competition: its
+            features repeat the labels that they are asked about.
+        FileNotFoundError: no checkpoint.
+    """
+    from cassava_kit.checkpoint import read_info
+    from cassava_kit.training.start import labels_learnt
+
+    if backbone is None:
+        return
+    if embedding is not None:
+        raise UserError("give --embedding FILE or --backbone CHECKPOINT, not both")
+    read_info(backbone)
+    info = labels_learnt(backbone)
+    if info is not None and info.competition in (None, (competition or current()).slug):
+        raise UserError(
+            f"--backbone {backbone} has learnt labels of these images ({info.name}), so that its features repeat their "
+            "errors; give a backbone of pretrain, or --embedding FILE"
+        )
 
 
 def embedding_of(

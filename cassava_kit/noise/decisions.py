@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path, read_csv
-from cassava_kit.noise.detect import Detection
+from cassava_kit.noise.detect import LabelErrors
 
 if TYPE_CHECKING:
     import torch
 
-COLUMNS = ["image_id", "label", "suggested_label", "label_quality", "keep"]
+COLUMNS = ["image_id", "label", "suggested_label", "label_quality", "keep", "by_eye"]
+AGREEMENT = "neighbour_agreement"  # a column more where an embedding was given
 ACTIONS = ("drop", "flip", "weight", "soften")
 WEIGHTED = ("weight", "soften")  # the actions whose rows do not all count the same
 VERDICTS = ("keep", "drop", "relabel")
@@ -32,12 +34,12 @@ class Caps:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overall <= HARD_CAP:
-            raise ValueError(
+            raise UserError(
                 f"the cap must be a share in 0..{HARD_CAP}, got {self.overall}; removing more than a tenth of the rows "
                 "has cost every team that tried it"
             )
         if not 0 <= self.per_class <= 1:
-            raise ValueError(f"the cap of a class must be a share in 0..1, got {self.per_class}")
+            raise UserError(f"the cap of a class must be a share in 0..1, got {self.per_class}")
 
 
 def removed_rows(
@@ -61,61 +63,70 @@ def removed_rows(
 
 def noise_report(
     image_ids: np.ndarray,
-    labels: np.ndarray,
-    detection: Detection,
+    errors: LabelErrors,
     *,
     caps: Caps | None = None,
     decisions: pd.DataFrame | None = None,
+    agreement: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """The noise report, most suspicious first: image_id, label, suggested_label, label_quality, keep.
+    """Return the noise report, most suspicious first: `image_id,label,suggested_label,label_quality,keep,by_eye`.
 
-    `decisions` (`image_id,decision,label`, from the review page) come before any estimate: a kept row is never
-    removed, dropped and relabelled rows are removed first. Raises ValueError where they alone exceed a tenth.
+    `decisions` (`image_id,decision,label`, from the review page) come before any estimate, and `by_eye` marks their
+    rows: a kept one is never removed, a dropped one is not kept, a relabelled one is kept with its new label as
+    `suggested_label`, of which `apply_report` makes its label whatever the action. `agreement` (N,) becomes the column
+    `neighbour_agreement`.
+
+    Raises:
+        UserError: where the decisions name other images or labels, or alone drop more than a tenth of the rows.
     """
-    suggested, kept, gone = detection.suggested, np.zeros(len(labels), bool), np.zeros(len(labels), bool)
-    if decisions is not None:
-        suggested, kept, gone = by_eye(image_ids, labels, detection, decisions)
-    quality = np.where(gone, 0.0, detection.quality)  # what eyes found wrong is as wrong as can be
-    flags = detection.flags & ~kept
-    removed = gone | removed_rows(labels, detection.quality, flags, caps=caps or Caps(), spent=gone)
+    labels = errors.labels
+    looked, dropped, suggested = _decided(image_ids, errors, decisions)
+    certain = looked & (dropped | (suggested != labels))
+    flags = errors.flags & ~looked
+    removed = dropped | removed_rows(labels, errors.quality, flags, caps=caps or Caps(), spent=dropped)
     frame = pd.DataFrame(
         {
             "image_id": image_ids,
             "label": labels,
             "suggested_label": suggested,
-            "label_quality": quality,
+            "label_quality": np.where(certain, 0.0, errors.quality),
             "keep": ~removed,
+            "by_eye": looked,
         }
     )
+    if agreement is not None:
+        frame[AGREEMENT] = agreement
     return frame.sort_values(["label_quality", "image_id"], kind="stable").reset_index(drop=True)
 
 
-def by_eye(
-    image_ids: np.ndarray, labels: np.ndarray, detection: Detection, decisions: pd.DataFrame
+def _decided(
+    image_ids: np.ndarray, errors: LabelErrors, decisions: pd.DataFrame | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Suggested labels (N,), rows kept by eye (N,) and rows taken out by eye (N,), dropped or relabelled."""
-    check_decisions(decisions, image_ids, detection.pred_probs.shape[1])
-    at = pd.Series(np.arange(len(labels)), index=image_ids)[decisions["image_id"]].to_numpy()
-    new = decisions["label"].to_numpy()
-    relabelled = (decisions["decision"] == "relabel").to_numpy() & (new != labels[at])
-    kept, gone = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
-    gone[at] = relabelled | (decisions["decision"] == "drop").to_numpy()
-    kept[at] = ~gone[at]
-    # Nothing but the given label is suggested for what eyes kept, and for what they dropped without naming a class.
-    suggested = detection.suggested.copy()
-    suggested[at] = np.where(relabelled, new, labels[at])
-    if gone.mean() > HARD_CAP:
-        raise ValueError(
-            f"the decisions remove {gone.sum()} of {len(labels)} rows, more than {HARD_CAP:.0%}; "
+    """Return which rows were decided by eye (N,), which of them are dropped (N,), and the suggested labels (N,)."""
+    looked, dropped = np.zeros(len(image_ids), bool), np.zeros(len(image_ids), bool)
+    suggested = errors.suggested.copy()
+    if decisions is None:
+        return looked, dropped, suggested
+    check_decisions(decisions, image_ids, errors.pred_probs.shape[1])
+    at = pd.Series(np.arange(len(image_ids)), index=image_ids)[decisions["image_id"]].to_numpy()
+    looked[at] = True
+    dropped[at] = (decisions["decision"] == "drop").to_numpy()
+    # A kept or dropped row keeps its given label, whatever was suggested.
+    relabelled = (decisions["decision"] == "relabel").to_numpy()
+    suggested[at] = np.where(relabelled, decisions["label"].to_numpy(), errors.labels[at])
+    if dropped.mean() > HARD_CAP:
+        raise UserError(
+            f"the decisions drop {dropped.sum()} of {len(dropped)} rows, more than {HARD_CAP:.0%}; "
             "review the most suspicious rows alone"
         )
-    return suggested, kept, gone
+    return looked, dropped, suggested
 
 
 def write_report(path: str | Path, report: pd.DataFrame) -> None:
     """Write the noise report, atomically."""
     with atomic_path(path) as temporary:
-        report[COLUMNS].to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+        columns = [*COLUMNS, *([AGREEMENT] if AGREEMENT in report else [])]
+        report[columns].to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def read_report(path: str | Path) -> pd.DataFrame:
@@ -124,14 +135,17 @@ def read_report(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"no noise report {path}; make one with: python -m cassava_kit clean")
     report = read_csv(path, dtype={"image_id": str})
-    if list(report.columns) != COLUMNS:
-        raise ValueError(f"{path} must have the columns {','.join(COLUMNS)}, got {','.join(report.columns)}")
-    if report["image_id"].duplicated().any() or report.isna().to_numpy().any() or report["keep"].dtype != bool:
-        raise ValueError(f"{path} must name every image once, with True or False in keep and no empty cell")
+    if list(report.columns) == COLUMNS[:-1]:
+        report = report.assign(by_eye=False)  # an older report: what it drops by eye has no other label
+    if list(report.columns) not in (COLUMNS, [*COLUMNS, AGREEMENT]):
+        raise UserError(f"{path} must have the columns {','.join(COLUMNS)}, got {','.join(report.columns)}")
+    flags = report["keep"].dtype == bool and report["by_eye"].dtype == bool
+    if report["image_id"].duplicated().any() or report.isna().to_numpy().any() or not flags:
+        raise UserError(f"{path} must name every image once, with True or False in keep and by_eye and no empty cell")
     whole = all(pd.api.types.is_integer_dtype(report[column]) for column in ("label", "suggested_label"))
     numbers = pd.api.types.is_numeric_dtype(report["label_quality"])
     if not whole or not numbers or not report["label_quality"].between(0, 1).all():
-        raise ValueError(f"{path} must have whole numbers as labels and a label_quality in 0..1")
+        raise UserError(f"{path} must have whole numbers as labels and a label_quality in 0..1")
     return report
 
 
@@ -146,40 +160,40 @@ def _read_decisions(path: Path) -> pd.DataFrame:
         raise FileNotFoundError(f"no decisions {path}; export them from the review page")
     table = read_csv(path, dtype={"image_id": str})
     if list(table.columns) != ["image_id", "decision", "label"]:
-        raise ValueError(f"{path} must have the columns image_id,decision,label, got {','.join(table.columns)}")
+        raise UserError(f"{path} must have the columns image_id,decision,label, got {','.join(table.columns)}")
     if table["image_id"].duplicated().any():
-        raise ValueError(f"{path} decides {table['image_id'][table['image_id'].duplicated()].iloc[0]} more than once")
+        raise UserError(f"{path} decides {table['image_id'][table['image_id'].duplicated()].iloc[0]} more than once")
     unknown = table["decision"][~table["decision"].isin(VERDICTS)]
     if len(unknown):
-        raise ValueError(f"{path}: decision must be one of {', '.join(VERDICTS)}, got {unknown.iloc[0]!r}")
+        raise UserError(f"{path}: decision must be one of {', '.join(VERDICTS)}, got {unknown.iloc[0]!r}")
     if not pd.api.types.is_integer_dtype(table["label"]):
-        raise ValueError(f"{path} must have a whole number as label in every row (the given one, or the new one)")
+        raise UserError(f"{path} must have a whole number as label in every row (the given one, or the new one)")
     return table
 
 
 def check_decisions(decisions: pd.DataFrame, image_ids: np.ndarray, n_classes: int) -> None:
-    """ValueError for a decision on an image that is no row of the fold file, or for a label outside 0..K-1."""
+    """UserError for a decision on an image that is no row of the fold file, or for a label outside 0..K-1."""
     unknown = decisions["image_id"][~decisions["image_id"].isin(image_ids)]
     if len(unknown):
-        raise ValueError(f"the decisions name {unknown.iloc[0]}, which is no row of the fold file")
+        raise UserError(f"the decisions name {unknown.iloc[0]}, which is no row of the fold file")
     outside = decisions[~decisions["label"].between(0, n_classes - 1)]
     if len(outside):
         name, label = outside[["image_id", "label"]].iloc[0]
-        raise ValueError(f"the decisions give {name} label {label}, not 0..{n_classes - 1}")
+        raise UserError(f"the decisions give {name} label {label}, not 0..{n_classes - 1}")
 
 
 def check_report(report: pd.DataFrame, table: pd.DataFrame, n_classes: int) -> None:
-    """ValueError unless the report has exactly the images and given labels of the whole table `image_id,label`.
+    """UserError unless the report has exactly the images and given labels of the whole table `image_id,label`.
 
     What it suggests must be one of the K classes.
     """
     outside = report[~report["suggested_label"].between(0, n_classes - 1)]
     if len(outside):
         name, label = outside[["image_id", "suggested_label"]].iloc[0]
-        raise ValueError(f"the noise report suggests label {label} for {name}, not 0..{n_classes - 1}; make it again")
+        raise UserError(f"the noise report suggests label {label} for {name}, not 0..{n_classes - 1}; make it again")
     unknown = pd.Index(report["image_id"]).difference(table["image_id"])
     if len(unknown):
-        raise ValueError(
+        raise UserError(
             f"the noise report names {len(unknown)} images that the table does not have (first: {unknown[0]}); "
             "make it for this table with: python -m cassava_kit clean"
         )
@@ -187,16 +201,16 @@ def check_report(report: pd.DataFrame, table: pd.DataFrame, n_classes: int) -> N
 
 
 def _check_labels(rows: pd.DataFrame, report: pd.DataFrame) -> pd.DataFrame:
-    """What the report says of each row, in their order; ValueError where it has no such row or another given label."""
+    """What the report says of each row, in their order; UserError where it has no such row or another given label."""
     said = report.set_index("image_id").reindex(rows["image_id"])
     if said["label"].isna().any():
-        raise ValueError(
+        raise UserError(
             f"the noise report has no row for {said.index[said['label'].isna()][0]}; make it for this table with: "
             "python -m cassava_kit clean"
         )
     differs = said["label"].to_numpy() != rows["label"].to_numpy()
     if differs.any():
-        raise ValueError(
+        raise UserError(
             f"the noise report was made for other labels: {rows['image_id'].to_numpy()[differs][0]} is "
             f"{rows['label'].to_numpy()[differs][0]} here and {int(said['label'].to_numpy()[differs][0])} in the "
             "report; make it again with: python -m cassava_kit clean"
@@ -205,38 +219,37 @@ def _check_labels(rows: pd.DataFrame, report: pd.DataFrame) -> pd.DataFrame:
 
 
 def apply_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "drop") -> pd.DataFrame:
-    """Training rows `image_id,label` after the report, with a column `weight`; validation rows never come here.
+    """Return the training rows `image_id,label` after the report, with a column `weight` (1 unless said otherwise).
 
-    `drop` leaves out the rows that are not kept, `flip` gives them the suggested label, `weight` counts them by their
-    label quality; a row for which nothing else is suggested (dropped by eye) leaves in any case. `soften` removes
-    nothing and knows no cap: every suspicious row comes twice, as the given label by its quality q and as the suggested
-    one by 1 - q, which is the loss of a soft label. The report's labels must be the rows' own. Order is kept, second
-    labels come last; every weight else is 1.
+    What was decided by eye applies whatever the action: a dropped row leaves, a relabelled one has its new label. Of
+    the other rows `drop` leaves out those that are not kept, `flip` gives them the suggested label, `weight` counts
+    them by their label quality q. `soften` knows no cap: every suspicious row comes twice, as the given label with
+    weight q and as the suggested one with 1 - q, which is the loss of a soft label. The order is kept, second labels
+    come last. Validation rows never come here.
+
+    Raises:
+        UserError: where the action is unknown, or the report's labels are not the rows' own.
     """
     if action not in ACTIONS:
-        raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
+        raise UserError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
     said = _check_labels(rows, report)
-    out = ~said["keep"].to_numpy(bool)
-    suggested = said["suggested_label"].to_numpy(np.int64)
-    leaves = out & ((action == "drop") | (suggested == rows["label"].to_numpy()))
-    cleaned = rows.assign(weight=1.0)
+    by_eye, out = said["by_eye"].to_numpy(bool), ~said["keep"].to_numpy(bool)
+    given, suggested = rows["label"].to_numpy(), said["suggested_label"].to_numpy(np.int64)
+    quality = said["label_quality"].to_numpy()
+    relabelled, estimated = by_eye & ~out, out & ~by_eye & (suggested != given)
+    leaves = out & ((action == "drop") | ~estimated)
+    label, weight = np.where(relabelled, suggested, given), np.ones(len(rows))
+    second = np.zeros(len(rows), bool)
     if action == "flip":
-        cleaned["label"] = np.where(out, suggested, rows["label"])
-    if action == "weight":
-        cleaned["weight"] = np.where(out, said["label_quality"].to_numpy(), 1.0)
-    if action == "soften":
-        return _softened(cleaned[~leaves], said[~leaves])
-    return cleaned[~leaves].reset_index(drop=True)
-
-
-def _softened(rows: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
-    """Rows with both labels of the suspicious ones, which share their weight; what is said has the rows' order."""
-    suggested, quality = said["suggested_label"].to_numpy(np.int64), said["label_quality"].to_numpy()
-    suspicious = suggested != rows["label"].to_numpy()
-    first = rows.assign(weight=np.where(suspicious, quality, 1.0))
-    second = rows.assign(label=suggested, weight=1 - quality)[suspicious]
-    both = pd.concat([first, second])
-    return both[both["weight"] > 0].reset_index(drop=True)
+        label = np.where(estimated, suggested, label)
+    elif action == "weight":
+        weight = np.where(estimated, quality, weight)
+    elif action == "soften":
+        second = ~by_eye & (suggested != given)
+        weight = np.where(second, quality, weight)
+    first = rows.assign(label=label, weight=weight)[~leaves]
+    both = pd.concat([first, rows.assign(label=suggested, weight=1 - quality)[second]])
+    return both[(both["weight"] > 0) | (action != "soften")].reset_index(drop=True)
 
 
 def class_table(report: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

@@ -1,15 +1,20 @@
 import json
-import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from cleanlab.filter import find_label_issues
 
+from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
+from cassava_kit.competition import current
+from cassava_kit.errors import UserError
 from cassava_kit.folds import make_folds, write_folds
 from cassava_kit.noise.clean import clean_files
 from cassava_kit.noise.decisions import Caps, read_report
+from cassava_kit.noise.neighbours import neighbour_agreement
 from cassava_kit.predictions import Header, Predictions, make_predictions, write_predictions
+from cassava_kit.report.review import ReviewFiles, review_files
 
 N, K = 400, 5
 
@@ -97,9 +102,17 @@ def test_decisions_are_checked_before_any_image_is_looked_at(competition, monkey
     oof, folds, out = files(folder)
     (folder / "d.csv").write_text(f"image_id,decision,label\n{row}\n")
     monkeypatch.setattr("cassava_kit.noise.clean.backbone_embedding", lambda *_, **__: pytest.fail("looked"))
+    write_backbone(folder / "b.safetensors")
     (folder / "train_images").mkdir()
     with pytest.raises(ValueError, match=message):
         clean_files(oof, folds, out, backbone=(folder / "b.safetensors", folder), decisions=[folder / "d.csv"])
+
+
+def write_backbone(path, **header):
+    """A checkpoint's header with some tensor behind it."""
+    shape = {"model": "resnet18", "input_size": (32, 32), "mean": (0.5,) * 3, "std": (0.2,) * 3, "recipe": "tiny"}
+    info = CheckpointInfo(**{**shape, "n_classes": 0, **header})
+    save_checkpoint(path, {"weight": torch.zeros(2)}, info)
 
 
 def test_a_report_that_its_header_would_replace_is_refused(competition):
@@ -110,17 +123,16 @@ def test_a_report_that_its_header_would_replace_is_refused(competition):
     assert not (folder / "c.json").exists()
 
 
-def test_both_counts_the_classes_and_the_noise_matrix_are_told_and_written(competition):
+def test_the_counts_the_classes_and_the_noise_matrix_are_told_and_written(competition):
     folder, _ = competition
     cleaning = clean_files(*files(folder), caps=Caps(0.1, 0.08))
     header = json.loads((folder / "clean.json").read_text())
     evidence = cleaning.evidence
     mean, labels = evidence.pred_probs.mean(axis=0), evidence.labels
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = find_label_issues(labels, mean, n_jobs=1).sum()
-    assert header["confident_learning"] == theirs > 10
+    flags = find_label_issues(labels, mean, n_jobs=1)
+    assert header["flagged"] == flags.sum() > 10
     assert header["plain_disagreement"] == (mean.argmax(axis=1) != labels).sum() > 10
+    assert header["never_predicted"] == [] and header["flags_taken_back"] == 0
     report = read_report(folder / "clean.csv")
     removed = report[~report["keep"]]["label"].value_counts()
     for k, row in enumerate(header["classes"]):
@@ -129,8 +141,8 @@ def test_both_counts_the_classes_and_the_noise_matrix_are_told_and_written(compe
     assert sum(row["removed"] for row in header["classes"]) == header["removed"]
     assert np.sum(header["noise_matrix"], axis=0) == pytest.approx(np.ones(K), abs=1e-5)
     text = str(cleaning)
-    assert f"confident learning flags {header['confident_learning']:,} (" in text
-    assert f"another one for {header['plain_disagreement']:,} (" in text
+    assert f"{flags.sum():,} of 400 labels (" in text and f"{header['plain_disagreement']:,} (" in text
+    assert "indirectly seen labels of the fold it is scored on" in text and header["labels_seen"] in text
 
 
 def test_a_foreign_file_is_held_to_its_fold_column(competition):
@@ -156,7 +168,7 @@ def test_the_report_is_never_written_over_what_it_is_made_from(competition):
         assert out.read_bytes() == before
 
 
-def test_an_embedding_changes_what_is_suspicious_and_is_named(competition):
+def test_an_embedding_is_a_second_column_and_flags_nothing(competition):
     folder, _ = competition
     oof, folds, out = files(folder)
     without = clean_files(oof, folds, out).report
@@ -164,10 +176,37 @@ def test_an_embedding_changes_what_is_suspicious_and_is_named(competition):
     vectors = np.random.default_rng(0).normal(size=(N, 4))
     np.savez(folder / "e.npz", image_id=ids, embedding=vectors)
     cleaning = clean_files(oof, folds, out, embedding=folder / "e.npz")
-    assert not np.allclose(cleaning.report["label_quality"], without["label_quality"])
+    report = read_report(out)
+    pd.testing.assert_frame_equal(cleaning.report.drop(columns="neighbour_agreement"), without)
+    labels = cleaning.evidence.labels
+    by_id = pd.Series(neighbour_agreement(vectors, labels), index=ids)
+    assert report.set_index("image_id")["neighbour_agreement"].to_dict() == pytest.approx(by_id.to_dict(), abs=1e-5)
     assert json.loads((folder / "clean.json").read_text())["embedding"] == "e.npz"
-    assert "neighbours in e.npz" in str(cleaning)
+    assert "neighbours in e.npz" in str(cleaning) and "flag nothing" in str(cleaning)
     with pytest.raises(ValueError, match="not both"):
         clean_files(oof, folds, out, embedding=folder / "e.npz", backbone=(folder / "b", folder))
+    write_backbone(folder / "b.safetensors")
     with pytest.raises(FileNotFoundError, match="--data must be the competition folder"):
         clean_files(oof, folds, out, backbone=(folder / "b.safetensors", folder))
+
+
+@pytest.mark.parametrize("verb", ["clean", "review"])
+def test_a_backbone_that_has_learnt_these_labels_is_refused(competition, verb):
+    """Its features of its own training rows say what their labels say, wrong ones included."""
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    clean_files(oof, folds, out)
+
+    def look():
+        if verb == "clean":
+            clean_files(oof, folds, folder / "again.csv", backbone=(folder / "b.safetensors", folder))
+        else:
+            review_files(out, folder, folder / "r.html", files=ReviewFiles(backbone=folder / "b.safetensors"))
+
+    for learnt in ({"n_classes": 5, "competition": current().slug, "fold": 1}, {"config": {"init": "resnet50-fold1"}}):
+        write_backbone(folder / "b.safetensors", **learnt)
+        with pytest.raises(UserError, match="has learnt labels of these images"):
+            look()
+    write_backbone(folder / "b.safetensors", n_classes=5, competition="another-competition")
+    with pytest.raises(FileNotFoundError):
+        look()
