@@ -30,16 +30,20 @@ def nested_probe(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, *, n_class
     from cassava_kit.calibration import logloss
     from cassava_kit.ssl.evaluate import linear_probs
 
+    def probe(bank: np.ndarray, asked: np.ndarray, strength: float) -> np.ndarray:
+        c = 100 * strength / bank.sum()  # scikit-learn's C sums losses over the rows: `strength` is for 100 of them
+        return linear_probs(x[bank], labels[bank], x[asked], n_classes=n_classes, c=c)
+
     def crossed(rows: np.ndarray, c: float) -> float:
         answers = np.zeros((len(labels), n_classes))
         for k in np.unique(fold[rows]):
             bank, asked = rows & (fold != k), rows & (fold == k)
-            answers[asked] = linear_probs(x[bank], labels[bank], x[asked], n_classes=n_classes, c=c)
+            answers[asked] = probe(bank, asked, c)
         return logloss(labels[rows], answers[rows])
 
     answers = np.zeros((len(labels), n_classes))
     for k in np.unique(fold):
         rows = fold != k
         c = min(STRENGTHS, key=lambda strength: crossed(rows, strength))
-        answers[~rows] = linear_probs(x[rows], labels[rows], x[~rows], n_classes=n_classes, c=c)
+        answers[~rows] = probe(rows, ~rows, c)
     return answers

@@ -16,7 +16,6 @@ from cassava_kit.ssl.collapse import REMEDIES, CollapseError, Health, complaint,
 from cassava_kit.ssl.evaluate import Probe
 from cassava_kit.ssl.module import SSLModule
 
-METRICS = "metrics.csv"
 NEVER_HEALTHY_FACTOR = 5
 COLUMNS = (
     "epoch",
@@ -128,10 +127,10 @@ class KnnProbe(pl.Callback):
 
 
 class Metrics(pl.Callback):
-    """One row an epoch in `metrics.csv`, written whole each time; rows survive a resume."""
+    """One row an epoch in the CSV file `path`, written whole each time; rows survive a resume."""
 
-    def __init__(self, out_dir: Path, watch: CollapseWatch, knn: KnnProbe | None) -> None:
-        self.out_dir, self.watch, self.knn = out_dir, watch, knn
+    def __init__(self, path: Path, watch: CollapseWatch, knn: KnnProbe | None) -> None:
+        self.path, self.watch, self.knn = path, watch, knn
         self.rows: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -164,7 +163,7 @@ class Metrics(pl.Callback):
             row |= {name: value for name, value in self.knn.at(trainer.current_epoch + 1).items() if name != "epoch"}
         self.rows.append(row)
         if trainer.is_global_zero:
-            write_text(self.out_dir / METRICS, csv_text(self.rows))
+            write_text(self.path, csv_text(self.rows))
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far."""

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cassava_kit.errors import UserError
+
 # A loss this close to ln(prototypes) is what SwAV pays for answering every prototype alike.
 UNIFORM_LOSS = 0.995
 
 
-class CollapseError(ValueError):
-    """The run's embeddings no longer tell images apart."""
+class CollapseError(UserError):
+    """A run's embeddings no longer tell images apart."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from torch import nn
 from cassava_kit.files import atomic_path, sha256_bytes
 
 NEIGHBOURS = 20
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: decades around where frozen features are fitted best
+INNER_FOLDS = 3
 FEATURE_BATCH = 64
 CHUNK = 1024  # images between two steps of the bar, and in one file of the cache
 
@@ -119,16 +121,45 @@ def _similarity(distances: np.ndarray) -> np.ndarray:
 
 
 def linear_probs(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, n_classes: int, c: float = 1.0
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, n_classes: int, c: float | None = None
 ) -> np.ndarray:
-    """Logistic regression on standardised features: pred_probs (N, K)."""
+    """Logistic regression on standardised features: pred_probs (N, K).
+
+    `c` is scikit-learn's inverse penalty; none: the one with the least log loss in a cross-validation of the training
+    rows (`choose_penalty`).
+    """
+    model = linear_model(choose_penalty(train, labels) if c is None else c)
+    model.fit(train, labels)
+    return spread(model.predict_proba(test), model[-1].classes_, n_classes)
+
+
+def linear_model(c: float) -> Any:
+    """The linear probe, not yet fitted: standardised features, then logistic regression at this inverse penalty."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=c / max(len(train), 1) * 100, max_iter=500))
-    model.fit(train, labels)
-    return spread(model.predict_proba(test), model[-1].classes_, n_classes)
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500))
+
+
+def choose_penalty(x: np.ndarray, labels: np.ndarray) -> float:
+    """The inverse penalty of `PENALTIES` with the least log loss in a stratified cross-validation of these rows.
+
+    Classes with fewer rows than folds take no part in the choice, and there are as many folds, up to `INNER_FOLDS`, as
+    leave two classes. Where none do (one row a class) the middle of the range is taken.
+    """
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    counts = np.bincount(labels)
+    folds = next((k for k in range(INNER_FOLDS, 1, -1) if (counts >= k).sum() >= 2), None)
+    if folds is None:
+        return PENALTIES[len(PENALTIES) // 2]
+    rows = counts[labels] >= folds
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
+    grid = {"logisticregression__C": PENALTIES}
+    search = GridSearchCV(linear_model(1.0), grid, scoring="neg_log_loss", cv=splitter, refit=False)
+    search.fit(x[rows], labels[rows])
+    return float(PENALTIES[int(np.argmax(search.cv_results_["mean_test_score"]))])
 
 
 def spread(probs: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:

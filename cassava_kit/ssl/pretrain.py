@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
 from cassava_kit.ssl.config import WITHOUT_EFFECT, PretrainConfig
 
 BACKBONE = "backbone.safetensors"
 CONFIG = "config.json"
+FAILED = "failed.json"
 LAST = "last.ckpt"
+METRICS = "metrics.csv"
 STORE = "pixels.npy"
 
 
@@ -33,9 +36,17 @@ def pretrain(
 
     `init` is a file of weights to start from. `labels` (N,), -1 where unknown, are for the kNN probe alone and never
     reach the loss. Beside the backbone lie config.json, metrics.csv and last.ckpt: the same call goes on after a kill,
-    and returns at once when the run is complete. Raises CollapseError, a ValueError, for a run that has collapsed.
+    and returns at once when the run is complete.
+
+    Raises:
+        DivergedError: the loss is not finite.
+        CollapseError: the embeddings no longer tell images apart, and `on_collapse` is stop.
+
+    After either the folder holds failed.json with the reason; a call with other settings starts anew in it.
     """
+    from cassava_kit.ssl.collapse import CollapseError
     from cassava_kit.ssl.loader import readable
+    from cassava_kit.training.diverged import DivergedError
 
     images, out_dir = [Path(path) for path in images], Path(out_dir)
     known = check_labels(labels, len(images))
@@ -49,37 +60,41 @@ def pretrain(
         return out_dir / BACKBONE
     for message in accumulation_warnings(config):
         warnings.warn(message, stacklevel=2)
-    module = fit(config, images, out_dir, init=init, labels=known)
+    try:
+        module = fit(config, images, out_dir, init=init, labels=known)
+    except (DivergedError, CollapseError) as error:
+        write_json(out_dir / FAILED, {"reason": str(error), "diverged": isinstance(error, DivergedError)})
+        raise
     if module is not None:
         export(module, out_dir / BACKBONE, n_images=len(images), init=init)
     return out_dir / BACKBONE
 
 
 def check_labels(labels: Sequence[int] | np.ndarray | None, n: int) -> np.ndarray | None:
-    """Labels as an integer array (n,), or None; ValueError where they are not one for each image."""
+    """Labels as an integer array (n,), or None; UserError where they are not one for each image."""
     if labels is None:
         return None
     array = np.asarray(labels)
     if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
+        raise UserError(
             f"labels must be {n} whole numbers, one an image (-1 where unknown), got {array.shape} {array.dtype}"
         )
     return array
 
 
 def check_size(config: PretrainConfig, n: int) -> None:
-    """ValueError where the images do not fill one batch on every device."""
+    """UserError where the images do not fill one batch on every device."""
     needed = config.batch_size * config.devices
     if n < needed:
-        raise ValueError(
+        raise UserError(
             f"{n} images do not fill one batch of {config.batch_size} on {config.devices} device(s); give more images "
             "(unlabelled ones count), or set a smaller batch_size"
         )
 
 
 def describe(config: PretrainConfig, images: Sequence[Path], init: Path | None) -> dict[str, Any]:
-    """What decides the run's result: configuration, images (names and sizes) and starting weights."""
-    listed = "\n".join(f"{path.name} {path.stat().st_size}" for path in images)
+    """What decides the run's result: configuration, images and starting weights, files by the hash of their bytes."""
+    listed = "\n".join(sha256_file(path) for path in images)
     if init is not None and not Path(init).is_file():
         raise FileNotFoundError(f"no weights file {init}")
     return {
@@ -92,16 +107,27 @@ def describe(config: PretrainConfig, images: Sequence[Path], init: Path | None) 
 def claim(out_dir: Path, description: dict[str, Any]) -> bool:
     """Write config.json, or find it the same; False where the run is already complete.
 
-    Raises ValueError where the folder holds another run's weights; what a run left that learnt nothing is overwritten.
+    What a run left that learnt nothing, or that failed with other settings, is overwritten.
+
+    Raises:
+        UserError: the folder holds another run's weights, or this very run diverged in it.
     """
     path = out_dir / CONFIG
-    if any((out_dir / name).exists() for name in (BACKBONE, LAST)):
+    if any((out_dir / name).exists() for name in (BACKBONE, LAST, FAILED)):
         if not path.is_file():
-            raise ValueError(f"{out_dir} holds weights without their {CONFIG}; give a new folder")
-        if decisive(read_json(path)) != decisive(description):
-            raise ValueError(
+            raise UserError(f"{out_dir} holds weights without their {CONFIG}; give a new folder")
+        same = decisive(read_json(path)) == decisive(description)
+        failed = read_json(out_dir / FAILED) if (out_dir / FAILED).is_file() else None
+        if not same and failed is None:
+            raise UserError(
                 f"{out_dir} holds a run of another configuration, images or weights; give a new folder or delete it"
             )
+        if same and failed is not None and failed["diverged"]:
+            raise UserError(f"{out_dir} holds this run, which failed: {failed['reason']}; change a setting")
+        if not same:
+            for name in (LAST, METRICS):
+                (out_dir / name).unlink(missing_ok=True)
+        (out_dir / FAILED).unlink(missing_ok=True)
     if (out_dir / BACKBONE).is_file():
         return False
     write_json(path, description)
@@ -144,6 +170,7 @@ def fit(
     from cassava_kit.ssl.evaluate import Pixels, Probe
     from cassava_kit.ssl.loader import Images
     from cassava_kit.training.callbacks import Resume
+    from cassava_kit.training.diverged import StopDiverged
 
     torch.manual_seed(config.seed)
     module = make_module(config, init=init)
@@ -154,7 +181,8 @@ def fit(
     last = out_dir / LAST
     store = out_dir / STORE
     with quiet():
-        trainer = make_trainer(config, [watch, *probes, Metrics(out_dir, watch, knn), Progress(), Resume(out_dir)])
+        metrics = Metrics(out_dir / METRICS, watch, knn)
+        trainer = make_trainer(config, [StopDiverged(), watch, *probes, metrics, Progress(), Resume(out_dir)])
         try:
             trainer.fit(
                 module,

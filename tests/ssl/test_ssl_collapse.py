@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from cassava_kit.checkpoint import load_model
+from cassava_kit.files import read_json
 from cassava_kit.ssl import callbacks
 from cassava_kit.ssl import pretrain as module_under_test
 from cassava_kit.ssl.collapse import CollapseError, complaint, health, prototype_usage, rank_me
@@ -181,6 +183,20 @@ def test_a_stopped_run_goes_on_from_its_last_epoch_as_it_was_told_to(images, tmp
     with pytest.warns(UserWarning, match="byol has collapsed"):
         assert pretrain(byol(on_collapse="warn"), images, tmp_path / "run").is_file()
     assert epochs == list(range(done, 15))
+
+
+def test_a_collapsed_run_starts_anew_with_other_settings(images, tmp_path, monkeypatch):
+    """The remedies are settings: the folder must take them."""
+    with monkeypatch.context() as broken:
+        break_on_purpose(broken)
+        with pytest.raises(CollapseError):
+            pretrain(byol(), images, tmp_path / "run")
+    assert "has collapsed" in read_json(tmp_path / "run" / "failed.json")["reason"]
+    whole = pretrain(byol(seed=7), images, tmp_path / "whole")
+    again = pretrain(byol(seed=7), images, tmp_path / "run")
+    a, b = (load_model(path)[0].state_dict() for path in (whole, again))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not (tmp_path / "run" / "failed.json").exists()
 
 
 def test_batches_that_are_gathered_for_one_step_are_looked_at_once(monkeypatch):

@@ -1,16 +1,23 @@
 """Frozen-feature evaluation: features are the model's, the cache never lies, probes find what is there."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from cassava_kit.ssl.evaluate import (
+    PENALTIES,
     Pixels,
     Probe,
     balanced_accuracy,
     balanced_answers,
+    choose_penalty,
     extract_features,
     knn_probs,
     linear_probs,
@@ -99,6 +106,49 @@ def test_probes_find_clusters_and_nothing_in_noise(probe):
     noise = np.random.default_rng(2).normal(size=(150, 4))
     guess = probe(noise[:90], labels, noise[90:], n_classes=3)
     assert np.mean(guess.argmax(axis=1) == truth) < 0.6
+
+
+def slow_choice(x, labels, n_folds):
+    """The penalty by a plain loop: log loss of held-out rows, the scaling learnt on the others."""
+    losses = {}
+    for c in PENALTIES:
+        parts = []
+        for train, test in StratifiedKFold(n_folds, shuffle=True, random_state=0).split(x, labels):
+            mean, std = x[train].mean(axis=0), x[train].std(axis=0)
+            model = LogisticRegression(C=c, max_iter=500).fit((x[train] - mean) / std, labels[train])
+            p = model.predict_proba((x[test] - mean) / std)
+            truth = np.searchsorted(model.classes_, labels[test])
+            parts.append(-np.mean([math.log(row[k]) for row, k in zip(p, truth, strict=True)]))
+        losses[c] = np.mean(parts)
+    return min(losses, key=losses.get)
+
+
+@pytest.mark.parametrize("spread_of", [0.3, 3.0, 12.0])
+def test_the_linear_probe_chooses_its_penalty_without_the_rows_asked(spread_of):
+    train, labels = clusters(90, spread_of=spread_of)
+    test, _ = clusters(60, seed=1, spread_of=spread_of)
+    c = choose_penalty(train, labels)
+    assert c == slow_choice(train, labels, 3)
+    scaler = StandardScaler().fit(train)
+    expected = LogisticRegression(C=c, max_iter=500).fit(scaler.transform(train), labels)
+    ours = linear_probs(train, labels, test, n_classes=3)
+    assert np.allclose(ours, expected.predict_proba(scaler.transform(test)), atol=1e-6)
+    assert np.allclose(linear_probs(train, labels, test, n_classes=3, c=c), ours)
+
+
+def test_the_choice_of_the_penalty_moves_with_the_data():
+    assert len({choose_penalty(*clusters(90, spread_of=s)) for s in (0.3, 12.0)}) == 2
+
+
+def test_rare_classes_leave_the_choice_to_the_others():
+    x, labels = clusters(90)
+    x, labels = np.r_[x, x[:1] + 9], np.r_[labels, 4]
+    assert choose_penalty(x, labels) == slow_choice(x[:90], labels[:90], 3)
+    few = np.array([0, 0, 0, 1, 1, 2])
+    assert choose_penalty(x[:6], few) == slow_choice(x[:5], few[:5], 2)
+    assert choose_penalty(x[:3], np.arange(3)) == 0.01, "one row a class: nothing to choose by"
+    probs = linear_probs(x[:3], np.arange(3), x[3:6], n_classes=5)
+    assert np.allclose(probs.sum(axis=1), 1)
 
 
 def test_classes_that_were_not_seen_have_no_probability():

@@ -1,6 +1,7 @@
 """Whole runs in seconds: export, metrics, resume, momentum, freezing, and what is refused before slow work."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import torch
 
 from cassava_kit.checkpoint import CheckpointInfo, load_model, read_info, save_checkpoint
 from cassava_kit.config import replace
+from cassava_kit.errors import UserError
 from cassava_kit.ssl import callbacks
 from cassava_kit.ssl.config import METHODS, configure
-from cassava_kit.ssl.pretrain import accumulation_warnings, make_module, pretrain
+from cassava_kit.ssl.pretrain import accumulation_warnings, describe, make_module, pretrain
+from cassava_kit.training.diverged import DivergedError
 
 VIT = {
     "backbone": "vit_tiny_patch16_224",
@@ -176,6 +179,53 @@ def test_a_complete_run_returns_at_once_and_another_is_refused(images, tmp_path,
         pretrain(replace(config, epochs=2), images, tmp_path)
     with pytest.raises(ValueError, match="another configuration"):
         pretrain(config, images[1:], tmp_path)
+
+
+def test_a_run_knows_its_images_by_their_bytes(images, tmp_path):
+    """As training does: another picture of the same name and size is another run, a copied folder is the same."""
+    config = tiny("simclr", epochs=1)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for path in images:
+            shutil.copy(path, tmp_path / folder / path.name)
+    a, b = (sorted((tmp_path / folder).glob("*.png")) for folder in ("a", "b"))
+    path = pretrain(config, a, tmp_path / "run")
+    written = path.stat().st_mtime_ns
+    assert pretrain(config, b, tmp_path / "run").stat().st_mtime_ns == written
+    content = bytearray(b[3].read_bytes())
+    content[len(content) // 2] ^= 1
+    b[3].write_bytes(content)
+    assert describe(config, b, None) != describe(config, a, None)
+    with pytest.raises(UserError, match="another configuration"):
+        pretrain(config, b, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_diverges_is_stopped_named_and_may_start_anew(method, images, tmp_path, monkeypatch):
+    loss_of, calls = make_class(method).loss_of, []
+
+    def broken(self, views):
+        calls.append(1)
+        return loss_of(self, views) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(make_class(method), "loss_of", broken)
+    config, run = tiny(method), tmp_path / "run"
+    for _ in range(2):  # the same command again says so at once
+        with pytest.raises(DivergedError if len(calls) < 5 else UserError, match="epoch 2, step 5: the loss is not"):
+            pretrain(config, images, run)
+    assert len(calls) == 5
+    assert not (run / "backbone.safetensors").exists() and (run / "failed.json").is_file()
+    assert len((run / "metrics.csv").read_text().splitlines()) == 2, "one whole epoch, none of NaN"
+    lower = replace(config, base_lr=config.base_lr / 2)
+    assert pretrain(lower, images, run).is_file()
+    assert len(calls) == 5 + 9, "from the first epoch on"
+    assert sorted(p.name for p in run.iterdir()) == ["backbone.safetensors", "config.json", "last.ckpt", "metrics.csv"]
+    monkeypatch.undo()
+    assert_equal_states(weights(pretrain(lower, images, tmp_path / "whole")), weights(run / "backbone.safetensors"))
+
+
+def make_class(method):
+    return type(make_module(tiny(method)))
 
 
 def test_a_run_starts_from_given_weights(images, tmp_path):

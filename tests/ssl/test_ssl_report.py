@@ -15,6 +15,7 @@ from cassava_kit.ssl.evaluate import linear_probs
 from cassava_kit.ssl.report import judge, labelled_rows, markdown, probe_oof, result_of, ssl_report, start_features
 from cassava_kit.training.rows import TrainData
 
+PNG = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
 CONFIG = RunConfig(
     recipe="tiny",
     model="resnet18",
@@ -121,6 +122,21 @@ def test_probes_are_out_of_fold(data):
     names = np.eye(60)  # features that tell every row apart and nothing else: only in-sample answers could be right
     memory, _ = probe_oof(names, data, 1.0, linear_probs)
     assert np.mean(memory.argmax(axis=1) == frame["label"]) < 0.6
+
+
+def test_few_labels_have_every_class(tmp_path):
+    """At 1 % a random draw of 12 rows misses the rare classes, of which a probe then knows nothing."""
+    labels = np.repeat(np.arange(5), [900, 400, 100, 60, 40])
+    frame = pd.DataFrame({"image_id": [f"{k:04d}.png" for k in range(1500)], "label": labels})
+    for name in frame["image_id"]:
+        (tmp_path / name).write_bytes(PNG)
+    data = TrainData(TrainTable(frame, tmp_path, []), make_folds(frame, n_splits=5, seed=0))
+    for _, rows in labelled_rows(data, 0.01):
+        counts = np.bincount(rows["label"], minlength=5)
+        assert counts.sum() == 12 and counts.tolist() in ([7, 2, 1, 1, 1], [6, 3, 1, 1, 1])
+    for _, rows in labelled_rows(data, 0.1):
+        assert np.bincount(rows["label"]).tolist() == [72, 32, 8, 5, 3]
+        assert rows["image_id"].is_monotonic_increasing
 
 
 @pytest.mark.slow
