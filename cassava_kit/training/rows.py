@@ -19,7 +19,7 @@ from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable
 from cassava_kit.files import sha256_file
 from cassava_kit.folds import Folds
-from cassava_kit.models import check_size
+from cassava_kit.models import check_size, sized_args
 from cassava_kit.noise.decisions import ACTIONS, WEIGHTED, apply_report, check_report, read_report
 from cassava_kit.training.devices import Devices, check_devices
 
@@ -104,7 +104,7 @@ def check_table(data: TrainData) -> None:
 def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
     """Everything that can be refused before slow work: table, model, devices, first weights, noise report, log."""
     check_table(data)
-    check_size(config.model, config.image_size, config.model_args)
+    check_size(config.model, config.image_size, sized_args(config.model, config.image_size, config.model_args))
     check_devices(session.devices, config)
     if session.weights is not None and not session.weights.is_file():
         raise FileNotFoundError(f"no weights file {session.weights}")
@@ -143,8 +143,21 @@ def usable_rows(data: TrainData, fold: int, limit: int | None) -> tuple[pd.DataF
     if training.empty:
         raise ValueError(f"no readable training image in {data.table.image_dir}; check the download")
     if limit is not None and limit < len(training):
-        training = training.sample(limit, random_state=0).sort_index().reset_index(drop=True)
+        training = draw_rows(training, limit)
     return training, validation, broken
+
+
+def draw_rows(rows: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
+    """Draw `n` rows at random: each class in its share, and every class that `n` leaves room for; row order is kept."""
+    counts = rows["label"].value_counts().sort_index()
+    ideal = (n * counts / len(rows)).to_numpy()
+    quotas = np.zeros(len(counts), int)
+    for _ in range(n):
+        # The first row of a class comes before the second of any other, in the order of their frequencies.
+        quotas[np.argmax(np.where(quotas == 0, len(rows) + ideal, ideal - quotas))] += 1
+    shuffled = rows.sample(frac=1, random_state=seed)
+    allowed = shuffled["label"].map(dict(zip(counts.index, quotas, strict=True)))
+    return shuffled[shuffled.groupby("label").cumcount() < allowed].sort_index().reset_index(drop=True)
 
 
 def cleaned_rows(training: pd.DataFrame, session: Session) -> pd.DataFrame:
