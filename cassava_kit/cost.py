@@ -42,9 +42,9 @@ def pass_seconds(name: str, size: int, model_args: dict[str, Any] | None = None,
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from cassava_kit.models import shapes_alone
+    from cassava_kit.models import shapes_alone, sized_args
 
-    model, image = shapes_alone(name, size, model_args=model_args, head=head)
+    model, image = shapes_alone(name, size, model_args=sized_args(name, size, model_args), head=head)
     depthwise = 0
 
     def count(layer: Any, _: Any, answer: torch.Tensor) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from cassava_kit.errors import UserError, closest
 
 DENSE_HEAD_WIDTHS = (512, 128)
 DENSE_HEAD_DROPOUT = 0.5
@@ -25,13 +33,13 @@ def create_model(
     import timm
 
     if not timm.is_model(name.split(".")[0]):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:8]) or "see timm.list_models()"
-        raise ValueError(f"timm has no model {name!r}; near names: {near}")
+        near = closest(name, timm.list_models()) or "; timm.list_models() in Python lists them"
+        raise UserError(f"timm has no model {name!r}{near}")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=n_classes, **(model_args or {}))
     except (TypeError, RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"timm cannot make {name} with model_args={model_args or {}}: {reason}; change them") from None
+        raise UserError(f"timm cannot make {name} with model_args={model_args or {}}: {reason}; change them") from None
     if head == "dense" and n_classes:
         classifier = classifier_name(model)
         model.set_submodule(classifier, dense_head(model.get_submodule(classifier).in_features, n_classes))
@@ -48,7 +56,7 @@ def check_size(name: str, size: int, model_args: dict[str, Any] | None = None) -
             model(image)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"{name} does not take images of {size} pixels ({reason}); set image_size to what it takes, or for a "
             f'model that can be made for another size model_args={{"img_size": {size}}}'
         ) from None
@@ -60,6 +68,21 @@ def shapes_alone(
     """A model in evaluation mode and one image (1, 3, size, size) on the meta device, where nothing is computed."""
     with torch.device("meta"):
         return create_model(name, 2, model_args=model_args, head=head).eval(), torch.empty(1, 3, size, size)
+
+
+def sized_args(name: str, size: int, model_args: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the arguments with `img_size`, where a model is made for one image size (a ViT) and this is another."""
+    args = dict(model_args or {})
+    with torch.device("meta"):
+        model = create_model(name, 2, model_args=args)
+        published = model.pretrained_cfg
+        if not published.get("fixed_input_size") or "img_size" in args or size == published["input_size"][-1]:
+            return args
+        try:
+            create_model(name, 2, model_args=args | {"img_size": size})
+        except UserError:  # the size is fixed and cannot be chosen
+            return args
+    return args | {"img_size": size}
 
 
 def start_small(model: nn.Module) -> None:
@@ -121,7 +144,7 @@ def stages(model: nn.Module) -> list[list[str]]:
     from timm.models import group_parameters
 
     if not hasattr(model, "group_matcher"):
-        raise ValueError(f"{type(model).__name__} names no stages, which layer_decay and unfreeze_every need")
+        raise UserError(f"{type(model).__name__} names no stages, which layer_decay and unfreeze_every need")
     head = head_parameters(model)
     groups = group_parameters(model, model.group_matcher(coarse=True))
     named = [[name for name in groups[depth] if name not in head] for depth in sorted(groups)]
@@ -167,12 +190,17 @@ def keep_frozen(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """Which of a file's tensors a model took, and which not: other shape, unknown to the model, missing in the file."""
+    """Tensors of a weights file by what became of them.
+
+    `matched` were loaded, `reshaped` have another shape in the model, `unknown` are not in the model; `missing` are
+    the model's that the file lacks, of which `random` belong to the backbone.
+    """
 
     matched: tuple[str, ...]
     reshaped: tuple[str, ...]
     unknown: tuple[str, ...]
     missing: tuple[str, ...]
+    random: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{len(self.matched)} tensors loaded"
@@ -182,22 +210,29 @@ class WeightsReport:
             ("left random", self.missing),
         ):
             if names:
-                text += f", {len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                text += f", {len(names)} {label} ({_first(names)})"
         return text
 
 
-def load_weights(model: nn.Module, path: str | Path) -> WeightsReport:
-    """Copy the tensors of a `.safetensors` or `.pth` file whose name and shape the model has (`match_weights`)."""
-    matched, report = match_weights(model, path)
+def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -> WeightsReport:
+    """Copy the tensors of a `.safetensors` or `.pth` file into the model (see `match_weights`)."""
+    matched, report = match_weights(model, path, partial=partial)
     model.load_state_dict(matched, strict=False)
     return report
 
 
-def match_weights(model: nn.Module, path: str | Path) -> tuple[dict[str, torch.Tensor], WeightsReport]:
-    """The tensors of a `.safetensors` or `.pth` file whose name and shape the model has, which may be shapes alone.
+def match_weights(
+    model: nn.Module, path: str | Path, *, partial: bool = False
+) -> tuple[dict[str, torch.Tensor], WeightsReport]:
+    """Return the file's tensors under the model's names, and a report; the model may be on the meta device.
 
-    Common wrappers (`state_dict`, `model`, prefixes `module.`, `model.`, `backbone.`) are seen through. Raises
-    ValueError where nothing matches, or where the file is neither format; nothing but tensors is ever unpickled.
+    Tensors are found under any wrapper's prefix (`module.`, `teacher.backbone.`, `encoder_q.`, ...), also where the
+    backbone is a `Sequential` of the model's children. What then does not fit goes through timm's own
+    `checkpoint_filter_fn`, which resizes a position embedding to the model's image size.
+
+    Raises:
+        UserError: nothing matches, a tensor of the backbone would stay random (unless `partial`), or the file is
+            neither format. Nothing but tensors is ever unpickled.
     """
     tensors = _without_prefix(read_state_dict(path), model)
     own = model.state_dict()
@@ -205,20 +240,37 @@ def match_weights(model: nn.Module, path: str | Path) -> tuple[dict[str, torch.T
     weights = [name for name, _ in model.named_parameters()]
     head = head_parameters(model) if getattr(model, "num_classes", 0) else set()
     if not any(name in matched for name in weights if name not in head):
-        raise ValueError(
+        raise UserError(
             f"{path} matches nothing of the model (its tensors: {', '.join(list(tensors)[:3])}, ...; the model's: "
             f"{', '.join(weights[:3])}, ...); give the weights of the same timm model"
         )
-    return matched, WeightsReport(
+    statistics = [name for name in own if name.endswith((".running_mean", ".running_var"))]
+    report = WeightsReport(
         matched=tuple(matched),
         reshaped=tuple(name for name in tensors if name in own and name not in matched),
         unknown=tuple(name for name in tensors if name not in own),
         missing=tuple(name for name in weights if name not in matched),
+        random=tuple(name for name in [*weights, *statistics] if name not in matched and name not in head),
     )
+    if report.random and not partial:
+        raise UserError(
+            f"{path} leaves {len(report.random)} of the backbone's tensors random ({_first(report.random)}); give the "
+            "weights of the same timm model and model_args, or allow it (--partial-weights)"
+        )
+    return matched, report
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first three names."""
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a `.safetensors` or a `.pth`/`.pt`/`.bin` state dict (weights_only)."""
+    """Tensors by dotted name from a `.safetensors` or a `.pth`/`.pt`/`.bin`/`.ckpt`/`.tar` file, nested dicts joined.
+
+    Files are loaded with `weights_only`; beside tensors only plain values and `argparse.Namespace` (in which DINO keeps
+    its options) are read.
+    """
     from cassava_kit.checkpoint import load_tensors
 
     path = Path(path)
@@ -226,31 +278,81 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"no weights file {path}")
     if path.suffix == ".safetensors":
         return load_tensors(path)
-    if path.suffix not in (".pth", ".pt", ".bin"):
-        raise ValueError(f"weights must be a .safetensors or a .pth/.pt/.bin file, got {path}")
+    if path.suffix not in (".pth", ".pt", ".bin", ".ckpt", ".tar"):
+        raise UserError(f"weights must be a .safetensors or a .pth/.pt/.bin/.ckpt/.tar file, got {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"{path} is not a plain state dict ({reason}); it holds more than tensors, or is broken"
         ) from None
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = (
-        {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
+    tensors = dict(_flat(content))
     if not tensors:
-        raise ValueError(f"{path} holds no tensors by name; give a state dict")
+        raise UserError(f"{path} holds no tensors by name; give a state dict")
     return tensors
 
 
+def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of nested dicts under their joined names; an optimiser's state, which has numbers for keys, is left."""
+    if isinstance(content, torch.Tensor):
+        yield prefix.removesuffix("."), content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            if isinstance(key, str):
+                yield from _flat(value, f"{prefix}{key}.")
+
+
+# Of a network that a file holds twice: the copy not to take is the key encoder, the student, the target network.
+SECOND_COPY = re.compile(r"encoder_k|momentum|student|target")
+AVERAGE = re.compile(r"(^|[._])ema([._]|$)")
+
+
 def _without_prefix(tensors: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors under the wrapper prefix that matches the model best."""
-    own = set(model.state_dict())
-    prefixes = ("", "module.", "model.", "backbone.", "module.model.", "model.backbone.", "encoder.")
-    candidates = [{n.removeprefix(p): v for n, v in tensors.items() if n.startswith(p)} for p in prefixes]
-    return max(candidates, key=lambda named: len(own & set(named)))
+    """Return the tensors under the prefix that matches the model best, by the model's names."""
+    own = model.state_dict()
+    # A backbone made as Sequential(*model.children()) has numbers in the place of the children's names.
+    children = {str(n): name for n, (name, _) in enumerate(model.named_children())}
+
+    def own_name(parts: list[str], numbered: bool) -> str:
+        return ".".join([children.get(parts[0], parts[0]), *parts[1:]] if numbered else parts)
+
+    matches: Counter[tuple[str, bool]] = Counter({("", False): 0})
+    for name, value in tensors.items():
+        parts = name.split(".")
+        for k, numbered in itertools.product(range(len(parts)), (False, True)):
+            known = own.get(own_name(parts[k:], numbered))
+            if known is not None:
+                matches["".join(f"{part}." for part in parts[:k]), numbered] += 2 if known.shape == value.shape else 1
+    prefix, numbered = max(
+        matches, key=lambda key: (matches[key], not SECOND_COPY.search(key[0]), bool(AVERAGE.search(key[0])))
+    )
+    named = {
+        own_name(name.removeprefix(prefix).split("."), numbered): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+    return _converted(named, model)
+
+
+def _converted(tensors: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors after timm's filter for published weights, where more of them fit the model then."""
+    import timm
+
+    own = model.state_dict()
+
+    def fitting(named: dict[str, torch.Tensor]) -> int:
+        return sum(name in own and own[name].shape == value.shape for name, value in named.items())
+
+    # timm has one filter a module of architectures; it is handed to no model.
+    names = (timm.models.model_entrypoint(model.pretrained_cfg["architecture"]).__module__, type(model).__module__)
+    filters = [getattr(sys.modules[name], "checkpoint_filter_fn", None) for name in names]
+    for convert in filter(None, filters):
+        try:
+            converted = convert(dict(tensors), model)
+        except Exception:  # a filter that does not know this file's names fails in its own way
+            continue
+        if fitting(converted) > fitting(tensors):
+            return dict(converted)
+    return tensors

@@ -1,12 +1,18 @@
 """Models, heads, freezing, and weights from files."""
 
+import argparse
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
 
+from cassava_kit.checkpoint import load_tensors
+from cassava_kit.errors import UserError
 from cassava_kit.models import (
     create_model,
     freeze_backbone,
@@ -14,8 +20,12 @@ from cassava_kit.models import (
     image_statistics,
     keep_frozen,
     load_weights,
+    shapes_alone,
+    sized_args,
 )
 
+REAL = Path(os.environ.get("CASSAVA_KIT_REAL_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+DINOV2 = REAL / "weights" / "vit_small_patch14_dinov2_lvd142m.safetensors"
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
@@ -154,3 +164,161 @@ def test_missing_or_foreign_files_are_named(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"")
     with pytest.raises(ValueError, match=r"must be a \.safetensors or"):
         load_weights(create_model("resnet10t", 5), tmp_path / "x.h5")
+
+
+def tensors_of(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def shaken(model, seed: int = 1):
+    """The model with every tensor drawn anew, BatchNorm's statistics included."""
+    generator = torch.Generator().manual_seed(seed)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.1)
+    return model
+
+
+def prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def by_number(model, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of `Sequential(*model.children())`, as lightly's examples make a backbone."""
+    numbers = {name: str(n) for n, (name, _) in enumerate(model.named_children())}
+    parts = {name: name.split(".") for name in tensors}
+    return {
+        ".".join([numbers.get(parts[name][0], parts[name][0]), *parts[name][1:]]): value
+        for name, value in tensors.items()
+    }
+        ".".join([numbers.get(parts[name][0], parts[name][0]), *parts[name][1:]]): tensors[name] for name in tensors
+    }
+
+
+def wrappings(model, take: dict[str, torch.Tensor], leave: dict[str, torch.Tensor]) -> dict[str, dict]:
+    """The layouts of published files, by name; `take` is the network to load, `leave` the copy beside it."""
+    mlp = {"0.weight": torch.zeros(8, 4), "2.weight": torch.zeros(2, 8)}
+    return {
+        "moco v2": {
+            "epoch": 200,
+            "arch": "resnet50",
+            "state_dict": {
+                **prefixed("module.encoder_k.", leave),
+                **prefixed("module.encoder_q.", take),
+                **prefixed("module.encoder_q.fc.", mlp),
+                "module.queue": torch.zeros(4, 16),
+                "module.queue_ptr": torch.zeros(1, dtype=torch.long),
+            },
+            "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.03}]},
+        },
+        "moco v3": {
+            "state_dict": {
+                **prefixed("module.momentum_encoder.", leave),
+                **prefixed("module.base_encoder.", take),
+                **prefixed("module.base_encoder.head.", mlp),
+                **prefixed("module.predictor.", mlp),
+            }
+        },
+        "dino": {
+            "student": {**prefixed("module.backbone.", leave), **prefixed("module.head.", mlp)},
+            "teacher": {**prefixed("backbone.", take), **prefixed("head.", mlp)},
+            "args": argparse.Namespace(arch="vit_small", patch_size=16),
+            "epoch": 100,
+        },
+        "dinov2": {
+            "model": {
+                **prefixed("student.backbone.", leave),
+                **prefixed("teacher.backbone.", take),
+                **prefixed("teacher.dino_head.", mlp),
+            }
+        },
+        "timm's average": {"state_dict": leave, "state_dict_ema": take, "args": argparse.Namespace(lr=1)},
+        "compiled": prefixed("_orig_mod.", take),
+        "compiled and distributed": {"model": prefixed("module._orig_mod.", take)},
+        "lightly's sequence": {
+            "state_dict": {
+                **prefixed("backbone.", by_number(model, take)),
+                **prefixed("backbone_momentum.", by_number(model, leave)),
+                **prefixed("projection_head.layers.", mlp),
+            },
+            "hyper_parameters": {"lr": 0.1},
+        },
+        "lightly's vision transformer": {"state_dict": prefixed("backbone.vit.", take)},
+        "lightly's dino": {
+            "state_dict": {**prefixed("student_backbone.", leave), **prefixed("teacher_backbone.", take)}
+        },
+    }
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("layout", list(wrappings(torch.nn.Module(), {}, {})))
+def test_published_layouts_are_unwrapped_to_the_last_tensor(tmp_path, name, layout):
+    args = VIT if name.startswith("vit") else {}
+    if layout == "lightly's sequence" and args:
+        pytest.skip("a Sequential of a ViT's children has no class token")
+    source, other = (shaken(create_model(name, 0, model_args=args), seed) for seed in (1, 2))
+    torch.save(wrappings(source, tensors_of(source), tensors_of(other))[layout], tmp_path / "w.pth")
+    target = create_model(name, 5, model_args=args)
+    report = load_weights(target, tmp_path / "w.pth")
+    loaded = target.state_dict()
+    assert report.random == () and all(torch.equal(loaded[key], value) for key, value in tensors_of(source).items())
+
+
+def test_a_position_embedding_of_another_size_is_resized_as_timm_does(tmp_path):
+    small, large = ({**VIT, "img_size": size} for size in (32, 48))
+    source = shaken(create_model("vit_tiny_patch16_224", 0, model_args=large))
+    save_file(prefixed("backbone.", tensors_of(source)), tmp_path / "w.safetensors")
+    target = create_model("vit_tiny_patch16_224", 5, model_args=small)
+    report = load_weights(target, tmp_path / "w.safetensors")
+    expected = resample_abs_pos_embed(source.pos_embed, new_size=[4, 4], num_prefix_tokens=1)
+    assert target.pos_embed.shape == (1, 17, 32) and torch.allclose(target.pos_embed, expected, atol=1e-6)
+    assert set(report.missing) == {"head.weight", "head.bias"} and report.reshaped == ()
+    assert torch.equal(target.blocks[1].attn.qkv.weight, source.blocks[1].attn.qkv.weight)
+
+
+def test_metas_own_names_are_converted_by_timm(tmp_path):
+    """DINOv2's files have a mask token, which timm's filter takes for their mark."""
+    source = shaken(create_model("vit_tiny_patch16_224", 0, model_args={**VIT, "init_values": 1.0}))
+    torch.save({**tensors_of(source), "mask_token": torch.zeros(1, 32)}, tmp_path / "w.pth")
+    target = create_model("vit_tiny_patch16_224", 5, model_args={**VIT, "init_values": 1.0, "img_size": 40})
+    assert load_weights(target, tmp_path / "w.pth").random == ()
+
+
+def test_a_backbone_tensor_that_stays_random_is_an_error_unless_it_is_allowed(tmp_path):
+    source = create_model("resnet10t", 5)
+    tensors = tensors_of(source)
+    del tensors["layer2.0.conv1.weight"], tensors["layer3.0.bn1.running_mean"]
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"leaves 2 of the backbone's tensors random \(layer2\.0\.conv1\.w"):
+        load_weights(create_model("resnet10t", 5), tmp_path / "w.safetensors")
+    report = load_weights(create_model("resnet10t", 5), tmp_path / "w.safetensors", partial=True)
+    assert report.random == ("layer2.0.conv1.weight", "layer3.0.bn1.running_mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "args", "expected"),
+    [
+        ("vit_tiny_patch16_224", 64, {}, {"img_size": 64}),
+        ("vit_tiny_patch16_224", 224, {}, {}),
+        ("vit_tiny_patch16_224", 64, {"img_size": 32}, {"img_size": 32}),
+        ("vit_small_patch14_dinov2.lvd142m", 224, {"drop_path_rate": 0.1}, {"drop_path_rate": 0.1, "img_size": 224}),
+        ("resnet10t", 64, {}, {}),
+    ],
+)
+def test_a_model_made_for_one_size_is_made_for_the_images(name, size, args, expected):
+    assert sized_args(name, size, args) == expected
+    model, image = shapes_alone(name, size, model_args=sized_args(name, size))
+    assert model(image).shape == (1, 2)
+
+
+@pytest.mark.skipif(not DINOV2.is_file(), reason=f"no real weights {DINOV2}; set CASSAVA_KIT_REAL_DATA")
+def test_dinov2_of_518_pixels_is_whole_at_224():
+    name = "vit_small_patch14_dinov2.lvd142m"
+    model = create_model(name, 5, model_args=sized_args(name, 224))
+    report = load_weights(model, DINOV2)
+    assert report.random == () and set(report.missing) == {"head.weight", "head.bias"}
+    published = load_tensors(DINOV2)
+    expected = resample_abs_pos_embed(published["pos_embed"].float(), new_size=[16, 16], num_prefix_tokens=1)
+    assert torch.allclose(model.pos_embed, expected, atol=1e-3)
+    own = model.state_dict()
+    assert all(torch.equal(own[key], value.float()) for key, value in published.items() if key != "pos_embed")

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from cassava_kit.config import SEED_PRIME, RunConfig
 from cassava_kit.data.transforms import normalize
 from cassava_kit.losses import make_loss
-from cassava_kit.models import create_model, free_stages, freeze_backbone, image_statistics, keep_frozen, stage_modules
+from cassava_kit.models import (
+    create_model,
+    free_stages,
+    freeze_backbone,
+    image_statistics,
+    keep_frozen,
+    sized_args,
+    stage_modules,
+)
 from cassava_kit.noise.decisions import without_largest
 from cassava_kit.training.averaging import make_ema, make_swa
 from cassava_kit.training.devices import Devices, process_place, shard
@@ -45,7 +53,8 @@ class Classifier(L.LightningModule):
         self.register_buffer("row_weights", row_weights, persistent=False)
         self.total_steps = config.epochs * steps_per_epoch
         self.warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-        model = create_model(config.model, self.n_classes, model_args=config.model_args, head=config.head)
+        args = sized_args(config.model, config.image_size, config.model_args)
+        model = create_model(config.model, self.n_classes, model_args=args, head=config.head)
         # Channels last: convolutions run 1.3 to 1.5 times faster on a CPU, and on tensor cores.
         self.model = model.to(memory_format=torch.channels_last)
         self.mean, self.std = image_statistics(self.model)

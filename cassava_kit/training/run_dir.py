@@ -17,6 +17,7 @@ from cassava_kit.config import RunConfig
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
 from cassava_kit.folds import Folds
 from cassava_kit.inference.predict import predict_images
+from cassava_kit.models import sized_args
 from cassava_kit.oof import Score, accuracy, fold_predictions, join_folds, score_record
 from cassava_kit.paths import CHECKPOINT_FILE, CONFIG_FILE, DONE_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, read_predictions, write_predictions
@@ -96,7 +97,7 @@ def checkpoint_info(
     counts = np.bincount(training["label"], training.get("weight"), minlength=data.competition.n_classes)
     return CheckpointInfo(
         model=config.model,
-        model_args=config.model_args,
+        model_args=sized_args(config.model, config.image_size, config.model_args),
         head=config.head,
         n_classes=data.competition.n_classes,
         input_size=(config.image_size, config.image_size),

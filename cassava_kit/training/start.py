@@ -8,7 +8,7 @@ from pathlib import Path
 from cassava_kit.checkpoint import METADATA_KEY, CheckpointInfo, read_info
 from cassava_kit.config import RunConfig
 from cassava_kit.losses import make_loss
-from cassava_kit.models import match_weights, shapes_alone
+from cassava_kit.models import match_weights, shapes_alone, sized_args
 from cassava_kit.training.rows import Session, TrainData, check_session
 
 
@@ -22,7 +22,8 @@ def check_start(config: RunConfig, data: TrainData, folds: Sequence[int], weight
     """ValueError, before any image is read, for a loss or first weights with which these folds cannot be trained."""
     make_loss(config)
     if weights is not None:
-        model, _ = shapes_alone(config.model, config.image_size, model_args=config.model_args, head=config.head)
+        args = sized_args(config.model, config.image_size, config.model_args)
+        model, _ = shapes_alone(config.model, config.image_size, model_args=args, head=config.head)
         match_weights(model, weights)
         refuse_seen_labels(weights, data, folds)
 
