@@ -191,8 +191,6 @@ def by_number(model, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
         ".".join([numbers.get(parts[name][0], parts[name][0]), *parts[name][1:]]): value
         for name, value in tensors.items()
     }
-        ".".join([numbers.get(parts[name][0], parts[name][0]), *parts[name][1:]]): tensors[name] for name in tensors
-    }
 
 
 def wrappings(model, take: dict[str, torch.Tensor], leave: dict[str, torch.Tensor]) -> dict[str, dict]:
