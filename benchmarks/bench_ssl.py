@@ -8,6 +8,9 @@ alike. Intervals are 95 % bootstrap intervals over the images asked; those of ga
 
     python benchmarks/bench_ssl.py [--methods simclr moco byol swav] [--epochs N] [--per-class 200]
                                    [--real DIR [--weights FILE]] [--out FOLDER]
+    python benchmarks/bench_ssl.py --views
+
+The second form alone times the views of a batch, ours (`ssl/batch_views.py`) and kornia's, in turn and on one thread.
 
 Ends with status 1 where SimCLR gains less than .20 or MoCo less than .08 in kNN on drawn leaves, the figures to reach
 in five CPU minutes each.
@@ -22,6 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +39,7 @@ from cassava_kit.ssl.evaluate import (
     knn_probs,
     linear_probs,
 )
+from cassava_kit.ssl.view import View
 
 TARGETS = {"simclr": 0.20, "moco": 0.08}
 DRAWS = 2000
@@ -176,6 +181,54 @@ def imagenet(config: PretrainConfig) -> PretrainConfig:
     return replace(config, **network, **changes, name=f"{config.method}_imagenet")
 
 
+def kornia_views(view: View) -> Any:
+    """The part of a view that kornia has: no spread, no background swap, no channel gain, no generator of its own."""
+    import kornia.augmentation as K
+    from torch import nn
+
+    colours = (view.brightness, view.contrast, view.saturation, view.hue)
+    size = (view.size, view.size)
+    kernel = 2 * round(3 * view.blur_sigma[1]) + 1
+    return nn.Sequential(
+        K.RandomResizedCrop(size, scale=view.scale, align_corners=False, cropping_mode="resample"),
+        K.RandomHorizontalFlip(p=view.hflip_prob),
+        K.RandomVerticalFlip(p=view.vflip_prob),
+        K.ColorJitter(*colours, p=view.jitter_prob),
+        K.RandomGrayscale(p=view.grayscale_prob),
+        K.RandomGaussianBlur((kernel, kernel), view.blur_sigma, p=view.blur_prob),
+        K.RandomSolarize(0.0, 0.0, p=view.solarize_prob),
+    )
+
+
+def time_views(repeats: int = 15) -> None:
+    """Print the median milliseconds of one view of a batch, ours and kornia's in turn, and the median of the ratios."""
+    import torch
+
+    from cassava_kit.ssl.batch_views import draw_view
+    from cassava_kit.ssl.recipes import recipe
+
+    torch.set_num_threads(1)
+    small = recipe("small_simclr").views[0].model_copy(update={"background_swap_prob": 0.0})
+    papers = {name: recipe(name).views[0] for name in METHODS}
+    for name, view, batch, stored in [
+        ("small_simclr", small, 64, (72, 96)),
+        *((name, view, 16, (256, 341)) for name, view in papers.items()),
+    ]:
+        pixels = torch.rand(batch, 3, *stored, generator=torch.Generator().manual_seed(0))
+        generator, theirs = torch.Generator().manual_seed(0), kornia_views(view)
+        times = np.zeros((repeats + 1, 2))
+        with torch.no_grad():
+            for row in times:
+                for column, cut in enumerate((lambda: draw_view(pixels, view, generator), lambda: theirs(pixels))):
+                    started = time.perf_counter()
+                    cut()
+                    row[column] = time.perf_counter() - started
+        ours, kornias = np.median(1000 * times[1:], axis=0)  # the first round warms up
+        ratio = np.median(times[1:, 1] / times[1:, 0])
+        print(f"{name:13s} {batch} views of {view.size:3d} pixels: ours {ours:7.1f} ms, kornia {kornias:7.1f} ms, "
+              f"ratio {ratio:.2f}")  # fmt: skip
+
+
 def main() -> int:
     """Run what was asked for; 1 where a figure to reach was missed."""
     from cassava_kit.sample import ensure_sample
@@ -188,7 +241,11 @@ def main() -> int:
     parser.add_argument("--real", type=Path, help="competition folder with real photographs")
     parser.add_argument("--weights", type=Path, help="MobileNetV2's ImageNet weights, for the real photographs")
     parser.add_argument("--out", type=Path, help="keep runs here and reuse them")
+    parser.add_argument("--views", action="store_true", help="time the views of a batch against kornia's, and end")
     arguments = parser.parse_args()
+    if arguments.views:
+        time_views()
+        return 0
     configs = [
         replace(recipe(f"small_{method}"), epochs=arguments.epochs, on_collapse="warn") for method in arguments.methods
     ]

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cassava_kit.compare import Paired, compare_by
+from cassava_kit.compare import Comparison, compare, correct
 from cassava_kit.competition import Metric
 from cassava_kit.config import RunConfig
 from cassava_kit.files import write_json, write_text
-from cassava_kit.metrics import Measure, baseline, gain, measure, told
+from cassava_kit.metrics import baseline, gain, measure, told
 from cassava_kit.oof import Score
 from cassava_kit.ssl.evaluate import (
     Pixels,
@@ -45,7 +45,7 @@ class Result:
     share: float
     n_labels: int
     metric: Metric
-    score: Score | Measure
+    score: Score
     balanced: float
     probs: np.ndarray
 
@@ -58,8 +58,8 @@ class SslReport:
     """
 
     results: tuple[Result, ...]
-    comparisons: dict[tuple[str, str, float], Paired]
-    baselines: dict[Metric, Score | Measure]
+    comparisons: dict[tuple[str, str, float], Comparison]
+    baselines: dict[Metric, Score]
     verdict: str
 
     def table(self) -> pd.DataFrame:
@@ -218,18 +218,17 @@ def result_of(
 def judge(results: Sequence[Result], labels: np.ndarray) -> SslReport:
     """Compare every start with random weights, row by row, and put the outcome into words."""
     base = {(r.how, r.share): r for r in results if r.init == RANDOM}
-    comparisons = {
-        (r.init, r.how, r.share): compare_by(
-            r.metric, labels, (base[r.how, r.share].probs, r.probs), names=(RANDOM, r.init)
-        )
-        for r in results
-        if r.init != RANDOM
-    }
+    others = [r for r in results if r.init != RANDOM]
+    pairs = [
+        compare(labels, base[r.how, r.share].probs, r.probs, metric=r.metric, names=(RANDOM, r.init)) for r in others
+    ]
+    keys = [(r.init, r.how, r.share) for r in others]
+    comparisons = dict(zip(keys, correct(pairs), strict=True))
     baselines = {r.metric: baseline(r.metric, labels, r.probs.shape[1]) for r in results}
     return SslReport(tuple(results), comparisons, baselines, verdict(comparisons, baselines))
 
 
-def verdict(comparisons: Mapping[tuple[str, str, float], Paired], baselines: Mapping[Metric, Score | Measure]) -> str:
+def verdict(comparisons: Mapping[tuple[str, str, float], Comparison], baselines: Mapping[Metric, Score]) -> str:
     """One sentence for each start: where it is proved better or worse than random weights, and where nothing is."""
     sentences = []
     for init in dict.fromkeys(name for name, _, _ in comparisons):
