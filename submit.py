@@ -21,7 +21,7 @@ app = typer.Typer(name="submit.py", add_completion=False, rich_markup_mode=None,
 Strings = list[str] | None
 HOME, PACK, REHEARSE, FINALS = "With --ensemble", "With --package", "With --ensemble or --rehearse", "With --finals"
 KERNELS = Path("build/kernels")
-LEDGER = Path("build/submissions.json")
+LEDGER = Path("submissions.json")
 SUBMISSION = "ensemble-submission"
 # What each option is for: the actions that look at it.
 GOES_WITH = {
@@ -29,15 +29,16 @@ GOES_WITH = {
     "out": "ensemble package",
     "data": "ensemble rehearse",
     "owner": "ensemble package push",
-    **dict.fromkeys(("weights", "recipes", "n_splits", "seed"), "ensemble"),
+    **dict.fromkeys(("weights", "recipes", "n_splits", "seed", "groups"), "ensemble"),
     "views": "ensemble package",
     **dict.fromkeys(("source", "member", "ensemble_weights"), "package"),
     "folds": "package finals",
     **dict.fromkeys(("cpus", "memory", "minutes", "hidden"), "ensemble rehearse"),
     **dict.fromkeys(("image", "image_python"), "rehearse"),
-    "kernel": "package doctor push fetch",
-    **dict.fromkeys(("param", "attach"), "package push"),
-    "again": "push",
+    "kernel": "package rehearse doctor push fetch",
+    **dict.fromkeys(("param", "attach"), "package rehearse push"),
+    "again": "push send",
+    "yes": "send",
     "dry_run": "push send",
     "candidate": "finals",
     "ledger": "send finals",
@@ -74,6 +75,9 @@ def submit(
     recipes: Annotated[str, typer.Option(help=f"{HOME}: members by recipe, with commas; default: three.")] = "",
     n_splits: Annotated[int, typer.Option(min=2, help=f"{HOME}: number of folds.")] = 3,
     seed: Annotated[int, typer.Option(help=f"{HOME}: seed of the folds.")] = 42,
+    groups: Annotated[
+        bool, typer.Option("--groups/--no-groups", help=f"{HOME}: keep near-duplicate images in one fold.")
+    ] = True,
     views: Annotated[
         str | None, typer.Option(help="With --ensemble or --package: none, flips (the default), d4 or d4+zoom.")
     ] = None,
@@ -112,8 +116,9 @@ def submit(
         typer.Option(metavar="WHAT", help="With --kernel: a further dataset, OWNER/SLUG, or a kernel's output."),
     ] = None,
     again: Annotated[
-        bool, flag("again", "With --push --kernel: run once more what ran, to go on from its output.")
+        bool, flag("again", "With --push or --submit: run once more what ran; a training goes on from its output.")
     ] = False,
+    yes: Annotated[bool, flag("yes", "With --submit: make the last submission of the day without asking.")] = False,
     dry_run: Annotated[bool, flag("dry-run", "With --push or --submit: print the calls, make none.")] = False,
     candidate: Annotated[
         Strings,
@@ -159,7 +164,7 @@ def _refuse_strays(context: typer.Context, given: SimpleNamespace) -> None:
             raise ValueError(f"{flags[name]} goes with {allowed}{hint}")
     if given.kernel != SUBMISSION and given.send:
         raise ValueError(f"{given.kernel} makes no submission; --push runs it")
-    for name in ("param", "attach", "again"):
+    for name in ("param", "attach"):
         if getattr(given, name) and given.kernel == SUBMISSION:
             raise ValueError(f"--{name} goes with --kernel train-folds, pretrain-ssl or eda")
     if given.owner and given.push and given.kernel == SUBMISSION:
@@ -186,6 +191,7 @@ def _ensemble(given: SimpleNamespace) -> int:
         weights=parse_weights(given.weights or []),
         n_splits=given.n_splits,
         seed=given.seed,
+        groups=given.groups,
         views=given.views or "flips",
         owner=given.owner,
         setting=_setting(given),
@@ -210,6 +216,10 @@ def _rehearse(given: SimpleNamespace) -> int:
     from cassava_kit.kaggle import road
 
     image = given.image_python if given.image else None
+    kernel, changes = _kernel(given)
+    if not kernel.weights:
+        asked = changes if changes.parameters or changes.attach else None
+        return road.rehearse_kernel(kernel, _bundle(given), given.data, _setting(given), changes=asked)
     return road.rehearse_bundle(_bundle(given), given.data, _setting(given), image=image)
 
 
@@ -221,17 +231,19 @@ def _doctor(given: SimpleNamespace) -> int:
 
 def _send(given: SimpleNamespace) -> int:
     from cassava_kit.kaggle import road
-    from cassava_kit.kaggle.bundle import package_kernel, read_bundle
+    from cassava_kit.kaggle.bundle import read_bundle
 
     (kernel, changes), home = _kernel(given), _bundle(given)
     if kernel.weights:
         bundle = read_bundle(home, kernel)
     else:  # always packed, as the code may have changed; a second push must not forget the first one's parameters
         asked = changes if changes.parameters or changes.attach else None
-        bundle = package_kernel(home, kernel, root=road.ROOT, owner=given.owner, changes=asked)
+        bundle = road.package_kernel(
+            home, kernel, root=road.ROOT, owner=given.owner, changes=asked, check=road.check_parameters
+        )
     if given.dry_run:
         return road.plan(bundle, submit=given.send)
-    return road.send(bundle, given.ledger, submit=given.send, again=given.again)
+    return road.send(bundle, given.ledger, submit=given.send, again=given.again, ask=not given.yes)
 
 
 def _fetch(given: SimpleNamespace) -> int:

@@ -7,12 +7,14 @@ Which competition that is, is said in one place: `current()` reads the file that
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 
 COMPETITION_FILE = "competition.json"
@@ -21,6 +23,23 @@ Metric = Literal["accuracy", "macro_f1", "log_loss"]
 SLUG = r"[a-z0-9]+(-[a-z0-9]+)*"
 Text = Annotated[str, Field(min_length=1)]
 FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a file's labels and probabilities are of, and what they are judged by.
+
+    Fold files, predictions and checkpoints carry it in their headers, so that a file is judged alike from any folder.
+    """
+
+    competition: Text
+    metric: Metric
+    classes: Annotated[tuple[Text, ...], Field(min_length=2)]
+    id_column: Text = "image_id"
+
+    def header(self) -> dict[str, Any]:
+        """Return the header fields `competition`, `metric`, `classes` and `id_column`, which `read_task` reads."""
+        return dict(TypeAdapter(Task).dump_python(self, mode="json"))
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -76,6 +95,11 @@ class Competition:
         if columns and (len(columns) != k or len({self.id_column, *columns}) != k + 1):
             raise ValueError(f"probability_columns must be {k} distinct names, one for each class, got {columns}")
         return self
+
+    @property
+    def task(self) -> Task:
+        """What files of this competition say in their headers."""
+        return Task(self.slug, self.metric, self.classes, self.id_column)
 
     @property
     def majority(self) -> int:
@@ -140,6 +164,48 @@ def current() -> Competition:
     named = os.environ.get(VARIABLE)
     path = Path(named or COMPETITION_FILE)
     return read_facts(path) if named or path.is_file() else CASSAVA
+
+
+def read_task(header: Mapping[str, Any], name: str) -> Task | None:
+    """Return the task that a file's header names; None for an old header without one.
+
+    Raises:
+        UserError: A field is missing or of another kind; the message begins with `name`, the file's.
+    """
+    if header.get("competition") is None or header.get("metric") is None:
+        return None
+    from cassava_kit.config import one_line
+
+    try:
+        fields = {key: header[key] for key in ("competition", "metric", "classes", "id_column") if key in header}
+        return TypeAdapter(Task).validate_python(fields)
+    except ValidationError as error:
+        raise UserError(f"{name}: {one_line(error)}; make the file again") from None
+
+
+def common_task(tasks: Mapping[str, Task | None]) -> Task:
+    """Return the one task of several files, given by file name; where no file names one, the current competition's.
+
+    Raises:
+        UserError: Two files are of different competitions, metrics or classes.
+    """
+    named = {name: task for name, task in tasks.items() if task is not None}
+    if not named:
+        return current().task
+    (first, task), *others = named.items()
+    for name, other in others:
+        for field in ("competition", "metric", "classes"):
+            mine, theirs = getattr(task, field), getattr(other, field)
+            if mine != theirs:
+                raise UserError(
+                    f"files must be of one competition and metric: {first} has {field} {_shown(mine)}, {name} has "
+                    f"{_shown(theirs)}; give files of one competition"
+                )
+    return task
+
+
+def _shown(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else ", ".join(value)
 
 
 def facts(competition: Competition) -> dict[str, Any]:

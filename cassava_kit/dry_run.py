@@ -18,6 +18,7 @@ from cassava_kit.blend import Judgement, judge, nested
 from cassava_kit.cli import named_file
 from cassava_kit.competition import Competition, current
 from cassava_kit.config import RunConfig
+from cassava_kit.data.duplicates import table_groups
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable, list_images, read_competition
 from cassava_kit.files import read_json
@@ -27,7 +28,7 @@ from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.packing import Selection, keep_evidence, oof_facts
 from cassava_kit.kaggle.rehearsal import Rehearsal, Setting
 from cassava_kit.kaggle.road import ROOT, Turn, rehearse_in_turn
-from cassava_kit.metrics import NAMES, Measure, baseline, measure, told
+from cassava_kit.metrics import NAMES, baseline, measure, told
 from cassava_kit.oof import Evidence, Score, accuracy, average, gather
 from cassava_kit.predictions import read_predictions, write_predictions
 from cassava_kit.recipes import recipe, recipe_names
@@ -49,6 +50,7 @@ class DryRun:
     weights: tuple[tuple[str, Path], ...] = ()
     n_splits: int = 3
     seed: int = 42
+    groups: bool = True
     views: str = "flips"
     owner: str | None = None
     setting: Setting = field(default_factory=Setting)
@@ -195,10 +197,13 @@ def load_data(plan: DryRun, console: Console) -> tuple[Path, TrainTable]:
 
 
 def split_table(plan: DryRun, table: TrainTable, out: Path, console: Console) -> Folds:
-    """Stratified folds, written to `out/folds.csv`."""
-    split = make_folds(table.frame, n_splits=plan.n_splits, seed=plan.seed)
-    write_folds(out / "folds.csv", split)
-    console.print(f"{split.n_splits} stratified folds: {out / 'folds.csv'} (hash {split.hash[:12]})")
+    """Stratified folds, near-duplicates together unless the plan says otherwise, written to `out/folds.csv`."""
+    groups = table_groups(table) if plan.groups else None
+    task = plan.competition.task
+    split = make_folds(table.frame, n_splits=plan.n_splits, seed=plan.seed, groups=groups, task=task)
+    write_folds(out / "folds.csv", split, replace=True)  # runs on another split are trained anew
+    copies = "" if groups is None else f", {len(groups) - len(set(groups))} near-duplicates kept with their originals"
+    console.print(f"{split.n_splits} stratified folds{copies}: {out / 'folds.csv'} (hash {split.hash[:12]})")
     return split
 
 
@@ -275,7 +280,7 @@ def bundle_name(recipe_name: str, fold: int) -> str:
 def tell(console: Console, evidence: Evidence, *, judgement: Judgement, stages: Stages, submission: Path) -> None:
     """Print the members' scores, the seconds by stage, and where the file lies."""
     metric, labels = evidence.metric, evidence.labels
-    scores: list[tuple[str, Score | Measure, float | None]] = [
+    scores: list[tuple[str, Score, float | None]] = [
         (name, measure(metric, labels, p), float(weight))
         for name, p, weight in zip(evidence.names, evidence.pred_probs, judgement.weights, strict=True)
     ]

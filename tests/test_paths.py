@@ -1,55 +1,59 @@
-"""Things on Kaggle are found by their markers, in both mount layouts."""
+"""The cache folder: where the environment says, and somewhere writable in any case."""
 
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import pytest
 
-from cassava_kit.competition import CASSAVA
-from cassava_kit.paths import KIT_MANIFEST, cache_dir, find_competition, find_marked, input_dir, working_dir
+from cassava_kit import paths
+from cassava_kit.paths import cache_dir
 
 
-def mount(folder: Path) -> Path:
-    (folder / CASSAVA.test_images).mkdir(parents=True)
-    (folder / CASSAVA.sample_submission).write_text("image_id,label\n")
-    return folder
+@pytest.fixture(autouse=True)
+def _forget_folders():
+    paths._writable_folder.cache_clear()
+    yield
+    paths._writable_folder.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "place", ["competitions/cassava-leaf-disease-classification", "cassava-leaf-disease-classification", "x"]
-)
-def test_competition_is_found_wherever_it_is_mounted(tmp_path, place):
-    (tmp_path / "datasets" / "me" / "kit").mkdir(parents=True)
-    folder = mount(tmp_path / place)
-    assert find_competition(tmp_path) == folder
+def test_the_environment_moves_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CASSAVA_KIT_CACHE", raising=False)
+    assert cache_dir() == tmp_path / "home" / ".cache" / "cassava_kit"
+    monkeypatch.setenv("CASSAVA_KIT_CACHE", str(tmp_path / "own"))
+    assert cache_dir() == tmp_path / "own" and cache_dir().is_dir()
 
 
-def test_missing_competition_says_what_to_attach(tmp_path):
-    with pytest.raises(FileNotFoundError, match="attach the competition 'cassava-leaf-disease-classification'"):
-        find_competition(tmp_path)
+@pytest.mark.parametrize("variable", ["HOME", "CASSAVA_KIT_CACHE"])
+def test_an_unwritable_place_costs_the_cache_alone(monkeypatch, tmp_path, capsys, variable):
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("CASSAVA_KIT_CACHE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "home"))
+    monkeypatch.setattr(paths.tempfile, "tempdir", str(tmp_path))
+    folder = cache_dir()
+    assert folder == cache_dir() == tmp_path / f"cassava_kit-{os.getuid()}"
+    (folder / "x").write_text("kept")
+    told = capsys.readouterr().err
+    assert told.count("cannot be written") == 1 and str(folder) in told
 
 
-@pytest.mark.parametrize("place", ["datasets/me/kit", "kit"])
-def test_dataset_is_found_by_its_manifest(tmp_path, place):
-    (tmp_path / place).mkdir(parents=True)
-    (tmp_path / place / KIT_MANIFEST).write_text("{}")
-    assert find_marked(KIT_MANIFEST, tmp_path) == tmp_path / place
+def test_a_temporary_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"cassava_kit-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    monkeypatch.setenv("CASSAVA_KIT_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(paths.tempfile, "tempdir", str(tmp_path))
+    folder = cache_dir()
+    assert folder.is_dir() and not folder.is_symlink() and not list((tmp_path / "theirs").iterdir())
 
 
-def test_two_datasets_of_one_kind_are_refused(tmp_path):
-    for place in ("a", "b"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / KIT_MANIFEST).write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"exactly one folder .* found .*a, .*b"):
-        find_marked(KIT_MANIFEST, tmp_path)
-
-
-def test_environment_moves_every_place(monkeypatch, tmp_path):
-    for name, function in (
-        ("CASSAVA_KIT_CACHE", cache_dir),
-        ("KAGGLE_INPUT_DIR", input_dir),
-        ("KAGGLE_WORKING_DIR", working_dir),
-    ):
-        monkeypatch.delenv(name, raising=False)
-        default = function()
-        monkeypatch.setenv(name, str(tmp_path))
-        assert function() == tmp_path != default
+def test_folds_are_made_without_a_home(tiny_dir, tmp_path):
+    """Near-duplicates are looked for in a folder of images, and the fingerprints have nowhere to be kept."""
+    (tmp_path / "file").write_text("")
+    environment = {**os.environ, "HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
+    environment.pop("CASSAVA_KIT_CACHE", None)
+    command = [sys.executable, "-m", "cassava_kit", "folds", "--data", str(tiny_dir), "--out", str(tmp_path / "f.csv")]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "cannot be written" in ended.stderr and (tmp_path / "f.csv").is_file()

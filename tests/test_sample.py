@@ -15,7 +15,7 @@ from cassava_kit import sample
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.images import exact_pixels, load_image
 from cassava_kit.data.table import read_table
-from cassava_kit.data.tfrecords import TFRecordIndex, read_tfrecords
+from cassava_kit.data.tfrecords import TFRecordIndex
 from cassava_kit.leaves import draw_photo
 
 N_TRAIN, N_TEST = 160, 20
@@ -148,9 +148,10 @@ def test_some_training_images_have_no_row(made: Path, train: pd.DataFrame, truth
 def test_tfrecords_hold_the_same_bytes_as_the_files(made: Path, train: pd.DataFrame) -> None:
     label = dict(zip(train["image_id"], train["label"], strict=True))
     seen = []
-    for image_id, content, target in read_tfrecords(made / "train_tfrecords"):
-        assert content == (made / "train_images" / image_id).read_bytes()
-        assert target == label[image_id]
+    index = TFRecordIndex(made / "train_tfrecords")
+    for image_id, place in index.places.items():
+        assert index.read(image_id) == (made / "train_images" / image_id).read_bytes()
+        assert place.label == label[image_id]
         seen.append(image_id)
     assert sorted(seen) == sorted(label)
 

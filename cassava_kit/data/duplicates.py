@@ -10,6 +10,7 @@ centred crops to 90 % in 94, the other changes always; no two different photogra
 from __future__ import annotations
 
 import hashlib
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,21 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.data.images import ImageError, decode_small, in_threads
+from cassava_kit.data.table import TrainTable
 from cassava_kit.files import atomic_path
+from cassava_kit.paths import cache_dir
 
+FINGERPRINT_CACHE = "fingerprints.npz"
 SIDE = 48
 FREQUENCIES = 8
 MAX_BITS = 16
 MIN_COSINE = 0.8
 MIN_MATCH = 0.8
 MIN_CONTRAST = 4.0
+WINDOWS = (SIDE - 2 * (SIDE // 6), SIDE - 4)
+RIM = 2
+MIN_DETAIL = 0.05
+MIN_AGREEMENT = 0.7
 SCALES = (0.9, 0.925, 0.95, 0.975, 1.0, 1.025, 1.05, 1.08, 1.11)
 BLOCK = 256
 
@@ -47,6 +55,12 @@ def find_duplicates(paths: Sequence[Path], *, cache: Path | None = None, progres
     `cache` names a file that keeps the fingerprints, by file name, size and time of change, for the next call.
     """
     return group_duplicates(fingerprint(paths, cache=cache, progress=progress), progress=progress)
+
+
+def table_groups(table: TrainTable, *, progress: bool = True) -> np.ndarray:
+    """Return the group of each row's image, (N,) int64; fingerprints are kept in the kit's cache."""
+    paths = [table.image_dir / name for name in table.frame["image_id"]]
+    return find_duplicates(paths, cache=cache_dir() / FINGERPRINT_CACHE, progress=progress)
 
 
 def group_duplicates(prints: Fingerprints, *, progress: bool = False) -> np.ndarray:
@@ -136,18 +150,86 @@ def _unit(low: np.ndarray) -> np.ndarray:
 
 
 def match(a: np.ndarray, b: np.ndarray) -> float:
-    """How well two thumbnails agree, -1..1: correlation of a's middle with b at the best place and scale."""
-    import cv2
+    """Return how well two thumbnails agree, -1..1: correlation of a's middle with b at the best place and scale.
 
-    window = SIDE - 2 * (SIDE // 6)
-    best = -1.0
+    A middle without contrast (a white sheet) says nothing, so nearly the whole thumbnail takes its place; where that is
+    flat as well, the result is -1. What agrees in the middle must agree in its surroundings too: the result is at most
+    `detail_agreement` at the best place, scaled so that `MIN_AGREEMENT` there is `MIN_MATCH` here.
+    """
+    best, place = -1.0, None
     for scale in SCALES:
         side = round(SIDE * scale)
-        scaled = a if side == SIDE else cv2.resize(a, (side, side), interpolation=cv2.INTER_LINEAR)
-        at = (side - window) // 2
-        middle = scaled[at : at + window, at : at + window]
-        best = max(best, float(cv2.matchTemplate(b, middle, cv2.TM_CCOEFF_NORMED).max()))
-    return best
+        found = _best_place(_scaled(a, side), b)
+        if found is not None and found[0] > best:
+            best, place = found[0], (side, found[1])
+    if place is None or best < MIN_MATCH:
+        return best
+    side, shift = place
+    return min(best, detail_agreement(*_overlap(_scaled(a, side), b, shift)) * MIN_MATCH / MIN_AGREEMENT)
+
+
+def _scaled(image: np.ndarray, side: int) -> np.ndarray:
+    import cv2
+
+    return image if side == len(image) else cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
+
+
+def _best_place(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[int, int]] | None:
+    """Highest correlation of a's middle with a window of b, and where a's corner then lies in b (row, column).
+
+    None where no window of `WINDOWS` has contrast in both.
+    """
+    import cv2
+
+    for window in WINDOWS:
+        at = (len(a) - window) // 2
+        middle = a[at : at + window, at : at + window]
+        if at < 0 or middle.std() < MIN_CONTRAST:
+            continue
+        # Without variance the correlation is 0/0, which OpenCV takes for 1.
+        wide = b.astype(np.float64)
+        mean = cv2.boxFilter(wide, -1, (window, window), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+        square = cv2.boxFilter(wide**2, -1, (window, window), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+        places = slice(0, SIDE - window + 1)
+        flat = (square - mean**2)[places, places] < MIN_CONTRAST**2
+        correlation = np.where(flat, -1.0, cv2.matchTemplate(b, middle, cv2.TM_CCOEFF_NORMED))
+        row, column = np.unravel_index(correlation.argmax(), correlation.shape)
+        return float(correlation[row, column]), (int(row) - at, int(column) - at)
+    return None
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, shift: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The parts of a and b, of one shape, that lie on each other when a's corner is at `shift` in b."""
+    spans = [(max(0, d), min(SIDE, d + len(a))) for d in shift]
+    (top, bottom), (left, right) = spans
+    return a[top - shift[0] : bottom - shift[0], left - shift[1] : right - shift[1]], b[top:bottom, left:right]
+
+
+def detail_agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the correlation, -1..1, of two aligned pictures of one shape over the pixels where either has detail.
+
+    What is flat in both, and its rim, counts nothing: a white sheet in the same place does not make two pictures
+    copies, whatever its share. -1 where less than `MIN_DETAIL` of the pixels are left.
+    """
+    import cv2
+
+    flat = ((_local_deviation(a) < MIN_CONTRAST) & (_local_deviation(b) < MIN_CONTRAST)).astype(np.uint8)
+    left = cv2.dilate(flat, np.ones((2 * RIM + 1,) * 2, np.uint8)) == 0
+    if left.mean() < MIN_DETAIL:
+        return -1.0
+    x, y = a[left].astype(np.float64), b[left].astype(np.float64)
+    if min(x.std(), y.std()) < MIN_CONTRAST:
+        return -1.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _local_deviation(image: np.ndarray) -> np.ndarray:
+    """Standard deviation of the 3x3 pixels around each pixel."""
+    import cv2
+
+    wide = image.astype(np.float64)
+    variance = cv2.blur(wide**2, (3, 3)) - cv2.blur(wide, (3, 3)) ** 2
+    return np.sqrt(np.maximum(variance, 0))
 
 
 def fingerprint(paths: Sequence[Path], *, cache: Path | None = None, progress: bool = True) -> Fingerprints:
@@ -161,7 +243,10 @@ def fingerprint(paths: Sequence[Path], *, cache: Path | None = None, progress: b
             known[keys[n]] = one
     finally:
         if cache and missing:
-            _write_cache(cache, known)
+            try:
+                _write_cache(cache, known)
+            except OSError as error:  # a full disk: the fingerprints are made again next time
+                print(f"fingerprints are not kept: {error}", file=sys.stderr)
     thumbnails = np.zeros((len(paths), SIDE, SIDE), np.uint8)
     digests = np.zeros((len(paths), 16), np.uint8)
     for n, key in enumerate(keys):

@@ -117,17 +117,6 @@ def list_tfrecords(source: Source) -> list[Path]:
     return files
 
 
-def read_tfrecords(source: Source, competition: Competition | None = None) -> Iterator[Sample]:
-    """Every record as (image_id, JPEG bytes, label), file by file, one in memory at a time.
-
-    ValueError names file and record where one is truncated, corrupt, lacks a feature or has a label that is none.
-    """
-    competition = competition or current()
-    for path in list_tfrecords(source):
-        for record in scan_records(path):
-            yield _parse_sample(record, path, competition)
-
-
 def _parse_sample(record: Record, path: Path, competition: Competition) -> Sample:
     """The three features of a record; others are ignored."""
     try:
@@ -212,11 +201,6 @@ def _with_progress(paths: list[Path]) -> Iterable[Path]:
     from rich.progress import track
 
     return track(paths, "Reading TFRecords", console=Console(stderr=True), transient=True)
-
-
-def tfrecord_table(source: Source, competition: Competition | None = None) -> pd.DataFrame:
-    """The table `image_id,label` of TFRecord files: equal to that of the competition's CSV, sorted by `image_id`."""
-    return TFRecordIndex(source, competition).table()
 
 
 def unpack_tfrecords(source: Source, out: str | Path, competition: Competition | None = None) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Verbs on the competition's data: sample, sheet, tfrecords, folds, splits."""
+"""Verbs on the competition's data: sample, sheet, tfrecords, folds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cassava_kit.errors import UserError
+from cassava_kit.files import header_path
 from cassava_kit.verbs.options import Data
 
 if TYPE_CHECKING:
@@ -48,104 +50,97 @@ DataOrNone = Annotated[
     Path | None, typer.Option("--data", help="Competition folder; its images are checked against the table.")
 ]
 Labels = Annotated[Path | None, typer.Option("--labels", help="A table image_id,label alone; no image is opened.")]
-Groups = Annotated[bool, typer.Option("--groups", help="Keep near-duplicate images together (needs --data).")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the shuffle.")]
 
 
 def folds(
     data: DataOrNone = None,
     labels: Labels = None,
-    n_splits: Annotated[int, typer.Option(help="Number of folds.")] = 5,
-    seed: Seed = 42,
-    out: Annotated[Path, typer.Option(help="Fold file to write; its .json goes beside it.")] = Path("folds/kfold5.csv"),
-    groups: Groups = False,
-) -> None:
-    """Split the labels into stratified folds: the same file, byte for byte, every time."""
-    from cassava_kit.folds import make_folds, write_folds
-
-    frame, group_ids = _rows(data, labels, groups)
-    split = make_folds(frame, n_splits=n_splits, seed=seed, groups=group_ids)
-    write_folds(out, split)
-    _tell(split.frame, "fold")
-    print(f"{len(split.frame)} images in {split.n_splits} folds: {out} (hash {split.hash[:12]})")
-
-
-def splits(
-    kind: Annotated[str, typer.Option(help="85-15, 70-30, 60-20-20 (or other shares that sum to 100), or kfold.")],
-    out: Annotated[Path, typer.Option(help="Split file to write; its .json goes beside it.")],
-    data: DataOrNone = None,
-    labels: Labels = None,
-    seed: Seed = 42,
-    n_splits: Annotated[int | None, typer.Option(help="Number of folds of kfold; default 5.")] = None,
-    groups: Groups = False,
-    as_folds: Annotated[
-        Path | None, typer.Option(help="Also write train and val as a fold file: `train --fold 0` holds val out.")
+    n_splits: Annotated[int | None, typer.Option(min=2, help="Number of folds; default: 5.")] = None,
+    holdout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="85-15|60-20-20|...",
+            help="One split instead: percentages for training, validation (fold 0) and, if three, a test part, which "
+            "no run trains on or is scored on.",
+        ),
     ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffle.")] = 42,
+    groups: Annotated[
+        bool | None,
+        typer.Option("--groups/--no-groups", help="Keep near-duplicate images in one fold; default with --data."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fold file to write, its .json goes beside it; default: folds/ and the split's name, "
+            "e.g. folds/kfold5-seed42-groups.csv."
+        ),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over another split at --out.")] = False,
 ) -> None:
-    """Split the labels once, stratified: train and val, train, val and test, or k folds."""
-    from cassava_kit.folds import write_folds
-    from cassava_kit.splits import make_split, write_split
+    """Split the labels into stratified folds, or once (--holdout): the same file, byte for byte, every time."""
+    from cassava_kit.competition import current
+    from cassava_kit.folds import make_folds, make_holdout, write_folds
 
-    shares = _shares(kind)
-    if shares is None:
-        if as_folds is not None:
-            raise ValueError("--as-folds goes with shares such as 85-15; kfold writes a fold file already")
-        return folds(data, labels, 5 if n_splits is None else n_splits, seed, out, groups)
-    if n_splits is not None:
-        raise ValueError(f"--n-splits goes with --kind kfold, not with {kind}")
-    if as_folds is not None and as_folds.with_suffix("").resolve() == out.with_suffix("").resolve():
-        raise ValueError(f"--as-folds would be written over --out or its header, both are {out}; give it another name")
+    if holdout is not None and n_splits is not None:
+        raise UserError(f"--holdout {holdout} is one split; give it or --n-splits {n_splits}")
+    shares = None if holdout is None else parse_shares(holdout)
+    if out is not None:
+        header_path(out)
     frame, group_ids = _rows(data, labels, groups)
-    split = make_split(frame, shares, seed=seed, groups=group_ids)
-    write_split(out, split)
-    _tell(split.frame, "part")
-    print(f"{len(split.frame)} images in {len(shares)} parts: {out} (hash {split.hash[:12]})")
-    if as_folds is not None:
-        two = split.as_folds()
-        write_folds(as_folds, two)
-        print(f"train and val as folds: {as_folds} (hash {two.hash[:12]}); fold 0 is val")
+    task = current().task
+    if shares is None:
+        split = make_folds(frame, n_splits=n_splits or 5, seed=seed, groups=group_ids, task=task)
+    else:
+        split = make_holdout(frame, shares, seed=seed, groups=group_ids, task=task)
+    kind = f"kfold{split.n_splits}" if holdout is None else f"holdout{holdout}"
+    out = out or Path("folds") / f"{kind}-seed{seed}{'' if group_ids is None else '-groups'}.csv"
+    write_folds(out, split, replace=replace)
+    _print_counts(split.frame)
+    what = f"{split.n_splits} folds" if shares is None else f"a {holdout} split; fold 0 is its validation part"
+    print(f"{len(split.frame)} images in {what}: {out} (hash {split.hash[:12]})")
 
 
-def _shares(kind: str) -> tuple[float, ...] | None:
-    """The shares that `85-15` names; None for kfold."""
-    if kind == "kfold":
-        return None
-    percents = kind.split("-")
-    if not all(text.isdecimal() for text in percents) or len(percents) not in (2, 3) or sum(map(int, percents)) != 100:
-        raise ValueError(
-            f"--kind must be kfold, or two or three whole percentages that sum to 100 such as 85-15, 70-30 or "
-            f"60-20-20, got {kind!r}"
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Return the shares that percentages such as 85-15 or 60-20-20 name.
+
+    Raises:
+        UserError: They are not two or three whole percentages above 0 that sum to 100.
+    """
+    percents = [int(part) if part.isdecimal() else 0 for part in text.split("-")]
+    if len(percents) not in (2, 3) or min(percents) <= 0 or sum(percents) != 100:
+        raise UserError(
+            f"--holdout must be two or three whole percentages that sum to 100 such as 85-15, 70-30 or 60-20-20, got "
+            f"{text!r}"
         )
-    return tuple(int(text) / 100 for text in percents)
+    return tuple(percent / 100 for percent in percents)
 
 
-def _rows(data: Path | None, labels: Path | None, groups: bool) -> tuple[pd.DataFrame, np.ndarray | None]:
+def _rows(data: Path | None, labels: Path | None, groups: bool | None) -> tuple[pd.DataFrame, np.ndarray | None]:
     """The rows to split, from a competition folder or a table alone, and their groups of near-duplicates."""
+    from cassava_kit.data.duplicates import table_groups
     from cassava_kit.data.table import read_competition, read_table
 
     if (data is None) == (labels is None):
-        raise ValueError("give either --data DIR or --labels train.csv")
+        raise UserError("give either --data DIR or --labels train.csv")
     if data is None:
         assert labels is not None
         if groups:
-            raise ValueError("--groups looks at the images: give --data DIR instead of --labels")
+            raise UserError("--groups looks at the images: give --data DIR instead of --labels")
+        print("near-duplicates are not looked for without the images; --data DIR keeps them together")
         return read_table(labels), None
     table = read_competition(data)
     if table.unlisted:
         print(f"{len(table.unlisted)} images that no row names are left out (first: {table.unlisted[0]})")
-    if not groups:
+    if groups is False:
         return table.frame, None
-    from cassava_kit.data.duplicates import find_duplicates
-    from cassava_kit.paths import cache_dir
-
-    paths = [table.image_dir / name for name in table.frame["image_id"]]
-    group_ids = find_duplicates(paths, cache=cache_dir() / "fingerprints.npz")
+    group_ids = table_groups(table)
     print(f"{len(table.frame) - len(set(group_ids))} images are near-duplicates of another; groups stay together")
     return table.frame, group_ids
 
 
-def _tell(frame: pd.DataFrame, part: str) -> None:
-    """Print how many images of each class each part has."""
-    counts = frame.groupby(part)["label"].value_counts().unstack(fill_value=0)
-    order = [name for name in ("train", "val", "test") if name in counts.index] or counts.index
-    print(counts.loc[order].to_string())
+def _print_counts(frame: pd.DataFrame) -> None:
+    """Print how many images of each class each fold or part has."""
+    counts = frame.groupby("fold")["label"].value_counts().unstack(fill_value=0)
+    counts = counts.loc[sorted(counts.index, key=lambda fold: (fold < 0, abs(fold)))]
+    print(counts.rename(index={-1: "training alone", -2: "test part"}).to_string())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance
 
 from cassava_kit.data import duplicates
 from cassava_kit.data.duplicates import (
@@ -19,10 +19,12 @@ from cassava_kit.data.duplicates import (
     SIDE,
     Fingerprints,
     candidates,
+    detail_agreement,
     find_duplicates,
     group_duplicates,
     hash_bits,
     low_frequencies,
+    match,
     turned,
     turned_frequencies,
 )
@@ -268,3 +270,67 @@ def real_photographs() -> list[Path]:
     if not folder.is_dir():
         pytest.skip(f"real photographs are not at {folder}; set CASSAVA_KIT_REAL_DATA")
     return sorted(folder.glob("*.jpg"))
+
+
+def with_white(seed: int, shape: str, share: float) -> Image.Image:
+    """A scene with a white rectangle or ellipse in its middle, of a share of each side."""
+    image = photograph(seed).copy()
+    (width, height), edge = image.size, (1 - share) / 2
+    box = [width * edge, height * edge, width * (1 - edge), height * (1 - edge)]
+    getattr(ImageDraw.Draw(image), shape)(box, fill="white")
+    return image
+
+
+@pytest.mark.parametrize("shape", ["rectangle", "ellipse"])
+@pytest.mark.parametrize("share", [0.6, 0.75, 0.85, 0.95])
+def test_different_pictures_with_a_white_middle_stay_apart(tmp_path, shape, share):
+    for n in range(12):
+        with_white(n, shape, share).save(tmp_path / f"{n:02}.png")
+    assert find_duplicates(sorted(tmp_path.glob("*.png")), progress=False).tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("change", COPIES)
+@pytest.mark.parametrize("shape", ["rectangle", "ellipse"])
+def test_copies_of_a_picture_with_a_white_middle_are_found(tmp_path, shape, change):
+    for n in range(4):
+        with_white(n, shape, 0.75).save(tmp_path / f"{n}.png")
+    COPIES[change](with_white(3, shape, 0.75)).save(tmp_path / "copy.jpg", quality=80)
+    files = [*sorted(tmp_path.glob("*.png")), tmp_path / "copy.jpg"]
+    assert find_duplicates(files, progress=False).tolist() == [0, 1, 2, 3, 3]
+
+
+def test_tiny_and_black_images_stay_apart(tmp_path):
+    for n in range(6):
+        Image.fromarray(np.full((n + 1, 3, 3), 40 * n, np.uint8)).save(tmp_path / f"a{n}.png")
+        Image.new("L", (100 + n, 100)).save(tmp_path / f"b{n}.png")
+    assert find_duplicates(sorted(tmp_path.glob("*.png")), progress=False).tolist() == list(range(12))
+
+
+def test_a_template_without_contrast_matches_nothing():
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    for flat in (0, 200, 255):
+        blank = np.full((SIDE, SIDE), flat, np.uint8)
+        assert match(blank, blank) == match(blank, noisy) == match(noisy, blank) == -1
+    assert match(noisy, noisy) == pytest.approx(1, abs=1e-3)
+
+
+def test_detail_agreement_is_the_correlation_where_there_is_detail():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 40, 40), dtype=np.uint8)
+    expected = np.corrcoef(a.ravel(), b.ravel())[0, 1]
+    assert detail_agreement(a, b) == pytest.approx(expected)
+    a[:30], b[:30] = (
+        255,
+        255,
+    )  # rows 0..28 are flat in both, 29 and 30 see the edge, and two more are the flat part's rim
+    left = slice(31, 40)
+    assert detail_agreement(a, b) == pytest.approx(np.corrcoef(a[left].ravel(), b[left].ravel())[0, 1])
+    a[:38], b[:38] = 255, 255
+    assert detail_agreement(a, b) == -1
+
+
+def test_fingerprints_that_cannot_be_kept_cost_no_run(folder, capsys):
+    (folder / "file").write_text("")
+    assert find_duplicates(paths(folder), cache=folder / "file" / "prints.npz", progress=False).tolist() == [*range(10)]
+    assert "fingerprints are not kept" in capsys.readouterr().err

@@ -11,15 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cassava_kit.competition import CASSAVA
+from cassava_kit.competition import CASSAVA, Competition
 from cassava_kit.data.table import read_competition
 from cassava_kit.data.tfexample import make_example, parse_example
 from cassava_kit.data.tfrecords import (
     TFRecordIndex,
     frame_record,
     read_records,
-    read_tfrecords,
-    tfrecord_table,
     unpack_tfrecords,
     write_tfrecords,
 )
@@ -38,6 +36,12 @@ TENSORFLOW_WROTE = bytes.fromhex(
     "0a110a05696d61676512080a060a04ffd8ffd90a0f0a0674617267657412051a030a010341ad439b"
 )
 """A file of one record as TensorFlow 2.21 writes it (`tf.io.TFRecordWriter`, deterministic serialisation)."""
+
+
+def samples(source: Path, competition: Competition = CASSAVA) -> list[tuple[str, bytes, int]]:
+    """Every image of the files as (image_id, bytes, label), in the files' order."""
+    index = TFRecordIndex(source, competition)
+    return [(image_id, index.read(image_id), place.label) for image_id, place in index.places.items()]
 
 
 @pytest.fixture
@@ -181,13 +185,13 @@ def test_images_and_table_round_trip(tmp_path: Path, images: tuple[pd.DataFrame,
     table, folder = images
     paths = write_tfrecords(tmp_path / "records", table, image_dir=folder, n_files=3)
     assert [path.name for path in paths] == ["ld_train00-6.tfrec", "ld_train01-7.tfrec", "ld_train02-7.tfrec"]
-    samples = list(read_tfrecords(tmp_path / "records"))
-    assert [sample.image_id for sample in samples] == table["image_id"].tolist()
-    assert [sample.label for sample in samples] == table["label"].tolist()
-    assert all(sample.content == (folder / sample.image_id).read_bytes() for sample in samples)
-    pd.testing.assert_frame_equal(tfrecord_table(tmp_path / "records"), table)
-    assert [sample.image_id for sample in read_tfrecords(paths[2])] == table["image_id"].tolist()[13:]
-    pd.testing.assert_frame_equal(tfrecord_table(reversed(paths)), table)
+    found = samples(tmp_path / "records")
+    assert [image_id for image_id, _, _ in found] == table["image_id"].tolist()
+    assert [label for _, _, label in found] == table["label"].tolist()
+    assert all(content == (folder / image_id).read_bytes() for image_id, content, _ in found)
+    pd.testing.assert_frame_equal(TFRecordIndex(tmp_path / "records").table(), table)
+    assert [image_id for image_id, _, _ in samples(paths[2])] == table["image_id"].tolist()[13:]
+    pd.testing.assert_frame_equal(TFRecordIndex(reversed(paths)).table(), table)
 
 
 def test_an_index_reads_any_image_alone(tmp_path: Path, images: tuple[pd.DataFrame, Path]) -> None:
@@ -218,7 +222,7 @@ def test_an_index_notices_what_happens_to_its_file(tmp_path: Path, images: tuple
 def test_what_tensorflow_wrote_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.tfrec"
     path.write_bytes(TENSORFLOW_WROTE)
-    assert list(read_tfrecords(path)) == [("1000015157.jpg", b"\xff\xd8\xff\xd9", 3)]
+    assert list(samples(path)) == [("1000015157.jpg", b"\xff\xd8\xff\xd9", 3)]
 
 
 def test_records_are_framed_as_tensorflow_frames_them() -> None:
@@ -230,7 +234,7 @@ def test_names_without_suffix_become_files_with_one(tmp_path: Path) -> None:
     path = tmp_path / "x.tfrec"
     path.write_bytes(frame_record(make_example({"image_name": [b"ISIC_7"], "image": [b"\x89PNG"], "target": [1]})))
     other = replace(CASSAVA, image_suffix=".png", ids_have_suffix=False)
-    assert [each.image_id for each in read_tfrecords(path, other)] == ["ISIC_7.png"]
+    assert [image_id for image_id, _, _ in samples(path, other)] == ["ISIC_7.png"]
     unpack_tfrecords(path, tmp_path / "out", other)
     assert (tmp_path / "out" / "train.csv").read_text() == "image_id,label\nISIC_7,1\n"
     assert (tmp_path / "out" / "train_images" / "ISIC_7.png").read_bytes() == b"\x89PNG"
@@ -239,7 +243,7 @@ def test_names_without_suffix_become_files_with_one(tmp_path: Path) -> None:
 def test_other_features_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "x.tfrec"
     path.write_bytes(record_of(width=[800], phash=[b"abc"], embedding=[0.5, 1.5]))
-    assert list(read_tfrecords(path)) == [("7.jpg", b"\xff\xd8jpeg\xff\xd9", 3)]
+    assert list(samples(path)) == [("7.jpg", b"\xff\xd8jpeg\xff\xd9", 3)]
 
 
 @pytest.mark.parametrize(
@@ -259,21 +263,21 @@ def test_wrong_features_name_file_and_record(tmp_path: Path, features: dict, mes
     path = tmp_path / "odd.tfrec"
     path.write_bytes(record_of() + record_of(**features))
     with pytest.raises(ValueError, match=r"odd\.tfrec, record 1: .*" + message):
-        list(read_tfrecords(path))
+        list(samples(path))
 
 
 def test_an_image_in_two_records_is_refused(tmp_path: Path) -> None:
     for name in ("a.tfrec", "b.tfrec"):
         (tmp_path / name).write_bytes(record_of())
     with pytest.raises(ValueError, match=r"b\.tfrec, record 0: image 7\.jpg is already record 0 of .*a\.tfrec"):
-        tfrecord_table(tmp_path)
+        TFRecordIndex(tmp_path)
 
 
 def test_a_folder_without_records_is_named(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
     for source in (tmp_path, tmp_path / "missing"):
         with pytest.raises(FileNotFoundError, match=f"TFRecord files .* in {source}, found none"):
-            list(read_tfrecords(source))
+            list(samples(source))
 
 
 def test_unpacked_records_are_the_competitions_folder(tiny_dir: Path, tmp_path: Path) -> None:
