@@ -22,8 +22,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,18 +216,20 @@ def time_views(repeats: int = 15) -> None:
         *((name, view, 16, (256, 341)) for name, view in papers.items()),
     ]:
         pixels = torch.rand(batch, 3, *stored, generator=torch.Generator().manual_seed(0))
-        generator, theirs = torch.Generator().manual_seed(0), kornia_views(view)
-        times = np.zeros((repeats + 1, 2))
-        with torch.no_grad():
-            for row in times:
-                for column, cut in enumerate((lambda: draw_view(pixels, view, generator), lambda: theirs(pixels))):
-                    started = time.perf_counter()
-                    cut()
-                    row[column] = time.perf_counter() - started
+        generator = torch.Generator().manual_seed(0)
+        cuts = partial(draw_view, pixels, view, generator), partial(kornia_views(view), pixels)
+        times = np.array([[seconds(cut) for cut in cuts] for _ in range(repeats + 1)])
         ours, kornias = np.median(1000 * times[1:], axis=0)  # the first round warms up
         ratio = np.median(times[1:, 1] / times[1:, 0])
         print(f"{name:13s} {batch} views of {view.size:3d} pixels: ours {ours:7.1f} ms, kornia {kornias:7.1f} ms, "
               f"ratio {ratio:.2f}")  # fmt: skip
+
+
+def seconds(cut: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    cut()
+    return time.perf_counter() - started
 
 
 def main() -> int:
