@@ -16,23 +16,35 @@ import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cassava_kit import __version__
 from cassava_kit.checkpoint import read_info
 from cassava_kit.competition import CASSAVA, COMPETITION_FILE, VARIABLE, Competition, current, read_facts, write_facts
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_bytes, write_json, write_text
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, write_ensemble
 from cassava_kit.kaggle.config import EXTRA_WHEELS, METADATA_FILE, PLACEHOLDER_OWNER, library_ranges, read_config
-from cassava_kit.kaggle.credentials import known_secrets, refuse_secrets
-from cassava_kit.kaggle.kernels import KERNEL_METADATA, SUBMISSION_KERNEL, Changes, Kernel, parse_changes, render
+from cassava_kit.kaggle.credentials import known_secrets, refuse_secrets, refuse_written_secrets
+from cassava_kit.kaggle.kernels import (
+    KERNEL_METADATA,
+    SUBMISSION_KERNEL,
+    Changes,
+    Kernel,
+    kernel_parameters,
+    parse_changes,
+    render,
+)
 from cassava_kit.kaggle.manifest import MANIFESTS, problems, read_manifest, write_manifest
-from cassava_kit.kaggle.wheels import build_kit_wheel, pure_wheel
+from cassava_kit.kaggle.wheels import build_kit_wheel, pure_wheel, source_files
 
 CHANGES_FILE = "changes.json"
+# Refuses a kernel's parameters by their values; the command line has it, which knows the recipes.
+CheckParameters = Callable[[Kernel, Mapping[str, Any], Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -101,22 +113,35 @@ def package(
         for name, text in render(SUBMISSION_KERNEL, root, owner=owner, builds=builds).items():
             write_text(folder / name, text)
         write_facts(folder / COMPETITION_FILE, current())
-        refuse_secrets(folder, secrets)
+        refuse_written_secrets(folder.iterdir(), secrets, root=folder)
     return read_bundle(out)
 
 
 def package_kernel(
-    out: str | Path, kernel: Kernel, *, root: str | Path, owner: str | None = None, changes: Changes | None = None
+    out: str | Path,
+    kernel: Kernel,
+    *,
+    root: str | Path,
+    owner: str | None = None,
+    changes: Changes | None = None,
+    check: CheckParameters | None = None,
 ) -> Bundle:
     """Pack the code and one of the kernels that need no weights, pinned to it, with its parameters changed.
 
     Without `changes` those of the last packing hold, and without `owner` the one that a push has put there.
+    `check` is called with the kernel, all its parameters and what is attached; what it raises ends the packing.
+
+    Raises:
+        UserError: a parameter is unknown or refused; nothing was written.
     """
     out, root = Path(out), Path(root)
     if kernel.weights:
-        raise ValueError(f"{kernel.name} needs weights: python submit.py --package packs it with them")
+        raise UserError(f"{kernel.name} needs weights: python submit.py --package packs it with them")
     owner = owner or _adopted_owner(out, root)
     changes = packed_changes(out, kernel) if changes is None else changes
+    parameters = kernel_parameters(kernel, root, changes)
+    if check is not None:
+        check(kernel, parameters, changes.attach)
     build = package_kit(out / "kit", root, owner=owner)
     with _replaced(kernel_folder(out, kernel), KERNEL_METADATA) as folder:
         rendered = render(kernel, root, owner=owner, builds={MANIFESTS["kit"]: build}, changes=changes)
@@ -125,7 +150,7 @@ def package_kernel(
         write_facts(folder / COMPETITION_FILE, current())
         given = [f"{name}={value!r}" for name, value in changes.parameters.items()]
         write_json(folder / CHANGES_FILE, {"parameters": given, "attach": list(changes.attach)})
-        refuse_secrets(folder, known_secrets([root]))
+        refuse_written_secrets(folder.iterdir(), known_secrets([root]), root=folder)
     return read_bundle(out, kernel)
 
 
@@ -151,14 +176,15 @@ def kernel_folder(out: Path, kernel: Kernel) -> Path:
 def package_kit(out: Path, root: Path, *, owner: str | None = None) -> str:
     """Pack the dataset that carries the code, and return its build id; training kernels need no other."""
     config = read_config(root, owner=owner)
-    house = wheelhouse(root)
+    house, secrets = wheelhouse(root), known_secrets([root])
+    refuse_written_secrets(source_files(root), secrets, root=root)
     with _replaced(out, MANIFESTS["kit"]) as folder:
         wheels = {"cassava-kit": build_kit_wheel(root, folder).name}
         wheels |= {name: pure_wheel(name, folder, wheelhouse=house).name for name in EXTRA_WHEELS}
         facts = {"kit_version": __version__, "tested": library_ranges(root), "wheels": wheels}
         manifest = write_manifest(folder, "kit", facts)
         write_json(folder / METADATA_FILE, config.dataset_metadata(config.kit_dataset))
-        refuse_secrets(folder, known_secrets([root]))
+        refuse_secrets(folder, secrets)
     return str(manifest["build_id"])
 
 
@@ -174,7 +200,7 @@ def read_bundle(out: str | Path, kernel: Kernel = SUBMISSION_KERNEL) -> Bundle:
     bundle = Bundle(out / "kit", out / "weights", kernel_folder(out, kernel), "", kernel)
     found = [f"{kind}: {line}" for kind, folder in bundle.datasets for line in problems(folder, kind)]
     if found:
-        raise ValueError(f"the bundle {out} is damaged: {'; '.join(found)}; package it again")
+        raise UserError(f"the bundle {out} is damaged: {'; '.join(found)}; package it again")
     if not bundle.notebook.is_file() or not (bundle.kernel_dir / KERNEL_METADATA).is_file():
         raise FileNotFoundError(f"{bundle.kernel_dir} has no {bundle.notebook.name} with its metadata; package it")
     builds = [read_manifest(folder, kind)["build_id"] for kind, folder in bundle.datasets]
@@ -185,24 +211,24 @@ def check_members(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:
     """Refuse an ensemble whose checkpoints are not exactly those given, or whose files are not what their name says."""
     named = [name for member in ensemble.members for name in member.checkpoints]
     if twice := sorted({name for name in named if named.count(name) > 1}):
-        raise ValueError(f"the ensemble names {', '.join(twice)} more than once; leave each in one member")
+        raise UserError(f"the ensemble names {', '.join(twice)} more than once; leave each in one member")
     if missing := sorted(set(named) - checkpoints.keys()):
-        raise ValueError(f"the ensemble names {', '.join(missing)}, for which no file was given; train it or drop it")
+        raise UserError(f"the ensemble names {', '.join(missing)}, for which no file was given; train it or drop it")
     if extra := sorted(checkpoints.keys() - set(named)):
-        raise ValueError(f"{', '.join(extra)} is in no member of the ensemble; leave it out")
+        raise UserError(f"{', '.join(extra)} is in no member of the ensemble; leave it out")
     classes, here = set(), current()
     remedy = f"call from the folder of its {COMPETITION_FILE}, or set ${VARIABLE}"
     for name, source in checkpoints.items():
         info = read_info(source)
         classes.add(info.n_classes)
         if name != f"{info.name}.safetensors":
-            raise ValueError(f"{source} is {info.name} by its header, the bundle calls it {name}; use its own name")
+            raise UserError(f"{source} is {info.name} by its header, the bundle calls it {name}; use its own name")
         if info.competition not in (None, here.slug):
-            raise ValueError(f"{source} was trained for {info.competition}, this folder is for {here.slug}; {remedy}")
+            raise UserError(f"{source} was trained for {info.competition}, this folder is for {here.slug}; {remedy}")
     if classes != {len(ensemble.prior)}:
-        raise ValueError(f"the ensemble has {len(ensemble.prior)} classes, its checkpoints {sorted(classes)}")
+        raise UserError(f"the ensemble has {len(ensemble.prior)} classes, its checkpoints {sorted(classes)}")
     if here.n_classes != len(ensemble.prior):
-        raise ValueError(
+        raise UserError(
             f"the ensemble has {len(ensemble.prior)} classes, "
             f"the competition {here.slug} has {here.n_classes}; {remedy}"
         )
@@ -215,7 +241,7 @@ def _replaced(folder: Path, marker: str) -> Iterator[Path]:
     One that holds the same bytes stays as it is, times included: the client knows by them what it uploaded already.
     """
     if folder.exists() and not (folder / marker).is_file() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds something else than a bundle (no {marker}); choose another --out")
+        raise UserError(f"{folder} holds something else than a bundle (no {marker}); choose another --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "new"

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from cassava_kit.files import read_json
+from cassava_kit.errors import UserError
+from cassava_kit.files import read_json, sha256_file
 from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.kernels import KERNEL_METADATA
 from cassava_kit.kaggle.manifest import read_manifest
@@ -51,7 +52,7 @@ class Case:
         """What the notebook was generated with."""
         literal = re.search(r"^SETTINGS = (\{.*?^\})", self.notebook, re.MULTILINE | re.DOTALL)
         if literal is None:
-            raise ValueError(f"{self.bundle.notebook} has no SETTINGS; package it again")
+            raise UserError(f"{self.bundle.notebook} has no SETTINGS; package it again")
         return dict(ast.literal_eval(literal[1]))
 
     @cached_property
@@ -65,12 +66,18 @@ class Case:
         return read_manifest(self.bundle.kit_dir, "kit")
 
     @cached_property
-    def rehearsals(self) -> list[dict[str, Any]]:
-        """Reports of this very build's rehearsals, in folders `rehearsal*` beside the bundle or in it."""
+    def reports(self) -> list[dict[str, Any]]:
+        """Reports of this build's rehearsals of this kernel, in folders `rehearsal*` beside the bundle or in it."""
         home = self.bundle.home
         found = [*home.glob(f"rehearsal*/{REPORT}"), *home.parent.glob(f"rehearsal*/{REPORT}")]
         reports = [read_json(path) | {"folder": str(path.parent)} for path in sorted(found)]
-        return [report for report in reports if report["build_id"] == self.bundle.build_id]
+        wanted = {"build_id": self.bundle.build_id, "kernel": self.bundle.kernel.name}
+        return [report for report in reports if all(report.get(name) == value for name, value in wanted.items())]
+
+    @cached_property
+    def rehearsals(self) -> list[dict[str, Any]]:
+        """Those of this very notebook."""
+        return [report for report in self.reports if report.get("notebook") == sha256_file(self.bundle.notebook)]
 
     @cached_property
     def runs(self) -> list[dict[str, Any]]:

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from cassava_kit.competition import COMPETITION_FILE, Competition, current
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 
 METADATA_FILE = "dataset-metadata.json"
+PACKAGE = Path(__file__).resolve().parents[1]
+# What an installed wheel carries of the repository: kernels/, pyproject.toml, dataset-metadata.json.
+INSTALLED_PROJECT = PACKAGE / "project"
 PLACEHOLDER_OWNER = "your-kaggle-name"
 # What the kernels need and Kaggle's image lacks; all are pure Python, so one wheel serves every Python of the image.
 COMMAND_LINE = ("typer", "rich", "shellingham", "annotated-doc")
 EXTRA_WHEELS = ("ttach", "cleanlab", "lightly", "lightning", *COMMAND_LINE)
-# The libraries whose version decides whether a kernel runs; their ranges come from requirements.txt.
+# Names of licences that Kaggle lists for datasets (docs/datasets_metadata.md of its client).
+LICENCES = (
+    *("CC0-1.0", "CC-BY-3.0", "CC-BY-3.0-IGO", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0"),
+    *("CC-BY-ND-4.0", "CC-BY-NC-ND-4.0", "CC-BY-NC-SA-3.0-IGO", "CC-BY-NC-SA-4.0", "CDLA-Permissive-1.0"),
+    *("CDLA-Sharing-1.0", "ODbL-1.0", "DbCL-1.0", "ODC-BY-1.0", "PDDL", "GPL-2.0", "GPL-3.0", "LGPL-3.0", "AGPL-3.0"),
+    *("FDL-1.3", "apache-2.0", "EU-ODP-Legal-Notice", "US-Government-Works", "copyright-authors", "other", "unknown"),
+)
+DESCRIPTION = "Packed by Cassava Kit. The kit's code is under the MIT licence; every wheel holds its own licence."
+# Kaggle cuts a kernel's title at 50 characters, and the longest is the slug with this behind it.
+LONGEST_KERNEL = "-ensemble-submission"
+LONGEST_TITLE = 50
+LONGEST_SLUG = LONGEST_TITLE - len(LONGEST_KERNEL)
+# The libraries whose version decides whether a kernel runs; their ranges come from pyproject.toml.
 TESTED_LIBRARIES = ("torch", "torchvision", "timm", "albumentations")
 
 
@@ -49,7 +68,19 @@ class KaggleConfig:
     def dataset_metadata(self, dataset: str) -> dict[str, Any]:
         """The `dataset-metadata.json` of the kit's or the weights' dataset."""
         title = self.title if dataset == self.kit_dataset else f"{self.title} Weights"
-        return {"id": dataset, "title": title, "licenses": [{"name": self.licence}], "isPrivate": True}
+        return {
+            "id": dataset,
+            "title": title,
+            "description": DESCRIPTION,
+            "licenses": [{"name": self.licence}],
+            "isPrivate": True,
+        }
+
+
+def project_root() -> Path:
+    """Return the folder that bundles are packed from: the repository, or the installed kit's copy of its files."""
+    repository = PACKAGE.parent
+    return repository if (repository / "kernels").is_dir() else INSTALLED_PROJECT
 
 
 def read_config(root: str | Path, *, owner: str | None = None, competition: Competition | None = None) -> KaggleConfig:
@@ -57,7 +88,10 @@ def read_config(root: str | Path, *, owner: str | None = None, competition: Comp
 
     A competition that has a `dataset` of its own gives slug and title.
 
-    ValueError where Kaggle would refuse it: slug of letters, digits and '-', title of 6 to 50 characters, one licence.
+    Raises:
+        FileNotFoundError: `root` has no such file.
+        UserError: Kaggle would refuse it. The slug must have 6 to 30 characters of a-z, 0-9 and '-', the title 6 to 42,
+            and the one licence must be of Kaggle's list.
     """
     path = Path(root) / METADATA_FILE
     if not path.is_file():
@@ -68,20 +102,30 @@ def read_config(root: str | Path, *, owner: str | None = None, competition: Comp
     if own := (competition or current()).dataset:
         path, slug, title = Path(COMPETITION_FILE), own, own.replace("-", " ").title()
     if not re.fullmatch(r"[A-Za-z0-9_-]+", owner) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
-        raise ValueError(f"{path}: id must be owner/slug, the slug of a-z, 0-9 and '-', got {owner}/{slug}")
-    if not 6 <= len(slug) <= 42:
-        raise ValueError(f"{path}: the slug must have 6 to 42 characters ('-weights' is added to it), got {slug!r}")
+        raise UserError(f"{path}: id must be owner/slug, the slug of a-z, 0-9 and '-', got {owner}/{slug}")
+    if not 6 <= len(slug) <= LONGEST_SLUG:
+        raise UserError(
+            f"{path}: the slug must have 6 to {LONGEST_SLUG} characters, because Kaggle takes {LONGEST_TITLE} for a "
+            f"kernel's title and {LONGEST_KERNEL!r} is added; {slug!r} has {len(slug)}"
+        )
     if not 6 <= len(title) <= 42:
-        raise ValueError(f"{path}: title must have 6 to 42 characters (' Weights' is added to it), got {title!r}")
+        raise UserError(f"{path}: title must have 6 to 42 characters (' Weights' is added to it), got {title!r}")
     if len(licences) != 1 or not licences[0].get("name"):
-        raise ValueError(f"{path}: licenses must hold exactly one {{name: ...}}, got {licences}")
-    return KaggleConfig(owner, slug, title, str(licences[0]["name"]))
+        raise UserError(f"{Path(root) / METADATA_FILE}: licenses must hold exactly one {{name: ...}}, got {licences}")
+    licence = str(licences[0]["name"])
+    if licence not in LICENCES:
+        raise UserError(
+            f"{Path(root) / METADATA_FILE}: Kaggle does not list the licence {licence!r} for datasets; "
+            f"take one of {', '.join(LICENCES)}"
+        )
+    return KaggleConfig(owner, slug, title, licence)
 
 
 def library_ranges(root: str | Path) -> dict[str, str]:
-    """Version ranges of the libraries that decide whether a kernel runs, as `requirements.txt` writes them."""
-    path = Path(root) / "requirements.txt"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found = [re.match(r"\s*([A-Za-z0-9_.-]+)\s*([<>=!~][^#;]*)", line) for line in lines]
-    ranges = {match[1].lower(): match[2].replace(" ", "").strip() for match in found if match}
-    return {name: ranges[name] for name in TESTED_LIBRARIES if name in ranges}
+    """Return the version ranges of the libraries that decide whether a kernel runs, as `pyproject.toml` writes them."""
+    path = Path(root) / "pyproject.toml"
+    if not path.is_file():
+        return {}
+    declared = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["dependencies"]
+    requirements = [Requirement(line) for line in declared]
+    return {each.name: str(each.specifier) for each in requirements if each.name in TESTED_LIBRARIES}

@@ -8,7 +8,19 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|KAGGLE_KEY|CREDENTIAL", re.IGNORECASE)
+from cassava_kit.errors import UserError
+
+# Variables whose value is a secret: a word that says so anywhere in the name, or a short one between underscores.
+SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSWO?R?D|PASSPHRASE|API_?KEY|CREDENTIAL|(^|_)(PAT|KEY|PASS|PW)(_|\d|$)|_PWD(_|\d|$)", re.IGNORECASE
+)
+# What an access token looks like: Kaggle's, Hugging Face's, GitHub's, GitLab's, OpenAI's, AWS's, Slack's, Google's; a
+# private key; and a bare 32-digit hexadecimal key, as kaggle.json holds one.
+TOKEN_SHAPES = re.compile(
+    rb"\bKGAT_[A-Za-z0-9]{16,}|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
+    rb"|\bglpat-[\w-]{20,}|\bsk-[\w-]{20,}|\bAKIA[A-Z0-9]{16}\b|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}"
+    rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----|(?<![0-9A-Za-z])[0-9a-f]{32}(?![0-9A-Za-z])"
+)
 SECRET_FILES = ("kaggle.json", "access_token", "access_token.txt", "credentials.json")
 SECRET_KEYS = ("key", "access_token", "refresh_token", "token")
 SHORTEST = 8
@@ -43,12 +55,35 @@ def _in_file(path: Path) -> set[str]:
     return {str(content[key]) for key in SECRET_KEYS if key in content} if isinstance(content, dict) else {text}
 
 
+def refuse_written_secrets(paths: Iterable[Path], secrets: set[str], *, root: Path) -> None:
+    """Refuse source files that hold one of the secrets, or a string in the shape of an access token.
+
+    Raises:
+        UserError: with each file, below `root`, and line; never with the value.
+    """
+    needles = [secret.encode() for secret in secrets]
+    found = []
+    for path in sorted(paths):
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            if TOKEN_SHAPES.search(line) or any(needle in line for needle in needles):
+                found.append(f"{path.relative_to(root)}:{number}")
+    if found:
+        raise UserError(
+            f"{', '.join(found)}: the line holds a credential, or what looks like one (its value is not shown); "
+            "read it from a file outside the repository, or from the environment, and package again"
+        )
+
+
 def refuse_secrets(folder: Path, secrets: set[str]) -> None:
-    """ValueError where any file in `folder` holds one of the secrets; the message names the file, never the value."""
+    """Refuse a folder with a file that holds one of the secrets.
+
+    Raises:
+        UserError: with the name of the file, never with the value.
+    """
     needles = [secret.encode() for secret in secrets]
     for path in sorted(folder.iterdir()):
         if needles and _holds(path, needles):
-            raise ValueError(f"{path.name} holds one of your credentials; remove it from the sources and package again")
+            raise UserError(f"{path.name} holds one of your credentials; remove it from the sources and package again")
 
 
 def _holds(path: Path, needles: list[bytes]) -> bool:

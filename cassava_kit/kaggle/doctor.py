@@ -12,10 +12,10 @@ from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.bundle import read_bundle
 from cassava_kit.kaggle.case import Case, Check, Status
 from cassava_kit.kaggle.causes import NO_QUOTA
-from cassava_kit.kaggle.config import METADATA_FILE, PLACEHOLDER_OWNER
+from cassava_kit.kaggle.config import LICENCES, LONGEST_SLUG, LONGEST_TITLE, METADATA_FILE, PLACEHOLDER_OWNER
 from cassava_kit.kaggle.image import image_versions
 from cassava_kit.kaggle.kernels import SUBMISSION_KERNEL, Kernel
-from cassava_kit.kaggle.manifest import MANIFESTS, check_flat, read_manifest
+from cassava_kit.kaggle.manifest import MANIFESTS, read_manifest
 from cassava_kit.kaggle.remote import FEWEST_HOURS, KaggleError, Remote
 from cassava_kit.kaggle.wheels import check_pure
 
@@ -23,7 +23,11 @@ SESSION_SECONDS = 12 * 3600
 IMAGE_MEMORY = 29 * 2**30
 
 Verdict = tuple[Status, str]
+NO_SUBMISSIONS = "today's submissions are used up; submit again after midnight UTC"
 NOT_REHEARSED: Verdict = ("unknown", "this build was not rehearsed; run: python submit.py --rehearse")
+LARGEST_NOTEBOOK = 1_000_000
+# A path below the input that is written out, whether as one string, relative, or joined with `/`.
+FIXED_PATH = re.compile(r"(?:/kaggle|\.\.)/input/[\w-]+|(?:/kaggle|\.\.)/input/?[\"']\)? */ *[\"'][\w-]+")
 
 
 def offline_pip(case: Case) -> Verdict:
@@ -33,7 +37,7 @@ def offline_pip(case: Case) -> Verdict:
         return "failed", f"{', '.join(missing)} is installed by the notebook but not in the bundle; package again"
     for name in wheels.values():
         check_pure(case.bundle.kit_dir / name)
-    if case.metadata["enable_internet"] or "--no-index" not in case.notebook:
+    if case.metadata.get("enable_internet") is not False or "--no-index" not in case.notebook:
         return "failed", "the notebook may use the internet; generate it again: python -m cassava_kit.kaggle.kernels"
     return "passed", f"{len(wheels)} pure wheels in the bundle, pip asks no index"
 
@@ -52,18 +56,63 @@ def wrong_gpu(case: Case) -> Verdict:
     if not case.bundle.kernel.gpu:
         return "passed", "this kernel needs none"
     shape = case.metadata.get("machine_shape")
-    if not case.metadata["enable_gpu"] or shape != "NvidiaTeslaT4":
+    if (asked := case.metadata.get("enable_gpu")) is not True:
+        return "failed", f"enable_gpu is {asked!r}, and must be true, a JSON boolean; package again"
+    if shape != "NvidiaTeslaT4":
         return "failed", f"machine_shape is {shape}; the P100 is retired, ask for NvidiaTeslaT4"
     return "passed", "two T4s; the notebook tries each before it starts"
 
 
-def scoring_error(case: Case) -> Verdict:
-    """The rehearsed submission has the right rows, ids and labels."""
+def rehearsed(case: Case) -> Verdict:
+    """The notebook ran offline to its end as it is now, and left what it must: right rows, ids and labels."""
+    if case.reports and not case.rehearsals:
+        return "failed", "the notebook was edited after its rehearsal; run: python submit.py --rehearse"
     if not case.rehearsals:
         return NOT_REHEARSED
     if failed := [report for report in case.rehearsals if not report["ok"]]:
         return "failed", failed[0]["verdict"]
-    return "passed", f"{len(case.rehearsals)} rehearsals of this build ended in a checked submission"
+    return "passed", f"{len(case.rehearsals)} rehearsals of this notebook left what they must"
+
+
+def what_is_pushed(case: Case) -> Verdict:
+    """The metadata sends the generated notebook, as a private one, and it is small enough."""
+    name, size = case.bundle.notebook.name, case.bundle.notebook.stat().st_size
+    wanted = {"code_file": name, "kernel_type": "notebook", "language": "python", "is_private": True}
+    for key, value in wanted.items():
+        if case.metadata.get(key) != value or type(case.metadata.get(key)) is not type(value):
+            return "failed", f"{key} is {case.metadata.get(key)!r}, and must be {value!r}; package again"
+    if size > LARGEST_NOTEBOOK:
+        return "failed", f"{name} has {size:,} bytes, Kaggle takes {LARGEST_NOTEBOOK:,}; clear its outputs"
+    return "passed", f"{name}, private, {size / 1000:.0f} kB"
+
+
+def competition_attached(case: Case) -> Verdict:
+    """The competition of the bundle is attached, and no other."""
+    wanted, sources = case.bundle.competition.slug, case.metadata.get("competition_sources")
+    if sources != [wanted]:
+        return "failed", f"competition_sources is {sources}, and must be ['{wanted}']; package again"
+    return "passed", wanted
+
+
+def rules(case: Case) -> Verdict:
+    """The user has joined the competition and accepted its rules."""
+    slug = case.bundle.competition.slug
+    advice = f"join it once and accept its rules: https://www.kaggle.com/competitions/{slug}/rules"
+    ask = getattr(case.remote, "rules_accepted", None)
+    accepted = ask() if ask is not None else None
+    if accepted is None:
+        return "unknown", f"only Kaggle knows; {advice}"
+    return (
+        ("passed", f"you take part in {slug}") if accepted else ("failed", f"you do not take part in {slug}; {advice}")
+    )
+
+
+def submissions_left(case: Case) -> Verdict:
+    """A submission is left today."""
+    left = case.remote.submissions_left() if case.remote is not None else None
+    if left is None:
+        return "unknown", "only Kaggle knows; a push asks"
+    return ("failed", NO_SUBMISSIONS) if left < 1 else ("passed", f"{left} left until midnight UTC")
 
 
 def timeout(case: Case) -> Verdict:
@@ -86,7 +135,7 @@ def csv_not_found(case: Case) -> Verdict:
 
 def mount_path(case: Case) -> Verdict:
     """Nothing depends on where things are mounted."""
-    if fixed := re.findall(r"/kaggle/input/[\w-]+", case.notebook):
+    if fixed := FIXED_PATH.search(case.notebook):
         return "failed", f"the notebook names {fixed[0]}; find folders by what they hold"
     layouts = sorted({report["layout"] for report in case.rehearsals if report["ok"]})
     tried = f"rehearsed in the layouts: {', '.join(layouts)}" if layouts else "not rehearsed yet"
@@ -109,11 +158,14 @@ def stale_dataset(case: Case) -> Verdict:
     return "passed", f"{pinned}, and is pushed when Kaggle serves it"
 
 
-def dropped_folders(case: Case) -> Verdict:
-    """Everything arrives: the datasets are flat and plainly named."""
+def licence(case: Case) -> Verdict:
+    """The datasets name one licence that Kaggle lists."""
     for _, folder in case.bundle.datasets:
-        check_flat(folder)
-    return "passed", "the datasets are flat, with names that Kaggle keeps"
+        names = [each.get("name") for each in read_json(folder / METADATA_FILE).get("licenses") or []]
+        if len(names) != 1 or names[0] not in LICENCES:
+            named = ", ".join(map(str, names)) or "no licence"
+            return "failed", f"{folder / METADATA_FILE} names {named}; Kaggle lists {', '.join(LICENCES)}"
+    return "passed", f"{names[0]}, which Kaggle lists"
 
 
 def library_drift(case: Case) -> Verdict:
@@ -127,22 +179,17 @@ def library_drift(case: Case) -> Verdict:
     return "passed", "the versions of both images are in the tested ranges; try them: make rehearse-image"
 
 
-def no_reason(case: Case) -> Verdict:
-    """A failure leaves something to read."""
-    if not case.runs:
-        return NOT_REHEARSED
-    return (
-        "passed",
-        "versions, devices and every member left out are printed and in run.json; a push shows the log's end",
-    )
-
-
 def slugs(case: Case) -> Verdict:
     """Ids and titles that Kaggle takes as they are."""
-    kernel = case.metadata["id"].partition("/")[2]
-    as_slug = re.sub(r"[^a-z0-9]+", "-", case.metadata["title"].lower()).strip("-")
-    if kernel != as_slug or not 5 <= len(case.metadata["title"]) <= 50:
-        return "failed", f"the title {case.metadata['title']!r} does not make the slug {kernel!r}"
+    kernel, title = case.metadata["id"].partition("/")[2], case.metadata["title"]
+    if not 5 <= len(title) <= LONGEST_TITLE:
+        return "failed", (
+            f"the title {title!r} has {len(title)} characters, Kaggle takes 5 to {LONGEST_TITLE}; "
+            f"choose a dataset slug of at most {LONGEST_SLUG} and package again"
+        )
+    as_slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    if kernel != as_slug:
+        return "failed", f"the title {title!r} does not make the slug {kernel!r}"
     ids = [read_json(folder / METADATA_FILE)["id"] for _, folder in case.bundle.datasets]
     # Behind the bundle's own there may be datasets that the user attached.
     if case.metadata["dataset_sources"][: len(ids)] != ids:
@@ -181,53 +228,58 @@ def quota(case: Case) -> Verdict:
         return "passed", "this kernel needs no GPU"
     hours = case.remote.gpu_hours_left() if case.remote is not None else None
     if hours is None:
-        return "unknown", "only Kaggle knows; see kaggle.com/settings (30 h a week, two sessions at once)"
+        return "unknown", (
+            "only Kaggle knows; see kaggle.com/settings (30 h a week, two sessions at once, a verified phone number)"
+        )
     if hours < FEWEST_HOURS:
-        return "failed", NO_QUOTA
+        return "failed", f"{NO_QUOTA}; without a verified phone number there are no hours at all"
     return "passed", f"{hours:.1f} GPU hours left this week"
 
 
-def wrong_final(case: Case) -> Verdict:
-    """Two different finals are chosen, from out-of-fold evidence."""
-    return "unknown", "chosen on kaggle.com by hand; `python submit.py --finals` proposes two different ones"
-
-
-CAUSES: tuple[tuple[str, Callable[[Case], Verdict]], ...] = (
-    ("offline pip", offline_pip),
-    ("weights downloaded at build", weights_downloaded),
-    ("wrong GPU", wrong_gpu),
-    ("scoring error (rows, ids, dtype)", scoring_error),
-    ("timeout", timeout),
-    ("CSV not found", csv_not_found),
-    ("mount path changed", mount_path),
-    ("dataset stale or still processing", stale_dataset),
-    ("dropped sub-folders", dropped_folders),
-    ("library drift", library_drift),
-    ("no failure reason shown", no_reason),
-    ("metadata slugs", slugs),
-    ("RAM and shared memory", memory),
-    ("slow decode on few cores", slow_decode),
-    ("quota", quota),
-    ("wrong final chosen", wrong_final),
+# Cause, how it is looked for, and whether only a submission can fail by it.
+CAUSES: tuple[tuple[str, Callable[[Case], Verdict], bool], ...] = (
+    ("offline pip", offline_pip, False),
+    ("weights downloaded at build", weights_downloaded, True),
+    ("wrong GPU", wrong_gpu, False),
+    ("not rehearsed, scoring error (rows, ids, dtype)", rehearsed, False),
+    ("timeout", timeout, False),
+    ("CSV not found", csv_not_found, True),
+    ("mount path changed", mount_path, False),
+    ("dataset stale or still processing", stale_dataset, False),
+    ("library drift", library_drift, False),
+    ("notebook: private, its own, below 1 MB", what_is_pushed, False),
+    ("competition attached", competition_attached, False),
+    ("metadata slugs", slugs, False),
+    ("licence", licence, False),
+    ("RAM and shared memory", memory, True),
+    ("slow decode on few cores", slow_decode, True),
+    ("rules accepted", rules, False),
+    ("GPU quota and phone", quota, False),
+    ("submissions left today", submissions_left, True),
 )
 
 
-# What only a submission can fail by; a kernel that trains or looks at the data is not asked.
-OF_SUBMISSIONS = (weights_downloaded, scoring_error, csv_not_found, no_reason, memory, slow_decode, wrong_final)
-
-
 def doctor(
-    root: str | Path, bundle_dir: str | Path, *, remote: Remote | None = None, kernel: Kernel = SUBMISSION_KERNEL
+    root: str | Path,
+    bundle_dir: str | Path,
+    *,
+    remote: Remote | None = None,
+    kernel: Kernel = SUBMISSION_KERNEL,
+    submits: bool = True,
 ) -> list[Check]:
     """Examine a bundle for every known cause; Kaggle is asked only where `remote` is given.
 
-    A bundle that is damaged or not there fails every cause that needs it, with the same reason.
+    Without `submits` the bundle is only to be pushed, and it does not matter how many submissions are left.
+
+    Returns:
+        A check for each cause, or the one check `bundle` where the bundle is damaged or not there.
     """
-    causes = [(cause, look) for cause, look in CAUSES if kernel.weights or look not in OF_SUBMISSIONS]
     try:
         case = Case(Path(root), read_bundle(bundle_dir, kernel), remote)
     except (ValueError, FileNotFoundError) as error:
-        return [Check(cause, "failed", str(error)) for cause, _ in causes]
+        return [Check("bundle", "failed", str(error))]
+    causes = [(cause, look) for cause, look, submitted in CAUSES if kernel.weights or not submitted]
+    causes = [(cause, look) for cause, look in causes if submits or look is not submissions_left]
     return [_examine(cause, look, case) for cause, look in causes]
 
 
@@ -236,5 +288,7 @@ def _examine(cause: str, look: Callable[[Case], Verdict], case: Case) -> Check:
         return Check(cause, *look(case))
     except KaggleError as error:
         return Check(cause, "unknown", str(error))
-    except (ValueError, FileNotFoundError, KeyError) as error:
+    except (ValueError, FileNotFoundError) as error:
         return Check(cause, "failed", str(error))
+    except (KeyError, TypeError, AttributeError) as error:
+        return Check(cause, "failed", f"a file of the bundle lacks what it must have ({error}); package again")

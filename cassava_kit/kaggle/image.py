@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import sha256_file, write_text
 
 STAMP = "made-from.sha256"
@@ -31,11 +32,11 @@ def image_environment(root: Path, folder: Path, *, version: str | None = None) -
     print(f"making {folder} with Python {version} and the versions of {wanted.name}: about 5 GB, once")
     stamp.unlink(missing_ok=True)
     if subprocess.run([interpreter, "-m", "venv", "--clear", folder], check=False).returncode:
-        raise ValueError(f"{interpreter} could not make an environment in {folder}; its messages are above")
+        raise UserError(f"{interpreter} could not make an environment in {folder}; its messages are above")
     options = ["--disable-pip-version-check", "--quiet", "--requirement", str(wanted)]
     command = [str(python), "-m", "pip", "install", *options]
     if subprocess.run(command, check=False).returncode:
-        raise ValueError(f"pip could not install {wanted}; its messages are above")
+        raise UserError(f"pip could not install {wanted}; its messages are above")
     write_text(stamp, made_from)
     return python
 
@@ -43,7 +44,7 @@ def image_environment(root: Path, folder: Path, *, version: str | None = None) -
 def find_python(asked: str | None = None) -> tuple[str, Path]:
     """The newest of the image's Python versions that is installed here, or the one that is asked for, and where."""
     if asked not in (None, *IMAGES):
-        raise ValueError(f"Kaggle's images have Python {' or '.join(IMAGES)}, got {asked}")
+        raise UserError(f"Kaggle's images have Python {' or '.join(IMAGES)}, got {asked}")
     versions = IMAGES if asked is None else (asked,)
     for version in versions:
         for candidate in _candidates(version):

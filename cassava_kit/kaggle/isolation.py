@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import write_text
 from cassava_kit.kaggle.layout import Mount
 
@@ -82,7 +83,7 @@ def isolations(name: str | None = None) -> Iterator[Isolation]:
     """Those that this machine allows, the strongest first; `name` asks for one of them."""
     names = [isolation.name for isolation in ISOLATIONS]
     if name is not None and name not in names:
-        raise ValueError(f"isolation must be one of {', '.join(names)}, got {name!r}")
+        raise UserError(f"isolation must be one of {', '.join(names)}, got {name!r}")
     return (each for each in ISOLATIONS if name in (None, each.name) and each.available())
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cassava_kit.competition import CASSAVA, Competition, current, facts
+from cassava_kit.errors import UserError
 from cassava_kit.files import write_text
 from cassava_kit.kaggle.config import COMMAND_LINE, KaggleConfig, read_config
 
@@ -29,23 +30,30 @@ OWN_LIMIT_SECONDS = int(11.5 * 3600)
 class Kernel:
     """One folder of `kernels/`: what it installs, and what Kaggle must give it.
 
-    `own_output` attaches what an earlier session of the same kernel left, to go on from it; before there is one, Kaggle
-    says that it cannot be added, and runs the kernel all the same.
+    `leaves` is a pattern of what a whole run leaves in its output, one file at least. `own_output` attaches the output
+    of an earlier session of the same kernel, to go on from it; before there is one, Kaggle says that it cannot be
+    added, and runs the kernel all the same.
     """
 
     name: str
     install: tuple[str, ...]
+    leaves: str
     weights: bool = False
     gpu: bool = True
     own_output: bool = False
 
 
-SUBMISSION_KERNEL = Kernel("ensemble-submission", ("cassava-kit", "ttach"), weights=True)
+SUBMISSION_KERNEL = Kernel("ensemble-submission", ("cassava-kit", "ttach"), "submission.csv", weights=True)
 KERNELS = (
     SUBMISSION_KERNEL,
-    Kernel("train-folds", ("cassava-kit", *COMMAND_LINE, "lightning"), own_output=True),
-    Kernel("pretrain-ssl", ("cassava-kit", *COMMAND_LINE, "lightning", "lightly"), own_output=True),
-    Kernel("eda", ("cassava-kit",), gpu=False),
+    Kernel("train-folds", ("cassava-kit", *COMMAND_LINE, "lightning"), "runs/*/fold*/oof.csv", own_output=True),
+    Kernel(
+        "pretrain-ssl",
+        ("cassava-kit", *COMMAND_LINE, "lightning", "lightly"),
+        "pretrain-*/backbone.safetensors",
+        own_output=True,
+    ),
+    Kernel("eda", ("cassava-kit",), "classes.png", gpu=False),
 )
 KERNEL_NAMES = tuple(kernel.name for kernel in KERNELS)
 
@@ -65,7 +73,7 @@ def find_kernel(name: str) -> Kernel:
     """The kernel of that name; ValueError with those there are."""
     found = next((kernel for kernel in KERNELS if kernel.name == name), None)
     if found is None:
-        raise ValueError(f"no kernel {name!r}; there are {', '.join(kernel.name for kernel in KERNELS)}")
+        raise UserError(f"no kernel {name!r}; there are {', '.join(kernel.name for kernel in KERNELS)}")
     return found
 
 
@@ -75,17 +83,30 @@ def parse_changes(parameters: Sequence[str], attach: Sequence[str]) -> Changes:
     for text in parameters:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"--param takes NAME=VALUE, e.g. RECIPE=resnet50 or FOLDS=[0,1], got {text!r}")
+            raise UserError(f"--param takes NAME=VALUE, e.g. RECIPE=resnet50 or FOLDS=[0,1], got {text!r}")
         try:
             values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             values[name] = value
     for source in attach:
         if source not in KERNEL_NAMES and not re.fullmatch(r"[\w-]+/[\w-]+", source):
-            raise ValueError(
+            raise UserError(
                 f"--attach takes a dataset's owner/slug, or {', '.join(KERNEL_NAMES)} for its output, got {source!r}"
             )
     return Changes(values, tuple(attach))
+
+
+def kernel_parameters(kernel: Kernel, root: Path, changes: Changes | None = None) -> dict[str, Any]:
+    """Return the parameters of a kernel, those of its source's first code cell, with some changed.
+
+    Raises:
+        UserError: a change names none of them.
+    """
+    source = root / "kernels" / kernel.name / f"{kernel.name}.py"
+    given = changes.parameters if changes else {}
+    values: dict[str, Any] = {}
+    exec(_assigned(_first_cell(_notebook(source)).source, given, kernel.name), values)
+    return {name: value for name, value in values.items() if name.isupper()}
 
 
 def settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]) -> dict[str, Any]:
@@ -135,16 +156,14 @@ def notebook_text(source: Path, values: Mapping[str, Any], parameters: Mapping[s
 
     `parameters` stand in for values that the first code cell assigns.
     """
-    import jupytext
     import nbformat
 
-    text = _source(source)
-    notebook = jupytext.reads(text, fmt="py:percent")
+    notebook = _notebook(source)
     for number, cell in enumerate(notebook.cells):
         cell.source = _include(cell.source, source.parent, values)
         cell.id, cell.metadata = f"{source.stem}-{number:02d}", {}
     if parameters:
-        first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        first = _first_cell(notebook)
         first.source = _assigned(first.source, parameters, source.stem)
     notebook.metadata = nbformat.from_dict(
         {
@@ -157,13 +176,37 @@ def notebook_text(source: Path, values: Mapping[str, Any], parameters: Mapping[s
     return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def _notebook(source: Path) -> Any:
+    """Return the notebook of a percent source as jupytext reads it, includes and all."""
+    import jupytext
+
+    return jupytext.reads(_source(source), fmt="py:percent")
+
+
+def _first_cell(notebook: Any) -> Any:
+    """Return the first code cell, which holds the parameters."""
+    return next(cell for cell in notebook.cells if cell.cell_type == "code")
+
+
 def _assigned(cell: str, parameters: Mapping[str, Any], kernel: str) -> str:
     """The parameters' cell with other values after its own; ValueError for a name that it does not assign."""
     assigned = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Name)]
     known = sorted({node.id for node in assigned if isinstance(node.ctx, ast.Store)})
     if unknown := [name for name in parameters if name not in known]:
-        raise ValueError(f"the kernel {kernel} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+        raise UserError(f"the kernel {kernel} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
     return "\n".join([cell, *(f"{name} = {value!r}" for name, value in parameters.items())])
+
+
+def with_parameters(notebook: str, parameters: Mapping[str, Any], kernel: str) -> str:
+    """Return a notebook's text with other values of its parameters, after those that it was made with.
+
+    Raises:
+        UserError: its first code cell assigns no such name.
+    """
+    content = json.loads(notebook)
+    first = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
+    first["source"] = _assigned("".join(first["source"]), parameters, kernel)
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _include(cell: str, folder: Path, values: Mapping[str, Any]) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from cassava_kit.competition import Competition, current
+from cassava_kit.errors import UserError
+from cassava_kit.files import read_csv
 from cassava_kit.kaggle.config import METADATA_FILE
 
 Layout = Literal["new", "old"]
@@ -79,7 +81,7 @@ def as_uploaded(folder: Path, out: Path) -> Path:
 def uploaded_name(name: str) -> str:
     """The name that a file has on Kaggle; ValueError where it is refused."""
     if any(character in name for character in REFUSED_CHARACTERS):
-        raise ValueError(f"{name!r} is refused by Kaggle; use letters, digits, '.', '_' and '-'")
+        raise UserError(f"{name!r} is refused by Kaggle; use letters, digits, '.', '_' and '-'")
     return re.sub(r"[+~]|[^\x00-\x7f]", "", name)
 
 
@@ -105,6 +107,34 @@ def link_images(images: Mapping[str, Path], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     for name, source in images.items():
         (out / name).symlink_to(source.resolve())
+    return out
+
+
+def few_images(folder: Path, n_per_class: int, out: Path, competition: Competition) -> Path:
+    """Make a competition folder of the first `n_per_class` training images of every class, and two test images.
+
+    Images are links, and what is not needed to train is left out.
+
+    Raises:
+        FileNotFoundError: `folder` lacks the table or the images.
+    """
+    from cassava_kit.data.table import list_images
+
+    out.mkdir(parents=True)
+    for name in (competition.train_csv, competition.train_images, competition.test_images):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} has no {name}; give the folder of {competition.slug} as downloaded")
+    table = read_csv(folder / competition.train_csv, dtype={competition.id_column: str})
+    rows = table.groupby(competition.label_column, sort=False).head(n_per_class)
+    rows.to_csv(out / competition.train_csv, index=False)
+    for kind, names in (
+        (competition.train_images, [competition.file_name(image_id) for image_id in rows[competition.id_column]]),
+        (competition.test_images, list_images(folder / competition.test_images)[:2]),
+    ):
+        link_images({name: folder / kind / name for name in names if (folder / kind / name).is_file()}, out / kind)
+    for name in (competition.sample_submission, competition.label_map):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
     return out
 
 

@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
 from cassava_kit.kaggle.config import METADATA_FILE
 from cassava_kit.paths import KIT_MANIFEST, WEIGHTS_MANIFEST
 
 MANIFESTS = {"kit": KIT_MANIFEST, "weights": WEIGHTS_MANIFEST}
+# What a manifest says besides its files, each a table of names.
+FACTS: dict[str, tuple[str, ...]] = {"kit": ("wheels", "tested"), "weights": ()}
 # Kaggle strips '+', '~' and non-ASCII from names, refuses '@' and '&', and unpacks archives.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}")
 UNPACKED_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
@@ -21,9 +24,9 @@ def check_flat(folder: Path) -> None:
     """Refuse what would not arrive as it is: folders and links, names that Kaggle changes, archives it unpacks."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not path.is_file():
-            raise ValueError(f"{path} is not a plain file; an uploaded dataset must be a flat folder of files")
+            raise UserError(f"{path} is not a plain file; an uploaded dataset must be a flat folder of files")
         if not PLAIN_NAME.fullmatch(path.name) or path.name.lower().endswith(UNPACKED_SUFFIXES):
-            raise ValueError(
+            raise UserError(
                 f"{path.name!r} would not keep its name or form on Kaggle; "
                 "use letters, digits, '.', '_' and '-', and no archives"
             )
@@ -51,14 +54,28 @@ def build_id(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """Read a manifest and check that it was not edited; ValueError or FileNotFoundError otherwise."""
+    """Read a manifest and check its shape, and that it was not edited.
+
+    Raises:
+        FileNotFoundError: `folder` has no manifest of this kind.
+        UserError: it is not JSON, lacks a field, or its build id differs.
+    """
     path = folder / MANIFESTS[kind]
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {path.name}; package it again")
-    manifest: dict[str, Any] = read_json(path)
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not _is_listing(manifest.get("files")):
+        raise UserError(f"{path} must list its files with name, size and sha256; package it again")
+    if missing := [name for name in FACTS[kind] if not isinstance(manifest.get(name), dict)]:
+        raise UserError(f"{path} lacks {', '.join(missing)}; package it again")
     if manifest.get("kind") != kind or manifest.get("build_id") != build_id(manifest):
-        raise ValueError(f"{path} is not the manifest that was packed (its build id differs); package it again")
+        raise UserError(f"{path} is not the manifest that was packed (its build id differs); package it again")
     return manifest
+
+
+def _is_listing(files: Any) -> bool:
+    entries = files if isinstance(files, list) else [None]
+    return all(isinstance(entry, dict) and {"name", "size", "sha256"} <= entry.keys() for entry in entries)
 
 
 def problems(folder: Path, kind: str) -> list[str]:

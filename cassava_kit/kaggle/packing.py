@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.blend import read_weights
-from cassava_kit.checkpoint import CheckpointInfo, read_info
+from cassava_kit.checkpoint import CheckpointInfo, fold_checkpoints, read_info
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 from cassava_kit.folds import Folds, read_folds, write_folds
-from cassava_kit.inference.calibrated import ensemble_evidence
-from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
-from cassava_kit.metrics import Measure, measure
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, loss_without, read_ensemble
+from cassava_kit.metrics import measure
 from cassava_kit.oof import Evidence, average, check_oof, gather
-from cassava_kit.paths import CHECKPOINT_FILE, OOF_FILE
+from cassava_kit.paths import OOF_FILE
 from cassava_kit.predictions import Predictions, read_predictions, write_predictions
 
 OOF, FOLDS = "ensemble-oof.csv", "folds.csv"  # as submit.py --ensemble names them
@@ -54,7 +54,7 @@ def from_dry_run(folder: Path, views: str | None = None) -> Selection:
     checkpoints: dict[str, Path] = {}
     infos = []
     for member in ensemble.members:
-        runs = [(run, read_info(run)) for run in _runs(folder / "runs" / member.name)]
+        runs = [(run, read_info(run)) for run in fold_checkpoints(folder / "runs" / member.name)]
         found = {f"{info.name}.safetensors": run for run, info in runs}
         checkpoints |= {name: found[name] for name in member.checkpoints if name in found}
         infos += [info for run, info in runs if run in checkpoints.values()]
@@ -76,19 +76,19 @@ def from_runs(
     """
     weighed = read_weights(weights) if weights else {}
     if repeated := sorted({folder.name for folder in members if [m.name for m in members].count(folder.name) > 1}):
-        raise ValueError(f"members need distinct names, got {', '.join(repeated)} more than once")
+        raise UserError(f"members need distinct names, got {', '.join(repeated)} more than once")
     folders = {folder.name: folder for folder in members} or {name: oof.parent for name, (_, oof) in weighed.items()}
     if not folders:
-        raise ValueError("give at least one member, or a weights file that names them")
+        raise UserError("give at least one member, or a weights file that names them")
     if weights and folders.keys() != weighed.keys():
-        raise ValueError(
+        raise UserError(
             f"{weights} weighs {', '.join(weighed)}, the run folders are of {', '.join(folders)}; "
             "give the folder of each, or none"
         )
     share = {name: weighed[name][0] if weights else 1 / len(folders) for name in folders}
     listed = [name for name in folders if share[name] > 0]
     notes = [f"{name} has no weight and is left out" for name in folders if share[name] == 0]
-    runs = {name: [(path, read_info(path)) for path in _runs(folders[name])] for name in listed}
+    runs = {name: [(path, read_info(path)) for path in fold_checkpoints(folders[name])] for name in listed}
     infos = [info for name in listed for _, info in runs[name]]
     _of_one_split(infos, weights)
     notes += [note for name in listed for note in _missing_folds(name, [info for _, info in runs[name]])]
@@ -117,13 +117,12 @@ def _known_views(views: str) -> str:
 
 
 def oof_facts(evidence: Evidence, weights: np.ndarray) -> dict[str, Any]:
-    """What the ensemble file keeps of out-of-fold evidence: the score, what members are worth, when votes may stop."""
+    """What the ensemble file keeps of out-of-fold evidence: the score and what members are worth."""
     score = measure(evidence.metric, evidence.labels, average(evidence, weights).probabilities)
     facts = {evidence.metric: score.value, "standard_error": score.standard_error, "rows": score.n, "labels": "given"}
-    if isinstance(score, Measure):
-        facts["accuracy"] = score.accuracy.accuracy
-    judged = ensemble_evidence(evidence.metric, evidence.names, evidence.labels, evidence.pred_probs, weights)
-    return facts | judged
+    facts["accuracy"] = score.accuracy
+    worth = loss_without(evidence.metric, evidence.names, evidence.labels, evidence.pred_probs, weights)
+    return facts | {"loss_without": worth}
 
 
 def _member(name: str, weight: float, infos: Sequence[CheckpointInfo]) -> EnsembleMember:
@@ -138,16 +137,6 @@ def _member(name: str, weight: float, infos: Sequence[CheckpointInfo]) -> Ensemb
     )
 
 
-def _runs(folder: Path) -> list[Path]:
-    """The checkpoints in a recipe's run folder, by fold."""
-    found = [path / CHECKPOINT_FILE for path in folder.glob("fold*") if (path / CHECKPOINT_FILE).is_file()]
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no fold*/{CHECKPOINT_FILE}; give a recipe's folder of runs, or train it"
-        )
-    return sorted(found, key=lambda path: read_info(path).fold or 0)
-
-
 def _of_one_split(infos: Sequence[CheckpointInfo], weights: Path | None) -> None:
     """ValueError where checkpoints, or the weights, are of different splits or classes, or have no class shares."""
     splits = {info.fold_hash: info.name for info in infos}
@@ -155,13 +144,13 @@ def _of_one_split(infos: Sequence[CheckpointInfo], weights: Path | None) -> None
         splits.setdefault(read_json(weights).get("fold_hash"), str(weights))
     if len(splits) > 1:
         said = ", ".join(f"{name} on {str(split)[:12]}" for split, name in splits.items())
-        raise ValueError(f"members and weights must be of one split, got {said}; train and weigh them on one fold file")
+        raise UserError(f"members and weights must be of one split, got {said}; train and weigh them on one fold file")
     classes = {info.n_classes: info.name for info in infos}
     if len(classes) > 1:
         said = ", ".join(f"{name} has {n}" for n, name in classes.items())
-        raise ValueError(f"members must have the same classes, got {said}; pack those of one competition")
+        raise UserError(f"members must have the same classes, got {said}; pack those of one competition")
     if any(info.prior is None for info in infos):
-        raise ValueError("a checkpoint does not know its training labels' class shares; train it again")
+        raise UserError("a checkpoint does not know its training labels' class shares; train it again")
 
 
 def _missing_folds(name: str, infos: Sequence[CheckpointInfo]) -> list[str]:

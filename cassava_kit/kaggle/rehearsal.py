@@ -12,30 +12,35 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cassava_kit.competition import Competition, current
-from cassava_kit.files import read_json, write_json, write_text
+from cassava_kit.errors import UserError
+from cassava_kit.files import read_json, sha256_file, write_json, write_text
 from cassava_kit.kaggle import execute
 from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.credentials import known_secrets, redact
 from cassava_kit.kaggle.isolation import Isolation, close_sockets, isolations, link_tree, private_environment
-from cassava_kit.kaggle.kernels import KERNEL_METADATA
+from cassava_kit.kaggle.kernels import KERNEL_METADATA, with_parameters
 from cassava_kit.kaggle.layout import (
     Layout,
     Mount,
     as_uploaded,
     competition_mounts,
     dataset_mounts,
+    few_images,
     hidden_images,
     link_images,
 )
 from cassava_kit.submission import check_submission
 
 Progress = Callable[[int, int], None]
+# Of each class, for the rehearsal of a kernel that trains: enough for ten folds.
+FEW_IMAGES = 10
 REPORT = "rehearsal.json"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -106,6 +111,12 @@ class Stage:
         return self.out / "working"
 
 
+class Judge(Protocol):
+    """What judges the files that a run left."""
+
+    def __call__(self, stage: Stage, *, ended: bool) -> tuple[list[str], str]: ...
+
+
 def rehearse(
     bundle: Bundle,
     competition_dir: str | Path,
@@ -124,14 +135,46 @@ def rehearse(
         mounts = _competition(Path(competition_dir), Path(scratch), layout, setting=setting, competition=facts)
         mounts += _datasets(bundle, Path(scratch), layout)
         stage = Stage(bundle.notebook.resolve(), mounts, out, layout, setting, facts)
-        if stage.working.exists():
-            shutil.rmtree(stage.working)
-        stage.working.mkdir(parents=True)
-        before = _state(mounts)
-        result, isolation = perform(stage, Path(scratch))
-        changed = [str(path) for path, state in _state(mounts).items() if before.get(path) != state]
-        rehearsal = _judge(stage, result, isolation, changed)
-    write_json(out / REPORT, {**asdict(rehearsal), "layout": layout, "build_id": bundle.build_id, "submission": None})
+        return _rehearse(stage, bundle, Path(scratch))
+
+
+def rehearse_training(
+    bundle: Bundle,
+    competition_dir: str | Path,
+    out: str | Path,
+    *,
+    layout: Layout = "new",
+    setting: Setting | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Rehearsal:
+    """Execute the notebook of a kernel without weights on a few images of every class, and check what it leaves.
+
+    `parameters` are set after those that it was packed with: they cut it down to an epoch that takes seconds. What the
+    user attached lies on Kaggle and is not there. What the notebook does never raises: the verdict says it.
+    """
+    setting, out, facts = setting or Setting(), Path(out).resolve(), bundle.competition
+    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        few = few_images(Path(competition_dir), FEW_IMAGES, Path(scratch) / "competition", facts)
+        notebook = Path(scratch) / bundle.notebook.name
+        text = bundle.notebook.read_text(encoding="utf-8")
+        write_text(notebook, with_parameters(text, parameters or {}, bundle.kernel.name))
+        mounts = competition_mounts(few, layout, facts) + _datasets(bundle, Path(scratch), layout)
+        return _rehearse(Stage(notebook, mounts, out, layout, setting, facts), bundle, Path(scratch))
+
+
+def _rehearse(stage: Stage, bundle: Bundle, scratch: Path) -> Rehearsal:
+    """Run what is on the stage, judge it, and write the report that the doctor reads."""
+    if stage.working.exists():
+        shutil.rmtree(stage.working)
+    stage.working.mkdir(parents=True)
+    before = _state(stage.mounts)
+    result, isolation = perform(stage, scratch)
+    changed = [str(path) for path, state in _state(stage.mounts).items() if before.get(path) != state]
+    check = _check_submission if bundle.kernel.weights else partial(_check_left, bundle.kernel.leaves)
+    rehearsal = _judge(stage, result, isolation, changed, check)
+    report = asdict(rehearsal) | {"layout": stage.layout, "kernel": bundle.kernel.name, "submission": None}
+    report |= {"build_id": bundle.build_id, "notebook": sha256_file(bundle.notebook)}
+    write_json(stage.out / REPORT, report)
     return rehearsal
 
 
@@ -155,15 +198,15 @@ def _competition(
 
 
 def _datasets(bundle: Bundle, scratch: Path, layout: Layout) -> list[Mount]:
-    """Both datasets of the bundle as they arrive on Kaggle, under the names that the notebook's metadata attaches."""
+    """The bundle's datasets as they arrive on Kaggle, under the names that the notebook's metadata attaches."""
     mounts: list[Mount] = []
-    sources = read_json(bundle.kernel_dir / KERNEL_METADATA)["dataset_sources"]
-    if len(sources) != 2:
-        raise ValueError(
-            f"{bundle.kernel_dir / KERNEL_METADATA} must attach the bundle's two datasets and no other, "
+    sources, folders = read_json(bundle.kernel_dir / KERNEL_METADATA)["dataset_sources"], bundle.datasets
+    if len(sources) < len(folders) or (bundle.kernel.weights and len(sources) > len(folders)):
+        raise UserError(
+            f"{bundle.kernel_dir / KERNEL_METADATA} must attach the bundle's {len(folders)} datasets and no other, "
             f"got {', '.join(sources) or 'none'}; package it again"
         )
-    for dataset, folder in zip(sources, (bundle.kit_dir, bundle.weights_dir), strict=True):
+    for dataset, (_, folder) in zip(sources, folders, strict=False):
         mounts += dataset_mounts(as_uploaded(folder, scratch / "datasets" / folder.name), dataset, layout)
     return mounts
 
@@ -189,7 +232,7 @@ def perform(stage: Stage, scratch: Path) -> tuple[dict[str, Any], Isolation]:
         if Path(spec["result"]).is_file():
             return read_json(spec["result"]), isolation
         return {"error": f"the notebook could not be run (exit code {code}): {complaint}"}, isolation
-    raise ValueError("this machine cannot set up the isolation that was asked for; leave the choice to the rehearsal")
+    raise UserError("this machine cannot set up the isolation that was asked for; leave the choice to the rehearsal")
 
 
 def _follow(
@@ -241,7 +284,9 @@ def _spec(stage: Stage, place: Path, isolation: Isolation) -> dict[str, Any]:
     }
 
 
-def _judge(stage: Stage, result: dict[str, Any], isolation: Isolation, changed: Sequence[str]) -> Rehearsal:
+def _judge(
+    stage: Stage, result: dict[str, Any], isolation: Isolation, changed: Sequence[str], check: Judge
+) -> Rehearsal:
     """Hold what was left behind against what Kaggle would ask of it."""
     secrets = known_secrets()
     log = COLOURS.sub("", redact(result.get("log", ""), secrets))
@@ -249,31 +294,56 @@ def _judge(stage: Stage, result: dict[str, Any], isolation: Isolation, changed: 
     executed = stage.out / stage.notebook.name
     if executed.is_file():
         write_text(executed, redact(executed.read_text(encoding="utf-8"), secrets))
-    submission = stage.working / "submission.csv"
-    images = next(mount.source for mount in stage.mounts if mount.target.name == stage.competition.test_images)
     wrong = [redact(result["error"], secrets)] if result["error"] else []
     wrong += [f"the notebook changed its input: {', '.join(changed)}"] if changed else []
-    rows, notes = "", ""
-    try:
-        rows = str(check_submission(submission, images, stage.competition))
-        if not result["error"]:
-            short, notes = read_run(stage.working)
-            wrong += short
-    except (ValueError, FileNotFoundError) as error:
-        wrong.append(str(error))
+    found, left = check(stage, ended=not result["error"])
+    wrong += found
     seconds, memory = result.get("seconds", 0.0), result.get("peak_memory", 0)
     used = f"used {seconds:.0f} s and {memory / 2**30:.1f} GiB"
     how = ", ".join(filter(None, (f"{stage.layout} layout", isolation.report, stage.setting.limits, used)))
-    said = f"FAILED ({how}): {'; '.join(wrong)}" if wrong else f"passed ({how}): {rows}; {notes}"
+    said = f"FAILED ({how}): {'; '.join(wrong)}" if wrong else f"passed ({how}): {left}"
+    submission = stage.working / "submission.csv"
     return Rehearsal(not wrong, f"rehearsal {said}", submission, seconds, isolation.report, log, memory)
 
 
+def _check_submission(stage: Stage, *, ended: bool) -> tuple[list[str], str]:
+    """Return what is wrong with the submission and with the run's own report, and what is there."""
+    images = next(mount.source for mount in stage.mounts if mount.target.name == stage.competition.test_images)
+    try:
+        rows = str(check_submission(stage.working / "submission.csv", images, stage.competition))
+        wrong, notes = read_run(stage.working) if ended else ([], "")
+    except (ValueError, FileNotFoundError) as error:
+        return [str(error)], ""
+    return wrong, f"{rows}; {notes}"
+
+
+def _check_left(pattern: str, stage: Stage, *, ended: bool) -> tuple[list[str], str]:
+    """Return what is missing of the files that a kernel leaves, and what is there."""
+    found = sorted(path.relative_to(stage.working).as_posix() for path in stage.working.glob(pattern))
+    return ([] if found or not ended else [f"it left no {pattern}"]), f"it left {', '.join(found)}"
+
+
 def read_run(working: Path) -> tuple[list[str], str]:
-    """What the run's own report says is wrong (members left out, nothing voted), and one line on what it used."""
-    run = read_json(working / "run.json")
-    wrong = [f"the run stopped early: {run['error']}"] if run["error"] else []
-    wrong += ["no member voted: the submission holds the most frequent class alone"] if run["prior_alone"] else []
-    wrong += [f"{name} was left out: {reason}" for name, reason in run["left_out"].items()]
-    names = ", ".join(dict.fromkeys(used["member"] for used in run["members_used"]))
-    failed = f"; {len(run['images_failed'])} images could not be read" if run["images_failed"] else ""
-    return wrong, f"members used: {names or 'none'}{failed}"
+    """Read the run's own report, `run.json` in `working`.
+
+    Returns:
+        What went wrong (members left out, nothing voted), one line each; and one line on what was used.
+
+    Raises:
+        FileNotFoundError: there is no report.
+        UserError: it is not a report of the submission run.
+    """
+    path = working / "run.json"
+    run = read_json(path)
+    try:
+        wrong = [f"the run stopped early: {run['error']}"] if run["error"] else []
+        wrong += ["no member voted: the submission holds the most frequent class alone"] if run["prior_alone"] else []
+        wrong += [f"{name} was left out: {reason}" for name, reason in run["left_out"].items()]
+        names = ", ".join(dict.fromkeys(used["member"] for used in run["members_used"]))
+        failed = f"; {len(run['images_failed'])} images could not be read" if run["images_failed"] else ""
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no report of a submission run ({type(error).__name__}: {error}); "
+            "was it written by another version of the kit? Rehearse or run the notebook again"
+        ) from None
+    return wrong, f"members used: {names or 'no member'}{failed}"

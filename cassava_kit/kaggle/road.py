@@ -10,19 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cassava_kit.files import read_json, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
-from cassava_kit.kaggle.bundle import Bundle, package, package_kernel, read_bundle
+from cassava_kit.kaggle.bundle import Bundle, package, package_kernel, packed_changes, read_bundle
 from cassava_kit.kaggle.config import project_root
-from cassava_kit.kaggle.kernels import SUBMISSION_KERNEL, Changes, Kernel
+from cassava_kit.kaggle.kernels import SUBMISSION_KERNEL, Changes, Kernel, kernel_parameters
 from cassava_kit.kaggle.layout import LAYOUTS, Layout, competition_mounts
 from cassava_kit.kaggle.packing import EVIDENCE, Selection, from_dry_run, from_runs, keep_evidence
-from cassava_kit.kaggle.rehearsal import Rehearsal, Setting, rehearse
+from cassava_kit.kaggle.parameters import check_parameters, rehearsal_parameters
+from cassava_kit.kaggle.rehearsal import Rehearsal, Setting, rehearse, rehearse_training
 from cassava_kit.kaggle.remote import Submission
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 ROOT = project_root()
+# In the folder of the call; `make clean` removes neither.
+LEDGER, OUTPUTS = Path("submissions.json"), Path("outputs")
+OLD_LEDGER = Path("build/submissions.json")
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,34 @@ def pack(selection: Selection, out: Path, *, owner: str | None = None) -> int:
 
 def pack_kernel(kernel: Kernel, out: Path, *, owner: str | None = None, changes: Changes | None = None) -> int:
     """Pack the code and one of the kernels that need no weights."""
-    bundle = package_kernel(out, kernel, root=ROOT, owner=owner, changes=changes)
+    bundle = package_kernel(out, kernel, root=ROOT, owner=owner, changes=changes, check=check_parameters)
     print(f"packed {kernel.name} in {out} (build {bundle.build_id[:12]})")
-    print(f"next: python submit.py --push --kernel {kernel.name} --bundle {out}")
+    print(f"next: python submit.py --rehearse --kernel {kernel.name} --bundle {out}")
     return 0
+
+
+def rehearse_kernel(
+    kernel: Kernel, out: Path, data: Path | None, setting: Setting, *, changes: Changes | None = None
+) -> int:
+    """Pack a kernel without weights and run one tiny epoch of it offline in both mount layouts; 1 if any run failed.
+
+    Without `data` the embedded sample is the competition. What each run leaves lies in `out`, in `rehearsal-*`.
+    """
+    from cassava_kit.sample import own_sample
+
+    bundle = package_kernel(out, kernel, root=ROOT, changes=changes, check=check_parameters)
+    competition = data or own_sample(bundle.competition)
+    tiny = rehearsal_parameters(kernel, kernel_parameters(kernel, ROOT, packed_changes(out, kernel)))
+    failed = 0
+    for layout in LAYOUTS:
+        folder = out / f"rehearsal-{kernel.name}-{layout}"
+        done = rehearse_training(bundle, competition, folder, layout=layout, setting=setting, parameters=tiny)
+        print(done.verdict)
+        failed += not done.ok
+    print(f"{failed} of {len(LAYOUTS)} rehearsals failed" if failed else f"all {len(LAYOUTS)} rehearsals passed")
+    if not failed:
+        print(f"next: python submit.py --push --kernel {kernel.name} --bundle {out}")
+    return int(failed > 0)
 
 
 def rehearse_bundle(bundle: Path, data: Path | None, setting: Setting, *, image: str | None = None) -> int:
@@ -153,15 +182,60 @@ def plan(bundle: Bundle, *, submit: bool = False) -> int:
     return 0
 
 
-def send(bundle: Bundle, ledger: Path, *, submit: bool = False, again: bool = False) -> int:
-    """Push the bundle, and with `submit` submit it and write it into the ledger that `--finals` reads."""
+def send(bundle: Bundle, ledger: Path = LEDGER, *, submit: bool = False, again: bool = False, ask: bool = True) -> int:
+    """Push the bundle, and with `submit` submit it and write it into the ledger that `finals` reads.
+
+    With `ask` the last submission of the day is made only when the terminal's user agrees.
+    """
     from cassava_kit.kaggle.push import go
 
-    pushed = go(ROOT, bundle, send=submit, again=again)
+    ledger = adopt_old_ledger(ledger)
+    confirm = confirmed if ask else lambda question: True
+    pushed = go(ROOT, bundle, send=submit, again=again, confirm=confirm, output=output_folder(bundle))
     if pushed.submission is not None:
         write_down(ledger, bundle, pushed.submission)
         print(f"written into {ledger}; next, with two or more of them: python submit.py --finals")
     return 0
+
+
+def confirmed(question: str) -> bool:
+    """Ask on the terminal; without one the answer is no."""
+    return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def output_folder(bundle: Bundle) -> Path:
+    """Return the folder for what a kernel leaves on Kaggle: `outputs/<kernel>`, and the build with a submission.
+
+    What an earlier version of the kit fetched into the bundle's folder, which `make clean` removes, is moved there.
+    """
+    kernel = bundle.kernel
+    folder = OUTPUTS / (f"{kernel.name}-{bundle.build_id[:12]}" if kernel.weights else kernel.name)
+    old = bundle.home / f"output-{kernel.name}"
+    if not kernel.weights and old.is_dir() and not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(old, folder)
+        print(f"moved {old} to {folder}: `make clean` removes build/")
+    return folder
+
+
+def adopt_old_ledger(ledger: Path) -> Path:
+    """Return the ledger; where the default one is missing, it is first copied from its old place in build/."""
+    if ledger != LEDGER or ledger.is_file() or not OLD_LEDGER.is_file():
+        return ledger
+    entries = read_json(OLD_LEDGER)["submissions"]
+    for entry in entries:
+        folder = evidence_folder(ledger, entry["ref"])
+        if Path(entry["evidence"]).is_dir():
+            shutil.copytree(entry["evidence"], ledger.parent / folder, dirs_exist_ok=True)
+        entry["evidence"] = folder.as_posix()
+    write_json(ledger, {"submissions": entries})
+    print(f"copied {len(entries)} submissions from {OLD_LEDGER}, which `make clean` removes, to {ledger}")
+    return ledger
+
+
+def evidence_folder(ledger: Path, ref: int) -> Path:
+    """Return the folder of a submission's evidence, relative to the ledger's."""
+    return Path(ledger.stem, str(ref))
 
 
 def write_down(ledger: Path, bundle: Bundle, submission: Submission) -> None:
@@ -170,10 +244,10 @@ def write_down(ledger: Path, bundle: Bundle, submission: Submission) -> None:
 
     ensemble = read_ensemble(bundle.weights_dir / ENSEMBLE_FILE)
     names = "+".join(member.name for member in ensemble.members)
-    evidence = ledger.parent / ledger.stem / str(submission.ref)
-    evidence.mkdir(parents=True, exist_ok=True)
+    folder = evidence_folder(ledger, submission.ref)
+    (ledger.parent / folder).mkdir(parents=True, exist_ok=True)
     for path in sorted((bundle.home / EVIDENCE).glob("*")):
-        shutil.copyfile(path, evidence / path.name)
+        shutil.copyfile(path, ledger.parent / folder / path.name)
     entry = {
         "ref": submission.ref,
         "name": f"{names}@{bundle.build_id[:8]}",
@@ -182,7 +256,7 @@ def write_down(ledger: Path, bundle: Bundle, submission: Submission) -> None:
         "description": submission.description,
         "public_score": submission.score,
         "members": len(ensemble.members),
-        "evidence": str(evidence),
+        "evidence": folder.as_posix(),
     }
     record(ledger, entry)
 
@@ -194,7 +268,7 @@ def finals(ledger: Path, folds: Path | None, candidates: Sequence[str]) -> int:
     if folds is not None:
         print(propose(parse_candidates(candidates, folds)))
         return 0
-    found, left_out = read_ledger(ledger)
+    found, left_out = read_ledger(adopt_old_ledger(ledger))
     for reason in left_out:
         print(f"left out: {reason}")
     print(propose(found))
@@ -205,5 +279,5 @@ def fetch(bundle: Bundle) -> int:
     """Fetch and check what the pushed kernel's latest run left."""
     from cassava_kit.kaggle.push import fetch as fetch_latest
 
-    print(f"fetched and checked: {fetch_latest(bundle)}")
+    print(f"fetched and checked: {fetch_latest(bundle, output=output_folder(bundle))}")
     return 0

@@ -23,12 +23,15 @@ from email.parser import Parser
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path
+from cassava_kit.kaggle.config import INSTALLED_PROJECT
 
 IMAGE_PYTHONS = ("3.12", "3.13")
-# What hatchling reads to build the kit; of the package itself only files that are code or said to be its data.
-BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE")
-PACKAGE_SUFFIXES = (".py", ".typed")
+# What hatchling reads to build the kit: of the package only code and page templates, of the notebooks their sources.
+BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE", "dataset-metadata.json")
+SOURCES = ("cassava_kit/**/*.py", "cassava_kit/**/*.typed", "cassava_kit/report/**/*.html", "kernels/**/*.py")
+SOURCES += ("kernels/image-*.txt",)
 # Left by the installer, not part of the wheel; direct_url.json may even hold the token of a private index.
 INSTALLER_FILES = ("INSTALLER", "REQUESTED", "RECORD", "RECORD.jws", "RECORD.p7s", "direct_url.json", "uv_cache.json")
 ZIP_DATE = (2020, 2, 2, 0, 0, 0)
@@ -38,8 +41,14 @@ EPOCH = "1580601600"
 def build_kit_wheel(root: Path, out: Path) -> Path:
     """Build the kit's wheel from `root` into `out` with hatchling: the same sources give the same bytes.
 
-    The build sees a clean copy that holds code alone, so nothing else that lies in the tree can get in.
+    The build sees a clean copy that holds code and page templates alone, so nothing else in the tree can get in.
+
+    Raises:
+        FileNotFoundError: `root` is not the repository.
+        UserError: a source file holds a credential, or hatchling cannot build.
     """
+    if root == INSTALLED_PROJECT:  # no repository around it: the wheel is made of the installed files
+        return rebuild_wheel("cassava-kit", out)
     with tempfile.TemporaryDirectory(prefix="kit-build-") as folder:
         source, target = Path(folder) / "source", Path(folder) / "dist"
         _copy_sources(root, source)
@@ -49,7 +58,7 @@ def build_kit_wheel(root: Path, out: Path) -> Path:
         wheels = sorted(target.glob("*.whl"))
         if done.returncode or len(wheels) != 1:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-            raise ValueError(f"hatchling could not build the kit's wheel from {root}: {''.join(last)}")
+            raise UserError(f"hatchling could not build the kit's wheel from {root}: {''.join(last)}")
         members, info = read_wheel(wheels[0])
         out.mkdir(parents=True, exist_ok=True)
         with atomic_path(out / wheels[0].name) as temporary:
@@ -57,13 +66,16 @@ def build_kit_wheel(root: Path, out: Path) -> Path:
         return out / wheels[0].name
 
 
+def source_files(root: Path) -> list[Path]:
+    """Return the files of the repository that the kit's wheel is built from."""
+    return [path for pattern in (*BUILD_FILES, *SOURCES) for path in sorted(root.glob(pattern)) if path.is_file()]
+
+
 def _copy_sources(root: Path, target: Path) -> None:
     package = root / "cassava_kit"
     if not (package / "__init__.py").is_file() or not (root / "pyproject.toml").is_file():
         raise FileNotFoundError(f"expected pyproject.toml and cassava_kit/ in {root}; package from the repository")
-    names = [name for name in BUILD_FILES if (root / name).is_file()]
-    sources = (path for path in package.rglob("*") if path.suffix in PACKAGE_SUFFIXES and path.is_file())
-    for path in [*(root / name for name in names), *sources]:
+    for path in source_files(root):
         copy = target / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -97,7 +109,7 @@ def rebuild_wheel(name: str, out: Path) -> Path:
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
-        raise ValueError(f"{name} is not installed and no wheelhouse has it; run: pip install {name}") from None
+        raise UserError(f"{name} is not installed and no wheelhouse has it; run: pip install {name}") from None
     tags = _wheel_tags(name, distribution.read_text("WHEEL") or "")
     members = _verified(distribution, _wheel_files(distribution))
     folder = next(path.split("/")[0] for path in members if path.endswith(".dist-info/WHEEL"))
@@ -111,7 +123,7 @@ def _wheel_tags(name: str, text: str) -> str:
     header = Parser().parsestr(text)
     tags = header.get_all("Tag") or []
     if header.get("Root-Is-Purelib") != "true" or not tags or any(not tag.endswith("-none-any") for tag in tags):
-        raise ValueError(f"{name} is not pure Python (tags {tags}); take the image's own, or a wheel for its platform")
+        raise UserError(f"{name} is not pure Python (tags {tags}); take the image's own, or a wheel for its platform")
     return "-".join([".".join(sorted({tag.split("-")[0] for tag in tags})), "none", "any"])
 
 
@@ -124,12 +136,12 @@ def _wheel_files(distribution: metadata.Distribution) -> list[str]:
         if ".." in path.parts or path.is_absolute():
             if path.stem in scripts or path.name in scripts:
                 continue
-            raise ValueError(f"{name} installs {path} outside site-packages; put its own wheel into a wheelhouse")
+            raise UserError(f"{name} installs {path} outside site-packages; put its own wheel into a wheelhouse")
         made_here = path.parent.name.endswith(".dist-info") and path.name in INSTALLER_FILES
         if not made_here and "__pycache__" not in path.parts:
             paths.append(str(path))
     if not paths:
-        raise ValueError(f"{name} has no RECORD of its files (an editable install?); put its wheel into a wheelhouse")
+        raise UserError(f"{name} has no RECORD of its files (an editable install?); put its wheel into a wheelhouse")
     return sorted(paths)
 
 
@@ -140,7 +152,7 @@ def _verified(distribution: metadata.Distribution, paths: list[str]) -> dict[str
         entry = recorded[path]
         if entry is None or _record_hash(content) != f"{entry.mode}={entry.value}":
             name = distribution.metadata["Name"]
-            raise ValueError(
+            raise UserError(
                 f"{path} is not as {name} {distribution.version} was published; "
                 f"run: pip install --force-reinstall --no-deps {name}=={distribution.version}"
             )
@@ -175,11 +187,11 @@ def read_wheel(wheel: Path) -> tuple[dict[str, bytes], str]:
             members = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
         info = next(name.split("/")[0] for name in members if name.endswith(".dist-info/RECORD"))
     except (zipfile.BadZipFile, OSError, StopIteration) as error:
-        raise ValueError(f"{wheel} is not a whole wheel ({error}); make or download it again") from None
+        raise UserError(f"{wheel} is not a whole wheel ({error}); make or download it again") from None
     rows = {row[0]: row[1] for row in csv.reader(io.StringIO(members.pop(f"{info}/RECORD").decode())) if row}
     for name, content in members.items():
         if rows.get(name) != _record_hash(content):
-            raise ValueError(f"{wheel}: {name} is not what its RECORD says; make or download it again")
+            raise UserError(f"{wheel}: {name} is not what its RECORD says; make or download it again")
     return members, info
 
 
@@ -193,7 +205,7 @@ def check_pure(wheel: Path, pythons: Iterable[str] = IMAGE_PYTHONS) -> None:
     wanted = SpecifierSet(header.get("Requires-Python") or "")
     refused = [python for python in pythons if not wanted.contains(f"{python}.0")]
     if refused:
-        raise ValueError(f"{wheel.name} refuses Python {', '.join(refused)} (requires {wanted}); use another version")
+        raise UserError(f"{wheel.name} refuses Python {', '.join(refused)} (requires {wanted}); use another version")
 
 
 def _place(wheel: Path, out: Path) -> Path:

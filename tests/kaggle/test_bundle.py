@@ -4,18 +4,21 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cassava_kit.checkpoint import load_tensors, read_info, save_checkpoint
 from cassava_kit.competition import CASSAVA, VARIABLE, write_facts
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_file
 from cassava_kit.inference.ensemble import Ensemble, read_ensemble
 from cassava_kit.kaggle.bundle import Bundle, check_members, package, package_kernel, read_bundle
-from cassava_kit.kaggle.kernels import Changes, find_kernel, parse_changes
-from cassava_kit.kaggle.manifest import problems, read_manifest, write_manifest
+from cassava_kit.kaggle.kernels import Changes, Kernel, find_kernel, parse_changes
+from cassava_kit.kaggle.manifest import build_id, problems, read_manifest, write_manifest
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -185,7 +188,7 @@ def test_a_kernel_packed_again_keeps_its_parameters_and_owner_and_follows_the_co
     assert package_kernel(tmp_path / "k", kernel, root=root) == first
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing has changed, nothing is new"
     assert "FOLDS = (0, 1)" in first.notebook.read_text()
-    with (root / "cassava_kit" / "paths.py").open("a") as file:
+    with (root / "cassava_kit" / "files.py").open("a") as file:
         file.write("# a later version\n")
     package_kernel(tmp_path / "k", find_kernel("eda"), root=root, owner="other")
     later = package_kernel(tmp_path / "k", kernel, root=root)
@@ -212,22 +215,76 @@ def test_no_credential_gets_into_a_bundle(
     assert not [name for name, content in _contents(tmp_path / "build").items() if b"PLANTED" in content]
 
 
-@pytest.mark.parametrize("where", ["cassava_kit/paths.py", "kernels/bootstrap.py"])
-def test_a_credential_written_into_the_code_stops_the_packing(
-    root: Path,
-    ensemble: Ensemble,
-    checkpoints: dict[str, Path],
-    tmp_path: Path,
-    where: str,
-    monkeypatch: pytest.MonkeyPatch,
+TOKENS = (
+    "KGAT_" + "0123456789abcdef" * 2,
+    "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ012345678",
+    "ghp_" + "a1B2" * 9,
+    "github_pat_" + "11ABCDEFG0" * 3,
+    "0123456789abcdef" * 2,
+    "-----BEGIN RSA " + "PRIVATE KEY-----",
+)
+
+
+@pytest.mark.parametrize("where", ["cassava_kit/files.py", "kernels/bootstrap.py", "pyproject.toml"])
+@pytest.mark.parametrize("value", ["PLANTED-KEY-OF-ENVIRONMENT", *TOKENS], ids=lambda value: value[:6])
+def test_a_credential_written_into_the_code_is_named_by_file_and_line(
+    root: Path, tmp_path: Path, where: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "PLANTED-KEY-OF-ENVIRONMENT")
+    """One of the user's own, by a variable whose name says so, or any string in the shape of a token."""
+    monkeypatch.setenv("MY_PAT", "PLANTED-KEY-OF-ENVIRONMENT")
+    number = len((root / where).read_text().splitlines()) + 1
     with (root / where).open("a") as file:
-        file.write("# PLANTED-KEY-OF-ENVIRONMENT\n")
-    with pytest.raises(ValueError, match="holds one of your credentials") as caught:
-        package(tmp_path / "build", ensemble=ensemble, checkpoints=checkpoints, root=root)
-    assert "PLANTED" not in str(caught.value)
-    assert not [path for path in _contents(tmp_path / "build").values() if b"PLANTED" in path]
+        file.write(f"# {value}\n# {value}\n")
+    with pytest.raises(UserError, match=rf"{where}:{number}, {where}:{number + 1}: the line holds") as caught:
+        package_kernel(tmp_path / "build", find_kernel("eda"), root=root)
+    assert value not in str(caught.value)
+    assert not (tmp_path / "build").exists()
+
+
+def test_hashes_and_names_are_no_tokens(root: Path, tmp_path: Path) -> None:
+    with (root / "cassava_kit" / "files.py").open("a") as file:
+        file.write(f"# {'0123456789abcdef' * 4} {'0123456789abcdef' * 2}x hf_hub_download ghp_\n")
+    package_kernel(tmp_path / "build", find_kernel("eda"), root=root)
+
+
+def test_a_token_given_as_a_parameter_is_refused(root: Path, tmp_path: Path) -> None:
+    changes = parse_changes([f"WEIGHTS={TOKENS[0]}"], ["me/weights"])
+    with pytest.raises(UserError, match=r"(train-folds\.ipynb|changes\.json):\d+") as caught:
+        package_kernel(tmp_path / "build", find_kernel("train-folds"), root=root, changes=changes)
+    assert TOKENS[0] not in str(caught.value) and not (tmp_path / "build" / "kernel-train-folds").exists()
+
+
+def test_what_refuses_parameters_is_asked_before_anything_is_written(root: Path, tmp_path: Path) -> None:
+    seen: list[object] = []
+
+    def check(kernel: Kernel, values: Mapping[str, Any], attached: Sequence[str]) -> None:
+        seen.extend([kernel.name, values["RECIPE"], values["SEED"], list(attached)])
+        raise UserError("refused")
+
+    changes = parse_changes(["RECIPE=vit_base"], ["pretrain-ssl"])
+    with pytest.raises(UserError, match="refused"):
+        package_kernel(tmp_path / "k", find_kernel("train-folds"), root=root, changes=changes, check=check)
+    assert seen == ["train-folds", "vit_base", 42, ["pretrain-ssl"]] and not (tmp_path / "k").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "must list its files with name, size and sha256"),
+        ([], "must list its files with name, size and sha256"),
+        ({"files": [{"name": "a"}]}, "must list its files with name, size and sha256"),
+        ({"files": {"a": 1}}, "must list its files with name, size and sha256"),
+        ({"files": []}, "lacks wheels, tested"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_one_line(tmp_path: Path, content: Any, message: str) -> None:
+    """Even one that names its own hash."""
+    if isinstance(content, dict):
+        content = {"kind": "kit", **content}
+        content["build_id"] = build_id(content)
+    (tmp_path / "KIT_MANIFEST.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_manifest(tmp_path, "kit")
 
 
 @pytest.mark.parametrize("name", ["model+1.bin", "a b.bin", "weights.tar.gz", "données.bin", "x&y.bin"])

@@ -2,46 +2,101 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cassava_kit.files import read_json, write_json
+from cassava_kit.competition import CASSAVA
+from cassava_kit.files import read_json, sha256_file, write_json
 from cassava_kit.kaggle.bundle import Bundle, package_kernel
 from cassava_kit.kaggle.config import library_ranges, read_config
 from cassava_kit.kaggle.credentials import known_secrets, redact
 from cassava_kit.kaggle.doctor import CAUSES, doctor
 from cassava_kit.kaggle.image import find_python, image_versions
 from cassava_kit.kaggle.kernels import OWN_LIMIT_SECONDS, find_kernel, parse_changes
+from cassava_kit.kaggle.manifest import write_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def status(bundle: Bundle, cause: str) -> str:
     """What the doctor says of one cause."""
-    checks = doctor(REPOSITORY, bundle.kit_dir.parent)
+    checks = doctor(REPOSITORY, bundle.home)
     return next(str(check.status) for check in checks if check.cause == cause)
 
 
+REHEARSED = "not rehearsed, scoring error (rows, ids, dtype)"
+
+
 def rehearsed(bundle: Bundle, **changes: Any) -> None:
-    """Leave the report of a rehearsal of this build beside it."""
-    folder = bundle.kit_dir.parent / "rehearsal"
+    """Leave the report of a rehearsal of this build and notebook beside it."""
+    folder = bundle.home / "rehearsal"
     report = {"ok": True, "verdict": "passed", "layout": "new", "memory": 2**30, "build_id": bundle.build_id}
+    report |= {"kernel": bundle.kernel.name, "notebook": sha256_file(bundle.notebook)}
     write_json(folder / "rehearsal.json", report | changes)
     write_json(folder / "working" / "run.json", {"plan": {"reading_seconds_per_image": 0.01}})
 
 
+class Asked:
+    """A Kaggle that answers the doctor's questions as it is told to."""
+
+    def __init__(self, **answers: Any) -> None:
+        usual = {"owner": "me", "gpu_hours_left": 30.0, "dataset_status": "ready"}
+        self.answers = usual | {"rules_accepted": True, "submissions_left": 5} | answers
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *_: self.answers[name]
+
+
 def test_every_cause_has_its_line_and_a_good_bundle_passes(bundle: Bundle) -> None:
     rehearsed(bundle)
-    checks = doctor(REPOSITORY, bundle.kit_dir.parent)
-    assert [check.cause for check in checks] == [cause for cause, _ in CAUSES] and len(checks) == 16
+    checks = doctor(REPOSITORY, bundle.home)
+    assert [check.cause for check in checks] == [cause for cause, _, _ in CAUSES]
     assert not [str(check) for check in checks if check.status == "failed"]
-    assert {check.cause for check in checks if check.status == "unknown"} == {"quota", "wrong final chosen"}
+    unknown = {check.cause for check in checks if check.status == "unknown"}
+    assert unknown == {"GPU quota and phone", "rules accepted", "submissions left today"}
     assert all("\n" not in str(check) for check in checks)
+    checks = doctor(REPOSITORY, bundle.home, remote=Asked())  # type: ignore[arg-type]
+    assert {check.status for check in checks} == {"passed"}, [str(check) for check in checks]
+
+
+@pytest.mark.parametrize(
+    ("cause", "answers", "said"),
+    [
+        ("GPU quota and phone", {"gpu_hours_left": 0.1}, "quota is used up.*phone"),
+        ("rules accepted", {"rules_accepted": False}, "kaggle.com/competitions/cassava-leaf.*/rules"),
+        ("submissions left today", {"submissions_left": 0}, "used up; submit again after midnight"),
+    ],
+)
+def test_what_kaggle_alone_knows_turns_red_when_it_is_asked(
+    bundle: Bundle, cause: str, answers: dict[str, Any], said: str
+) -> None:
+    rehearsed(bundle)
+    remote: Any = Asked(**answers)
+    checks = [check for check in doctor(REPOSITORY, bundle.home, remote=remote) if check.status == "failed"]
+    assert [check.cause for check in checks] == [cause] and re.search(said, checks[0].detail)
+    pushed = doctor(REPOSITORY, bundle.home, remote=Asked(submissions_left=0), submits=False)  # type: ignore[arg-type]
+    assert {check.status for check in pushed} == {"passed"}, "a push alone needs no submission"
+
+
+def test_datasets_of_another_owner_or_that_kaggle_could_not_process_are_red(bundle: Bundle) -> None:
+    rehearsed(bundle)
+    for path in (*bundle.home.glob("*/dataset-metadata.json"), bundle.kernel_dir / "kernel-metadata.json"):
+        path.write_text(path.read_text().replace("your-kaggle-name/", "me/"))
+    assert {check.status for check in doctor(REPOSITORY, bundle.home, remote=Asked())} == {"passed"}  # type: ignore[arg-type]
+    for answers, cause in (
+        ({"owner": "somebody"}, "metadata slugs"),
+        ({"dataset_status": "failed"}, "dataset stale or still processing"),
+    ):
+        remote: Any = Asked(**answers)
+        failed = [check.cause for check in doctor(REPOSITORY, bundle.home, remote=remote) if check.status == "failed"]
+        assert failed == [cause]
 
 
 def test_a_kernel_that_trains_is_examined_by_what_can_end_it(pristine: Path, tmp_path: Path) -> None:
@@ -50,8 +105,15 @@ def test_a_kernel_that_trains_is_examined_by_what_can_end_it(pristine: Path, tmp
     bundle = package_kernel(tmp_path, kernel, root=pristine, changes=changes)
     checks = {check.cause: check for check in doctor(REPOSITORY, tmp_path, kernel=kernel)}
     assert not [str(check) for check in checks.values() if check.status == "failed"]
-    assert {"offline pip", "wrong GPU", "dataset stale or still processing", "quota"} <= checks.keys()
-    assert "scoring error (rows, ids, dtype)" not in checks
+    assert {"offline pip", "wrong GPU", "dataset stale or still processing", "GPU quota and phone"} <= checks.keys()
+    assert not {"CSV not found", "RAM and shared memory", "submissions left today"} & checks.keys()
+    assert checks[REHEARSED].status == "unknown"
+    rehearsed(bundle, kernel="eda")
+    checks = {check.cause: check for check in doctor(REPOSITORY, tmp_path, kernel=kernel)}
+    assert checks[REHEARSED].status == "unknown", "the rehearsal of another notebook of this build"
+    rehearsed(bundle)
+    checks = {check.cause: check for check in doctor(REPOSITORY, tmp_path, kernel=kernel)}
+    assert checks[REHEARSED].status == "passed"
     described = read_json(bundle.kernel_dir / "kernel-metadata.json")
     assert described["dataset_sources"][1:] == ["me/first-weights"]
     assert described["kernel_sources"][1:] == [described["id"].replace("train-folds", "pretrain-ssl")]
@@ -81,7 +143,7 @@ def test_a_kernels_parameters_are_checked(pristine: Path, tmp_path: Path) -> Non
 
 
 def test_what_was_not_rehearsed_is_not_called_good(bundle: Bundle) -> None:
-    causes = ("scoring error (rows, ids, dtype)", "RAM and shared memory", "slow decode on few cores")
+    causes = (REHEARSED, "RAM and shared memory", "slow decode on few cores")
     assert [status(bundle, cause) for cause in causes] == ["unknown"] * 3
     rehearsed(bundle, build_id="of another build")
     assert [status(bundle, cause) for cause in causes] == ["unknown"] * 3
@@ -99,22 +161,62 @@ def _in_notebook(bundle: Bundle, old: str, new: str) -> None:
     bundle.notebook.write_text(text.replace(old, new))
 
 
+def _metadata(bundle: Bundle, **changes: Any) -> None:
+    _edit(bundle.kernel_dir / "kernel-metadata.json", **changes)
+
+
+def _packed_without(bundle: Bundle, name: str) -> None:
+    """A bundle that is whole by its manifest, but whose manifest never had one of the ensemble's files."""
+    (bundle.weights_dir / name).unlink()
+    build = write_manifest(bundle.weights_dir, "weights", {"kit_version": "0"})["build_id"]
+    _in_notebook(bundle, json.loads(_pinned(bundle))["WEIGHTS_MANIFEST.json"], build)
+
+
+def _pinned(bundle: Bundle) -> str:
+    found = re.search(r"\\\"builds\\\": (\{.*?\})", bundle.notebook.read_text())
+    assert found
+    return found[1].replace("'", '"')
+
+
+PATHS = ("'/kaggle/input/cassava'", "'../input/cassava'", "Path('/kaggle/input') / 'cassava'")
+
+
 @pytest.mark.parametrize(
     ("cause", "spoil"),
     [
-        ("offline pip", lambda b: _edit(b.kernel_dir / "kernel-metadata.json", enable_internet=True)),
+        ("offline pip", lambda b: _metadata(b, enable_internet=True)),
+        ("offline pip", lambda b: _metadata(b, enable_internet="false")),
         ("offline pip", lambda b: _in_notebook(b, "'ttach'", "'no-such-wheel'")),
         ("offline pip", lambda b: _in_notebook(b, "--no-index", "--upgrade")),
-        ("weights downloaded at build", lambda b: (b.weights_dir / "vit_a-fold0.safetensors").unlink()),
-        ("wrong GPU", lambda b: _edit(b.kernel_dir / "kernel-metadata.json", machine_shape="NvidiaTeslaP100")),
-        ("scoring error (rows, ids, dtype)", lambda b: rehearsed(b, ok=False)),
+        ("weights downloaded at build", lambda b: _packed_without(b, "vit_a-fold0.safetensors")),
+        ("wrong GPU", lambda b: _metadata(b, machine_shape="NvidiaTeslaP100")),
+        ("wrong GPU", lambda b: _metadata(b, enable_gpu="false")),
+        ("wrong GPU", lambda b: _metadata(b, enable_gpu=False)),
+        (REHEARSED, lambda b: rehearsed(b, ok=False)),
+        (REHEARSED, lambda b: _in_notebook(b, "holds the most frequent class", "holds a guess")),
         ("timeout", lambda b: _in_notebook(b, "30600", "32400")),
         ("CSV not found", lambda b: _in_notebook(b, "PART.replace(SUBMISSION)", "pass")),
-        ("mount path changed", lambda b: _in_notebook(b, '\\"/kaggle/input\\"', '\\"/kaggle/input/cassava\\"')),
+        *(
+            ("mount path changed", lambda b, p=path: _in_notebook(b, "STARTED = time.time()", f"X = {p}"))
+            for path in PATHS
+        ),
         ("dataset stale or still processing", lambda b: _in_notebook(b, "'WEIGHTS_MANIFEST.json': '", "'x': '")),
-        ("dropped sub-folders", lambda b: (b.kit_dir / "wheels").mkdir()),
-        ("metadata slugs", lambda b: _edit(b.kernel_dir / "kernel-metadata.json", title="Another title")),
-        ("metadata slugs", lambda b: _edit(b.kernel_dir / "kernel-metadata.json", dataset_sources=["me/other"])),
+        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, is_private=False)),
+        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, is_private="true")),
+        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, is_private=None)),
+        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, code_file="other.ipynb")),
+        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, kernel_type="script")),
+        (
+            "notebook: private, its own, below 1 MB",
+            lambda b: _in_notebook(b, "STARTED = time.time()", f"X = '{'x' * 10**6}'"),
+        ),
+        ("competition attached", lambda b: _metadata(b, competition_sources=[])),
+        ("competition attached", lambda b: _metadata(b, competition_sources=["titanic"])),
+        ("competition attached", lambda b: _metadata(b, competition_sources=[CASSAVA.slug, "titanic"])),
+        ("metadata slugs", lambda b: _metadata(b, title="Another title")),
+        ("metadata slugs", lambda b: _metadata(b, dataset_sources=["me/other"])),
+        ("licence", lambda b: _edit(b.kit_dir / "dataset-metadata.json", licenses=[{"name": "MIT"}])),
+        ("licence", lambda b: _edit(b.weights_dir / "dataset-metadata.json", licenses=[])),
         ("RAM and shared memory", lambda b: rehearsed(b, memory=28 * 2**30)),
     ],
 )
@@ -125,29 +227,54 @@ def test_every_cause_can_fail(bundle: Bundle, cause: str, spoil: Callable[[Bundl
     assert status(bundle, cause) == "failed"
 
 
+def test_a_slug_that_is_too_long_is_told_by_its_length(bundle: Bundle) -> None:
+    """A bundle of an earlier version, which took slugs of 31 to 42 characters."""
+    slug = "a-dataset-with-a-name-of-35-letters"
+    title = f"{slug}-ensemble-submission"
+    _metadata(bundle, id=f"me/{title}", title=title.replace("-", " ").title())
+    found = next(check for check in doctor(REPOSITORY, bundle.home) if check.cause == "metadata slugs")
+    assert found.status == "failed" and "has 55 characters, Kaggle takes 5 to 50" in found.detail
+    assert "slug of at most 30" in found.detail
+
+
+def test_a_metadata_file_without_a_field_is_one_line(bundle: Bundle) -> None:
+    write_json(bundle.kernel_dir / "kernel-metadata.json", {"id": "me/x"})
+    failed = {check.cause: check.detail for check in doctor(REPOSITORY, bundle.home) if check.status == "failed"}
+    assert "lacks what it must have ('title')" in failed["metadata slugs"]
+
+
 def test_slow_reading_is_found(bundle: Bundle) -> None:
     rehearsed(bundle)
-    _edit(bundle.kit_dir.parent / "rehearsal" / "working" / "run.json", plan={"reading_seconds_per_image": 1.5})
+    _edit(bundle.home / "rehearsal" / "working" / "run.json", plan={"reading_seconds_per_image": 1.5})
     assert status(bundle, "slow decode on few cores") == "failed"
 
 
 def test_drift_of_the_image_is_found(bundle: Bundle, root: Path) -> None:
     path = root / "kernels" / "image-3.13.txt"
     path.write_text(path.read_text().replace("albumentations==2.0.8", "albumentations==3.0.0"))
-    found = {check.cause: check for check in doctor(root, bundle.kit_dir.parent)}["library drift"]
+    found = {check.cause: check for check in doctor(root, bundle.home)}["library drift"]
     assert found.status == "failed" and "albumentations 3.0.0" in found.detail
 
 
 def test_a_missing_bundle_fails_with_its_reason(tmp_path: Path) -> None:
     checks = doctor(REPOSITORY, tmp_path)
-    assert {check.status for check in checks} == {"failed"} and "KIT_MANIFEST.json" in checks[0].detail
+    assert [(check.cause, check.status) for check in checks] == [("bundle", "failed")]
+    assert "KIT_MANIFEST.json" in checks[0].detail
+
+
+def test_a_damaged_bundle_is_one_line(bundle: Bundle) -> None:
+    (bundle.kit_dir / "wheels").mkdir()
+    (bundle.weights_dir / "vit_a-fold0.safetensors").write_bytes(b"cut off")
+    checks = doctor(REPOSITORY, bundle.home)
+    assert [(check.cause, check.status) for check in checks] == [("bundle", "failed")]
+    assert "wheels is not in the manifest" in checks[0].detail and "vit_a-fold0.safetensors" in checks[0].detail
 
 
 def test_the_images_versions_are_within_what_the_kit_asks_for() -> None:
     from packaging.requirements import Requirement
 
-    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
-    asked = {one.name: one.specifier for one in map(Requirement, (x for x in lines if x and not x.startswith("#")))}
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    asked = {one.name: one.specifier for one in map(Requirement, declared)}
     for image, versions in image_versions(REPOSITORY).items():
         outside = [name for name, version in versions.items() if name in asked and version not in asked[name]]
         assert not outside, f"image-{image}.txt: {outside}"
@@ -179,7 +306,9 @@ def test_a_python_of_the_image_is_found_or_named() -> None:
     [
         ({"id": "me/UPPER"}, "id must be owner/slug"),
         ({"id": "me"}, "id must be owner/slug"),
-        ({"id": "me/abc"}, "6 to 42 characters"),
+        ({"id": "me/abc"}, "6 to 30 characters"),
+        ({"id": f"me/{'a' * 31}"}, "6 to 30 characters, because Kaggle takes 50 for a kernel's title.*has 31"),
+        ({"licenses": [{"name": "MIT"}]}, "does not list the licence 'MIT'"),
         ({"title": "Kit"}, "title must have 6 to 42"),
         ({"licenses": []}, "exactly one"),
     ],
@@ -206,6 +335,31 @@ def test_secrets_are_known_from_everywhere_and_taken_out(tmp_path: Path, monkeyp
     assert {f"PLANTED-{name}" for name in planted} <= found
     assert "/usr/bin" not in found
     assert redact("key=PLANTED-KEY.", found) == "key=***."
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MY_PAT",
+        "PAT",
+        "GH_PAT_2",
+        "KEY",
+        "MY_KEY",
+        "SSH_PASS",
+        "DB_PW",
+        "DB_PWD_1",
+        "PASSWORD",
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+    ],
+)
+def test_variables_are_secret_by_a_part_of_their_name(name: str) -> None:
+    assert known_secrets(environment={name: "PLANTED-VALUE"}) >= {"PLANTED-VALUE"}
+
+
+def test_other_variables_are_no_secrets() -> None:
+    names = ("PATH", "PWD", "KEYBOARD", "COMPAT", "PATTERN", "MONKEY", "PASSENGER", "LD_LIBRARY_PATH")
+    assert "harmless value" not in known_secrets(environment=dict.fromkeys(names, "harmless value"))
 
 
 def test_importing_the_kit_does_not_sign_in(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_each_push_of_a_kernel_packs_it_anew_with_the_parameters_it_had(root: Pa
     assert first.returncode == 0 and "next:" not in first.stdout, first.stderr
     notebook = tmp_path / "build/kernels/kernel-train-folds/train-folds.ipynb"
     before = notebook.read_text()
-    with (root / "cassava_kit" / "paths.py").open("a") as file:
+    with (root / "cassava_kit" / "files.py").open("a") as file:
         file.write("# a later version\n")
     second = submit(root, *push, "--owner", "someone", cwd=tmp_path)
     assert "SaveKernel someone/cassava-kit-train-folds" in second.stdout, second.stdout + second.stderr

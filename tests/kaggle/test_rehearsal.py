@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import Ensemble
 from cassava_kit.kaggle import image
@@ -136,7 +137,7 @@ def test_a_stale_kit_stops_the_notebook(
     bundle: Bundle, root: Path, ensemble: Ensemble, checkpoints: dict[str, Path], competition: Path, tmp_path: Path
 ) -> None:
     """The notebook was made for a newer version of the dataset than the one that is mounted."""
-    with (root / "cassava_kit" / "paths.py").open("a") as file:
+    with (root / "cassava_kit" / "files.py").open("a") as file:
         file.write("# a later version\n")
     later = package(tmp_path / "later", ensemble=ensemble, checkpoints=checkpoints, root=root)
     shutil.copytree(bundle.kit_dir, later.kit_dir, dirs_exist_ok=True)
@@ -280,6 +281,13 @@ def test_the_image_is_left_as_it_is(bundle: Bundle, competition: Path, tmp_path:
     assert before and installed() == before
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '"text"', '{"error": null, "prior_alone": false, "left_out": []}'])
+def test_a_run_report_of_another_shape_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json is no report of a submission run"):
+        read_run(tmp_path)
+
+
 def test_two_datasets_with_a_manifest_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     """Old and new version attached at once, or an input that is still empty: the message lists what was found."""
     source = bootstrap(bundle)
@@ -355,7 +363,7 @@ def test_a_third_dataset_in_the_metadata_is_named(bundle: Bundle, competition: P
     path = bundle.kernel_dir / "kernel-metadata.json"
     described = read_json(path)
     path.write_text(json.dumps(described | {"dataset_sources": [*described["dataset_sources"], "me/more"]}))
-    with pytest.raises(ValueError, match=r"two datasets and no other, got .*me/more; package it again"):
+    with pytest.raises(ValueError, match=r"2 datasets and no other, got .*me/more; package it again"):
         rehearse(bundle, competition, tmp_path / "out")
 
 

@@ -145,7 +145,7 @@ def test_the_kits_wheel_is_reproducible_and_holds_code_alone(root: Path, tmp_pat
 
 def test_a_change_of_one_source_changes_the_kits_wheel(root: Path, tmp_path: Path) -> None:
     before = build_kit_wheel(root, tmp_path / "a").read_bytes()
-    with (root / "cassava_kit" / "paths.py").open("a") as file:
+    with (root / "cassava_kit" / "files.py").open("a") as file:
         file.write("# changed\n")
     assert build_kit_wheel(root, tmp_path / "b").read_bytes() != before
 
