@@ -162,7 +162,7 @@ STEPS = {
     ),
     "submission": Step(
         lambda p: kit(
-            *("submission", "--weights", p.work / "weights", "--images", p.data / "test_images"),
+            *("submission", "--ensemble", p.work / "weights", "--images", p.data / "test_images"),
             *("--out", p.work / "submission" / "submission.csv", "--time-limit", p.time_limit, "--device", "cpu"),
         ),
         ("submission",),

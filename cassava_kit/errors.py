@@ -1,6 +1,9 @@
-"""Errors that are the user's to mend: `UserError`."""
+"""Errors that the user can mend: `UserError`, and `closest` for the name that was meant."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class UserError(ValueError):
@@ -14,3 +17,14 @@ class UserError(ValueError):
         Traceback (most recent call last):
         cassava_kit.errors.UserError: fold must be in 0..4, got 7; folds/kfold5.csv has 5 folds
     """
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """Return " (did you mean X or Y?)" with the nearest of `names`, an empty text where none is near.
+
+    Example:
+        >>> closest("resnet5O", ["resnet50", "vit_base"])
+        ' (did you mean resnet50?)'
+    """
+    near = get_close_matches(name, list(names), n=3)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

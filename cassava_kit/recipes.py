@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any
 
-from cassava_kit.config import RunConfig, replace
+from cassava_kit.config import NAMES, RunConfig, replace
+from cassava_kit.errors import UserError, closest
+from cassava_kit.files import sha256_bytes
 
 TIMM_PREFIX = "timm:"
+PLAIN_SETTINGS = " with plain settings"
+LONGEST_NAME = 72
 
 
 def resnet18() -> RunConfig:
@@ -201,13 +207,49 @@ def recipe_names() -> list[str]:
     return [function.__name__ for function in RECIPES]
 
 
+def run_name(config: RunConfig) -> str:
+    """Return the name of a run and of its folder: `name`, or the recipe's with what was changed in it.
+
+    Example:
+        >>> run_name(recipe("small_resnet").with_settings(["epochs=2", "lr=0.01"]))
+        'small_resnet--epochs-2--lr-0.01'
+    """
+    if config.name is not None:
+        return config.name
+    text = "--".join([config.recipe, *(_slug(f"{field} {value}") for field, value in changes(config).items())])
+    if len(text) <= LONGEST_NAME:
+        return text
+    return f"{text[: LONGEST_NAME - 9]}-{sha256_bytes(text.encode())[:8]}"
+
+
+def changes(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that differ from the recipe's, by name; none where the recipe is not one of the kit's."""
+    if config.about.endswith(PLAIN_SETTINGS):
+        base = recipe(f"{TIMM_PREFIX}{config.about.removesuffix(PLAIN_SETTINGS)}")
+    elif config.recipe in recipe_names():
+        base = recipe(config.recipe)
+    else:
+        return {}
+    before, now = base.model_dump(), config.model_dump()
+    return {field: now[field] for field in now if now[field] != before[field] and field not in NAMES}
+
+
+def _slug(text: str) -> str:
+    """The text as part of a file's name: `train_pixels (96, 128)` -> `train_pixels-96-128`."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
+
+
 def recipe(name: str) -> RunConfig:
     """The configuration of a recipe, or of `timm:NAME`: any timm model with plain settings."""
     if name.startswith(TIMM_PREFIX):
         model = name.removeprefix(TIMM_PREFIX)
-        return RunConfig(recipe=model.replace("/", "_"), about=f"{model} with plain settings", model=model)
+        called = f"timm-{model}" if model in recipe_names() else model.replace("/", "_")
+        return RunConfig(recipe=called, about=f"{model}{PLAIN_SETTINGS}", model=model)
     for function in RECIPES:
         if function.__name__ == name:
             about = (function.__doc__ or "").strip()
             return replace(function(), about=about)
-    raise ValueError(f"no recipe {name!r}; recipes are {', '.join(recipe_names())}, or timm:NAME for any timm model")
+    raise UserError(
+        f"no recipe {name!r}{closest(name, recipe_names())}; recipes are {', '.join(recipe_names())}, or timm:NAME for "
+        "any timm model"
+    )

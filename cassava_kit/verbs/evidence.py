@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from cassava_kit.verbs.options import CleanAction, Data, FoldFile, Settings
+from cassava_kit.verbs.options import CleanAction, Data, FoldFile, Settings, Weights
 
 
 def predict(
-    members: Annotated[list[Path], typer.Option(help="Checkpoint; may be repeated, their mean is written.")],
+    member: Annotated[
+        list[Path],
+        typer.Option(help="Checkpoint, or folder of a recipe's runs; may be repeated, the mean of all is written."),
+    ],
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     out: Annotated[Path, typer.Option(help="Prediction file to write; its .json header goes beside it.")],
     views: Annotated[str, typer.Option(help="Test-time views: none, flips, d4 or d4+zoom.")] = "none",
@@ -21,8 +24,10 @@ def predict(
     ] = None,
 ) -> None:
     """Predict every image of a folder with one or more checkpoints; with --folds, score them out of sample."""
+    from cassava_kit.checkpoint import fold_checkpoints
     from cassava_kit.inference.folder import predict_folder
 
+    members = [path for given in member for path in (fold_checkpoints(given) if given.is_dir() else [given])]
     summary = predict_folder(members, images, views=views, folds=folds, out=out)
     print(summary)
 
@@ -119,9 +124,7 @@ def ablate(
     clean_action: CleanAction = None,
     out: Annotated[Path, typer.Option(help="Folder of the variants' runs and of the table.")] = Path("runs/ablation"),
     settings: Settings = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="First weights: .safetensors, or .pth with tensors alone.")
-    ] = None,
+    weights: Weights = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
     ] = None,

@@ -16,6 +16,9 @@ CleanAction = Annotated[
         help="Drop (the default), flip or weight the rows the report would not keep, or soften every doubtful label.",
     ),
 ]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="First weights: .safetensors, or .pth with tensors alone.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated.")
 ]

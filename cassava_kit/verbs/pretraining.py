@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cassava_kit.cli import named_file
-from cassava_kit.verbs.options import Data, FoldFile, Settings
+from cassava_kit.errors import UserError
+from cassava_kit.verbs.options import Data, FoldFile, Settings, Weights
 
 
 def pretrain(
@@ -17,8 +18,8 @@ def pretrain(
         Path | None, typer.Option(help="Competition folder; all its training images are used, labels unseen.")
     ] = None,
     images: Annotated[list[Path] | None, typer.Option(help="Folder of further images; may be repeated.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="timm:NAME instead of the recipe's backbone.")] = None,
-    init: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
+    model: Annotated[str | None, typer.Option(help="timm:NAME instead of the recipe's backbone.")] = None,
+    weights: Weights = None,
     out: Annotated[Path, typer.Option(help="Run folder; the backbone is backbone.safetensors in it.")] = Path(
         "runs/pretrain"
     ),
@@ -27,15 +28,16 @@ def pretrain(
     """Pretrain a backbone on images without labels, and export it as plain timm weights for train --weights."""
     from cassava_kit.ssl.folder import pretrain_folders
 
-    print(pretrain_folders(method, data, images or [], backbone=backbone, init=init, out=out, settings=settings or []))
+    print(pretrain_folders(method, data, images or [], backbone=model, init=weights, out=out, settings=settings or []))
 
 
 def ssl_report(
     name: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe that every start is finetuned by.")],
     data: Data,
     folds: FoldFile,
-    init: Annotated[
-        list[str], typer.Option(metavar="NAME=FILE", help="A start to compare with random weights; may be repeated.")
+    weights: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=FILE", help="First weights to compare with random ones; repeat for each."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the report and its runs.")] = Path("runs/ssl-report"),
     shares: Annotated[str, typer.Option(help="Shares of the labels, with commas.")] = "0.01,0.1,1",
@@ -45,10 +47,10 @@ def ssl_report(
     """Say whether pretraining helped: probes and finetuning from each start, same folds, labels and budget."""
     from cassava_kit.recipes import recipe
 
-    named = [named_file(text, "--init takes NAME=FILE") for text in init]
+    named = [named_file(text, "--weights takes NAME=FILE") for text in weights]
     starts = dict(named)
     if len(starts) < len(named):
-        raise ValueError(f"--init must give each start a name of its own, got {', '.join(name for name, _ in named)}")
+        raise UserError(f"--weights: names must differ, got {', '.join(name for name, _ in named)}")
     parts = _parts(shares)
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.data.table import read_competition
@@ -68,4 +70,4 @@ def _parts(text: str) -> list[float]:
     try:
         return [float(share) for share in text.split(",")]
     except ValueError:
-        raise ValueError(f"--shares takes numbers up to 1 with commas, e.g. 0.01,0.1,1, got {text!r}") from None
+        raise UserError(f"--shares takes numbers up to 1 with commas, e.g. 0.01,0.1,1, got {text!r}") from None

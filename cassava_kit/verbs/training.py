@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cassava_kit.verbs.options import CleanAction, Data, FoldFile, Settings
+from cassava_kit.errors import UserError
+from cassava_kit.verbs.options import CleanAction, Data, FoldFile, Settings, Weights
 
 if TYPE_CHECKING:
     from cassava_kit.config import RunConfig
@@ -20,7 +21,7 @@ def recipes(
     hours: Annotated[
         bool, typer.Option(help="Estimate hours of Kaggle's two T4s for all folds, from counted operations.")
     ] = False,
-    images: Annotated[
+    n_images: Annotated[
         int | None, typer.Option(min=1, help="With --hours: training images; default: the competition's.")
     ] = None,
     n_splits: Annotated[int | None, typer.Option(min=2, help="With --hours: folds; default: 5.")] = None,
@@ -31,9 +32,9 @@ def recipes(
     from cassava_kit.recipes import recipe, recipe_names
     from cassava_kit.ssl.recipes import RECIPES as PRETRAINING
 
-    if not hours and (images is not None or n_splits is not None):
-        raise ValueError("--images and --n-splits go with --hours")
-    images, n_splits = images or current().training_images, n_splits or 5
+    if not hours and (n_images is not None or n_splits is not None):
+        raise ValueError("--n-images and --n-splits go with --hours")
+    images, n_splits = n_images or current().training_images, n_splits or 5
     if name is not None:
         print(f"{name}: {_hours(name, images, n_splits):.1f} h of two T4s" if hours else _configuration(name))
         return
@@ -86,12 +87,26 @@ def train(
     name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, timm:NAME, or logreg.")],
     data: Data,
     folds: FoldFile,
-    fold: Annotated[str, typer.Option(help="Number of the fold to hold out, or 'all'.")] = "all",
-    out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
-    weights: Annotated[
-        Path | None, typer.Option(help="First weights: .safetensors, or .pth with tensors alone.")
+    fold: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Number of a fold to hold out; may be repeated. Default: each fold in turn."),
     ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    weights: Weights = None,
+    partial_weights: Annotated[
+        bool, typer.Option("--partial-weights", help="Let tensors of the backbone that the file lacks stay random.")
+    ] = False,
     settings: Settings = None,
+    run_name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the run's folder; default: the recipe's, with the settings changed."),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a finished run of this name that differs.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep a finished run that another version of the code trained.")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
     ] = None,
@@ -110,14 +125,15 @@ def train(
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's log into the run.")] = False,
 ) -> None:
-    """Train a recipe on all folds but one, and write checkpoint and out-of-fold predictions; 'all' joins the folds."""
+    """Train a recipe once for each fold held out; write checkpoints and out-of-fold predictions."""
     from cassava_kit.data.table import read_competition
     from cassava_kit.folds import read_folds
     from cassava_kit.recipes import recipe
 
     if name == "logreg":
         spread = devices > 1 or num_nodes > 1 or strategy != "auto"
-        given = (settings, weights, limit, clean, clean_action, cache, workers, tensorboard, spread)
+        given = (settings, weights, partial_weights, run_name, replace, keep)
+        given += (limit, clean, clean_action, cache, workers, tensorboard, spread)
         if any(given):
             raise ValueError("train logreg takes --data, --folds, --fold and --out alone: it trains no network")
         from cassava_kit.baseline import train_logreg
@@ -129,7 +145,13 @@ def train(
         return
     if clean_action is not None and clean is None:
         raise ValueError("--clean-action goes with --clean FILE")
+    if partial_weights and weights is None:
+        raise UserError("--partial-weights goes with --weights FILE")
+    if replace and keep:
+        raise UserError("give --replace or --keep, not both")
     config = recipe(name).with_settings(settings or [])
+    if run_name is not None:
+        config = config.with_settings([f"name={run_name}"])
     from cassava_kit.training.devices import Devices
     from cassava_kit.training.recipe_run import train_recipe
     from cassava_kit.training.rows import Session
@@ -137,6 +159,7 @@ def train(
     split = read_folds(folds)
     session = Session(
         weights=weights,
+        partial_weights=partial_weights,
         limit=limit,
         clean=clean,
         clean_action=clean_action or "drop",
@@ -144,14 +167,11 @@ def train(
         workers=workers,
         cache=cache,
         tensorboard=tensorboard,
+        existing="replace" if replace else "keep" if keep else "refuse",
     )
     train_recipe(config, read_competition(data), split, out, folds=_fold_numbers(fold, split), session=session)
 
 
-def _fold_numbers(text: str, split: Folds) -> list[int]:
-    """The folds that `--fold` names."""
-    if text == "all":
-        return list(range(split.n_splits))
-    if not text.isdigit():
-        raise ValueError(f"--fold must be a whole number or 'all', got {text!r}")
-    return [split.check_fold(int(text))]
+def _fold_numbers(given: list[int] | None, split: Folds) -> list[int]:
+    """Return the folds that `--fold` names, all of them without it."""
+    return [split.check_fold(number) for number in sorted(set(given))] if given else list(range(split.n_splits))

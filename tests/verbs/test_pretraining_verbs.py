@@ -31,9 +31,9 @@ def test_a_start_is_compared_with_random_weights(tiny_dir, tiny_folds, tmp_path,
 
 
 def test_a_start_is_a_name_and_a_file(tmp_path):
-    with pytest.raises(ValueError, match=r"--init takes NAME=FILE, got 'b\.safetensors'"):
+    with pytest.raises(ValueError, match=r"--weights takes NAME=FILE, got 'b\.safetensors'"):
         ssl_report("small_resnet", tmp_path, tmp_path / "folds.csv", ["b.safetensors"])
-    with pytest.raises(ValueError, match=r"--init must give each start a name of its own, got a, a"):
+    with pytest.raises(ValueError, match=r"--weights: names must differ, got a, a"):
         ssl_report("small_resnet", tmp_path, tmp_path / "folds.csv", ["a=x.pth", "a=y.pth"])
     with pytest.raises(ValueError, match=r"--shares takes numbers up to 1 with commas, .* got '1%'"):
         ssl_report("small_resnet", tmp_path, tmp_path / "folds.csv", ["a=x.pth"], shares="1%")

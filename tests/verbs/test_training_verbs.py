@@ -23,8 +23,8 @@ GIVEN = ["--data", "nowhere", "--folds", "nowhere.csv"]
         (["train", "logreg", *GIVEN, "--clean-action", "flip"], "trains no network"),
         (["train", "logreg", *GIVEN, "--strategy", "ddp"], "trains no network"),
         (["train", "logreg", *GIVEN, "--num-nodes", "2"], "trains no network"),
-        (["recipes", "--images", "1000"], "--images and --n-splits go with --hours"),
-        (["recipes", "resnet50", "--n-splits", "3"], "--images and --n-splits go with --hours"),
+        (["recipes", "--n-images", "1000"], "--n-images and --n-splits go with --hours"),
+        (["recipes", "resnet50", "--n-splits", "3"], "--n-images and --n-splits go with --hours"),
         (["recipes", "logreg", "--hours"], "logreg needs no GPU"),
     ],
 )
@@ -36,10 +36,10 @@ def test_options_without_an_effect_are_refused(tmp_path, monkeypatch, capsys, ar
 
 
 def test_a_listed_recipe_is_printed_and_its_hours_are_those_of_the_list(capsys):
-    assert run_app(app, ["recipes", "--hours", "--images", "1000", "--n-splits", "3"]) == 0
+    assert run_app(app, ["recipes", "--hours", "--n-images", "1000", "--n-splits", "3"]) == 0
     listed = capsys.readouterr().out
     assert re.search(r"logreg +Logistic regression", listed)
-    assert run_app(app, ["recipes", "resnet50", "--hours", "--images", "1000", "--n-splits", "3"]) == 0
+    assert run_app(app, ["recipes", "resnet50", "--hours", "--n-images", "1000", "--n-splits", "3"]) == 0
     hours = f"{train_hours(recipe('resnet50'), 1000, 3):.1f} h"
     assert capsys.readouterr().out == f"resnet50: {hours} of two T4s\n" and re.search(f"resnet50 +{hours}", listed)
     assert run_app(app, ["recipes", "logreg"]) == 0
