@@ -12,6 +12,7 @@ import pandas as pd
 from cassava_kit.compare import Comparison, compare, correct
 from cassava_kit.competition import Metric
 from cassava_kit.config import RunConfig
+from cassava_kit.errors import UserError
 from cassava_kit.files import write_json, write_text
 from cassava_kit.metrics import baseline, gain, measure, told
 from cassava_kit.oof import Score
@@ -54,6 +55,7 @@ class Result:
 class SslReport:
     """All results, each start's paired comparison with random weights, and the verdict in words.
 
+    A difference counts as proved after correction for all comparisons of the report.
     `baselines` has, for each metric that judged a result, the score of one answer for every image.
     """
 
@@ -106,7 +108,7 @@ def ssl_report(
     for weights in (None, *inits.values()):
         check_run(config, data, range(data.folds.n_splits), replace(session or Session(), weights=weights))
     starts: dict[str, Path | None] = {RANDOM: None, **inits}
-    labels = data.folds.frame["label"].to_numpy()
+    labels = data.folds.scored["label"].to_numpy()
     results: list[Result] = []
     metric = data.competition.metric
     for name, weights in starts.items():
@@ -124,14 +126,14 @@ def ssl_report(
 
 
 def check_request(inits: Mapping[str, Path | None], shares: Sequence[float]) -> None:
-    """ValueError or FileNotFoundError for a start or share that cannot be reported on."""
+    """Refuse a start or share that cannot be reported on, as UserError or FileNotFoundError."""
     if not inits or RANDOM in inits:
-        raise ValueError(f"give at least one start by name and file, and none called {RANDOM!r}, which is always there")
+        raise UserError(f"give at least one start by name and file, and none called {RANDOM!r}, which is always there")
     for name, weights in inits.items():
         if weights is None or not Path(weights).is_file():
             raise FileNotFoundError(f"no weights file {weights} for the start {name!r}")
     if not shares or not all(0 < share <= 1 for share in shares):
-        raise ValueError(f"shares of the labels must lie in 0..1, got {list(shares)}")
+        raise UserError(f"shares of the labels must lie in 0..1, got {list(shares)}")
 
 
 def start_features(config: RunConfig, data: TrainData, weights: Path | None, cache: Path) -> np.ndarray:
@@ -164,8 +166,10 @@ def labels_limit(data: TrainData, fold: int, share: float) -> int | None:
 def probe_oof(
     features: np.ndarray, data: TrainData, share: float, probe: Callable[..., np.ndarray]
 ) -> tuple[np.ndarray, int]:
-    """Out-of-fold pred_probs (N, K) of a probe on frozen features, and the labels it had in a fold."""
+    """Return a probe's out-of-fold pred_probs (N, K) on the scored rows, and the number of labels it had in a fold.
 
+    `features` (M, D) are of all rows of the split, in its order.
+    """
     frame, n_classes = data.folds.frame, data.competition.n_classes
     position = pd.Series(np.arange(len(frame)), index=frame["image_id"])
     probs, n = np.zeros((len(frame), n_classes)), 0
@@ -178,18 +182,18 @@ def probe_oof(
         else:
             probs[test] = probe(features[train], rows["label"].to_numpy(), features[test], n_classes=n_classes)
         n += len(rows)
-    return probs, n // data.folds.n_splits
+    return probs[position[data.folds.scored["image_id"]]], n // data.folds.n_splits
 
 
 def finetune_oof(
     config: RunConfig, data: TrainData, share: float, out: Path, *, weights: Path | None, session: Session | None
 ) -> tuple[np.ndarray, int]:
-    """Out-of-fold pred_probs (N, K) of the supervised trainer from these weights, and the labels it had in a fold."""
+    """Return the out-of-fold pred_probs (N, K) of the trainer from these weights, and the labels it had in a fold."""
     from cassava_kit.predictions import read_predictions
 
-    frame = data.folds.frame
-    position = pd.Series(np.arange(len(frame)), index=frame["image_id"])
-    probs, n = np.zeros((len(frame), data.competition.n_classes)), 0
+    scored = data.folds.scored
+    position = pd.Series(np.arange(len(scored)), index=scored["image_id"])
+    probs, n = np.zeros((len(scored), data.competition.n_classes)), 0
     for fold, rows in labelled_rows(data, share):
         limit = labels_limit(data, fold, share)
         result = train_fold(

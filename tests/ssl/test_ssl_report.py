@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from cassava_kit.config import RunConfig
 from cassava_kit.data.table import TrainTable
 from cassava_kit.files import read_json
-from cassava_kit.folds import make_folds
+from cassava_kit.folds import make_folds, make_holdout
 from cassava_kit.models import create_model
 from cassava_kit.ssl.evaluate import linear_probs
 from cassava_kit.ssl.report import judge, labelled_rows, markdown, probe_oof, result_of, ssl_report, start_features
@@ -65,6 +66,20 @@ def test_the_verdict_follows_from_the_paired_comparison():
     table = report.table().set_index("init")
     assert table.loc["a", "gain"] == pytest.approx(gain)
     assert table.loc["a", "gain_low"] < gain < table.loc["a", "gain_high"]
+
+
+def test_proved_means_proved_among_all_comparisons_of_the_report():
+    """One gain with McNemar's p of .03: proved alone, and not beside seven comparisons in which nothing is."""
+    labels = np.zeros(400, int)
+    base, lucky = np.ones(400, int), np.ones(400, int)
+    base[:5], lucky[5:21] = 0, 0
+    assert 0.01 < binomtest(16, 21, 0.5).pvalue < 0.05
+    alone = judge([result("random", base, labels), result("a", lucky, labels)], labels)
+    assert "better in linear" in alone.verdict and alone.table()["proved"][1]
+    rows = [result("random", base, labels, share=s) for s in np.linspace(0.1, 0.8, 8)]
+    rows += [result("a", lucky if s == 0.1 else base, labels, share=s) for s in np.linspace(0.1, 0.8, 8)]
+    family = judge(rows, labels)
+    assert "better" not in family.verdict and not family.table()["proved"].fillna(False).any()
 
 
 def test_a_start_below_the_majority_is_told_so():
@@ -137,6 +152,15 @@ def test_few_labels_have_every_class(tmp_path):
     for _, rows in labelled_rows(data, 0.1):
         assert np.bincount(rows["label"]).tolist() == [72, 32, 8, 5, 3]
         assert rows["image_id"].is_monotonic_increasing
+
+
+def test_a_holdout_split_is_reported_on_its_validation_part(data):
+    frame = data.table.frame
+    folds = make_holdout(frame, [0.5, 0.25, 0.25], seed=0)
+    held = TrainData(data.table, folds)
+    probs, n = probe_oof(np.eye(3)[folds.frame["label"]], held, 1.0, linear_probs)
+    assert n == 30 and len(probs) == len(folds.scored) == 15
+    assert (probs.argmax(axis=1) == folds.scored["label"]).all()
 
 
 @pytest.mark.slow
