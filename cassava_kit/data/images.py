@@ -12,20 +12,25 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from cassava_kit.errors import UserError
+
 MAX_DECODED_PIXELS = 40_000_000
 # A progressive JPEG keeps all its coefficients in memory, about 3 bytes a pixel, whatever size it is decoded at.
 MAX_PROGRESSIVE_PIXELS = 160_000_000
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 QUICK_BYTES = 4096
-OTHER_STARTS = (PNG_START, b"BM", b"II*\x00", b"MM\x00*")
+# What Pillow may read beside JPEG: decoders of pictures alone, nothing that starts other programs as EPS does.
+OTHER_FORMATS = ("PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
+# A JPEG without its end may lack this share of its picture, which decoders fill with this gray.
+MISSING_SHARE, MISSING_GRAY = 0.1, 128
 
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A file or its content that is not a whole image; the message says why."""
 
 
@@ -70,10 +75,25 @@ def read_bytes(path: str | Path) -> bytes:
 def decode(content: bytes) -> np.ndarray:
     """Decode a whole image file's content to (H, W, 3) uint8 RGB, EXIF orientation applied.
 
-    JPEG, PNG, WebP, BMP and TIFF are known by content, not by name; gray, CMYK and 16-bit pixels become 8-bit RGB and
-    transparency is dropped. JPEGs above 40 megapixels are decoded at 1/2, 1/4 or 1/8 of their size. Raises ImageError.
+    JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000 and PPM are known by content, not by name, and of several pictures
+    the first is taken; gray, CMYK and 16-bit pixels become 8-bit RGB and transparency is dropped. JPEGs above 40
+    megapixels are decoded at 1/2, 1/4 or 1/8 of their size. A JPEG whose end is missing is taken as long as nine tenths
+    of its picture are there. Raises ImageError.
     """
     return _decode(content)
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """Return (height, width) from an image file's header, before any EXIF rotation; nothing is decoded.
+
+    Raises ImageError where there is no readable header.
+    """
+    if content.startswith(JPEG_START):
+        frame = _jpeg_frame(content)
+        if frame is None:
+            raise ImageError("a JPEG without a readable header")
+        return frame.height, frame.width
+    return _header_size(content)
 
 
 def decode_small(content: bytes, side: int) -> np.ndarray:
@@ -154,16 +174,31 @@ def _reason(path: str | Path) -> str | None:
 
 def _decode(content: bytes, *, side: int | None = None, most: int = 1) -> np.ndarray:
     """Decode; a JPEG's sides divided by up to `most`, as long as the shorter keeps `side` pixels."""
+    if not content.startswith(JPEG_START):
+        _check_other(content)
+        image = _opencv(content)
+        return _pillow(content) if image is None else image
+    frame = _check_jpeg(content)
+    room = min(frame.height, frame.width) // side if side else 1
+    shrink = max(_memory_shrink(frame), *(n for n in (1, 2, 4, 8) if n == 1 or n <= min(most, room)))
+    # Nearly every file ends with the marker: looking there first spares a search through all of it.
+    if content.endswith(JPEG_END) or content.find(JPEG_END, frame.scan_at) >= 0:
+        image = _opencv(content, shrink)
+        if image is None:
+            raise ImageError("cannot be decoded: its data are damaged or cut off")
+        return image
+    # By Pillow, whose libjpeg writes nothing to stderr about what is missing; the pixels are the same.
+    image = _pillow(content.rstrip(JPEG_END[:1]) + JPEG_END, shrink)
+    if (image == MISSING_GRAY).all(axis=2).mean() > MISSING_SHARE:
+        raise ImageError("a JPEG cut off before its end")
+    return image
+
+
+def _opencv(content: bytes, shrink: int = 1) -> np.ndarray | None:
+    """OpenCV's RGB pixels, a JPEG's sides divided by `shrink`; None where it cannot decode the content."""
     import cv2
 
     _silence_opencv()
-    shrink = 1
-    if content.startswith(JPEG_START):
-        frame = _check_jpeg(content)
-        room = min(frame.height, frame.width) // side if side else 1
-        shrink = max(_memory_shrink(frame), *(n for n in (1, 2, 4, 8) if n == 1 or n <= min(most, room)))
-    else:
-        _check_other(content)
     # OpenCV's "reduced" flags are one bit each, and colour another: RGB at once spares a pass over the pixels.
     reduced = {
         1: 0,
@@ -172,12 +207,30 @@ def _decode(content: bytes, *, side: int | None = None, most: int = 1) -> np.nda
         8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     }
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), reduced[shrink] | cv2.IMREAD_COLOR_RGB)
-    except cv2.error as error:
-        raise ImageError(f"cannot be decoded ({str(error.err).strip()})") from None
-    if image is None:
-        raise ImageError("cannot be decoded: its data are damaged or cut off")
-    return image
+        return cv2.imdecode(np.frombuffer(content, np.uint8), reduced[shrink] | cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        return None
+
+
+def _pillow(content: bytes, shrink: int = 1) -> np.ndarray:
+    """Pillow's RGB pixels of what OpenCV cannot decode (GIF and AVIF in some builds, a PNG or JPEG without its end)."""
+    import warnings
+
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=["JPEG", *_pillow_formats()]) as image:
+                if image.mode[0] in "IF":
+                    raise ImageError(f"cannot be decoded: pixels of kind {image.mode}")
+                if shrink > 1:
+                    image.draft("RGB", (image.width // shrink, image.height // shrink))
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"cannot be decoded: its data are damaged or cut off ({type(error).__name__})") from None
 
 
 def _memory_shrink(frame: JpegFrame) -> int:
@@ -196,13 +249,10 @@ def _too_large(height: int, width: int) -> ImageError:
 
 
 def _check_jpeg(content: bytes) -> JpegFrame:
-    """The JPEG's header; ImageError where it has none, or where its data have no end."""
+    """The JPEG's header; ImageError where it has none."""
     frame = _jpeg_frame(content)
     if frame is None:
         raise ImageError("a JPEG without a readable header")
-    # Nearly every file ends with the marker: looking there first spares a search through all of it.
-    if not content.endswith(JPEG_END) and content.find(JPEG_END, frame.scan_at) < 0:
-        raise ImageError("a JPEG cut off before its end")
     return frame
 
 
@@ -224,32 +274,46 @@ def _jpeg_frame(content: bytes) -> JpegFrame | None:
 
 
 def _check_other(content: bytes) -> None:
-    """Refuse what is no PNG, WebP, BMP or TIFF, or too large to decode."""
-    if not content:
-        raise ImageError("the file is empty")
-    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
-    if not webp and not content.startswith(OTHER_STARTS):
-        raise ImageError(f"not a JPEG, PNG, WebP, BMP or TIFF image (it begins with {content[:12]!r})")
+    """Refuse what is no image of `OTHER_FORMATS`, or too large to decode."""
     height, width = _header_size(content)
     if height * width > MAX_DECODED_PIXELS:
         raise _too_large(height, width)
 
 
 def _header_size(content: bytes) -> tuple[int, int]:
-    """(height, width) as PIL reads it from the header, without decoding."""
+    """(height, width) as Pillow reads it from the header, or as an AVIF's own box says it; nothing is decoded."""
     import warnings
 
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
+    if not content:
+        raise ImageError("the file is empty")
+    if content[4:12] in (b"ftypavif", b"ftypavis") and (at := content.find(b"ispe")) >= 0:  # ISO/IEC 23008-12, 6.5.3
+        width, height = (int.from_bytes(content[at + k : at + k + 4], "big") for k in (8, 12))
+        return height, width
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=_pillow_formats()) as image:
                 return image.height, image.width
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"not a JPEG, {', '.join(OTHER_FORMATS[:-1])} or {OTHER_FORMATS[-1]} image, or its header is damaged "
+            f"(it begins with {content[:12]!r})"
+        ) from None
     except Image.DecompressionBombError:
         raise ImageError("more pixels than can be decoded safely; make the image smaller") from None
     except Exception as error:
         raise ImageError(f"its header cannot be read ({type(error).__name__})") from None
+
+
+@cache
+def _pillow_formats() -> list[str]:
+    """`OTHER_FORMATS` as far as this Pillow has them."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in OTHER_FORMATS if name in Image.OPEN]
 
 
 @cache
