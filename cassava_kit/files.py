@@ -58,6 +58,17 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); make it again") from None
 
 
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a table as CSV with Unix line ends, which `read_csv` reads back: the same text for the same rows."""
+    import csv
+
+    # pandas leaves a lone carriage return unquoted, and takes it for the end of a row when it reads.
+    texts = (column for _, column in frame.items() if column.dtype.kind not in "biuf")
+    odd = any(column.astype(str).str.contains("\r", regex=False).any() for column in texts)
+    quoting = csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL
+    return frame.to_csv(index=False, lineterminator="\n", quoting=quoting)
+
+
 def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
     """`pandas.read_csv` of a file whose errors name it: ValueError for an empty one, or for rows of unequal width."""
     import pandas as pd

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cassava_kit.competition import Task, read_task
 from cassava_kit.errors import UserError
-from cassava_kit.files import header_path, read_csv, read_json, sha256_bytes, write_json, write_text
+from cassava_kit.files import csv_text, header_path, read_csv, read_json, sha256_bytes, write_json, write_text
 
 # Values of `fold` that are no fold: rows that every run trains on (as in sklearn's PredefinedSplit), and the test part.
 TRAIN_ONLY, TEST = -1, -2
@@ -140,7 +140,7 @@ def make_holdout(
     fold 0, the only one. Without groups each class's count in every part is within one image of its ideal share.
 
     Raises:
-        UserError: The shares do not fit, a class has fewer rows than there are parts, or a part would be left without one.
+        UserError: The shares do not fit, a class has fewer rows than there are parts, or a part lacks a class.
     """
     from cassava_kit.splits import stratified_parts
 
@@ -172,7 +172,7 @@ def _sorted(labels: pd.DataFrame, groups: np.ndarray | None) -> tuple[pd.DataFra
 
 
 def _check_parts(frame: pd.DataFrame, part: np.ndarray, shares: dict[str, float], groups: np.ndarray | None) -> None:
-    """Raise UserError where a part (0..P-1 by row, named in `shares`) is empty, or lacks a class of which it is due one.
+    """Raise UserError where a part (0..P-1 by row, named in `shares`) is empty or lacks a class it is due an image of.
 
     The message names the group that is too large, if groups were kept together.
     """
@@ -205,13 +205,13 @@ def count_groups(groups: np.ndarray) -> GroupCounts:
 
 def to_csv(frame: pd.DataFrame) -> str:
     """Return the fold file's text: the same for the same rows."""
-    return frame[["image_id", "label", "fold"]].to_csv(index=False, lineterminator="\n")
+    return csv_text(frame[["image_id", "label", "fold"]])
 
 
 def labels_hash(frame: pd.DataFrame) -> str:
     """Return the SHA-256 of the labels alone (`image_id,label`, sorted by id): equal for two splits of one table."""
     ordered = frame[["image_id", "label"]].sort_values("image_id", kind="stable")
-    return sha256_bytes(ordered.to_csv(index=False, lineterminator="\n").encode())
+    return sha256_bytes(csv_text(ordered).encode())
 
 
 def write_folds(path: str | Path, folds: Folds, *, replace: bool = False) -> None:

@@ -20,16 +20,19 @@ def cache_dir() -> Path:
     Where it cannot be made or written, e.g. for a user without a home, it is a folder in the system's temporary folder,
     and standard error says so once.
     """
-    home = os.environ.get("CASSAVA_KIT_CACHE") or os.path.join("~", ".cache", "cassava_kit")
-    return _writable_folder(os.path.expanduser(home))
+    named = os.environ.get("CASSAVA_KIT_CACHE")
+    try:
+        return _writable_folder(Path(named) if named else Path.home() / ".cache" / "cassava_kit")
+    except RuntimeError:  # neither $HOME nor an entry for this user
+        return _writable_folder(Path(os.devnull) / "cassava_kit")
 
 
 @cache
-def _writable_folder(wanted: str) -> Path:
+def _writable_folder(wanted: Path) -> Path:
     """`wanted`, made if it is not there, or where that fails this user's own folder among the temporary ones."""
-    reason = _unwritable(Path(wanted))
+    reason = _unwritable(wanted)
     if reason is None:
-        return Path(wanted)
+        return wanted
     other = Path(tempfile.gettempdir()) / f"cassava_kit-{os.getuid()}"
     if _unwritable(other) is not None or other.is_symlink() or other.stat().st_uid != os.getuid():
         other = Path(tempfile.mkdtemp(prefix="cassava_kit-"))

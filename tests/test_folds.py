@@ -147,7 +147,7 @@ def test_a_class_too_small_for_the_parts_is_named():
 
 
 def test_a_group_too_large_for_the_folds_is_refused_and_named():
-    """96 of 100 rows are copies of one image: four rows are left for the four other folds, of one class each."""
+    """96 of 100 rows are copies of one image: four rows are left for the four other folds, which need two each."""
     labels = pd.DataFrame({"image_id": [f"{n:03}.jpg" for n in range(100)], "label": np.arange(100) % 2})
     groups = np.where(np.arange(100) < 96, 0, np.arange(100))
     message = (
@@ -165,9 +165,7 @@ def test_a_group_too_large_for_the_folds_is_refused_and_named():
 def test_a_class_that_is_one_group_is_refused():
     labels = pd.DataFrame({"image_id": [f"{n:03}.jpg" for n in range(100)], "label": (np.arange(100) >= 90) * 1})
     groups = np.where(np.arange(100) >= 90, 1000, np.arange(100))
-    with pytest.raises(
-        UserError, match=r"class 1: the group of near-duplicates around 090\.jpg has 10 of the class's 10"
-    ):
+    with pytest.raises(UserError, match=r"class 1: .* around 090\.jpg has 10 of the class's 10"):
         make_folds(labels, n_splits=5, groups=groups)
 
 
@@ -193,6 +191,13 @@ def test_the_header_says_competition_metric_and_groups(tmp_path):
     write_folds(tmp_path / "b.csv", make_folds(labels))
     plain = read_folds(tmp_path / "b.csv")
     assert (plain.task, plain.near_duplicates) == (None, None)
+
+
+def test_names_of_any_characters_come_back(tmp_path):
+    names = ["007", "NA", "1e5", "null", 'a"b', "a,b", "a\rb", "a\nb", "\u2028", " x ", "\ufeff", "#"]
+    labels = pd.DataFrame({"image_id": names, "label": np.arange(12) % 2})
+    write_folds(tmp_path / "a.csv", make_folds(labels, n_splits=2))
+    assert set(read_folds(tmp_path / "a.csv").frame["image_id"]) == set(names)
 
 
 def test_another_split_is_not_written_over(tmp_path):

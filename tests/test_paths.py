@@ -38,6 +38,16 @@ def test_an_unwritable_place_costs_the_cache_alone(monkeypatch, tmp_path, capsys
     assert told.count("cannot be written") == 1 and str(folder) in told
 
 
+def test_a_user_without_any_home_has_a_cache(monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CASSAVA_KIT_CACHE", raising=False)
+    monkeypatch.setattr(paths.Path, "home", no_home)
+    monkeypatch.setattr(paths.tempfile, "tempdir", str(tmp_path))
+    assert cache_dir().parent == tmp_path
+
+
 def test_a_temporary_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "theirs").mkdir()

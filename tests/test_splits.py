@@ -23,7 +23,7 @@ def test_quotas_add_up_and_totals_stay_near(shares):
 
 
 def test_quotas_worked_out_by_hand():
-    """Ideal 4.5 2.25 2.25, then 1.5 .75 .75: the part that is owed most takes the image that is left, .5 then 1.5 - 1."""
+    """Ideal 4.5 2.25 2.25, then 1.5 .75 .75: the parts that are owed most take the images that are left."""
     assert class_quotas(np.array([9, 3]), (0.5, 0.25, 0.25)).tolist() == [[5, 2, 2], [1, 1, 1]]
     assert class_quotas(np.array([4, 8]), (0.5, 0.25, 0.25)).tolist() == [[2, 1, 1], [4, 2, 2]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv as csv_module
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from cassava_kit.competition import Competition, current
 if TYPE_CHECKING:
     import pandas as pd
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def _check_row(row: Row, csv: Path, competition: Competition) -> None:
 
 def _parse(csv: Path, competition: Competition) -> Iterator[Row]:
     """The rows of the file with their line numbers; blank lines are passed over."""
-    reader = csv_module.reader(_read_text(csv).splitlines(keepends=True), strict=True)
+    # `str.splitlines` would end a row at a form feed or U+2028 as well.
+    reader = csv_module.reader(io.StringIO(_read_text(csv), newline=""), strict=True)
     try:
         header = next(reader, [])
         id_at, label_at = _columns(header, csv, competition)

@@ -21,6 +21,8 @@ WEIGHTS = ""
 CLEAN = ""
 # Changes to the recipe, as for `python -m cassava_kit train --set`.
 SET = []
+# Finished folds in this notebook's own output that another version of the code trained: "keep" or "replace" them.
+EXISTING = ""
 
 # %%
 # include: settings
@@ -40,18 +42,18 @@ from queue import SimpleQueue
 
 import torch
 
-from cassava_kit.recipes import recipe
+from cassava_kit.recipes import recipe, run_name
 
 # A slip of RECIPE or SET ends here; the name is that of the run's folder.
-NAME = RECIPE if RECIPE == "logreg" else recipe(RECIPE).with_settings(SET).recipe
+NAME = RECIPE if RECIPE == "logreg" else run_name(recipe(RECIPE).with_settings(SET))
 DATA = competition_folder(SETTINGS["train_csv"], SETTINGS["train_images"])
 RUNS, SPLITS = OUTPUT / "runs", OUTPUT / "folds"
 SPLIT = SPLITS / f"kfold{N_SPLITS}-seed{SEED}{'-groups' if GROUPS else ''}.csv"
 take_up(RUNS)
 take_up(SPLITS)
-groups = ["--groups"] if GROUPS else []
+groups = "--groups" if GROUPS else "--no-groups"
 if not SPLIT.is_file() and not run(
-    ["folds", "--data", DATA, "--n-splits", N_SPLITS, "--seed", SEED, *groups, "--out", SPLIT]
+    ["folds", "--data", DATA, "--n-splits", N_SPLITS, "--seed", SEED, groups, "--out", SPLIT]
 ):
     raise RuntimeError("the folds were not made; see above")
 FILES = {"--weights": find_file(WEIGHTS), "--clean": find_file(CLEAN)}
@@ -66,14 +68,15 @@ if not COUNT:
     FREE.put([])  # the processor, for a rehearsal at home
 
 
-def train(fold, gpus=()):
-    """Train one fold, or with "all" join those that are there."""
+def train(fold=None, gpus=()):
+    """Train one fold; without one, join those that are there."""
     options = [*GIVEN, *(part for one in SET for part in ("--set", one))]
     if RECIPE != "logreg":
-        options += ["--workers", WORKERS]
+        options += ["--workers", WORKERS, *([f"--{EXISTING}"] if EXISTING else [])]
     if EACH > 1:
         options += ["--devices", EACH, "--strategy", "ddp"]
-    return run(["train", RECIPE, "--data", DATA, "--folds", SPLIT, "--fold", fold, "--out", RUNS, *options], gpus)
+    options += [] if fold is None else ["--fold", fold]
+    return run(["train", RECIPE, "--data", DATA, "--folds", SPLIT, "--out", RUNS, *options], gpus)
 
 
 def train_where_free(fold):
@@ -93,17 +96,18 @@ if not any(ENDED):
 
 
 def kind(fold):
-    """What a fold's finished run was: its settings, what it was given, its split and version; None without one."""
+    """Settings, given files, split, code and version of a fold's finished run; None where there is none."""
     files = [RUNS / NAME / f"fold{fold}" / name for name in ("run.json", "config.json", "oof.json")]
     if not all(file.is_file() for file in files):
         return None
     done, config, header = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-    return done.get("given"), config, header["fold_hash"], header["kit_version"]
+    code = (done.get("fingerprint") or {}).get("code")
+    return done.get("given"), config, header["fold_hash"], code, header["kit_version"]
 
 
 KINDS = [kind(fold) for fold in range(N_SPLITS)]
 if all(ENDED) and None not in KINDS and all(each == KINDS[0] for each in KINDS):
-    train("all")
+    train()
 else:
     # Joining would train folds again that nobody asked for.
     print(f"not joined: not all {N_SPLITS} folds are there with the same settings, files, split and kit version")

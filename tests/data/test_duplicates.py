@@ -323,7 +323,7 @@ def test_detail_agreement_is_the_correlation_where_there_is_detail():
     a[:30], b[:30] = (
         255,
         255,
-    )  # rows 0..28 are flat in both, 29 and 30 see the edge, and two more are the flat part's rim
+    )  # rows 0..28 are flat in both, and two more are their rim
     left = slice(31, 40)
     assert detail_agreement(a, b) == pytest.approx(np.corrcoef(a[left].ravel(), b[left].ravel())[0, 1])
     a[:38], b[:38] = 255, 255

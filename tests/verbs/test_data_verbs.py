@@ -1,7 +1,6 @@
 """The verb folds: the same files as the library makes, near-duplicates together, options that mean something."""
 
 import json
-import os
 
 import numpy as np
 import pandas as pd
@@ -83,7 +82,7 @@ def test_the_files_name_says_the_split(tiny_dir, tmp_path, monkeypatch):
     for arguments in ([], ["--n-splits", 3, "--no-groups", "--seed", 7], ["--holdout", "60-20-20"]):
         assert run("folds", "--data", tiny_dir, *arguments) == 0
     assert run("folds", "--labels", tiny_dir / "train.csv", "--n-splits", 4) == 0
-    assert sorted(os.listdir("folds")) == [
+    assert sorted(path.name for path in (tmp_path / "folds").iterdir()) == [
         "holdout60-20-20-seed42-groups.csv",
         "holdout60-20-20-seed42-groups.json",
         "kfold3-seed7.csv",
