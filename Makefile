@@ -1,4 +1,4 @@
-# The doors of the kit. Every target sets up what it needs, and costs nothing the second time.
+# What the project can do. Every target sets up what it needs, and costs nothing the second time.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-fast check format kernels rehearse-image bench clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/user.stamp  ## make the environment and run the whole road on the embedded sample
+demo: $(VENV)/user.stamp  ## make the environment and go from the sample's data to a checked submission
 	$(BIN)/python submit.py --ensemble
 
 # The tests' networks are so small that a second thread costs more than it brings.
@@ -38,17 +38,17 @@ rehearse-image: $(VENV)/user.stamp  ## run the demo's notebook with the versions
 bench: $(VENV)/developer.stamp  ## run the benchmarks but the one of full size (nothing else should be running)
 	for file in $(filter-out %/bench_scale.py,$(wildcard benchmarks/bench_*.py)); do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
-clean:  ## remove what can be made again
+clean:  ## remove what can be made again; submissions.json, outputs/, runs/ and folds/ stay
 	rm -rf $(VENV) .venv-image build .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/user.stamp: requirements.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+$(VENV)/user.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/developer.stamp: requirements-dev.txt $(VENV)/user.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+$(VENV)/developer.stamp: pyproject.toml $(VENV)/user.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
