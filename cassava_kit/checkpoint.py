@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cassava_kit import __version__
 from cassava_kit.files import atomic_path
+from cassava_kit.paths import CHECKPOINT_FILE
 
 METADATA_KEY = "cassava_kit"
+Side = Annotated[int, Field(ge=1, le=4096)]
+Mean = Annotated[float, Field(allow_inf_nan=False)]
+Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class CheckpointInfo(BaseModel):
@@ -24,10 +29,10 @@ class CheckpointInfo(BaseModel):
     model_args: dict[str, Any] = {}
     head: str = "linear"
     n_classes: int
-    input_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    pixels: str = "exact"
+    input_size: tuple[Side, Side]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
+    pixels: Literal["exact"] = "exact"
     recipe: str
     competition: str | None = None
     fold: int | None = None
@@ -35,7 +40,7 @@ class CheckpointInfo(BaseModel):
     fold_hash: str | None = None
     oof_accuracy: float | None = None
     oof_rows: int | None = None
-    prior: tuple[float, ...] | None = None
+    prior: tuple[Share, ...] | None = None
     kit_version: str = __version__
     config: dict[str, Any] = {}
 
@@ -75,6 +80,20 @@ def read_info(path: str | Path) -> CheckpointInfo:
         raise ValueError(
             f"{path} has a header this kit cannot read ({'.'.join(map(str, first['loc']))}: {first['msg']})"
         ) from None
+
+
+def fold_checkpoints(folder: str | Path) -> list[Path]:
+    """Return the checkpoints of a folder of runs (`runs/RECIPE/fold*/`), in order of their folds.
+
+    Raises:
+        FileNotFoundError: The folder holds none.
+    """
+    found = [path / CHECKPOINT_FILE for path in Path(folder).glob("fold*") if (path / CHECKPOINT_FILE).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no fold*/{CHECKPOINT_FILE}; give a recipe's folder of runs, or train it"
+        )
+    return sorted(found, key=lambda path: read_info(path).fold or 0)
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.competition import Competition, current
+from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path
 
 WHOLE_NUMBER = re.compile(r"[0-9]+")
@@ -50,15 +51,21 @@ def write_submission(
     `answers` are labels (N,), whole numbers 0..K-1, or probabilities (N, K) where the competition takes those.
     """
     competition = competition or current()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(competition.submission_columns)
+    lines = [",".join(map(csv_cell, competition.submission_columns))]
     for name, answer in zip(image_ids, answers, strict=True):
-        cells = [f"{p:.8g}" for p in answer] if competition.probability_columns else [int(answer)]
-        writer.writerow([competition.written_id(name), *cells])
+        cells = [f"{p:.8g}" for p in answer] if competition.probability_columns else [str(int(answer))]
+        lines.append(",".join([csv_cell(competition.written_id(name)), *cells]))
     with atomic_path(path) as temporary:
         # A file name need not be valid UTF-8: it goes out as the bytes it came in.
-        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+        temporary.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+
+
+def csv_cell(text: str) -> str:
+    """Return a cell as CSV (RFC 4180): in quotes where it holds a comma, a quote or a line's end.
+
+    `csv.writer` leaves a carriage return bare where lines end in a newline, and readers take it for a line's end.
+    """
+    return '"{}"'.format(text.replace('"', '""')) if any(c in text for c in ',"\r\n') else text
 
 
 def submission_ids(images_dir: str | Path) -> list[str]:
@@ -80,7 +87,7 @@ def submission_ids(images_dir: str | Path) -> list[str]:
 def check_submission(
     path: str | Path, images_dir: str | Path, competition: Competition | None = None
 ) -> SubmissionSummary:
-    """Refuse whatever the competition would score as an error: ValueError naming the file and the row.
+    """Refuse whatever the competition would score as an error: UserError naming the file and the row.
 
     The columns are the competition's, the ids are exactly those of `submission_ids(images_dir)`, each once, and every
     label is a whole number 0..K-1, or every row holds probabilities that sum to 1.
@@ -91,14 +98,14 @@ def check_submission(
     expected = [competition.written_id(name) for name in submission_ids(images_dir)]
     missing = [name for name in expected if name not in answers]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} has no row for {len(missing)} of the {len(expected)} images in {images_dir} "
             f"(first: {_shown(missing[0])}); write one row for every image"
         )
     on_disk = set(expected)
     for row, name in enumerate(answers, start=2):
         if name not in on_disk:
-            raise ValueError(f"{path} row {row} names {_shown(name)}, which is not an image in {images_dir}; remove it")
+            raise UserError(f"{path} row {row} names {_shown(name)}, which is not an image in {images_dir}; remove it")
     counts = [0] * competition.n_classes
     for label in answers.values():
         counts[label] += 1
@@ -106,7 +113,7 @@ def check_submission(
 
 
 def read_answers(path: Path, competition: Competition) -> dict[str, int]:
-    """Label, or most probable class, by id in file order; ValueError for a wrong column or cell, or a repeated id."""
+    """Label, or most probable class, by id in file order; UserError for a wrong column or cell, or a repeated id."""
     if not path.is_file():
         raise FileNotFoundError(f"no submission {path}")
     text = path.read_bytes().decode("utf-8", "surrogateescape")
@@ -115,15 +122,15 @@ def read_answers(path: Path, competition: Competition) -> dict[str, int]:
     header = next(rows, None)
     if header != columns:
         got = "nothing" if header is None else _shown(",".join(header))
-        raise ValueError(f"{path} must begin with the columns {','.join(columns)}, got {got}")
+        raise UserError(f"{path} must begin with the columns {','.join(columns)}, got {got}")
     read = _most_probable if competition.probability_columns else _label
     answers: dict[str, int] = {}
     for number, cells in enumerate(rows, start=2):
         if len(cells) != len(columns):
-            raise ValueError(f"{path} row {number} must have {len(columns)} cells, got {len(cells)}")
+            raise UserError(f"{path} row {number} must have {len(columns)} cells, got {len(cells)}")
         answer = read(cells[1:], competition.n_classes, f"{path} row {number} ({_shown(cells[0])})")
         if cells[0] in answers:
-            raise ValueError(f"{path} row {number} names {_shown(cells[0])} again; each image has one row")
+            raise UserError(f"{path} row {number} names {_shown(cells[0])} again; each image has one row")
         answers[cells[0]] = answer
     return answers
 
@@ -132,7 +139,7 @@ def _label(cells: Sequence[str], n_classes: int, where: str) -> int:
     """The one cell as a label."""
     (label,) = cells
     if not WHOLE_NUMBER.fullmatch(label) or int(label) >= n_classes:
-        raise ValueError(f"{where}: the label must be a whole number in 0..{n_classes - 1}, got {label!r}")
+        raise UserError(f"{where}: the label must be a whole number in 0..{n_classes - 1}, got {label!r}")
     return int(label)
 
 
@@ -143,7 +150,7 @@ def _most_probable(cells: Sequence[str], n_classes: int, where: str) -> int:
     except ValueError:
         p = [math.nan]
     if not all(0 <= each <= 1 for each in p) or abs(sum(p) - 1) > SUM_TOLERANCE:
-        raise ValueError(f"{where}: the cells must be {n_classes} probabilities that sum to 1, got {','.join(cells)}")
+        raise UserError(f"{where}: the cells must be {n_classes} probabilities that sum to 1, got {','.join(cells)}")
     return p.index(max(p))
 
 

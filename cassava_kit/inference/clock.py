@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cassava_kit.errors import UserError
+
 RESERVE_SHARE = 0.005
 RESERVE_SECONDS = 0.5
 
@@ -34,7 +36,7 @@ class Clock:
 
     def __post_init__(self) -> None:
         if self.limit is not None and not 0 < self.limit < float("inf"):
-            raise ValueError(f"the time limit must be more than 0 seconds and finite, or none, got {self.limit}")
+            raise UserError(f"the time limit must be more than 0 seconds and finite, or none, got {self.limit}")
         # The wall clock may be set while we run: it is read once, and a monotonic one counts from there.
         self._offset = time.monotonic() - (time.time() - self.started)
 

@@ -1,15 +1,23 @@
-"""The ensemble as a file beside its weights: which checkpoints, with which weights, through which views."""
+"""The ensemble file beside the weights: which checkpoints, their weights and views. Read it with `read_ensemble`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cassava_kit.competition import Metric
+
 ENSEMBLE_FILE = "ensemble.json"
+Share = Annotated[float, Field(ge=0, le=1 + 1e-6, allow_inf_nan=False)]
 
 
 class EnsembleMember(BaseModel):
@@ -17,7 +25,7 @@ class EnsembleMember(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
-    weight: float
+    weight: Share
     checkpoints: tuple[str, ...]
     oof_accuracy: float | None = None
 
@@ -28,14 +36,14 @@ class Ensemble(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     members: tuple[EnsembleMember, ...]
     views: str = "flips"
-    prior: tuple[float, ...]
+    prior: tuple[Share, ...]
     fold_hash: str | None = None
     oof: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _weights_sum_to_one(self) -> Ensemble:
         weights = [member.weight for member in self.members]
-        if not weights or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+        if not weights or abs(sum(weights) - 1) > 1e-6:
             raise ValueError(f"members' weights must be at least 0 and sum to 1, got {weights}")
         return self
 
@@ -46,11 +54,37 @@ def write_ensemble(path: str | Path, ensemble: Ensemble) -> None:
 
 
 def read_ensemble(path: str | Path) -> Ensemble:
-    """Read and check an ensemble file."""
+    """Read and check an ensemble file; UserError naming the field that is wrong."""
     try:
         return Ensemble.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(
-            f"{path} is not an ensemble file ({'.'.join(map(str, first['loc']))}: {first['msg']})"
-        ) from None
+        field = ".".join(map(str, first["loc"])) or "members"
+        raise UserError(f"{path} is not an ensemble file ({field}: {first['msg']}, got {first['input']!r})") from None
+
+
+def loss_without(
+    metric: Metric,
+    names: Sequence[str],
+    labels: np.ndarray,
+    pred_probs: np.ndarray,
+    weights: Sequence[float] | np.ndarray,
+) -> dict[str, float]:
+    """Return by how much the ensemble's metric is worse out of fold without each member in turn.
+
+    `names` (M,), `labels` (N,), `pred_probs` (M, N, K) out of fold, `weights` (M,); the others' weights stay as they
+    are. A member whose loss leaves nothing that votes is left out of the answer.
+    """
+    import numpy as np
+
+    from cassava_kit.metrics import gain, value
+
+    w = np.asarray(weights, float)
+    whole = value(metric, labels, np.tensordot(w, pred_probs, axes=1))
+    found = {}
+    for m, name in enumerate(names):
+        others = np.where(np.arange(len(w)) == m, 0.0, w)
+        if others.sum() > 1e-9:
+            rest = np.tensordot(others, pred_probs, axes=1)
+            found[name] = gain(metric, value(metric, labels, rest), whole)
+    return found

@@ -10,6 +10,7 @@ import numpy as np
 from cassava_kit.checkpoint import read_info
 from cassava_kit.competition import current
 from cassava_kit.data.table import list_images
+from cassava_kit.errors import UserError
 from cassava_kit.files import header_path
 from cassava_kit.folds import Folds, read_folds
 from cassava_kit.inference.predict import predict_images
@@ -23,18 +24,18 @@ def predict_folder(
 ) -> str:
     """Write the mean probabilities of `members` for every image in a folder; returns what to tell the user.
 
-    With a fold file the result is scored on its labels, which is refused (ValueError, before any image is read) where a
+    With a fold file the result is scored on its labels, which is refused (UserError, before any image is read) where a
     member was trained on one of the images. An image that cannot be read gets the members' mean training class shares.
     """
     header_path(out)
     infos = [read_info(path) for path in members]
     widths = {info.n_classes for info in infos}
     if len(widths) != 1:
-        raise ValueError(f"members must predict the same classes, got {sorted(widths)} of them")
+        raise UserError(f"members must predict the same classes, got {sorted(widths)} of them")
     split = read_folds(folds) if folds is not None else None
     names = list_images(images)
     if not names:
-        raise ValueError(f"no image in {images}")
+        raise UserError(f"no image in {images}")
     sources = tuple(Source(name=info.name, fold=info.fold, fold_hash=info.fold_hash) for info in infos)
     header = Header(name="+".join(info.name for info in infos), kind="images", sources=sources)
     n_classes = widths.pop()

@@ -11,7 +11,6 @@ from torch import nn
 
 from cassava_kit.checkpoint import CheckpointInfo, load_model
 from cassava_kit.data.transforms import normalize
-from cassava_kit.inference.engine import Engine
 from cassava_kit.inference.fuse import fuse_conv_bn
 from cassava_kit.inference.tta import View
 
@@ -29,18 +28,14 @@ class Forward:
     info: CheckpointInfo
     device: torch.device
     dtype: torch.dtype = torch.float32
-    engine: Engine | None = None
-    engine_batch: int = 0
-    engine_name: str = "eager"
     batch_seconds: float = 0.0
     most: int = 0
     overflowed: bool = False
 
     @property
     def n_bytes(self) -> int:
-        """Memory the weights take; an engine has a copy of its own."""
-        copies = 1 if self.engine is None else 2
-        return copies * sum(p.numel() * p.element_size() for p in self.model.parameters())
+        """Memory that the weights take."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     @torch.inference_mode()
     def start(self, pixels: torch.Tensor, view: View) -> torch.Tensor:
@@ -65,9 +60,6 @@ class Forward:
         return self.start(pixels, view)
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        # Views may change the size (ttach's crops and scales), and half batches follow a lack of memory.
-        if self.engine is not None and images.shape == (self.engine_batch, 3, *self.info.input_size):
-            return self.engine(images)
         return self.model(images.to(self.dtype, memory_format=torch.channels_last))
 
     def finish(self, started: torch.Tensor, pixels: torch.Tensor, view: View) -> np.ndarray:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from cassava_kit.errors import UserError
+
 REPORTED_PACKAGES = (
     "torch",
     "torchvision",
@@ -20,8 +22,6 @@ REPORTED_PACKAGES = (
     "opencv-python",
     "safetensors",
     "ttach",
-    "onnxruntime",
-    "openvino",
 )
 
 GROUP = Path("/sys/fs/cgroup")
@@ -31,14 +31,14 @@ def usable_devices(wanted: str | Sequence[str] = "auto") -> tuple[torch.device, 
     """Devices to run on: `auto` takes every GPU that computes and else the CPU; or name them (`cpu`, `cuda:0`, a list).
 
     A GPU may be visible and yet too old or too new for this torch: each one is asked to multiply two matrices.
-    ValueError for one that was named and does not.
+    UserError for one that was named and does not.
     """
     if wanted != "auto":
         named = [torch.device(name) for name in ([wanted] if isinstance(wanted, str) else wanted)]
         for device in named:
             if device.type == "cuda" and not _computes(device):
                 count = torch.cuda.device_count()
-                raise ValueError(f"device {device} does not compute, torch sees {count} GPUs; take auto or cpu")
+                raise UserError(f"device {device} does not compute, torch sees {count} GPUs; take auto or cpu")
         return tuple(named)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = [torch.device("cuda", i) for i in range(count) if _computes(torch.device("cuda", i))]

@@ -5,32 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from cassava_kit.checkpoint import CheckpointInfo, read_info
 from cassava_kit.competition import Competition, current
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_file
 from cassava_kit.inference.choices import VIEWS
+from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
 from cassava_kit.paths import WEIGHTS_MANIFEST
-
-if TYPE_CHECKING:
-    from cassava_kit.predictions import Predictions
 
 FALLBACK_VIEWS = "flips"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file that votes: a checkpoint (`info`), or a foreign file of probabilities by image (`predictions`)."""
+    """One checkpoint that votes: its file, its member's name, its weight and its header."""
 
     path: Path
     member: str
     weight: float
-    info: CheckpointInfo | None = None
-    predictions: Predictions | None = None
+    info: CheckpointInfo
 
     @property
     def name(self) -> str:
@@ -68,12 +64,16 @@ def read_prior(weights_dir: Path, competition: Competition | None = None) -> tup
     return competition.prior
 
 
-def load_members(weights_dir: str | Path, competition: Competition | None = None) -> Members:
+def load_members(
+    weights_dir: str | Path, competition: Competition | None = None, *, clock: Clock | None = None
+) -> Members:
     """Read a weights folder: `ensemble.json`, the files it names, and their hashes where a manifest lists them.
 
-    A file that is missing, broken, of another build or for other classes is left out by name; the others share its
-    weight. Without a readable `ensemble.json` every checkpoint in the folder takes part, recipes with equal weight.
+    A file that is missing, broken, of another build, of another competition or for other classes, or for which the
+    clock leaves no time, is left out by name; the others share its weight. Without a readable `ensemble.json` every
+    checkpoint in the folder takes part, recipes with equal weight.
     """
+    clock = clock or Clock()
     folder, competition = Path(weights_dir), competition or current()
     ensemble, reason = _ensemble_or_reason(folder)
     left_out: dict[str, str] = {} if reason is None else {ENSEMBLE_FILE: reason}
@@ -81,7 +81,14 @@ def load_members(weights_dir: str | Path, competition: Competition | None = None
     members = ensemble.members if ensemble else _every_checkpoint(folder)
     parts: list[Part] = []
     for member in members:
-        kept = _member_parts(member, folder, competition, hashes, left_out)
+        kept = []
+        for name in member.checkpoints:
+            try:
+                if clock.left <= 0:
+                    raise TimeoutError("the time was over before it was read")
+                kept.append(_part(folder / name, member, competition, hashes.get(name, "") if hashes else None))
+            except (OSError, ValueError) as error:
+                left_out[name] = str(error)
         # A lost fold's weight goes to its sister folds, not to other members.
         parts += [replace(part, weight=member.weight / len(kept)) for part in kept]
     views = ensemble.views if ensemble else FALLBACK_VIEWS
@@ -99,48 +106,19 @@ def reweighted(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(replace(part, weight=part.weight / total) for part in parts if part.weight > 0)
 
 
-def with_pixels(members: Members, pixels: str) -> Members:
-    """The members with one path from file to pixels for all checkpoints, whatever their headers say."""
-    parts = tuple(
-        replace(part, info=part.info and part.info.model_copy(update={"pixels": pixels})) for part in members.parts
-    )
-    return replace(members, parts=parts)
-
-
-def _member_parts(
-    member: EnsembleMember, folder: Path, competition: Competition, hashes: dict[str, str], left_out: dict[str, str]
-) -> list[Part]:
-    kept = []
-    for name in member.checkpoints:
-        try:
-            kept.append(_part(folder / name, member, competition, hashes.get(name, "") if hashes else None))
-        except (OSError, ValueError) as error:
-            left_out[name] = str(error)
-    return kept
-
-
 def _part(path: Path, member: EnsembleMember, competition: Competition, sha256: str | None) -> Part:
     if not path.is_file():
         raise FileNotFoundError("the file is missing")
     if sha256 == "":
-        raise ValueError(f"of another build: {WEIGHTS_MANIFEST} does not list it")
+        raise UserError(f"of another build: {WEIGHTS_MANIFEST} does not list it")
     if sha256 and sha256_file(path) != sha256:
-        raise ValueError(f"of another build, or damaged: its SHA-256 is not the one in {WEIGHTS_MANIFEST}")
-    if path.suffix == ".csv":
-        # Late: pandas takes half a second to import, and the first file must be on disk in one.
-        from cassava_kit.predictions import read_predictions
-
-        predictions = read_predictions(path)
-        _check_classes(predictions.probabilities.shape[1], competition)
-        return Part(path, member.name, member.weight, predictions=predictions)
+        raise UserError(f"of another build, or damaged: its SHA-256 is not the one in {WEIGHTS_MANIFEST}")
     info = read_info(path)
-    _check_classes(info.n_classes, competition)
-    return Part(path, member.name, member.weight, info=info)
-
-
-def _check_classes(n_classes: int, competition: Competition) -> None:
-    if n_classes != competition.n_classes:
-        raise ValueError(f"predicts {n_classes} classes, the competition has {competition.n_classes}")
+    if info.n_classes != competition.n_classes:
+        raise UserError(f"predicts {info.n_classes} classes, the competition has {competition.n_classes}")
+    if info.competition not in (None, competition.slug):
+        raise UserError(f"was trained for the competition {info.competition}, this one is {competition.slug}")
+    return Part(path, member.name, member.weight, info)
 
 
 def _ensemble_or_reason(folder: Path) -> tuple[Ensemble | None, str | None]:
@@ -179,12 +157,3 @@ def _manifest_hashes(folder: Path, left_out: dict[str, str]) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         left_out[path.name] = f"cannot be read ({error}); no file is compared with its hash"
         return {}
-
-
-def foreign_probabilities(part: Part, image_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n,) of `image_ids` that a foreign file predicts, and its probabilities (n, K) for them."""
-    assert part.predictions is not None
-    position = {name: row for row, name in enumerate(image_ids)}
-    found = [(position[name], i) for i, name in enumerate(part.predictions.ids) if name in position]
-    rows, at = (np.array(column, int) for column in zip(*found, strict=True)) if found else (np.empty(0, int),) * 2
-    return rows, part.predictions.probabilities[at]

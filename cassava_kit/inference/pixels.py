@@ -1,37 +1,41 @@
-"""Each image decoded once: a store of uint8 pixels, in memory up to a budget, then on disk, then decoded again."""
+"""Images as uint8 pixels, each decoded once: `PixelStore` keeps them in memory up to a budget, then on disk."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import stat
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from cassava_kit.data.images import PIXEL_PATHS, ImageError, decode, resize
+from cassava_kit.data.images import ImageError, decode, image_size, resize
+from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.machine import cpu_count, free_disk, free_memory, on_disk
 
-
-class Format(NamedTuple):
-    """What a member wants to see: a size (height, width), and the path from file to pixels that its header names."""
-
-    size: tuple[int, int]
-    pixels: str = "exact"
-
+Size = tuple[int, int]  # (height, width)
 
 MEMORY_SHARE = 0.4
 DISK_SHARE = 0.5
 BATCHES_AHEAD = 3
-ROWS_A_TASK = 4
 MAX_FILE_BYTES = 1 << 29
+# One image may take this share of the time left, and never less or more than these seconds.
+READ_SHARE = 0.05
+LEAST_READ_SECONDS, MOST_READ_SECONDS = 2.0, 60.0
+# JPEGs are decoded at 100 to 150 megapixels a second; a core that is shared does about half of it.
+PIXELS_A_SECOND = 50e6
+# So many readers that did not come back have their places taken by new ones; beyond, the others go on alone.
+MOST_LEFT_BEHIND = 32
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Budget:
 
     @staticmethod
     def of_machine(gigabytes: float | None = None) -> Budget:
-        """A share of what is free now, or so many gigabytes of memory; a folder in memory does not count as disk."""
+        """A share of what is free now, or `gigabytes` of memory; a folder in memory does not count as disk."""
         folder = Path(tempfile.gettempdir())
         disk = int(DISK_SHARE * free_disk(folder)) if on_disk(folder) else 0
         memory = MEMORY_SHARE * free_memory() if gigabytes is None else gigabytes * 1e9
@@ -60,33 +64,39 @@ class Budget:
 
 
 class PixelStore:
-    """Images by row, in each of `formats`, read by threads while the model computes.
+    """Images by row, in each of `sizes`, read by threads while the model computes.
 
     `keep=False` for a single pass: nothing is stored; `pinned` batches go to a GPU without waiting. A row that cannot
-    be read is all zeros and stands in `failed` with its reason; it never disturbs another row, because a batch keeps
-    its shape.
+    be read, or not within `read_seconds`, is all zeros and stands in `failed` with its reason; it never disturbs
+    another row, because a batch keeps its shape. Nothing here waits longer than the clock allows.
     """
 
     def __init__(
         self,
         paths: Sequence[Path],
-        formats: Collection[Format],
+        sizes: Collection[Size],
         *,
         budget: Budget | None = None,
         keep: bool = True,
         pinned: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         self.paths = [Path(path) for path in paths]
-        self.formats = tuple(sorted(set(formats)))
+        self.sizes = tuple(sorted({(int(height), int(width)) for height, width in sizes}))
         self.failed: dict[int, str] = {}
         self.decoded = 0
         self.pinned = pinned
-        self._lock = threading.Lock()
+        self.clock = clock or Clock()
         # Decoding and torch's uint8 resize take one core each by themselves. No `set_num_threads` here: called in any
         # thread, it holds for the whole process, and the model would run on one core.
         self.threads = cpu_count()
-        self._pool = ThreadPoolExecutor(self.threads, "decode")
-        self._shelf = Shelf(len(self.paths), self.formats, budget or Budget.of_machine()) if keep else None
+        self.lock = threading.Lock()
+        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._readers: list[_Reader] = []
+        self.left_behind = 0
+        self._kept = KeptPixels(len(self.paths), self.sizes, budget or Budget.of_machine()) if keep else None
+        for _ in range(self.threads):
+            self._start_reader()
 
     def __enter__(self) -> PixelStore:
         return self
@@ -94,76 +104,217 @@ class PixelStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Stop the threads and give the memory and the disk back."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._shelf is not None:
-            self._shelf.close()
-        self._shelf = None
+    @property
+    def read_seconds(self) -> float:
+        """Seconds that one image may take from now on."""
+        return min(MOST_READ_SECONDS, max(LEAST_READ_SECONDS, READ_SHARE * self.clock.left))
 
-    def batches(self, rows: np.ndarray, wanted: Format, batch_size: int) -> Iterator[Batch]:
-        """Batches of the given rows in their order, always `batch_size` high; a few are prepared ahead."""
-        waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
+    def close(self) -> None:
+        """Stop the threads and give the memory and the disk back; a reader that does not come back is left behind."""
+        self._discard_jobs()
+        for _ in self._readers:
+            self.jobs.put(None)
+        end = time.monotonic() + min(self.read_seconds, max(POLL_SECONDS, self.clock.left))
+        for reader in self._readers:
+            reader.join(max(0.0, end - time.monotonic()))
+        with self.lock:
+            for reader in self._readers:
+                reader.lost = True
+        self._readers.clear()
+        if self._kept is not None:
+            self._kept.close()
+        self._kept = None
+
+    def batches(self, rows: np.ndarray, size: Size, batch_size: int) -> Iterator[Batch]:
+        """Batches of the given rows in their order, always `batch_size` high; a few are prepared ahead.
+
+        Ends early when the time is over. Raises what a size that no image can be brought to raises.
+        """
+        size = (int(size[0]), int(size[1]))
+        waiting: deque[_Pending] = deque()
         try:
             for start in range(0, len(rows), batch_size):
-                waiting.append(self._begin(rows[start : start + batch_size], wanted, batch_size))
+                waiting.append(self._begin(rows[start : start + batch_size], size, batch_size))
                 if len(waiting) > BATCHES_AHEAD:
-                    yield _finish(*waiting.popleft())
+                    if not self._wait(waiting[0]):
+                        return
+                    yield waiting.popleft().batch
             while waiting:
-                yield _finish(*waiting.popleft())
+                if not self._wait(waiting[0]):
+                    return
+                yield waiting.popleft().batch
         finally:
-            for _, futures in waiting:
-                for future in futures:
-                    future.cancel()
+            for pending in waiting:
+                pending.cancelled = True
 
-    def _begin(self, rows: np.ndarray, wanted: Format, batch_size: int) -> tuple[Batch, list[Future[None]]]:
-        pixels = torch.empty((batch_size, *wanted.size, 3), dtype=torch.uint8, pin_memory=self.pinned)
+    def _begin(self, rows: np.ndarray, size: Size, batch_size: int) -> _Pending:
+        pixels = torch.empty((batch_size, *size, 3), dtype=torch.uint8, pin_memory=self.pinned)
         out = pixels.numpy()
         out[len(rows) :] = 0
-        pieces = [slice(at, at + ROWS_A_TASK) for at in range(0, len(rows), ROWS_A_TASK)]
-        futures = [self._pool.submit(self._fill_all, rows[piece], wanted, out[piece]) for piece in pieces]
-        return Batch(rows, pixels), futures
-
-    def _fill_all(self, rows: np.ndarray, wanted: Format, out: np.ndarray) -> None:
+        pending = _Pending(Batch(rows, pixels), len(rows))
         for i, row in enumerate(rows):
-            self._fill(int(row), wanted, out[i])
+            self.jobs.put(_Job(int(row), size, out[i], pending))
+        return pending
 
-    def _fill(self, row: int, wanted: Format, out: np.ndarray) -> None:
-        """Copy one image's pixels into `out`, from the shelf or from its file."""
-        if row in self.failed:
-            out[:] = 0
+    def _wait(self, pending: _Pending) -> bool:
+        """Wait until a batch is filled; False when the time is over before it is."""
+        while not pending.filled.wait(max(0.0, min(POLL_SECONDS, self.clock.left))):
+            if self.clock.left <= 0:
+                return False
+            self._leave_late_readers()
+        if pending.error is not None:
+            raise pending.error
+        return True
+
+    def _leave_late_readers(self) -> None:
+        """Give up the images that take too long, and let new readers take the places of the late ones."""
+        for reader in list(self._readers):
+            with self.lock:
+                job, seconds = reader.job, time.monotonic() - reader.since
+                if job is None or seconds <= self.read_seconds:
+                    continue
+                reader.lost = True
+                self.left_behind += 1
+                self._fail(job, f"TimeoutError: not read within {seconds:.0f} seconds")
+            self._readers.remove(reader)
+            job.pending.finish_one()
+            if self.left_behind <= MOST_LEFT_BEHIND or not self._readers:
+                self._start_reader()
+
+    def _start_reader(self) -> None:
+        reader = _Reader(self)
+        self._readers.append(reader)
+        reader.start()
+
+    def _discard_jobs(self) -> None:
+        while True:
+            try:
+                self.jobs.get_nowait()
+            except queue.Empty:
+                return
+
+    def _fail(self, job: _Job, reason: str) -> None:
+        self.failed[job.row] = reason.splitlines()[0]
+        job.out[:] = 0
+
+    def fill(self, job: _Job, reader: _Reader) -> None:
+        """Copy one image's pixels into the job's place, from what is kept or from its file."""
+        if job.row in self.failed:
+            job.out[:] = 0
             return
-        if self._shelf is not None and self._shelf.take(row, wanted, out):
+        kept = self._kept
+        if kept is not None and kept.take(job.row, job.size, job.out):
             return
         try:
-            shelf = self._shelf if self._shelf is not None and self._shelf.has_room(row) else None
-            made = make_pixels(read_file(self.paths[row]), (wanted,) if shelf is None else self.formats)
+            image = self._read(job.row)
         except Exception as error:  # whatever one file does to a decoder, the others go on
-            self.failed[row] = f"{type(error).__name__}: {error}".splitlines()[0]
-            out[:] = 0
+            with self.lock:
+                if not reader.lost:
+                    self._fail(job, f"{type(error).__name__}: {error}")
             return
-        out[:] = made[wanted]
-        with self._lock:
+        made = {job.size: resize(image, job.size)}
+        others = self.sizes if kept is not None and kept.has_room(job.row) else ()
+        for size in others:
+            if size not in made:
+                # A size that no image can be brought to costs its own members alone: they ask for it by themselves.
+                with contextlib.suppress(Exception):
+                    made[size] = resize(image, size)
+        with self.lock:
+            if reader.lost:  # the image was given up meanwhile, and the store may be closed
+                return
             self.decoded += 1
-        if shelf is not None:
-            shelf.put(row, made)
+            reader.job = None
+        job.out[:] = made[job.size]
+        if kept is not None and others:
+            kept.put(job.row, made)
+
+    def _read(self, row: int) -> np.ndarray:
+        """Read and decode one file; ImageError for one whose size says that there is no time to decode it."""
+        content = read_file(self.paths[row])
+        height, width = image_size(content)
+        if height * width > PIXELS_A_SECOND * self.read_seconds:
+            most = f"{self.read_seconds:.0f} seconds that one image may take"
+            raise ImageError(f"{width}x{height} pixels cannot be decoded in the {most}")
+        return decode(content)
 
 
-class Shelf:
+@dataclass
+class _Pending:
+    """A batch that is being filled, and how many of its rows are not there yet."""
+
+    batch: Batch
+    missing: int
+    filled: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+    cancelled: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def finish_one(self, error: Exception | None = None) -> None:
+        """Count one row as done, well or not."""
+        with self.lock:
+            self.missing -= 1
+            self.error = self.error or error
+            if self.missing <= 0:
+                self.filled.set()
+
+
+class _Job(NamedTuple):
+    """One row to read, and where its pixels (height, width, 3) go."""
+
+    row: int
+    size: Size
+    out: np.ndarray
+    pending: _Pending
+
+
+class _Reader(threading.Thread):
+    """A thread that reads images until it is told to stop; a daemon: one that hangs does not keep the process."""
+
+    def __init__(self, store: PixelStore) -> None:
+        super().__init__(name="decode", daemon=True)
+        self.store = store
+        self.job: _Job | None = None
+        self.since = 0.0
+        self.lost = False
+
+    def run(self) -> None:
+        """Take jobs until there is none, or until another reader has taken this one's place."""
+        store = self.store
+        while (job := store.jobs.get()) is not None:
+            if job.pending.cancelled:
+                continue
+            with store.lock:
+                self.job, self.since = job, time.monotonic()
+            error: Exception | None = None
+            try:
+                store.fill(job, self)
+            except Exception as raised:  # the size cannot be made: whoever asked for it is told
+                error = raised
+            with store.lock:
+                self.job = None
+                if self.lost:
+                    store.left_behind -= 1
+                    return
+            job.pending.finish_one(error)
+
+
+class KeptPixels:
     """Room for the pixels of the first rows: an array in memory, then one unnamed file on disk; the rest has none."""
 
-    def __init__(self, n_rows: int, formats: Sequence[Format], budget: Budget) -> None:
-        n_bytes = [height * width * 3 for (height, width), _ in formats]
+    def __init__(self, n_rows: int, sizes: Sequence[Size], budget: Budget) -> None:
+        n_bytes = [height * width * 3 for height, width in sizes]
         self.row_bytes = sum(n_bytes)
         self.n_memory = min(n_rows, budget.memory // self.row_bytes)
         self.n_disk = min(n_rows - self.n_memory, budget.disk // self.row_bytes)
-        self._memory = {wanted: np.empty((self.n_memory, *wanted.size, 3), np.uint8) for wanted in formats}
-        self._offsets = dict(zip(formats, np.cumsum([0, *n_bytes]).tolist(), strict=False))
-        self._present = np.zeros(n_rows, bool)
+        self._memory = {size: np.empty((self.n_memory, *size, 3), np.uint8) for size in sizes}
+        self._offsets = dict(zip(sizes, np.cumsum([0, *n_bytes]).tolist(), strict=False))
+        self._present = {size: np.zeros(n_rows, bool) for size in sizes}
         self._file = tempfile.TemporaryFile(dir=budget.folder) if self.n_disk else None  # noqa: SIM115 (closed by close)
 
     def close(self) -> None:
         """Give the memory and the disk back."""
+        for present in self._present.values():
+            present[:] = False
         self._memory.clear()
         if self._file is not None:
             self._file.close()
@@ -172,41 +323,31 @@ class Shelf:
         """Whether there is a place for this row."""
         return row < self.n_memory + self.n_disk
 
-    def put(self, row: int, made: dict[Format, np.ndarray]) -> None:
-        """Keep the pixels, in every format, of a row that has room."""
-        if row < self.n_memory:
-            for wanted, image in made.items():
-                self._memory[wanted][row] = image
-        else:
-            assert self._file is not None
-            try:
-                for wanted, image in made.items():
-                    _write_all(self._file.fileno(), np.ascontiguousarray(image), self._position(row, wanted))
-            except OSError:  # the disk is full after all: this row is decoded again
-                return
-        self._present[row] = True
+    def put(self, row: int, made: dict[Size, np.ndarray]) -> None:
+        """Keep the pixels of a row that has room, in each size that was made."""
+        for size, image in made.items():
+            if row < self.n_memory:
+                self._memory[size][row] = image
+            else:
+                assert self._file is not None
+                try:
+                    _write_all(self._file.fileno(), np.ascontiguousarray(image), self._position(row, size))
+                except OSError:  # the disk is full after all: this row is decoded again
+                    return
+            self._present[size][row] = True
 
-    def take(self, row: int, wanted: Format, out: np.ndarray) -> bool:
+    def take(self, row: int, size: Size, out: np.ndarray) -> bool:
         """Copy one row into `out`; False where it is not kept."""
-        if not self._present[row]:
+        if not self._present[size][row]:
             return False
         if row < self.n_memory:
-            out[:] = self._memory[wanted][row]
+            out[:] = self._memory[size][row]
             return True
         assert self._file is not None
-        return os.preadv(self._file.fileno(), [out.data.cast("B")], self._position(row, wanted)) == out.nbytes
+        return os.preadv(self._file.fileno(), [out.data.cast("B")], self._position(row, size)) == out.nbytes
 
-    def _position(self, row: int, wanted: Format) -> int:
-        return (row - self.n_memory) * self.row_bytes + self._offsets[wanted]
-
-
-def make_pixels(content: bytes, formats: Sequence[Format]) -> dict[Format, np.ndarray]:
-    """A file's content in every format, as `load_image` makes it; the exact ones share one decoding."""
-    exact = [wanted for wanted in formats if wanted.pixels == "exact"]
-    image = decode(content) if exact else None
-    made = {wanted: resize(image, wanted.size) for wanted in exact if image is not None}
-    others = {wanted: PIXEL_PATHS[wanted.pixels](content, wanted.size) for wanted in formats if wanted not in made}
-    return made | others
+    def _position(self, row: int, size: Size) -> int:
+        return (row - self.n_memory) * self.row_bytes + self._offsets[size]
 
 
 def read_file(path: Path) -> bytes:
@@ -217,12 +358,6 @@ def read_file(path: Path) -> bytes:
     if status.st_size > MAX_FILE_BYTES:
         raise ImageError(f"{status.st_size} bytes are more than an image has")
     return path.read_bytes()
-
-
-def _finish(batch: Batch, futures: list[Future[None]]) -> Batch:
-    for future in futures:
-        future.result()
-    return batch
 
 
 def _write_all(file: int, image: np.ndarray, position: int) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from cassava_kit.checkpoint import CheckpointInfo
 from cassava_kit.inference.members import Members, Part
-from cassava_kit.inference.report import say, warn
 from cassava_kit.inference.tta import View, make_views
 from cassava_kit.inference.votes import StopRule, Votes
 
@@ -40,8 +40,6 @@ def make_units(members: Members, views: str) -> tuple[Unit, ...]:
     """Every checkpoint through every view its input size allows; a member's weight is shared evenly among them."""
     units = []
     for part in members.parts:
-        if part.info is None:
-            continue
         seen = make_views(views, size=part.info.input_size)
         worth = part.weight * member_worth(members, part)
         for i, view in enumerate(seen):
@@ -60,9 +58,14 @@ def member_worth(members: Members, part: Part) -> float:
     losses: Any = oof.get("loss_without")
     if losses is None and "accuracy" in oof:
         losses = {name: float(oof["accuracy"]) - float(kept) for name, kept in oof.get("without", {}).items()}
-    if not losses or part.member not in losses:
+    if not losses or part.member not in losses or not np.isfinite(losses[part.member]):
         return 1.0
     return max(0.0, float(losses[part.member])) * 100 + 0.1
+
+
+def kind_of(info: CheckpointInfo) -> tuple[str, ...]:
+    """What decides a checkpoint's cost: architecture, head and input size."""
+    return info.model, str(info.model_args), info.head, str(info.input_size)
 
 
 @dataclass
@@ -206,17 +209,3 @@ def choose_rows(votes: Votes, plan: Plan, unit: int, *, left: float, rule: StopR
     affordable = max(1, int(left / max(float(plan.seconds[ahead].sum()), 1e-9)))
     least_sure = rows[np.argsort(-votes.unsureness()[rows], kind="stable")]
     return np.sort(least_sure[:affordable])
-
-
-def stop_rule(asked: str, members: Members) -> StopRule:
-    """The rule asked for; a calibrated one comes from `oof.early_stop` in the ensemble file, else it is certified."""
-    if asked != "calibrated":
-        return StopRule(asked)
-    stored = members.ensemble.oof.get("early_stop") if members.ensemble else None
-    if not isinstance(stored, dict) or not {"threshold", "min_share", "changed"} <= stored.keys():
-        warn("the ensemble file has no calibrated stop: images stop only when they are certain")
-        return StopRule("certified")
-    rule = StopRule("calibrated", *(float(stored[key]) for key in ("threshold", "min_share", "changed")))
-    most = f" (at most {100 * float(stored['changed_at_most']):.2f} %)" if "changed_at_most" in stored else ""
-    say(f"calibrated stop: {100 * rule.changed:.2f} % of the labels{most} are expected to differ from all votes'")
-    return rule

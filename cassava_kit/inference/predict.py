@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.checkpoint import CheckpointInfo, read_info
+from cassava_kit.errors import UserError
 from cassava_kit.inference.progress import progress_bar
 
 BATCH_SIZES = {"cpu": 16, "cuda": 64}
@@ -21,35 +22,32 @@ def predict_images(
     views: str | Any = "none",
     batch_size: int | None = None,
     device: str | Sequence[str] = "auto",
-    engine: str = "eager",
     progress: bool = True,
 ) -> tuple[np.ndarray, list[str]]:
     """Class probabilities (M, N, K) float32 of M checkpoints for N image files, and the names of files that failed.
 
     Every checkpoint sees its own input size, pixels and statistics, and the mean over `views` (a preset of `tta`, or
-    a ttach Compose) of its softmax. A file that cannot be read gets the checkpoint's prior (even shares without). The
-    default engine gives the same bits every time; `auto` takes the fastest one of the CPU, within 1e-4.
+    a ttach Compose) of its softmax. A file that cannot be read gets the checkpoint's prior (even shares without).
     """
     from cassava_kit.inference.machine import usable_devices
-    from cassava_kit.inference.pixels import Format, PixelStore
+    from cassava_kit.inference.pixels import PixelStore
     from cassava_kit.inference.runner import Runner
-    from cassava_kit.inference.speedup import Engines
     from cassava_kit.inference.tta import make_views
 
     infos = [read_info(path) for path in checkpoints]
     if not infos or len({info.n_classes for info in infos}) != 1:
-        raise ValueError(f"expected checkpoints for the same classes, got {[info.n_classes for info in infos]}")
+        raise UserError(f"expected checkpoints for the same classes, got {[info.n_classes for info in infos]}")
     seen = [make_views(views, size=info.input_size) for info in infos]
     out = np.zeros((len(infos), len(paths), infos[0].n_classes), np.float32)
     devices = usable_devices(device)
     passes = sum(map(len, seen))
-    formats = [Format(info.input_size, info.pixels) for info in infos]
     with (
-        PixelStore(paths, formats, keep=passes > 1, pinned=devices[0].type == "cuda") as store,
+        PixelStore(
+            paths, [info.input_size for info in infos], keep=passes > 1, pinned=devices[0].type == "cuda"
+        ) as store,
         progress_bar(passes * len(paths), "predict", show=progress) as bar,
     ):
-        engines = Engines(engine, len(paths) * max(map(len, seen)))
-        runner = Runner(store, devices, fitting_batch(batch_size, devices[0], len(paths)), engines=engines)
+        runner = Runner(store, devices, fitting_batch(batch_size, devices[0], len(paths)))
         for member, checkpoint in enumerate(checkpoints):
             for view in seen[member]:
 

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import write_json
-from cassava_kit.inference.choices import EARLY_STOP, ENGINES, PIXELS, VIEWS, check_choice, check_device, lacking
+from cassava_kit.inference.choices import EARLY_STOP, VIEWS, check_choice, check_device
 
 if TYPE_CHECKING:
     from cassava_kit.inference.pixels import Budget
@@ -19,11 +20,9 @@ REPORT_FILE = "run.json"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out; None takes the ensemble's views, the checkpoints' pixels, the device's batch size and
-    the machine's budget.
+    """How a run is carried out; None takes the ensemble's views, the device's batch size and the machine's budget.
 
-    `pixels="fast"` decodes at half size whatever the checkpoints were validated with, `exact` never does. `memory` is
-    how many gigabytes of pixels may be kept, beside the disk; a `budget` says both.
+    `memory` is how many gigabytes of pixels may be kept, beside the disk; a `budget` says both.
     """
 
     views: str | None = None
@@ -31,8 +30,6 @@ class RunOptions:
     batch_size: int | None = None
     device: str | Sequence[str] = "auto"
     budget: Budget | None = None
-    engine: str = "auto"
-    pixels: str | None = None
     memory: float | None = None
     progress: bool = True
 
@@ -41,17 +38,10 @@ class RunOptions:
             check_choice("views", self.views, VIEWS)
         check_choice("early_stop", self.early_stop, EARLY_STOP)
         check_device(self.device)
-        check_choice("engine", self.engine, ENGINES)
-        if self.pixels is not None:
-            check_choice("pixels", self.pixels, PIXELS)
-        if self.engine not in ("auto", "eager"):
-            remedy = lacking(self.engine)
-            if remedy is not None:
-                raise ValueError(f"engine {self.engine} needs what is not installed: {remedy}, or take engine auto")
         if self.memory is not None and not 0 <= self.memory < float("inf"):
-            raise ValueError(f"memory must be at least 0 gigabytes and finite, got {self.memory}")
+            raise UserError(f"memory must be at least 0 gigabytes and finite, got {self.memory}")
         if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 @dataclass
@@ -70,16 +60,20 @@ class RunReport:
     left_out: dict[str, str] = field(default_factory=dict)
     images_failed: dict[str, str] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
-    pixels: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     class_counts: list[int] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
-        """Write `run.json`; names of files that are not text are shown with their bytes escaped."""
-        printable = _printable(asdict(self))
-        write_json(folder / REPORT_FILE, printable)
+        """Write `run.json`; names of files that are not text are shown with their bytes escaped.
+
+        A folder that cannot be written costs a warning: the submission is worth more than its report.
+        """
+        try:
+            write_json(folder / REPORT_FILE, _printable(asdict(self)))
+        except OSError as error:
+            warn(f"{folder / REPORT_FILE} could not be written: {error}")
 
 
 def say(text: str) -> None:

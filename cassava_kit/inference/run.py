@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.competition import Competition, current
+from cassava_kit.errors import UserError
 from cassava_kit.inference.clock import Clock, process_start
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.members import load_members, read_prior
@@ -42,14 +43,19 @@ def run_submission(
         options = replace(options, early_stop="off")
     names = submission_ids(images_dir)
     prior = np.asarray(read_prior(weights_dir, competition))
-    write_answers(out, names, competition, Votes(len(names), np.zeros(0), prior))
+    try:
+        write_answers(out, names, competition, Votes(len(names), np.zeros(0), prior))
+    except OSError as error:
+        if not out.is_file():
+            raise
+        warn(f"{out} could not be replaced, the file that is there stands for now: {error}")
     report = RunReport(str(out), len(names), time_limit=time_limit, early_stop={"kind": options.early_stop})
     report.timings["first_file"] = round(clock.used, 3)
     report.class_counts = np.bincount([int(prior.argmax())] * len(names), minlength=len(prior)).tolist()
     report.write(out.parent)
     say(f"{len(names)} images in {images_dir}; {out} holds the prior's class {int(prior.argmax())} for all of them")
     try:
-        members = load_members(weights_dir, competition)
+        members = load_members(weights_dir, competition, clock=clock)
         for name, reason in members.left_out.items():
             warn(f"{name} is left out: {reason}")
         report.left_out = dict(members.left_out)
@@ -82,7 +88,7 @@ def run_at_home(
     """The verb submission: a folder of weights or its `ensemble.json` in, a checked file out; returns what to tell.
 
     At home a missing folder, one without a member that can vote, or a device that is not there is a slip of the pen:
-    an error before anything is written. A run in which no member voted all the same is a ValueError; the file that it
+    an error before anything is written. A run in which no member voted all the same is a UserError; the file that it
     leaves holds the prior's class.
     """
     weights = Path(weights)
@@ -100,16 +106,16 @@ def run_at_home(
     summary = check_submission(out, images_dir)
     if report.prior_alone and summary.n_images:
         why = report.error or "; ".join(f"{name}: {reason}" for name, reason in report.left_out.items())
-        raise ValueError(f"{out} holds the prior's class alone: no member voted ({why or 'no time or no checkpoint'})")
+        raise UserError(f"{out} holds the prior's class alone: no member voted ({why or 'no time or no checkpoint'})")
     return str(summary)
 
 
 def check_members(folder: Path) -> None:
-    """ValueError with the reasons where no file of a weights folder can vote."""
+    """UserError with the reasons where no file of a weights folder can vote."""
     members = load_members(folder)
     if not members.parts:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in members.left_out.items())
-        raise ValueError(
+        raise UserError(
             f"no member in {folder} can vote ({reasons}); give {ENSEMBLE_FILE} with its checkpoints beside it"
         )
 

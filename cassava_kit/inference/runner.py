@@ -7,18 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from cassava_kit.errors import UserError
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.forward import Forward, is_out_of_memory, load_forward
 from cassava_kit.inference.machine import free_on
-from cassava_kit.inference.pixels import Batch, Format, PixelStore
+from cassava_kit.inference.pixels import Batch, PixelStore
 from cassava_kit.inference.report import warn
-from cassava_kit.inference.speedup import Engines
 from cassava_kit.inference.tta import View
 
 Deliver = Callable[[np.ndarray, np.ndarray], None]
@@ -26,22 +25,20 @@ Deliver = Callable[[np.ndarray, np.ndarray], None]
 LOADED_SHARE = 0.25
 
 
+class NotFiniteError(UserError):
+    """A checkpoint whose probabilities are NaN or infinite, also in single precision."""
+
+
 @dataclass
 class Runner:
-    """Devices, the batch size and the clock; keeps models loaded while they fit into a quarter of the memory.
-
-    `pixels` names the path from file to pixels for every checkpoint; None takes each header's.
-    """
+    """Devices, the batch size and the clock; keeps models loaded while they fit into a quarter of the memory."""
 
     store: PixelStore
     devices: Sequence[torch.device]
     batch_size: int
     clock: Clock = field(default_factory=Clock)
-    engines: Engines = field(default_factory=Engines)
-    pixels: str | None = None
     load_seconds: float = 0.0
     slowest_load: float = 0.0
-    engine_names: dict[Path, str] = field(default_factory=dict)
     _loaded: dict[Path, list[Forward]] = field(default_factory=dict)
     room: int = 0
 
@@ -58,32 +55,18 @@ class Runner:
         if path not in self._loaded:
             start = time.monotonic()
             try:
-                replicas = self._load(path)
+                replicas = [load_forward(path, device) for device in self.devices]
             except RuntimeError as error:
                 if not (self._loaded and is_out_of_memory(error)):
                     raise
                 self._loaded.clear()
-                replicas = self._load(path)
+                replicas = [load_forward(path, device) for device in self.devices]
             while self._loaded and self._taken() + sum(f.n_bytes for f in replicas) > self.room:
                 del self._loaded[next(iter(self._loaded))]
             self._loaded[path] = replicas
-            self.engine_names[path] = replicas[0].engine_name
             self.slowest_load = max(self.slowest_load, time.monotonic() - start)
             self.load_seconds += time.monotonic() - start
         return self._loaded[path]
-
-    def _load(self, path: Path) -> list[Forward]:
-        replicas = [load_forward(path, device) for device in self.devices]
-        for forward in replicas if self.pixels else []:
-            forward.info = forward.info.model_copy(update={"pixels": self.pixels})
-        for forward in replicas if len(self.store.paths) else []:
-            self.engines.speed_up(forward, partial(self.sample, format_of(forward)))
-        return replicas
-
-    def sample(self, wanted: Format) -> torch.Tensor:
-        """The first images, one batch, as a checkpoint wants to see them."""
-        rows = np.arange(min(self.batch_size, len(self.store.paths)))
-        return next(self.store.batches(rows, wanted, self.batch_size)).pixels
 
     def load_time(self, path: Path) -> float:
         """Seconds that loading may take: none for what is loaded, else the longest seen."""
@@ -92,23 +75,27 @@ class Runner:
     def _taken(self) -> int:
         return sum(forward.n_bytes for replicas in self._loaded.values() for forward in replicas)
 
-    def run(self, path: Path, view: View, rows: np.ndarray, deliver: Deliver) -> int:
+    def run(self, path: Path, view: View, rows: np.ndarray, deliver: Deliver, *, seconds_per_image: float = 0.0) -> int:
         """Predict `rows` (n,); each batch's rows (b,) and probabilities (b, K) go to `deliver`. How many were done.
 
-        Stops before a batch that would not end in time. Batches keep one shape, so that no row's answer depends on
-        which others are broken or already finished. Where one device of several fails and another does not, the others
-        take over its rows and all that is still to come.
+        Stops before a batch that would not end in time, judged by the slowest batch of late, and before there is one by
+        `seconds_per_image`. Batches keep one shape, so that no row's answer depends on which others are broken or
+        already finished. Where one device of several fails and another does not, the others take over its rows and all
+        that is still to come. Raises NotFiniteError for answers that are no numbers.
         """
         replicas = self.load(path)
-        wanted = format_of(replicas[0])
-        batches = _Shared(self.store.batches(rows, wanted, self.batch_size))
+        for forward in replicas:
+            forward.batch_seconds = max(forward.batch_seconds, seconds_per_image * self.at_once)
+        batches = _Shared(self.store.batches(rows, replicas[0].info.input_size, self.batch_size))
         lock = threading.Lock()
         seen: list[np.ndarray] = []
         errors: dict[int, BaseException] = {}
 
         def hand_over(batch: Batch, probabilities: np.ndarray) -> None:
+            answers = probabilities[: len(batch.rows)]
+            self.check_finite(path, batch.rows, answers)
             with lock:
-                deliver(batch.rows, probabilities[: len(batch.rows)])
+                deliver(batch.rows, answers)
                 seen.append(batch.rows)
 
         try:
@@ -123,10 +110,21 @@ class Runner:
         done = sum(map(len, seen))
         if not errors:
             return done
-        if not done or len(errors) == len(replicas):  # nothing says that it is the device and not the checkpoint
-            raise next(iter(errors.values()))
+        first = next((e for e in errors.values() if isinstance(e, NotFiniteError)), next(iter(errors.values())))
+        if isinstance(first, NotFiniteError) or not done or len(errors) == len(replicas):
+            raise first  # nothing says that it is the device and not the checkpoint
         self.drop(errors)
-        return done + self.run(path, view, np.setdiff1d(rows, np.concatenate(seen)), deliver)
+        rest = np.setdiff1d(rows, np.concatenate(seen))
+        return done + self.run(path, view, rest, deliver, seconds_per_image=seconds_per_image)
+
+    def check_finite(self, path: Path, rows: np.ndarray, answers: np.ndarray) -> None:
+        """NotFiniteError where a checkpoint answers NaN or infinity (n, K) for rows (n,) whose images could be read."""
+        wrong = [row for row in rows[~np.isfinite(answers).all(axis=1)].tolist() if row not in self.store.failed]
+        if wrong:
+            raise NotFiniteError(
+                f"{path.name} answers NaN for {len(wrong)} of {len(rows)} images (first: "
+                f"{self.store.paths[wrong[0]].name}); train it again, or take another checkpoint"
+            )
 
     def drop(self, errors: Mapping[int, BaseException]) -> None:
         """Go on without the devices that failed, by their place among the devices."""
@@ -138,11 +136,6 @@ class Runner:
         self._loaded = {path: [replicas[i] for i in kept] for path, replicas in self._loaded.items()}
 
 
-def format_of(forward: Forward) -> Format:
-    """The pixels a checkpoint wants, from its header."""
-    return Format(forward.info.input_size, forward.info.pixels)
-
-
 def _work(
     forward: Forward, view: View, batches: _Shared, clock: Clock, hand_over: Callable[[Batch, np.ndarray], None]
 ) -> None:
@@ -150,6 +143,8 @@ def _work(
     under_way: tuple[Batch, torch.Tensor] | None = None
     last = time.monotonic()
     while clock.left > forward.batch_seconds and (batch := batches.take()) is not None:
+        if clock.left <= forward.batch_seconds:  # waiting for the images took the time that the batch needs
+            break
         started = forward.start(batch.pixels, view)
         if under_way is not None:
             hand_over(under_way[0], forward.finish(under_way[1], under_way[0].pixels, view))

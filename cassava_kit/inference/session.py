@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.machine import describe_device, usable_devices, versions
-from cassava_kit.inference.members import Members, Part, foreign_probabilities, reweighted, with_pixels
-from cassava_kit.inference.pixel_change import compare_pixels
-from cassava_kit.inference.pixels import Budget, Format, PixelStore
-from cassava_kit.inference.planner import Plan, arranged, choose_rows, make_units, stop_rule
+from cassava_kit.inference.members import Members, Part, reweighted
+from cassava_kit.inference.pixels import Budget, PixelStore
+from cassava_kit.inference.planner import Plan, arranged, choose_rows, kind_of, make_units
 from cassava_kit.inference.predict import fitting_batch
 from cassava_kit.inference.progress import progress_bar
 from cassava_kit.inference.report import RunOptions, RunReport, say, warn
 from cassava_kit.inference.runner import Runner
-from cassava_kit.inference.speedup import Engines, kind_of
-from cassava_kit.inference.votes import Votes
+from cassava_kit.inference.votes import StopRule, Votes
 
 WRITE_EVERY_SECONDS = 60.0
 MEASURED_BATCHES = 3
 # Measuring may take this share of the time that is left; its answers are votes like any other.
 MEASURING_SHARE = 0.05
-COMPARED_IMAGES = 64
 
 
 class Session:
@@ -43,70 +38,47 @@ class Session:
         report: RunReport,
         write: Callable[[Votes], None],
     ) -> None:
-        headers = {part.info.pixels for part in members.parts if part.info}
-        self.other_pixels = options.pixels is not None and headers != {options.pixels}
-        members = members if options.pixels is None else with_pixels(members, options.pixels)
         self.paths, self.members, self.clock, self.options, self.report = paths, members, clock, options, report
         self.write = write
         self.units = make_units(members, options.views or members.views)
         self.votes = Votes(len(paths), np.array([unit.weight for unit in self.units]), np.asarray(members.prior, float))
         self.plan = Plan(self.units, np.zeros(len(self.units)), len(paths))
-        self.rule = stop_rule(options.early_stop, members)
+        self.rule = StopRule(options.early_stop)
         self.written = time.monotonic()
         self.images = np.zeros(len(self.units), int)
         self.seconds = np.zeros(len(self.units))
         self.reading = 0.0
 
     def work(self) -> None:
-        """Everything from the foreign files' votes to the last file."""
+        """Everything from the first votes to the last file."""
         self.report.versions = versions()
         self.report.views = self.options.views or self.members.views
-        self.count_foreign()
-        if self.units:
-            devices = usable_devices(self.options.device)
-            self.report.devices = [describe_device(device) for device in devices]
-            formats = {Format(u.part.info.input_size, u.part.info.pixels) for u in self.units if u.part.info}
-            keep = len(self.units) > 1
-            pinned = devices[0].type == "cuda"
-            budget = self.options.budget or Budget.of_machine(self.options.memory)
-            with PixelStore(self.paths, formats, budget=budget, keep=keep, pinned=pinned) as self.store:
-                batch = fitting_batch(self.options.batch_size, devices[0], len(self.paths))
-                passes = len(self.paths) * max(Counter(unit.part.name for unit in self.units).values())
-                engines = Engines(self.options.engine, passes, self.clock)
-                self.runner = Runner(self.store, devices, batch, self.clock, engines, self.options.pixels)
-                self.make_plan(overlap=devices[0].type != "cpu")
-                self.sweep()
-                self.report.timings |= {
-                    "images_decoded": self.store.decoded,
-                    "decoding_threads": self.store.threads,
-                    "engines": [trial.as_json() for trial in engines.trials],
-                    "loading": self.runner.load_seconds,
-                    "work": self.reading + float(self.seconds.sum()),
-                }
+        devices = usable_devices(self.options.device)
+        self.report.devices = [describe_device(device) for device in devices]
+        self.store = PixelStore(
+            self.paths,
+            {unit.part.info.input_size for unit in self.units},
+            budget=self.options.budget or Budget.of_machine(self.options.memory),
+            keep=len(self.units) > 1,
+            pinned=devices[0].type == "cuda",
+            clock=self.clock,
+        )
+        with self.store:
+            batch = fitting_batch(self.options.batch_size, devices[0], len(self.paths))
+            self.runner = Runner(self.store, devices, batch, self.clock)
+            self.make_plan(overlap=devices[0].type != "cpu")
+            self.sweep()
+            self.report.timings |= {
+                "images_decoded": self.store.decoded,
+                "decoding_threads": self.store.threads,
+                "loading": self.runner.load_seconds,
+                "work": self.reading + float(self.seconds.sum()),
+            }
         self.conclude()
 
-    def count_foreign(self) -> None:
-        """Votes of probability files; they cost nothing, so they come first."""
-        names = [path.name for path in self.paths]
-        for part in self.members.parts:
-            if part.predictions is not None:
-                rows, probabilities = foreign_probabilities(part, names)
-                if not len(rows):
-                    self.lose(part, f"predicts none of the {len(names)} images (first: {names[0]})")
-                    continue
-                self.votes.add_outright(part.weight, rows, probabilities)
-                say(f"{part.name}: votes for {len(rows)} of {len(names)} images")
-                self.save_meanwhile()
-
     def make_plan(self, *, overlap: bool) -> None:
-        """Measure, arrange and print."""
+        """Measure, order the units and print the plan."""
         measured = self.measure()
-        if self.options.pixels is not None:
-            self.report.pixels = {"asked": self.options.pixels}
-            try:
-                self.report.pixels |= self.pixel_change() if self.other_pixels else {}
-            except Exception as error:  # it informs, and costs no vote
-                warn(f"what {self.options.pixels} pixels change could not be measured: {error}")
         self.plan.left, self.plan.overlap = self.clock.left, overlap
         self.plan = arranged(self.plan)
         self.report.plan = self.plan.as_json()
@@ -122,10 +94,11 @@ class Session:
         start = time.monotonic()
         allowed = MEASURING_SHARE * self.clock.left
         rows = np.arange(min(len(self.paths), self.runner.at_once * (1 + MEASURED_BATCHES)))
+        self.vote_first(rows[: self.runner.at_once])
         self.plan.data_seconds = self.time_reading(rows)
         unknown = np.ones(len(self.units), bool)
         for kind in self.kinds():
-            if unknown.all() or time.monotonic() - start < allowed:
+            if self.clock.left > 0 and (unknown.all() or time.monotonic() - start < allowed):
                 for u, seconds in self.time_kind(kind, rows).items():
                     self.plan.seconds[u] = seconds
                     unknown[u] = False
@@ -133,38 +106,37 @@ class Session:
         self.plan.kept[[unit.part.name in self.report.left_out for unit in self.units]] = False
         return time.monotonic() - start
 
-    def pixel_change(self) -> dict[str, Any]:
-        """What the path to the pixels that was asked for changes in the cheapest checkpoint's answers, said aloud."""
-        part = next((part for parts in self.kinds() for part in parts if part.name not in self.report.left_out), None)
-        if part is None or MEASURING_SHARE * self.clock.left <= 4 * self.plan.seconds.max() * COMPARED_IMAGES:
-            return {}
-        change = compare_pixels(self.runner.load(part.path)[0], self.paths[:COMPARED_IMAGES], self.runner.batch_size)
-        say(
-            f"half-size decoding changes {change['labels_changed']} of {change['images']} labels of {part.name} "
-            f"(largest difference {change['largest_difference']:.1e}); this run takes {self.options.pixels} pixels"
-        )
-        return change
+    def vote_first(self, rows: np.ndarray) -> None:
+        """Let the cheapest checkpoint that works vote on the first rows and write the file; nothing was timed yet."""
+        for kind in self.kinds():
+            for part in kind:
+                own = [u for u, unit in enumerate(self.units) if unit.part is part]
+                if self.clock.left <= 0 or self.run_unit(own[0], rows) is not None:
+                    self.save_meanwhile()
+                    return
 
     def kinds(self) -> list[list[Part]]:
         """Checkpoints that cost the same (one architecture at one size), smallest files first."""
         by_kind: dict[tuple[str, ...], list[Part]] = {}
         for part in self.members.parts:
-            if part.info is not None:
-                by_kind.setdefault(kind_of(part.info), []).append(part)
+            by_kind.setdefault(kind_of(part.info), []).append(part)
         return sorted(by_kind.values(), key=lambda parts: parts[0].path.stat().st_size)
 
     def time_reading(self, rows: np.ndarray) -> float:
         """Seconds per image from file to pixels in all formats, with all threads at work."""
         start = time.monotonic()
-        for _ in self.store.batches(rows, self.store.formats[0], self.runner.batch_size):
+        unread = rows[self.runner.at_once :] if len(rows) > self.runner.at_once else rows
+        for _ in self.store.batches(unread, self.store.sizes[0], self.runner.batch_size):
             pass
         self.reading = time.monotonic() - start
-        return self.reading / len(rows)
+        return self.reading / len(unread)
 
     def time_kind(self, parts: Sequence[Part], rows: np.ndarray) -> dict[int, float]:
         """Seconds per image of every unit of one kind, from its first checkpoint that works."""
         batch = self.runner.at_once
         for part in parts:
+            if part.name in self.report.left_out:
+                continue
             own = [u for u, unit in enumerate(self.units) if unit.part is part]
             plain = self.run_unit(own[0], rows[:batch])
             if plain is None:
@@ -197,7 +169,8 @@ class Session:
             try:
                 self.runner.load(unit.part.path)
                 start = time.monotonic()
-                done = self.runner.run(unit.part.path, unit.view, rows, count)
+                expected = float(self.plan.seconds[u])
+                done = self.runner.run(unit.part.path, unit.view, rows, count, seconds_per_image=expected)
             except Exception as error:
                 self.lose(unit.part, f"{type(error).__name__}: {error}".splitlines()[0])
                 return None
@@ -257,31 +230,32 @@ class Session:
         self.write(self.votes)
         self.report.prior_alone = not (self.votes.totals.sum(axis=1) > 0).any()
 
-    def save_meanwhile(self) -> None:
-        """The same while there is work left: a disk that is full now costs no checkpoint its votes."""
+    def save_meanwhile(self) -> OSError | None:
+        """The same; a disk that is full costs no checkpoint its votes and the run no report. Returns what failed."""
+        failed: OSError | None = None
         try:
             self.save()
         except OSError as error:
             warn(f"the file could not be replaced, the last one stands for now: {error}")
+            failed = error
         self.written = time.monotonic()
+        return failed
 
     def conclude(self) -> None:
         """The last file, and what happened."""
-        self.save()
+        failed_write = self.save_meanwhile()
+        if failed_write is not None:
+            self.report.error = f"the last votes could not be written: {failed_write}"
         votes, report = self.votes, self.report
-        failed = self.store.failed if self.units else {}
+        failed = self.store.failed
         report.images_failed = {self.paths[row].name: failed[row] for row in sorted(failed)}
         for name, reason in list(report.images_failed.items())[:20]:
             warn(f"{name} cannot be read and gets the prior's class: {reason}")
         report.class_counts = np.bincount(votes.labels(), minlength=len(votes.prior)).tolist()
+        voted = {self.units[u].part.name for u in np.flatnonzero(votes.seen.any(axis=0))} - report.left_out.keys()
         report.members_used = [
-            {
-                "file": part.name,
-                "member": part.member,
-                "weight": part.weight,
-                "engine": self.runner.engine_names.get(part.path) if part.info is not None else None,
-            }
-            for part in reweighted([part for part in self.members.parts if part.name not in report.left_out])
+            {"file": part.name, "member": part.member, "weight": part.weight}
+            for part in reweighted([part for part in self.members.parts if part.name in voted])
         ]
         alive = max(1, int((~votes.dead).sum()))
         report.early_stop = vars(self.rule) | {

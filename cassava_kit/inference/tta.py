@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
-from ttach import aliases
 from ttach.base import BaseTransform, Compose, ImageOnlyTransform
 from ttach.transforms import HorizontalFlip, VerticalFlip
 
@@ -41,7 +40,7 @@ class View:
 
 
 def make_views(views: str | Compose, *, size: tuple[int, int] | None = None) -> tuple[View, ...]:
-    """The views of a preset, of one of ttach's aliases by name, or of any ttach `Compose`; the plain view comes first.
+    """The views of a preset, or of any ttach `Compose`; the plain view comes first.
 
     Presets: `none`, `flips` (4), `d4` (the 8 symmetries of the square) and `d4+zoom` (9). With a `size` (height,
     width) that is not square, the views that would turn it on its side are left out.
@@ -60,9 +59,7 @@ def make_views(views: str | Compose, *, size: tuple[int, int] | None = None) -> 
 def _compose(name: str) -> Compose:
     presets = {"none": [], "flips": [HorizontalFlip(), VerticalFlip()]}
     presets["d4"] = [*presets["flips"], Transpose()]
-    if name in presets:
-        return Compose(presets[name])
-    return getattr(aliases, check_choice("views", name, VIEWS))()
+    return Compose(presets[check_choice("views", name, VIEWS)])
 
 
 def _name(composed: Compose, index: int) -> str:

@@ -22,19 +22,12 @@ class Votes:
     prior: np.ndarray
     totals: np.ndarray = field(init=False)
     seen: np.ndarray = field(init=False)
-    outright: np.ndarray = field(init=False)
     dead: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.totals = np.zeros((self.n_images, len(self.prior)))
         self.seen = np.zeros((self.n_images, len(self.weights)), bool)
-        self.outright = np.zeros(self.n_images)
         self.dead = np.zeros(self.n_images, bool)
-
-    def add_outright(self, weight: float, rows: np.ndarray, probabilities: np.ndarray) -> None:
-        """Count votes that are no unit's work (a foreign file's): rows (n,), probabilities (n, K)."""
-        self.outright[rows] += weight
-        self.totals[rows] += weight * probabilities
 
     def add(self, unit: int, rows: np.ndarray, probabilities: np.ndarray) -> None:
         """Count one unit's vote on `rows` (n,), probabilities (n, K); a row that is not finite does not vote."""
@@ -65,7 +58,7 @@ class Votes:
 
     def seen_weight(self) -> np.ndarray:
         """Weight of the votes counted for each image, (N,)."""
-        return self.seen @ self.weights + self.outright
+        return self.seen @ self.weights
 
     def left_weight(self, planned: np.ndarray) -> np.ndarray:
         """Weight of the planned units (U,) bool that have not yet seen each image, (N,)."""
@@ -73,7 +66,7 @@ class Votes:
 
     def unseen(self) -> np.ndarray:
         """Readable images (N,) for which nothing has voted yet."""
-        return ~self.dead & ~self.seen.any(axis=1) & (self.outright == 0)
+        return ~self.dead & ~self.seen.any(axis=1)
 
     def unsureness(self) -> np.ndarray:
         """(N,), larger is less sure: 1 less the margin as a share of the votes counted; images without votes lead."""
@@ -82,37 +75,23 @@ class Votes:
 
 @dataclass(frozen=True)
 class StopRule:
-    """When an image is finished: `off` (never early), `certified`, or `calibrated` on out-of-fold evidence.
+    """When an image needs no further vote: `off` (never early) or `certified`.
 
-    *Certified*: the leading class is ahead by more than all votes still to come. It cannot change, so the labels are
-    the full ensemble's. *Calibrated*: the lead, as a share of the votes counted so far s, is at least
-    `threshold * sqrt((1 - s) / s)` (what is still to come differs from what was seen the less, the more was seen), once
-    at least `min_share` of the weight has voted; `changed` is the share of labels that this changed out of fold.
+    Certified: the leading class is ahead by more than all votes still to come. It cannot change, so the labels are the
+    full ensemble's.
     """
 
     kind: str = "certified"
-    threshold: float = 0.0
-    min_share: float = 1.0
-    changed: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("off", "certified", "calibrated"):
-            raise ValueError(f"early stopping must be off, certified or calibrated, got {self.kind!r}")
+        if self.kind not in ("off", "certified"):
+            raise ValueError(f"early stopping must be off or certified, got {self.kind!r}")
 
     def finished(self, votes: Votes, planned: np.ndarray) -> np.ndarray:
         """Which images (N,) need no further vote from the planned units (U,) bool."""
         left = votes.left_weight(planned)
         done = votes.dead | ((~votes.seen & planned).sum(axis=1) == 0)
-        if self.kind == "off":
-            return done
-        margins = votes.margins()
-        done |= margins > left + ROUNDING
-        if self.kind == "calibrated":
-            seen = votes.seen_weight()
-            share = seen / np.maximum(seen + left, ROUNDING)
-            needed = self.threshold * np.sqrt((1 - share) / np.maximum(share, ROUNDING))
-            done |= (share >= self.min_share) & (margins / np.maximum(seen, ROUNDING) >= needed)
-        return done
+        return done if self.kind == "off" else done | (votes.margins() > left + ROUNDING)
 
 
 def simulate_stop(

@@ -11,18 +11,23 @@
 # include: ../start.py
 
 # %%
-import csv
-
 SUBMISSION = OUTPUT / "submission.csv"
 IMAGES = competition_folder(SETTINGS["test_images"], SETTINGS["sample_submission"]) / SETTINGS["test_images"]
 FILES = [entry.name for entry in os.scandir(IMAGES) if not entry.name.startswith(".")]
 IDS = sorted(name for name in FILES if name.lower().endswith(tuple(SETTINGS["suffixes"])))
+
+
+def csv_line(cells):
+    """A line of CSV; a cell with a comma, a quote or a line's end (csv.writer misses the carriage return) in quotes."""
+    cells = [str(cell) for cell in cells]
+    quoted = ['"{}"'.format(cell.replace('"', '""')) if set(cell) & set(',"\r\n') else cell for cell in cells]
+    return ",".join(quoted) + "\n"
+
+
 PART = OUTPUT / "submission.csv.part"
+WRITTEN = IDS if SETTINGS["ids_have_suffix"] else [name.rpartition(".")[0] for name in IDS]
 with PART.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-    WRITTEN = IDS if SETTINGS["ids_have_suffix"] else [name.rpartition(".")[0] for name in IDS]
-    csv.writer(file, lineterminator="\n").writerows(
-        [SETTINGS["columns"], *([image_id, *SETTINGS["answer"]] for image_id in WRITTEN)]
-    )
+    file.writelines(map(csv_line, [SETTINGS["columns"], *([image_id, *SETTINGS["answer"]] for image_id in WRITTEN)]))
 PART.replace(SUBMISSION)
 print(f"{len(IDS)} images in {IMAGES}; {SUBMISSION} holds the most frequent class for now")
 

@@ -9,9 +9,9 @@ import pytest
 from tiny_runs import ROOT, full_ensemble, read_labels, run_python
 
 from cassava_kit.inference import run as run_module
-from cassava_kit.inference import runner, session
+from cassava_kit.inference import runner
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
-from cassava_kit.inference.report import RunOptions, RunReport
+from cassava_kit.inference.report import RunOptions
 from cassava_kit.inference.run import run_at_home
 from cassava_kit.submission import check_submission
 
@@ -20,15 +20,14 @@ CPU = RunOptions(device="cpu", batch_size=4, progress=False)
 
 def test_the_command_writes_the_full_ensembles_labels(images: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "submission.csv"
-    arguments = ["--weights", str(weights), "--images", str(images), "--out", str(out)]
-    settings = ["--time-limit", "300", "--early-stop", "off", "--engine", "eager", "--memory", "0.1", "--exact"]
+    arguments = ["--ensemble", str(weights), "--images", str(images), "--out", str(out)]
+    settings = ["--time-limit", "300", "--early-stop", "off", "--pixel-memory", "0.1"]
     text = run_python(["-m", "cassava_kit", "submission", *arguments, *settings, "--views", "flips"])
     assert text.splitlines()[-1] == str(check_submission(out, images))
     assert read_labels(out).tolist() == full_ensemble(images, weights).argmax(1).tolist()
     report = json.loads((out.parent / "run.json").read_text())
     assert report["time_limit"] == 300 and report["views"] == "flips" and report["finished"]
-    assert report["early_stop"]["kind"] == "off" and report["pixels"]["asked"] == "exact"
-    assert {member["engine"] for member in report["members_used"]} == {"eager"}
+    assert report["early_stop"]["kind"] == "off"
     # From the start of the process: Python and the kit had to be imported before the clock was read.
     assert 0.05 < report["timings"]["first_file"] < 20
 
@@ -36,13 +35,12 @@ def test_the_command_writes_the_full_ensembles_labels(images: Path, weights: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--weights", "nowhere"], "no folder of weights nowhere"),
+        (["--ensemble", "nowhere"], "no folder of weights nowhere"),
         (["--images", "nowhere"], "no folder nowhere"),
-        (["--early-stop", "soon"], "early_stop must be one of certified, calibrated, off, got 'soon'"),
-        (["--engine", "tvm"], "engine must be one of auto, eager, compiled, onnx, openvino, got 'tvm'"),
+        (["--early-stop", "soon"], "early_stop must be one of certified, off, got 'soon'"),
         (["--views", "all"], "views must be one of none, flips, d4, d4+zoom"),
-        (["--memory", "-1"], "memory must be at least 0 gigabytes and finite, got -1.0"),
-        (["--memory", "inf"], "memory must be at least 0 gigabytes and finite, got inf"),
+        (["--pixel-memory", "-1"], "memory must be at least 0 gigabytes and finite, got -1.0"),
+        (["--pixel-memory", "inf"], "memory must be at least 0 gigabytes and finite, got inf"),
         (["--time-limit", "0"], "the time limit must be more than 0 seconds and finite, or none, got 0.0"),
         (["--time-limit", "inf"], "and finite, or none, got inf"),
         (["--device", "gpu"], "device must be auto, cpu, cuda or a GPU such as cuda:0, got 'gpu'"),
@@ -55,7 +53,7 @@ def test_slips_are_one_line(
     from cassava_kit.__main__ import app
     from cassava_kit.cli import run_app
 
-    given = {"--weights": str(weights), "--images": str(images), "--out": str(tmp_path / "s.csv")}
+    given = {"--ensemble": str(weights), "--images": str(images), "--out": str(tmp_path / "s.csv")}
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
     code = run_app(app, ["submission", *(word for pair in given.items() for word in pair)])
     error = capsys.readouterr().err
@@ -101,10 +99,7 @@ def test_a_run_without_a_vote_is_an_error_with_its_reasons(
     assert set(read_labels(tmp_path / "s.csv")) == {3}
 
 
-@pytest.mark.parametrize(("flag", "pixels"), [("--half-size", "fast"), ("--exact", "exact"), (None, None)])
-def test_options_arrive(
-    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str | None, pixels: str | None
-) -> None:
+def test_options_arrive(images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cassava_kit.verbs.submission import submission
 
     seen: list[object] = []
@@ -114,41 +109,8 @@ def test_options_arrive(
         return "done"
 
     monkeypatch.setattr(run_module, "run_at_home", run)
-    half = None if flag is None else flag == "--half-size"
-    submission(weights, images, tmp_path / "s.csv", 60.0, "calibrated", "eager", "d4", 2.0, half, "cpu")
-    options = RunOptions("d4", "calibrated", device="cpu", engine="eager", pixels=pixels, memory=2.0)
-    assert seen == [weights, images, tmp_path / "s.csv", 60.0, options]
-
-
-def test_half_size_decoding_states_what_it_changes(images: Path, weights: Path, tmp_path: Path) -> None:
-    from tiny_members import write_image
-
-    for i in range(21):
-        write_image(images / f"{i:03d}.jpg", i, size=(200, 260))
-    options = RunOptions(device="cpu", batch_size=4, progress=False, pixels="fast")
-    report = run_module.run_submission(images, weights, tmp_path / "s.csv", options=options)
-    assert report.pixels["asked"] == "fast" and report.pixels["images"] == 21
-    assert 0 < report.pixels["mean_difference"] < report.pixels["largest_difference"] < 0.2
-    assert isinstance(report, RunReport) and not report.left_out
-
-
-@pytest.mark.parametrize("pixels", ["exact", "fast"])
-def test_pixels_are_compared_only_where_others_are_asked_for_and_at_no_vote(
-    images: Path,
-    weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    pixels: str,
-) -> None:
-    def compare(*_: object) -> None:
-        raise MemoryError("no room for two stores")
-
-    monkeypatch.setattr(session, "compare_pixels", compare)
-    options = RunOptions(device="cpu", batch_size=4, progress=False, pixels=pixels)
-    report = run_module.run_submission(images, weights, tmp_path / "s.csv", options=options)
-    assert report.pixels == {"asked": pixels} and report.error is None and not report.left_out
-    assert ("could not be measured: no room for two stores" in capsys.readouterr().err) == (pixels == "fast")
+    submission(weights, images, tmp_path / "s.csv", 60.0, "off", "d4", 2.0, "cpu")
+    assert seen == [weights, images, tmp_path / "s.csv", 60.0, RunOptions("d4", "off", device="cpu", memory=2.0)]
 
 
 def test_the_time_limit_counts_the_time_before_our_first_line(images: Path, weights: Path, tmp_path: Path) -> None:

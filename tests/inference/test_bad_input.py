@@ -90,7 +90,7 @@ def test_a_file_that_disappears_after_the_listing(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = run_module.load_members
-    monkeypatch.setattr(run_module, "load_members", lambda *a: ((images / "006.jpg").unlink(), real(*a))[1])
+    monkeypatch.setattr(run_module, "load_members", lambda *a, **k: ((images / "006.jpg").unlink(), real(*a, **k))[1])
     report = run_submission(images, weights, tmp_path / "s.csv", options=RunOptions(**CPU))
     assert list(report.images_failed) == ["006.jpg"]
     assert read_labels(tmp_path / "s.csv")["006.jpg"] == 3

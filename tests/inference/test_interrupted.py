@@ -19,7 +19,7 @@ from cassava_kit.submission import check_submission
 def test_the_first_file_is_there_before_any_member_is_read(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look(*_: object) -> None:
+    def look(*_: object, **__: object) -> None:
         assert check_submission(tmp_path / "s.csv", images).class_counts == (0, 0, 0, 21, 0)
         raise RuntimeError("no luck today")
 

@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 from tiny_members import PRIOR, write_checkpoint
 
 from cassava_kit.files import sha256_file
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
-from cassava_kit.inference.members import foreign_probabilities, load_members, read_prior
+from cassava_kit.inference.members import load_members, read_prior
 from cassava_kit.paths import WEIGHTS_MANIFEST
 
 
@@ -134,17 +132,3 @@ def test_members_of_no_weight_vote_only_when_alone(weights: Path) -> None:
     assert weight_of(weights) == {"res-fold0.safetensors": 1.0}
     (weights / "res-fold0.safetensors").unlink()
     assert weight_of(weights) == {"eff-fold0.safetensors": 1.0}
-
-
-def test_a_probability_file_is_a_member(weights: Path) -> None:
-    table = pd.DataFrame({"image_id": ["b.jpg", "x.jpg", "a.jpg"], **{f"p{k}": [0.0, 0.2, 0.1] for k in range(4)}})
-    table["p4"] = [1.0, 0.2, 0.6]
-    table.to_csv(weights / "theirs.csv", index=False)
-    member = EnsembleMember(name="theirs", weight=1.0, checkpoints=("theirs.csv",))
-    write_ensemble(weights / ENSEMBLE_FILE, Ensemble(members=(member,), prior=PRIOR))
-    (part,) = load_members(weights).parts
-    rows, probabilities = foreign_probabilities(part, ["a.jpg", "b.jpg", "c.jpg"])
-    assert dict(zip(rows.tolist(), probabilities[:, 4], strict=True)) == {0: 0.6, 1: 1.0}
-    assert np.allclose(probabilities.sum(1), 1)
-    (weights / "theirs.csv").write_text("image_id,p0\n")
-    assert load_members(weights).parts == ()

@@ -22,7 +22,7 @@ def by_hand(checkpoint: Path, paths: list[Path], views: str) -> np.ndarray:
     model, info = load_model(checkpoint)
     rows = []
     for path in paths:
-        x = torch.from_numpy(load_image(path, info.input_size, info.pixels)).permute(2, 0, 1)[None]
+        x = torch.from_numpy(load_image(path, info.input_size)).permute(2, 0, 1)[None]
         x = normalize(x, info.mean, info.std)
         rows.append(torch.stack([model(view(x)).softmax(1)[0] for view in make_views(views)]).mean(0).numpy())
     return np.stack(rows)
@@ -44,13 +44,6 @@ def test_several_devices_give_the_same(images: Path, weights: Path) -> None:
     one, _ = predict_images(checkpoints, paths, batch_size=2, device="cpu", progress=False)
     two, _ = predict_images(checkpoints, paths, batch_size=2, device=["cpu", "cpu"], progress=False)
     assert np.array_equal(one, two)
-
-
-def test_the_fast_pixels_are_used_where_the_header_names_them(images: Path, tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "fast-fold0.safetensors", pixels="fast", size=(24, 24))
-    paths = sorted(images.iterdir())
-    found, _ = predict_images([path], paths, batch_size=8, device="cpu", progress=False)
-    assert np.abs(found[0] - by_hand(path, paths, "none")).max() < TOLERANCE
 
 
 def test_a_broken_file_gets_the_prior_and_changes_no_bit_of_the_others(images: Path, weights: Path) -> None:

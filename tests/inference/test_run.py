@@ -5,15 +5,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from tiny_members import write_checkpoint, write_image
 from tiny_runs import full_ensemble, run_python, submit
 
 from cassava_kit.checkpoint import load_tensors, read_info, save_checkpoint
-from cassava_kit.inference import choices, session
 from cassava_kit.inference import run as run_module
+from cassava_kit.inference import session
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble, write_ensemble
 from cassava_kit.inference.forward import Forward
 from cassava_kit.inference.pixels import Budget
@@ -58,19 +57,13 @@ def test_run_json_says_what_happened_and_nothing_of_the_environment(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"early_stop": "never"}, "certified, calibrated, off"),
+        ({"early_stop": "never"}, "certified, off"),
         ({"views": "all"}, r"none, flips, d4, d4\+zoom"),
-        ({"engine": "tvm"}, "auto, eager, compiled, onnx, openvino"),
-        ({"pixels": "half"}, "exact, fast, got 'half'"),
         ({"memory": -1.0}, "at least 0 gigabytes"),
-        ({"engine": "openvino"}, "pip install openvino"),
         ({"batch_size": 0}, "at least 1, got 0"),
     ],
 )
-def test_wrong_options_are_refused_at_once(
-    wrong: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(choices, "find_spec", lambda name: None)
+def test_wrong_options_are_refused_at_once(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunOptions(**wrong)
 
@@ -136,7 +129,7 @@ def test_a_checkpoint_that_fails_while_it_is_measured_does_not_make_its_sisters_
         return real(self, pixels, view)
 
     monkeypatch.setattr(Forward, "start", start)
-    _, report = submit(images, weights, tmp_path / "s.csv", early_stop="off", engine="eager")
+    _, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert list(report.left_out) == ["res-fold0.safetensors"]
     costs = [unit["seconds_per_image"] for unit in report.plan["units"] if unit["unit"].startswith("res-fold1")]
     assert len(costs) == 4 and min(costs) > 0
@@ -157,7 +150,7 @@ def test_a_picture_that_cannot_be_read_keeps_the_priors_class_where_every_checkp
         return real(self, pixels, view)
 
     monkeypatch.setattr(Forward, "start", start)
-    labels, report = submit(images, weights, tmp_path / "s.csv", engine="eager")
+    labels, report = submit(images, weights, tmp_path / "s.csv")
     assert len(report.left_out) == 4 and not report.prior_alone
     assert labels["025.jpg"] == 3 and list(report.images_failed) == ["025.jpg"]
 
@@ -179,51 +172,6 @@ def test_a_disk_that_is_full_for_a_while_costs_no_checkpoint(
     assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()
     assert not report.left_out and report.error is None and not report.prior_alone
     assert "the last one stands for now: [Errno 28]" in capsys.readouterr().err
-
-
-def test_a_probability_file_of_other_images_is_left_out(images: Path, weights: Path, tmp_path: Path) -> None:
-    table = pd.DataFrame({"image_id": ["a.jpg", "b.jpg"], **{f"p{k}": [0.2, 0.2] for k in range(5)}})
-    table.to_csv(weights / "theirs.csv", index=False)
-    ensemble = read_ensemble(weights / ENSEMBLE_FILE)
-    ours = full_ensemble(images, weights).argmax(1).tolist()
-    shrunk = [member.model_copy(update={"weight": 0.6 * member.weight}) for member in ensemble.members]
-    foreign = ensemble.members[0].model_copy(update={"name": "theirs", "weight": 0.4, "checkpoints": ("theirs.csv",)})
-    write_ensemble(weights / ENSEMBLE_FILE, ensemble.model_copy(update={"members": (*shrunk, foreign)}))
-    labels, report = submit(images, weights, tmp_path / "s.csv")
-    assert labels.tolist() == ours
-    assert report.left_out == {"theirs.csv": "predicts none of the 21 images (first: 000.jpg)"}
-    assert "theirs.csv" not in {member["file"] for member in report.members_used}
-
-
-def test_a_probability_file_votes_with_its_weight(images: Path, weights: Path, tmp_path: Path) -> None:
-    names = sorted(path.name for path in images.iterdir())
-    theirs = np.random.default_rng(0).dirichlet(np.ones(5), 20)
-    table = pd.DataFrame({"image_id": names[::-1][:20], **{f"p{k}": theirs[:, k] for k in range(5)}})
-    table.to_csv(weights / "theirs.csv", index=False, float_format="%.8g")
-    ensemble = read_ensemble(weights / ENSEMBLE_FILE)
-    ours = full_ensemble(images, weights)
-    shrunk = [member.model_copy(update={"weight": 0.6 * member.weight}) for member in ensemble.members]
-    foreign = ensemble.members[0].model_copy(update={"name": "theirs", "weight": 0.4, "checkpoints": ("theirs.csv",)})
-    write_ensemble(weights / ENSEMBLE_FILE, ensemble.model_copy(update={"members": (*shrunk, foreign)}))
-    expected = 0.6 * ours
-    expected[np.arange(21)[::-1][:20]] += 0.4 * theirs
-    assert (expected.argmax(1) != ours.argmax(1)).any()
-    for early_stop in ("off", "certified"):
-        labels, _ = submit(images, weights, tmp_path / "s.csv", early_stop=early_stop)
-        assert labels.tolist() == expected.argmax(1).tolist()
-
-
-def test_calibrated_stop_comes_from_the_ensemble_file(images: Path, weights: Path, tmp_path: Path) -> None:
-    ensemble = read_ensemble(weights / ENSEMBLE_FILE)
-    lax = {"early_stop": {"threshold": 0.0, "min_share": 0.0, "changed": 0.3}}
-    write_ensemble(weights / ENSEMBLE_FILE, ensemble.model_copy(update={"oof": lax}))
-    _, report = submit(images, weights, tmp_path / "s.csv", early_stop="calibrated")
-    _, certified = submit(images, weights, tmp_path / "s.csv")
-    assert report.early_stop["kind"] == "calibrated" and report.early_stop["changed"] == 0.3
-    assert report.early_stop["work_done"] < certified.early_stop["work_done"]
-    write_ensemble(weights / ENSEMBLE_FILE, ensemble)
-    _, fallen_back = submit(images, weights, tmp_path / "s.csv", early_stop="calibrated")
-    assert fallen_back.early_stop["kind"] == "certified" and fallen_back.early_stop["asked"] == "calibrated"
 
 
 def test_importing_the_run_takes_no_model_library() -> None:

@@ -10,7 +10,7 @@ from tiny_runs import full_ensemble, read_labels, submit
 from cassava_kit.inference import machine, runner, session
 from cassava_kit.inference.forward import Forward
 from cassava_kit.inference.machine import usable_devices
-from cassava_kit.inference.pixels import Format, PixelStore
+from cassava_kit.inference.pixels import PixelStore
 from cassava_kit.inference.runner import Runner
 from cassava_kit.inference.tta import make_views
 
@@ -60,7 +60,7 @@ def test_files_that_were_read_are_no_memory_in_use(
 
 
 def make_runner(images: Path, devices: int = 1) -> tuple[PixelStore, Runner]:
-    store = PixelStore(sorted(images.iterdir()), [Format((32, 32)), Format((48, 48))])
+    store = PixelStore(sorted(images.iterdir()), [(32, 32), (48, 48)])
     return store, Runner(store, [CPU] * devices, 4)
 
 
@@ -156,7 +156,7 @@ def test_a_device_that_fails_costs_no_checkpoint(
     expected = full_ensemble(images, weights).argmax(1).tolist()
     monkeypatch.setattr(session, "usable_devices", lambda _: (torch.device("cpu", 0), CPU))
     fail_on_device_0(monkeypatch, after=3)
-    labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off", engine="eager")
+    labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert labels.tolist() == expected and not report.left_out and report.early_stop["work_done"] == 1
 
 

@@ -81,14 +81,6 @@ def test_ttach_aliases_equal_the_loop_by_hand(model: nn.Module, alias: str) -> N
     assert torch.allclose(answer, mean_by_hand(model, expected), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["flip_transform", "hflip_transform", "vlip_transform", "d4_transform"])
-def test_aliases_go_by_name(name: str) -> None:
-    x = torch.rand(1, 3, 9, 9)
-    named = [view(x) for view in make_views(name)]
-    composed = [chain.augment_image(x) for chain in getattr(ttach.aliases, name)()]
-    assert all(torch.equal(a, b) for a, b in zip(named, composed, strict=True))
-
-
 @pytest.mark.parametrize("views", ["none", "flips", "d4", "d4+zoom", *(a for a, _ in ALIASES.values())])
 def test_the_plain_view_leads_and_names_are_distinct(views: object) -> None:
     x = torch.rand(1, 3, 40, 40)

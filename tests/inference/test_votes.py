@@ -61,5 +61,5 @@ def test_a_vote_that_is_not_finite_is_not_counted() -> None:
 
 
 def test_an_unknown_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match="off, certified or calibrated"):
+    with pytest.raises(ValueError, match="off or certified"):
         StopRule("maybe")
