@@ -44,21 +44,15 @@ from cassava_kit.data.images import load_image
 from cassava_kit.data.table import list_images
 from cassava_kit.data.transforms import normalize
 from cassava_kit.files import read_json
-from cassava_kit.inference.calibrated import calibrate_stop, vote_orders
-from cassava_kit.inference.choices import lacking
-from cassava_kit.inference.engine import build_engine
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
-from cassava_kit.inference.forward import load_forward
 from cassava_kit.inference.fuse import fuse_conv_bn
 from cassava_kit.inference.machine import cpu_count
-from cassava_kit.inference.pixel_change import compare_pixels
-from cassava_kit.inference.pixels import Budget, Format, PixelStore
+from cassava_kit.inference.pixels import Budget, PixelStore
 from cassava_kit.inference.planner import Plan, arranged, choose_rows
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.inference.report import RunOptions, RunReport
 from cassava_kit.inference.run import run_submission
 from cassava_kit.inference.runner import Runner
-from cassava_kit.inference.speedup import Engines
 from cassava_kit.inference.tta import make_views
 from cassava_kit.inference.votes import StopRule, Votes, simulate_stop
 from cassava_kit.submission import check_submission
@@ -72,7 +66,6 @@ CONFIDENCE = 0.85
 PLANNED_FILES = 200
 RANK14_ROWS = 5000
 RIDGE = 0.3
-LAYOUTS = {"eager": torch.channels_last, "onnx": torch.contiguous_format}
 
 
 def main() -> None:
@@ -84,7 +77,6 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--members", nargs="+", default=list(MEMBERS), help="timm names")
     parser.add_argument("--size", type=int, default=SIZE, help="side of the members' input")
-    parser.add_argument("--engine", default="auto")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--trials", type=int, default=20, help="random time limits (part planner)")
     parser.add_argument("--oof", nargs="*", type=Path, default=[], help="members' out-of-fold files (part budget)")
@@ -224,10 +216,9 @@ def notebook_data(paths: list[Path], n_passes: int, size: tuple[int, int]) -> No
 
 
 def kit_data(paths: list[Path], n_passes: int, size: tuple[int, int]) -> None:
-    wanted = Format(size)
-    with PixelStore(paths, [wanted]) as store:
+    with PixelStore(paths, [size]) as store:
         for _ in range(n_passes):
-            for _ in store.batches(np.arange(len(paths)), wanted, BATCH):
+            for _ in store.batches(np.arange(len(paths)), size, BATCH):
                 pass
 
 
@@ -240,7 +231,7 @@ def quiet() -> Iterator[None]:
 
 def submit(arguments: argparse.Namespace, early_stop: str, **limits: float) -> RunReport:
     """One submission run on the CPU."""
-    options = RunOptions(early_stop=early_stop, device="cpu", batch_size=BATCH, progress=False, engine=arguments.engine)
+    options = RunOptions(early_stop=early_stop, device="cpu", batch_size=BATCH, progress=False)
     out = arguments.folder / early_stop / "submission.csv"
     with quiet():
         return run_submission(arguments.paths[0].parent, arguments.weights, out, options=options, **limits)
@@ -282,9 +273,9 @@ def interleaved(ways: list[Way], arguments: argparse.Namespace) -> None:
 
 
 def against_notebook(arguments: argparse.Namespace) -> None:
-    """Members x 4 views; the kit's times include loading, building engines, measuring and planning.
+    """Members x 4 views; the kit's times include loading, measuring and planning.
 
-    The notebook's time is proportional to the images (no plan, no engine), so that a third of them is enough for it.
+    The notebook's time is proportional to the images (no plan), so that a third of them is enough for it.
     """
     paths, weights, n = arguments.paths, arguments.weights, len(arguments.paths)
     third = paths[: max(1, n // 3)]
@@ -297,7 +288,6 @@ def against_notebook(arguments: argparse.Namespace) -> None:
         arguments,
     )
     report = read_json(arguments.folder / "off" / "run.json")
-    print("engines:", {member["file"]: member["engine"] for member in report["members_used"]})
     seconds = {key: report["timings"][key] for key in ("loading", "work", "total")}
     print("seconds of the full run:", {key: round(value, 1) for key, value in seconds.items()})
     same = labels_in(arguments, "off") == labels_in(arguments, "certified")
@@ -313,16 +303,9 @@ def against_notebook(arguments: argparse.Namespace) -> None:
         arguments,
     )
     checked = paths[:48]
-    found, _ = predict_images(
-        files, checked, views="flips", device="cpu", batch_size=BATCH, engine=best_engine(arguments), progress=False
-    )
+    found, _ = predict_images(files, checked, views="flips", device="cpu", batch_size=BATCH, progress=False)
     worst = np.abs(found - plain_loop(files, checked)).max()
     print(f"largest difference of a probability from the plain loop over the same pixels: {worst:.1e}")
-
-
-def best_engine(arguments: argparse.Namespace) -> str:
-    """The engine that the full run chose for its first member."""
-    return str(read_json(arguments.folder / "off" / "run.json")["members_used"][0]["engine"])
 
 
 @torch.no_grad()
@@ -360,7 +343,7 @@ def against_timm(arguments: argparse.Namespace) -> None:
                 model(x).softmax(1)
 
     def by_kit() -> None:
-        predict_images([file], arguments.paths, device="cpu", engine=arguments.engine, progress=False)
+        predict_images([file], arguments.paths, device="cpu", progress=False)
 
     n = len(arguments.paths)
     interleaved([Way("timm", by_timm, n), Way("kit", by_kit, n)], arguments)
@@ -377,36 +360,26 @@ def against_limits(arguments: argparse.Namespace) -> None:
         with ThreadPoolExecutor(cpu_count()) as pool:
             list(pool.map(one, paths))
 
-    def read(pixels: str) -> Callable[[], None]:
-        def once() -> None:
-            wanted = Format(arguments.size, pixels)
-            with PixelStore(paths, [wanted], keep=False) as store:
-                for _ in store.batches(rows, wanted, BATCH):
-                    pass
+    def read() -> None:
+        with PixelStore(paths, [arguments.size], keep=False) as store:
+            for _ in store.batches(rows, arguments.size, BATCH):
+                pass
 
-        return once
-
-    ways = {"decoder alone": decode_alone, "kit, exact pixels": read("exact"), "kit, half-size decoding": read("fast")}
-    interleaved([Way(name, way, n) for name, way in ways.items()], arguments)
+    interleaved([Way("decoder alone", decode_alone, n), Way("kit, pixels alone", read, n)], arguments)
     folder = make_members(["resnet50"], arguments.source, arguments.folder / "large", (224, 224))
-    file = folder / "resnet50-fold0.safetensors"
-    for engine in ("eager", "onnx"):
-        if engine == "eager" or lacking(engine) is None:
-            against_bare(arguments, file, engine)
-    change = compare_pixels(load_forward(file, torch.device("cpu")), paths[:59], BATCH)
-    print(f"half-size decoding changes {change['labels_changed']} of {change['images']} labels of resnet50 at 224 px")
+    against_bare(arguments, folder / "resnet50-fold0.safetensors")
 
 
-def against_bare(arguments: argparse.Namespace, file: Path, engine: str) -> None:
-    """The runner over images that are already read, against the same engine over one batch in memory."""
+def against_bare(arguments: argparse.Namespace, file: Path) -> None:
+    """The runner over images that are already read, against the same model over one batch in memory."""
     paths = arguments.paths[: min(len(arguments.paths), 160) // BATCH * BATCH]
-    wanted, plain, rows = Format((224, 224)), make_views("none")[0], np.arange(len(paths))
-    with PixelStore(paths, [wanted], budget=Budget(1 << 30)) as store:
-        runner = Runner(store, [torch.device("cpu")], BATCH, engines=Engines(engine, 10**9))
+    size, plain, rows = (224, 224), make_views("none")[0], np.arange(len(paths))
+    with PixelStore(paths, [size], budget=Budget(1 << 30)) as store:
+        runner = Runner(store, [torch.device("cpu")], BATCH)
         (forward,) = runner.load(file)
-        batch = next(store.batches(rows, wanted, BATCH)).pixels
+        batch = next(store.batches(rows, size, BATCH)).pixels
         with torch.inference_mode():
-            images = normalize(batch.permute(0, 3, 1, 2), MEAN, STD).contiguous(memory_format=LAYOUTS[engine])
+            images = normalize(batch.permute(0, 3, 1, 2), MEAN, STD).contiguous(memory_format=torch.channels_last)
 
             def bare() -> None:
                 for _ in range(len(paths) // BATCH):
@@ -416,7 +389,7 @@ def against_bare(arguments: argparse.Namespace, file: Path, engine: str) -> None
                 runner.run(file, plain, rows, lambda seen, probabilities: None)
 
             whole()
-            ways = [Way(f"bare resnet50, {engine}", bare, len(paths)), Way("kit, images in memory", whole, len(paths))]
+            ways = [Way("bare resnet50", bare, len(paths)), Way("kit, images in memory", whole, len(paths))]
             interleaved(ways, arguments)
 
 
@@ -436,7 +409,7 @@ def of_budget(arguments: argparse.Namespace) -> None:
 
 
 def tell_budget(name: str, p: np.ndarray, labels: np.ndarray, costs: np.ndarray) -> None:
-    """Print the share of the full ensemble's labels at shares of its cost, and the calibrated stop; p (U, N, K)."""
+    """Print the share of the full ensemble's labels at shares of its cost, and the certified stop; p (U, N, K)."""
     weights = np.full(len(p), 1 / len(p))
     full = p.mean(0).argmax(1)
     print(f"{name}: {len(p)} units, {p.shape[1]} images, accuracy of all {100 * np.mean(full == labels):.2f} %")
@@ -444,11 +417,10 @@ def tell_budget(name: str, p: np.ndarray, labels: np.ndarray, costs: np.ndarray)
         answers = replay(p, weights, costs, share)
         kept, right = 100 * np.mean(answers == full), 100 * np.mean(answers == labels)
         print(f"  {100 * share:3.0f} % of the cost: {kept:.2f} % of the labels, accuracy {right:.2f} %", flush=True)
-    (order,) = vote_orders(weights, costs)
-    for rule in (StopRule("certified"), calibrate_stop(p[:, ::2], weights, [order])):
-        answers, used = simulate_stop(p[:, 1::2], weights, order, rule)
-        changed = 100 * np.mean(answers != full[1::2])
-        print(f"  {rule.kind} stop: {len(p) / used:.1f} x fewer votes, {changed:.2f} % of the labels changed")
+    order = np.argsort(-weights / costs, kind="stable")
+    answers, used = simulate_stop(p, weights, order, StopRule("certified"))
+    changed = int((answers != full).sum())
+    print(f"  certified stop: {len(p) / used:.1f} x fewer votes, {changed} labels changed")
 
 
 def rank14_members(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -477,14 +449,12 @@ def real_members(data: Path, weights: Path) -> tuple[np.ndarray, np.ndarray, np.
     folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(labels, labels))
     units, costs = [], []
     for side in (96, 128, 160):
-        network = build_engine("onnx", model, (BATCH, 3, side, side)) if lacking("onnx") is None else model
         features: list[list[np.ndarray]] = [[] for _ in range(4)]
-        wanted = Format((side, side))
-        with PixelStore(paths, [wanted], keep=False) as store:
-            for batch in store.batches(np.arange(len(paths)), wanted, BATCH):
+        with PixelStore(paths, [(side, side)], keep=False) as store:
+            for batch in store.batches(np.arange(len(paths)), (side, side), BATCH):
                 images = normalize(batch.pixels.permute(0, 3, 1, 2), MEAN, STD)
                 for found, view in zip(features, make_views("flips"), strict=True):
-                    found.append(network(view(images)).numpy()[: len(batch.rows)])
+                    found.append(model(view(images)).numpy()[: len(batch.rows)])
         seen = [np.concatenate(found) for found in features]
         centre, scale = seen[0].mean(axis=0), seen[0].std(axis=0) + 1e-6
         scores = np.zeros((4, len(labels), 5))
