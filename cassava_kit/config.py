@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 # By it the seeds of epochs, batches and rows are kept apart.
 SEED_PRIME = 1_000_003
+NAMES = ("recipe", "about", "name")  # fields that name a run and change nothing of it
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
@@ -41,8 +42,13 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 class RunConfig(Settings):
     """All that decides what a run learns; every field has its sentence, and a bad value dies here."""
 
-    recipe: str = Field(description="Name of the recipe; names the run's folder.", pattern=r"^[A-Za-z0-9_.-]+$")
+    recipe: str = Field(description="Name of the recipe.", pattern=r"^[A-Za-z0-9_.-]+$")
     about: str = Field("", description="One line on what the recipe is.")
+    name: str | None = Field(
+        None,
+        description="Name of the run and of its folder; default: the recipe's, with the settings changed.",
+        pattern=r"^[A-Za-z0-9_.-]{1,80}$",
+    )
 
     model: str = Field(description="timm model name.")
     model_args: dict[str, Any] = Field({}, description="Further keyword arguments of timm.create_model.")

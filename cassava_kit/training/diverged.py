@@ -8,8 +8,8 @@ import lightning as L
 import torch
 
 from cassava_kit.errors import UserError
-
-NOT_FINITE = "the loss is not finite: lr too high, or fp16 overflowed? lower lr, or set precision=32-true"
+from cassava_kit.training.devices import process_place
+from cassava_kit.training.doctor import not_finite
 
 
 class DivergedError(UserError):
@@ -28,5 +28,17 @@ class StopDiverged(L.Callback):
     ) -> None:
         """Look at the loss of the batch."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if not bool(torch.isfinite(loss.detach()).all()):
-            raise DivergedError(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {NOT_FINITE}")
+        bad = 1 - torch.isfinite(loss.detach()).all().float()
+        if process_place()[1] > 1:  # all processes stop at the same step
+            torch.distributed.all_reduce(bad)
+        if bad:
+            first = trainer.current_epoch == 0 and batch_idx == 0
+            cause = not_finite(precision=str(trainer.precision), first=first)
+            raise DivergedError(f"epoch {trainer.current_epoch + 1}, step {batch_idx + 1}: {cause}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the validation loss, where there is one."""
+        loss = trainer.callback_metrics.get("val_loss")
+        if loss is not None and not torch.isfinite(loss):
+            cause = not_finite(precision=str(trainer.precision), first=False)
+            raise DivergedError(f"epoch {trainer.current_epoch + 1}, validation: {cause}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -17,13 +16,8 @@ def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str], *, l
     """Findings by key after the last of `epochs`: rows of `metrics.csv` (train_loss, val_loss, val_share_k ...).
 
     `last` says that no epoch will follow: then a run shorter than the doctor's patience is judged as it stands.
-    Keys are stable (`not_finite`, `one_class`, `flat`, `overfit`), so that a caller can say each only once.
+    Keys are stable (`one_class`, `flat`, `overfit`), so that a caller can say each only once.
     """
-    now = epochs[-1]
-    if not all(math.isfinite(now[name]) for name in ("train_loss", "val_loss")):
-        return {
-            "not_finite": "the loss is not finite: lr too high, or fp16 overflowed? lower lr, or set precision=32-true"
-        }
     findings = {}
     recent = [_top_class(row, len(classes)) for row in epochs[-ONE_CLASS_EPOCHS:]]
     top, share = recent[-1]
@@ -45,6 +39,16 @@ def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str], *, l
             "stronger augmentation, fewer epochs, or early_stopping?"
         )
     return findings
+
+
+def not_finite(*, precision: str, first: bool) -> str:
+    """Return the finding on a loss that is not finite; `first`: it is the first batch's, before any step was taken."""
+    half = "fp16 overflowed? set precision=bf16-mixed or 32-true" if precision.startswith("16") else ""
+    if first:
+        cause = "the first weights or the pictures? look at the weights file, and at the model's mean and std"
+    else:
+        cause = "lr too high, or the data? lower lr, and look at the images"
+    return f"the loss is not finite: {'; or '.join(filter(None, (half, cause)))}"
 
 
 def _top_class(row: Mapping[str, float], n_classes: int) -> tuple[int, float]:

@@ -18,9 +18,11 @@ from cassava_kit.config import RunConfig
 from cassava_kit.models import free_stages, image_statistics, load_weights
 from cassava_kit.noise.decisions import WEIGHTED
 from cassava_kit.paths import CHECKPOINT_FILE
+from cassava_kit.recipes import run_name
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume, StopEarly
 from cassava_kit.training.devices import is_main, make_strategy, whole_state
+from cassava_kit.training.diverged import DivergedError, StopDiverged
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
@@ -30,7 +32,9 @@ from cassava_kit.training.run_dir import (
     fingerprint,
     finish,
     finished,
+    mark_failed,
     prepare_run_dir,
+    reusable,
     write_oof,
 )
 from cassava_kit.training.start import check_run
@@ -39,10 +43,14 @@ from cassava_kit.training.start import check_run
 def train_fold(
     config: RunConfig, data: TrainData, fold: int, out: Path, *, session: Session | None = None
 ) -> FoldResult:
-    """Train on all folds but one, predict that one, and write `out/<recipe>/fold<k>/` by contract.
+    """Train on all folds but one, predict that one, and write `out/<run name>/fold<k>/` by contract.
 
     A run that is already there and finished, with the same configuration, rows, split and first weights, is reused; an
     unfinished one goes on from its last finished epoch. With several processes each calls this; the first one writes.
+
+    Raises:
+        UserError: Something cannot be trained, or a finished run would be replaced (see `Session.existing`).
+        DivergedError: The loss became NaN or infinite; the folder is marked as failed, and holds no checkpoint.
     """
     session = session or Session()
     if not is_main():
@@ -50,29 +58,34 @@ def train_fold(
     check_run(config, data, [fold], session)
     training, validation, broken = usable_rows(data, fold, session.limit)
     training = cleaned_rows(training, session)
-    run_dir = out / config.recipe / f"fold{fold}"
-    print_of_run = fingerprint(config, data, fold, session)
-    done = finished(run_dir, print_of_run)
+    run_dir = out / run_name(config) / f"fold{fold}"
+    wanted = fingerprint(config, data, fold, session)
+    done = reusable(run_dir, wanted, session)
     if done is not None:
         return done
     if broken:
         session.tell(f"{len(broken)} unreadable images take no part in training (first: {broken[0]})")
     started = time.perf_counter()
     if is_main():
-        prepare_run_dir(run_dir, config, print_of_run)
+        prepare_run_dir(run_dir, config, wanted)
     batches = make_batches(config, data, (training, validation), session)
     module = make_module(config, data, batches, training=training, session=session)
     info = checkpoint_info(config, data, fold, statistics=image_statistics(module.model), training=training)
-    trainer = fit(module, batches, run_dir, info=info, session=session)
+    try:
+        trainer = fit(module, batches, run_dir, info=info, session=session)
+    except DivergedError as error:
+        if is_main():
+            mark_failed(run_dir, str(error))
+        raise
     if is_main():
         score = write_oof(run_dir, info, data, fold)
         seconds = round(time.perf_counter() - started, 3)
-        facts = {"fingerprint": print_of_run, "seconds": seconds, "given": session.given()}
+        facts = {"fingerprint": wanted, "seconds": seconds, "given": session.given()}
         finish(run_dir, info, score, facts=facts)
     trainer.strategy.barrier()
-    result = finished(run_dir, print_of_run)
+    result = finished(run_dir)
     assert result is not None
-    return replace(result, reused=False)
+    return replace(result[0], reused=False)
 
 
 def make_batches(
@@ -104,7 +117,7 @@ def make_module(
         row_weights=torch.tensor(training["weight"].to_numpy(), dtype=torch.float32) if weighted else None,
     )
     if session.weights is not None:
-        report = load_weights(module.model, session.weights)
+        report = load_weights(module.model, session.weights, partial=session.partial_weights)
         for average in (module.ema, module.swa):
             if average is not None:
                 average.module.load_state_dict(module.model.state_dict())
@@ -115,14 +128,15 @@ def make_module(
 def fit(module: Classifier, batches: Batches, run_dir: Path, *, info: CheckpointInfo, session: Session) -> L.Trainer:
     """Run Lightning's Trainer, from the last finished epoch if there is one, and keep the weights in the folder."""
     config = module.config
-    label = f"{config.recipe} {run_dir.name}"
+    label = f"{run_name(config)} {run_dir.name}"
 
     def save() -> None:
         state = whole_state(module.inference_model)
         if is_main():
             save_checkpoint(run_dir / CHECKPOINT_FILE, state, info)
 
-    callbacks: list[L.Callback] = [Metrics(run_dir, module.classes, lambda text: session.tell(f"{label}: {text}"))]
+    metrics = Metrics(run_dir, module.classes, lambda text: session.tell(f"{label}: {text}"))
+    callbacks: list[L.Callback] = [StopDiverged(), metrics]
     if config.select == "best":
         callbacks.append(KeepBest(save))
     if config.early_stopping:

@@ -18,12 +18,12 @@ from cassava_kit.data.table import TrainTable
 from cassava_kit.folds import Folds
 from cassava_kit.metrics import baseline, measure, told
 from cassava_kit.oof import Score, accuracy
-from cassava_kit.recipes import first_weights
+from cassava_kit.recipes import first_weights, run_name
 from cassava_kit.training.devices import is_main
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.loaders import fill_cache
 from cassava_kit.training.rows import Session, TrainData
-from cassava_kit.training.run_dir import FoldResult, join_runs
+from cassava_kit.training.run_dir import FoldResult, fingerprint, join_runs, reusable
 from cassava_kit.training.start import check_run
 
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False}
@@ -68,6 +68,9 @@ def train_recipe(
     if session.weights is None and wanted is not None:
         console.print(f"{config.recipe} starts from random weights, not from {wanted}: give --weights FILE", **PLAIN)
     results = []
+    name = run_name(config)
+    for fold in numbers:  # all refusals before the first fold is trained
+        reusable(out / name / f"fold{fold}", fingerprint(config, data, fold, session), session)
     if session.cache is not None:
         fill_cache(config, data.paths(split.frame), session.cache)
     with training_bar(console) as progress:
@@ -77,19 +80,17 @@ def train_recipe(
             result = train_fold(config, data, fold, out, session=session)
             how = "reused" if result.reused else f"{result.seconds:.0f} s"
             right = str(result.score) if data.competition.metric == "accuracy" else told(result.score)
-            tell(f"{config.recipe} fold {fold}: {right} out of fold ({how})")
+            tell(f"{name} fold {fold}: {right} out of fold ({how})")
             results.append(result)
     seconds = sum(0.0 if result.reused else result.seconds for result in results)
     if len(numbers) < split.n_splits or not is_main():
         return RecipeResult(config, tuple(results), None, None, seconds)
-    path, whole = join_runs(results, split, out, config.recipe)
-    labels = split.frame["label"].to_numpy()
+    path, whole = join_runs(results, split, out, name)
+    labels = split.scored["label"].to_numpy()
     score = accuracy(labels, whole.probabilities)
     found = measure(data.competition.metric, labels, whole.probabilities)
     least = baseline(data.competition.metric, labels, whole.probabilities.shape[1])
-    console.print(
-        f"{config.recipe}: OOF {told(found)} on {score.n} given labels (majority class {least}): {path}", **PLAIN
-    )
+    console.print(f"{name}: OOF {told(found)} on {score.n} given labels (majority class {least}): {path}", **PLAIN)
     return RecipeResult(config, tuple(results), path, score, seconds)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -51,11 +52,14 @@ class TrainData:
 class Session:
     """What a run is given beside its configuration.
 
-    First weights, a limit of rows, a noise report for the training rows and what to do with it, the devices, loader
-    processes, a folder for decoded pixels, whether to write TensorBoard's log, and where to speak.
+    First weights and whether they may leave tensors of the backbone random, a limit of rows, a noise report for the
+    training rows and what to do with it, the devices, loader processes, a folder for decoded pixels, whether to write
+    TensorBoard's log, what to do with a finished run that differs (refuse, replace it, or keep it where only the code
+    differs), and where to print.
     """
 
     weights: Path | None = None
+    partial_weights: bool = False
     limit: int | None = None
     clean: Path | None = None
     clean_action: str = "drop"
@@ -63,6 +67,7 @@ class Session:
     workers: int = 0
     cache: Path | None = None
     tensorboard: bool = False
+    existing: Literal["refuse", "replace", "keep"] = "refuse"
     progress: Progress | None = None
     tell: Callable[[str], None] = print
 

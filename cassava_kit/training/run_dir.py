@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cassava_kit import __version__
 from cassava_kit.checkpoint import CheckpointInfo, load_tensors, save_checkpoint
-from cassava_kit.competition import CASSAVA
-from cassava_kit.config import RunConfig
+from cassava_kit.config import NAMES, RunConfig
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
 from cassava_kit.folds import Folds
 from cassava_kit.inference.predict import predict_images
@@ -21,10 +20,14 @@ from cassava_kit.models import sized_args
 from cassava_kit.oof import Score, accuracy, fold_predictions, join_folds, score_record
 from cassava_kit.paths import CHECKPOINT_FILE, CONFIG_FILE, DONE_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, read_predictions, write_predictions
-from cassava_kit.training.callbacks import RESUME_FILE
+from cassava_kit.recipes import run_name
+from cassava_kit.training.callbacks import METRICS_FILE, RESUME_FILE
 from cassava_kit.training.rows import Session, TrainData
+from cassava_kit.training.sources import learning_code_hash
 
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+Fingerprint = dict[str, str]
+STATE_FILE, FAILED_FILE = "state.json", "failed.json"
 
 
 @dataclass(frozen=True)
@@ -47,46 +50,78 @@ class FoldResult:
         return self.run_dir / OOF_FILE
 
 
-def fingerprint(config: RunConfig, data: TrainData, fold: int, session: Session) -> str:
-    """A hash of all that decides a run's outcome, the images' contents included."""
-    parts = {
-        "config": config.model_dump(mode="json"),
-        "folds": data.folds.hash,
-        "fold": fold,
+def fingerprint(config: RunConfig, data: TrainData, fold: int, session: Session) -> Fingerprint:
+    """Return all that decides a run's outcome, by what the user calls it; what is large is hashed."""
+    settings = config.model_dump(mode="json", exclude=set(NAMES))
+    return {
+        "settings": sha256_bytes(json.dumps(settings, sort_keys=True).encode()),
+        "folds": f"{data.folds.hash} {fold}",
         "images": data.images_hash,
-        "weights": sha256_file(session.weights) if session.weights else None,
-        "limit": session.limit,
-        "clean": [sha256_file(session.clean), session.clean_action] if session.clean else None,
-        "processes": session.devices.processes,
-        "kit": __version__,
+        "weights": sha256_file(session.weights) if session.weights else "",
+        "limit": str(session.limit or ""),
+        "noise report": f"{sha256_file(session.clean)} {session.clean_action}" if session.clean else "",
+        "number of processes": str(session.devices.processes),
+        "classes": str(data.competition.n_classes),
+        "code": learning_code_hash(),
     }
-    if data.competition.n_classes != CASSAVA.n_classes:
-        parts["n_classes"] = data.competition.n_classes
-    return sha256_bytes(json.dumps(parts, sort_keys=True).encode())
 
 
-def finished(run_dir: Path, print_of_run: str) -> FoldResult | None:
-    """The result of a finished run of the same fingerprint, if it lies there whole."""
+def finished(run_dir: Path) -> tuple[FoldResult, Fingerprint] | None:
+    """Return the result of the finished run in a folder, with its fingerprint; None where there is no whole one."""
     files = [run_dir / name for name in (DONE_FILE, CHECKPOINT_FILE, OOF_FILE)]
     if not all(file.is_file() for file in files):
         return None
     done = read_json(files[0])
-    if done.get("fingerprint") != print_of_run or done.get("checkpoint_sha256") != sha256_file(files[1]):
+    if done.get("checkpoint_sha256") != sha256_file(files[1]):
         return None
     score = Score(done["oof_accuracy"], done["oof_standard_error"], done["oof_rows"])
-    return FoldResult(run_dir, score, done["seconds"], reused=True)
+    known = done.get("fingerprint")
+    return FoldResult(run_dir, score, done["seconds"], reused=True), known if isinstance(known, dict) else {}
 
 
-def prepare_run_dir(run_dir: Path, config: RunConfig, print_of_run: str) -> None:
-    """Make the folder; what another configuration left there goes, what this one left stays to be resumed."""
-    state = run_dir / "state.json"
-    if not (state.is_file() and read_json(state).get("fingerprint") == print_of_run):
-        for name in (RESUME_FILE, CHECKPOINT_FILE, OOF_FILE, DONE_FILE, "metrics.csv", "oof.json"):
+def reusable(run_dir: Path, wanted: Fingerprint, session: Session) -> FoldResult | None:
+    """Return the finished run in a folder where it is the one that is wanted, None where it is to be trained.
+
+    Raises:
+        UserError: There is a finished run that differs, and the session does not say what to do with it.
+    """
+    found = finished(run_dir)
+    if found is None:
+        return None
+    result, known = found
+    differs = [part for part in wanted if known.get(part) != wanted[part]]
+    if not differs or (differs == ["code"] and session.existing == "keep"):
+        return result
+    if session.existing == "replace":
+        return None
+    if differs == ["code"]:
+        raise UserError(
+            f"{run_dir} was trained by another version of the code; keep it with --keep, train it anew with --replace, "
+            "or train beside it with --name NAME"
+        )
+    what = f"with other {', '.join(differs)}" if known else "of an earlier version of the kit"
+    raise UserError(
+        f"{run_dir} holds a finished run {what}; train beside it with --name NAME, or replace it with --replace"
+    )
+
+
+def prepare_run_dir(run_dir: Path, config: RunConfig, wanted: Fingerprint) -> None:
+    """Make the folder; an unfinished run of the same fingerprint stays to be resumed, all else is deleted."""
+    state = run_dir / STATE_FILE
+    if not (state.is_file() and read_json(state).get("fingerprint") == wanted) or (run_dir / FAILED_FILE).is_file():
+        for name in (RESUME_FILE, CHECKPOINT_FILE, OOF_FILE, DONE_FILE, FAILED_FILE, METRICS_FILE, "oof.json"):
             (run_dir / name).unlink(missing_ok=True)
         for name in (OOF_FILE, "oof.json"):  # joined from folds of which this one is no longer
             (run_dir.parent / name).unlink(missing_ok=True)
     write_json(run_dir / CONFIG_FILE, config.model_dump(mode="json"))
-    write_json(state, {"fingerprint": print_of_run})
+    write_json(state, {"fingerprint": wanted})
+
+
+def mark_failed(run_dir: Path, reason: str) -> None:
+    """Write why a run failed, and delete what could be mistaken for a run to resume or to use."""
+    write_json(run_dir / FAILED_FILE, {"reason": reason})
+    for name in (RESUME_FILE, CHECKPOINT_FILE):
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def checkpoint_info(
@@ -103,7 +138,7 @@ def checkpoint_info(
         input_size=(config.image_size, config.image_size),
         mean=statistics[0],
         std=statistics[1],
-        recipe=config.recipe,
+        recipe=run_name(config),
         competition=data.competition.slug,
         fold=fold,
         n_splits=data.folds.n_splits,
@@ -137,9 +172,9 @@ def finish(run_dir: Path, info: CheckpointInfo, score: Score, *, facts: dict[str
     (run_dir / RESUME_FILE).unlink(missing_ok=True)
 
 
-def join_runs(results: list[FoldResult], folds: Folds, out: Path, recipe: str) -> tuple[Path, Predictions]:
-    """Join the folds' predictions to `out/<recipe>/oof.csv`."""
-    whole = join_folds([read_predictions(result.oof) for result in results], folds, recipe)
-    path = out / recipe / OOF_FILE
+def join_runs(results: list[FoldResult], folds: Folds, out: Path, name: str) -> tuple[Path, Predictions]:
+    """Join the folds' predictions to `out/<run name>/oof.csv`."""
+    whole = join_folds([read_predictions(result.oof) for result in results], folds, name)
+    path = out / name / OOF_FILE
     write_predictions(path, whole)
     return path, whole

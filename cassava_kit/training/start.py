@@ -15,16 +15,18 @@ from cassava_kit.training.rows import Session, TrainData, check_session
 def check_run(config: RunConfig, data: TrainData, folds: Sequence[int], session: Session) -> None:
     """All that can be refused before the slow work of training these folds, as ValueError or FileNotFoundError."""
     check_session(config, data, session)
-    check_start(config, data, folds, session.weights)
+    check_start(config, data, folds, session.weights, partial=session.partial_weights)
 
 
-def check_start(config: RunConfig, data: TrainData, folds: Sequence[int], weights: Path | None) -> None:
+def check_start(
+    config: RunConfig, data: TrainData, folds: Sequence[int], weights: Path | None, *, partial: bool = False
+) -> None:
     """ValueError, before any image is read, for a loss or first weights with which these folds cannot be trained."""
     make_loss(config)
     if weights is not None:
         args = sized_args(config.model, config.image_size, config.model_args)
         model, _ = shapes_alone(config.model, config.image_size, model_args=args, head=config.head)
-        match_weights(model, weights)
+        match_weights(model, weights, partial=partial)
         refuse_seen_labels(weights, data, folds)
 
 

@@ -33,7 +33,7 @@ def recipes(
     from cassava_kit.ssl.recipes import RECIPES as PRETRAINING
 
     if not hours and (n_images is not None or n_splits is not None):
-        raise ValueError("--n-images and --n-splits go with --hours")
+        raise UserError("--n-images and --n-splits go with --hours")
     images, n_splits = n_images or current().training_images, n_splits or 5
     if name is not None:
         print(f"{name}: {_hours(name, images, n_splits):.1f} h of two T4s" if hours else _configuration(name))
@@ -68,7 +68,7 @@ def _hours(name: str, images: int, n_splits: int) -> float:
     from cassava_kit.ssl.config import PretrainConfig
 
     if name == LogReg.recipe:
-        raise ValueError(f"{name} needs no GPU: --hours knows the other recipes")
+        raise UserError(f"{name} needs no GPU: --hours knows the other recipes")
     config = _recipe(name)
     if isinstance(config, PretrainConfig):
         return pretrain_hours(config, images)
@@ -101,9 +101,7 @@ def train(
         str | None,
         typer.Option("--name", help="Name of the run's folder; default: the recipe's, with the settings changed."),
     ] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace a finished run of this name that differs.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a finished run that differs.")] = False,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep a finished run that another version of the code trained.")
     ] = False,
@@ -135,7 +133,7 @@ def train(
         given = (settings, weights, partial_weights, run_name, replace, keep)
         given += (limit, clean, clean_action, cache, workers, tensorboard, spread)
         if any(given):
-            raise ValueError("train logreg takes --data, --folds, --fold and --out alone: it trains no network")
+            raise UserError("train logreg takes --data, --folds, --fold and --out alone: it trains no network")
         from cassava_kit.baseline import train_logreg
         from cassava_kit.metrics import told
 
@@ -144,14 +142,16 @@ def train(
         print(f"logreg: OOF {told(score)} on {score.n} given labels: {out / 'logreg'}")
         return
     if clean_action is not None and clean is None:
-        raise ValueError("--clean-action goes with --clean FILE")
+        raise UserError("--clean-action goes with --clean FILE")
     if partial_weights and weights is None:
         raise UserError("--partial-weights goes with --weights FILE")
     if replace and keep:
         raise UserError("give --replace or --keep, not both")
+    from cassava_kit.config import replace as with_fields
+
     config = recipe(name).with_settings(settings or [])
     if run_name is not None:
-        config = config.with_settings([f"name={run_name}"])
+        config = with_fields(config, name=run_name)
     from cassava_kit.training.devices import Devices
     from cassava_kit.training.recipe_run import train_recipe
     from cassava_kit.training.rows import Session

@@ -15,7 +15,7 @@ def command(data: Path, folds: Path, out: Path, *more: str, settings: tuple[str,
     """A training of small_vit on fold 0."""
     options = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
     head = [sys.executable, "-m", "cassava_kit", "train", "small_vit", "--data", str(data), "--folds", str(folds)]
-    return [*head, "--fold", "0", "--out", str(out), *options, *more]
+    return [*head, "--fold", "0", "--out", str(out), "--name", "small_vit", *options, *more]
 
 
 def environment() -> dict[str, str]:

@@ -13,6 +13,7 @@ from tiny import SILENT, TINY
 from cassava_kit.checkpoint import load_tensors, read_info
 from cassava_kit.config import replace
 from cassava_kit.data.table import TrainTable
+from cassava_kit.errors import UserError
 from cassava_kit.folds import Folds, make_folds
 from cassava_kit.oof import check_oof
 from cassava_kit.predictions import read_predictions
@@ -46,11 +47,11 @@ def test_all_folds_join_to_one_oof_file_and_are_reused(tiny_table, tiny_folds, t
     assert len(whole.ids) == len(tiny_table.frame) and not first.reused
     again = train_recipe(TINY, tiny_table, tiny_folds, tmp_path)
     assert again.reused and again.score == first.score
-    changed = replace(TINY, lr=1e-3)
-    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path, folds=[0]).reused
+    changed, anew = replace(TINY, lr=1e-3), Session(existing="replace")
+    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path, folds=[0], session=anew).reused
     joined = tmp_path / "tiny" / "oof.csv"
     assert not joined.exists() and not joined.with_suffix(".json").exists(), "joined from a fold that is no longer"
-    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path).reused and joined.is_file()
+    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path, session=anew).reused and joined.is_file()
 
 
 def test_a_run_of_other_classes_is_another(data):
@@ -64,16 +65,18 @@ def test_a_picture_changed_under_the_same_name_is_trained_again(tiny_table, tiny
     shutil.copytree(tiny_table.image_dir, images)
     config = replace(TINY, epochs=1)
 
-    def run():
+    def run(session=SILENT):
         data = TrainData(TrainTable(tiny_table.frame, images, ()), tiny_folds)
-        return train_fold(config, data, 0, tmp_path / "runs", session=SILENT)
+        return train_fold(config, data, 0, tmp_path / "runs", session=session)
 
     assert not run().reused and run().reused
     one, two = (images / name for name in tiny_folds.training(0)["image_id"][:2])
     content = one.read_bytes()
     one.write_bytes(content[:200] + bytes(255 - b for b in content[200:210]) + content[210:])
     assert one.stat().st_size == len(content) and two.is_file()
-    assert not run().reused
+    with pytest.raises(UserError, match="holds a finished run with other images; train beside it with --name NAME"):
+        run()
+    assert not run(dataclasses.replace(SILENT, existing="replace")).reused
 
 
 def test_same_seed_same_weights_and_other_seed_others(data, tmp_path):

@@ -8,6 +8,7 @@ from tiny import SILENT, TINY
 
 from cassava_kit.checkpoint import load_tensors, read_info
 from cassava_kit.config import RunConfig, replace
+from cassava_kit.errors import UserError
 from cassava_kit.recipes import recipe
 from cassava_kit.training import fit
 from cassava_kit.training.averaging import renew_statistics
@@ -179,7 +180,8 @@ def test_a_noise_report_changes_training_rows_and_no_validation_row(data, tmp_pa
     assert result.score.n == plain.score.n == len(validation)
     one, two = load_tensors(plain.checkpoint), load_tensors(result.checkpoint)
     assert not torch.equal(one["fc.weight"], two["fc.weight"])
-    assert not train_fold(TINY, data, 0, tmp_path / "plain", session=session).reused
+    with pytest.raises(UserError, match="a finished run with other noise report"):
+        train_fold(TINY, data, 0, tmp_path / "plain", session=session)
     if action == "soften":
         weights = started[1].row_weights
         assert weights is not None and weights.sum().item() == pytest.approx(len(training)), "one in all for an image"
