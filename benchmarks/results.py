@@ -89,7 +89,7 @@ def ensembles(shop: Shop) -> tuple[dict[str, np.ndarray], dict[str, float], str]
 
 def weighing(judgement: Judgement, n: int) -> str:
     """What nested judging says of the ways to weigh n networks, against their plain mean."""
-    each = "; ".join(f"{name} {c.told()}" for name, c in judgement.comparisons.items())
+    each = "; ".join(f"{name} {c.summary()}" for name, c in judgement.comparisons.items())
     return f"Weights of the {n} networks, found on four folds and judged on the fifth, against the plain mean: {each}."
 
 

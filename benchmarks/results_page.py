@@ -11,8 +11,8 @@ from statistics import NormalDist, median
 import numpy as np
 from results_members import FINETUNED, NETWORKS, PROBE, SEED
 
-from cassava_kit.compare import LEVEL, POWER_Z, Comparison, compare
-from cassava_kit.report.runs_scores import Scored, holm
+from cassava_kit.compare import LEVEL, POWER_Z, Comparison, compare, correct
+from cassava_kit.report.runs_scores import Scored
 from cassava_kit.ssl.config import METHODS
 from cassava_kit.ssl.evaluate import balanced_accuracy
 
@@ -96,18 +96,21 @@ def comparisons(
 
 def sentences(found: Sequence[tuple[str, Comparison]]) -> list[str]:
     """A line a question: difference, interval, verdict, images that would prove it, and whether it holds among all."""
-    adjusted = holm([c.p_value for _, c in found])
+    together = correct([c for _, c in found])
     return [
-        f"- {question} {c.names[0]} -> {c.names[1]}: {c.told()}{among_all(c, p, len(found))}."
-        for (question, c), p in zip(found, adjusted, strict=True)
+        f"- {question} {c.names[0]} -> {c.names[1]}: {among_all(c, len(found))}."
+        for (question, _), c in zip(found, together, strict=True)
     ]
 
 
-def among_all(c: Comparison, adjusted: float, n: int) -> str:
-    """Whether what is proved alone also holds among n questions asked at once."""
-    if not c.proved or n < 2:
-        return ""
-    return f"; {'also' if adjusted < 1 - LEVEL else 'not'} when all {n} questions are judged together (Holm)"
+def among_all(c: Comparison, n: int) -> str:
+    """Return the verdict among n questions asked at once; say so where it would be another for this one alone."""
+    if n < 2 or not c.proved_alone:
+        return c.summary()
+    together = f"when all {n} questions are judged together (Holm)"
+    if c.proved:
+        return f"{c.summary()}; also {together}"
+    return f"{c.difference:+.4f} ± {c.half_width:.4f}: proved alone, not {together}"
 
 
 def provable(differing: float, n: int) -> float:
@@ -121,7 +124,7 @@ def provable(differing: float, n: int) -> float:
 
 def honesty(found: Sequence[tuple[str, Comparison]], n: int) -> str:
     """What n rows could prove at all, from how often the compared members differ; and what else the figures hide."""
-    shares = [(c.only_a + c.only_b) / n for _, c in found]
+    shares = [((c.only_a or 0) + (c.only_b or 0)) / n for _, c in found]
     proved = sum(c.proved for _, c in found)
     return (
         f"With {n:,} images an accuracy near .7 has a standard error of {math.sqrt(0.21 / n):.3f}. Two members are "

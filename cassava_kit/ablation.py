@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cassava_kit.compare import LEVEL, Paired, compare_by
+from cassava_kit.compare import Comparison, compare, correct
 from cassava_kit.config import RunConfig, parse_setting, replace
 from cassava_kit.files import write_text
 from cassava_kit.folds import Folds, read_folds
@@ -44,7 +44,7 @@ class Ablation:
 
     recipe: str
     oof: dict[str, Path]
-    comparisons: dict[str, Paired]
+    comparisons: dict[str, Comparison]
     seconds: dict[str, float]
 
     def table(self) -> pd.DataFrame:
@@ -81,8 +81,8 @@ class Ablation:
             interval = f"{c.interval[0]:+.4f} to {c.interval[1]:+.4f}"
             lines.append(f"| {name} | {c.b} | {c.verdict()} | {interval} | {needed} |")
         said = (
-            f"Out of fold on the given labels of the same {first.a.n:,} rows; paired intervals at {first.level:.1%}, "
-            f"which is {LEVEL:.0%} shared among {len(self.comparisons)}. One seed: another moves each line too."
+            f"Out of fold on the given labels of the same {first.a.n:,} rows; paired intervals at {first.level:.0%}; "
+            f"proved means among all {len(self.comparisons)} (Holm). One seed: another moves each line too."
         )
         return "\n".join([*lines, "", said])
 
@@ -117,15 +117,15 @@ def variants(config: RunConfig, changes: Sequence[str], *, cleaned: bool = False
     return made
 
 
-def compared(names: Sequence[str], oof: Sequence[Path], folds: Folds) -> dict[str, Paired]:
-    """Every later out-of-fold file against the first, on the same rows; the level is shared among them."""
+def compared(names: Sequence[str], oof: Sequence[Path], folds: Folds) -> dict[str, Comparison]:
+    """Every later out-of-fold file against the first, on the same rows; corrected for their number."""
     evidence = gather_files(oof, folds)
-    each = 1 - (1 - LEVEL) / (len(names) - 1)
     first, *others = evidence.pred_probs
-    return {
-        name: compare_by(evidence.metric, evidence.labels, (first, other), names=(names[0], name), level=each)
+    pairs = [
+        compare(evidence.labels, first, other, metric=evidence.metric, names=(names[0], name))
         for name, other in zip(names[1:], others, strict=True)
-    }
+    ]
+    return dict(zip(names[1:], correct(pairs), strict=True))
 
 
 def ablate(

@@ -14,8 +14,8 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.images import ImageError, in_threads, load_image
 from cassava_kit.data.table import TrainTable
 from cassava_kit.files import write_json
-from cassava_kit.folds import Folds
-from cassava_kit.metrics import Measure, measure
+from cassava_kit.folds import TEST, Folds
+from cassava_kit.metrics import measure
 from cassava_kit.oof import Score, accuracy, fold_predictions, join_folds, score_record
 from cassava_kit.paths import CONFIG_FILE, DONE_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, write_predictions
@@ -46,7 +46,7 @@ def train_logreg(
     *,
     folds: Sequence[int] | None = None,
     competition: Competition | None = None,
-) -> Score | Measure:
+) -> Score:
     """The verb `train logreg`: the baseline on `folds` (default: all), its score on the rows of those folds."""
     from cassava_kit.training.rows import TrainData
 
@@ -59,7 +59,7 @@ def train_baseline(
     *,
     folds: Sequence[int] | None = None,
     progress: bool = True,
-) -> Score | Measure:
+) -> Score:
     """Write `out/logreg/fold<k>/` (config.json, oof.csv, run.json) and, of all folds, `out/logreg/oof.csv`.
 
     The same bytes for the same images, table, split and libraries (run.json's time aside). An image that cannot be
@@ -110,9 +110,11 @@ def predict_fold(
     pixels: np.ndarray, readable: np.ndarray, data: TrainData, fold: int, *, settings: LogReg
 ) -> np.ndarray:
     """Probabilities (n, K) of a fold's rows by a model of the other folds' readable rows."""
-    labels, held_out = data.folds.frame["label"].to_numpy(), data.folds.frame["fold"].to_numpy() == fold
-    training = ~held_out & readable
-    shares = np.bincount(labels[~held_out], minlength=data.competition.n_classes) / (~held_out).sum()
+    labels, fold_of = data.folds.frame["label"].to_numpy(), data.folds.frame["fold"].to_numpy()
+    held_out = fold_of == fold
+    learnt = ~held_out & (fold_of != TEST)
+    training = learnt & readable
+    shares = np.bincount(labels[learnt], minlength=data.competition.n_classes) / learnt.sum()
     probabilities = np.tile(shares, (held_out.sum(), 1))
     seen = np.unique(labels[training])
     if len(seen) < 2:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.calibration import Calibration, calibrate
-from cassava_kit.compare import LEVEL, Paired, compare_by
+from cassava_kit.compare import Comparison, compare, correct
 from cassava_kit.competition import Metric
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import read_folds
-from cassava_kit.metrics import Measure, baseline, gain, measure, statistic
+from cassava_kit.metrics import baseline, gain, measure, statistic
 from cassava_kit.oof import Evidence, Score, gather_files
 
 METHODS = ("mean", "logloss", "greedy", "stack")
@@ -29,18 +29,17 @@ class Judgement:
     """Each method's weights were found without the fold on which they are scored; `chosen` is what that proves.
 
     `comparisons[method]` is the method against the plain mean; `chosen` is `mean` unless another is proved better
-    at a level shared among the methods tried. `weights` (M,) are the chosen method's, found on all rows.
+    even among all methods tried. `weights` (M,) are the chosen method's, found on all rows.
     """
 
-    comparisons: dict[str, Paired]
+    comparisons: dict[str, Comparison]
     chosen: str
     weights: np.ndarray
 
     def __str__(self) -> str:
-        level = next(iter(self.comparisons.values())).level
         lines = [f"{'mean':8s} {next(iter(self.comparisons.values())).a}"]
-        lines += [f"{name:8s} {c.b}   against the mean {c.told()}" for name, c in self.comparisons.items()]
-        lines.append(f"(intervals at {level:.1%} each, so that all hold together)")
+        lines += [f"{name:8s} {c.b}   against the mean {c.summary()}" for name, c in self.comparisons.items()]
+        lines.append(f"(proved means among all {len(self.comparisons)} methods)")
         if self.chosen == "mean":
             why = "no other weights are proved better, and a tie goes to the mean"
         else:
@@ -56,11 +55,11 @@ class BlendReport:
     """
 
     names: tuple[str, ...]
-    members: dict[str, Score | Measure]
-    ensemble: Score | Measure
-    majority: Score | Measure
+    members: dict[str, Score]
+    ensemble: Score
+    majority: Score
     error_correlation: np.ndarray
-    adds: dict[str, Paired]
+    adds: dict[str, Comparison]
     judgement: Judgement
     calibration: Calibration
 
@@ -164,18 +163,14 @@ def rows(evidence: Evidence, keep: np.ndarray) -> Evidence:
 def judge(evidence: Evidence) -> Judgement:
     """Judge every method by nested cross-validation over the evidence's folds, paired with the plain mean.
 
-    The intervals hold together at `LEVEL`: each is at 1 - (1 - LEVEL) / 3. The best method that is proved better is
-    chosen; where none is, the mean.
+    The best method that is proved better, corrected for the number of methods, is chosen; without one, the mean.
     """
     if len(np.unique(evidence.fold)) < 2:
         raise ValueError("weights are judged on rows they were not found on: the split must have at least 2 folds")
     plain, labels, metric = evidence.pred_probs.mean(axis=0), evidence.labels, evidence.metric
     others = METHODS[1:]
-    each = 1 - (1 - LEVEL) / len(others)
-    found = {
-        name: compare_by(metric, labels, (plain, nested(evidence, name)), names=("mean", name), level=each)
-        for name in others
-    }
+    pairs = [compare(labels, plain, nested(evidence, name), metric=metric, names=("mean", name)) for name in others]
+    found = dict(zip(others, correct(pairs), strict=True))
     proved = [name for name in others if found[name].proved and found[name].difference > 0]
     chosen = max(proved, key=lambda name: found[name].difference, default="mean")
     return Judgement(found, chosen, blend_weights(evidence, chosen))
@@ -190,15 +185,16 @@ def error_correlation(evidence: Evidence) -> np.ndarray:
     return np.where(np.eye(len(wrong), dtype=bool), 1.0, (centred @ centred.T) / np.outer(safe, safe))
 
 
-def leave_one_out(evidence: Evidence) -> dict[str, Paired]:
-    """What each member adds to the plain mean of all (negative: costs), against the mean of the others."""
-    whole, adds = evidence.pred_probs.mean(axis=0), {}
+def leave_one_out(evidence: Evidence) -> dict[str, Comparison]:
+    """Return what each member adds to the plain mean of all (negative: costs), corrected for the number of members."""
+    if len(evidence.names) == 1:
+        return {}
+    whole, adds = evidence.pred_probs.mean(axis=0), []
     for m, name in enumerate(evidence.names):
-        others = np.delete(evidence.pred_probs, m, axis=0)
-        if len(others):
-            pair, names = (others.mean(axis=0), whole), (f"without {name}", "all")
-            adds[name] = compare_by(evidence.metric, evidence.labels, pair, names=names)
-    return adds
+        others = np.delete(evidence.pred_probs, m, axis=0).mean(axis=0)
+        names = (f"without {name}", "all")
+        adds.append(compare(evidence.labels, others, whole, metric=evidence.metric, names=names))
+    return dict(zip(evidence.names, correct(adds), strict=True))
 
 
 def blend_report(evidence: Evidence) -> BlendReport:
@@ -233,17 +229,17 @@ def report_text(report: BlendReport) -> str:
     return "\n".join([*lines, "", f"calibration of the plain mean: {report.calibration}"])
 
 
-def effect(c: Paired) -> str:
+def effect(c: Comparison) -> str:
     """Whether a member adds or costs, as far as it is proved."""
     word = ("adds" if c.difference > 0 else "costs") if c.proved else "nothing proved"
-    return f"{c.difference:+.4f} ± {c.half_width:.4f}: {word}{f' ({c.wanting()})' if not c.proved else ''}"
+    return f"{c.difference:+.4f} ± {c.half_width:.4f}: {word}{f' ({c.missing_images()})' if not c.proved else ''}"
 
 
 def account(report: BlendReport) -> dict[str, Any]:
     """The report as plain values, for the weights file."""
     calibration = report.calibration
     return {
-        **({} if isinstance(report.ensemble, Score) else {"metric": report.ensemble.metric}),
+        "metric": report.ensemble.metric,
         "members": {name: score.value for name, score in report.members.items()},
         "plain_mean": report.ensemble.value,
         "standard_error": report.ensemble.standard_error,

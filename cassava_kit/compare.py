@@ -1,142 +1,239 @@
-"""Is B better than A? Paired on the same rows: a bootstrap interval, an exact or a randomisation test, and a sentence.
+"""Paired comparison of two predictions of the same rows; entry points `compare` (one pair) and `correct` (a family).
 
-Accuracy is compared by the rows that one alone has right, with McNemar's test (`Comparison`); any other metric by the
-same redrawn rows for both, and by what chance alone does to the metric (`MetricComparison`).
+Accuracy is compared by the rows that one alone has right: a bootstrap interval and McNemar's exact test. Any other
+metric is compared on the same redrawn rows for both, with a randomisation test. A difference is proved when the
+interval excludes zero and the test agrees; where several comparisons are made at once, after Holm's correction.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cassava_kit.competition import Metric
+from cassava_kit.errors import UserError
 from cassava_kit.folds import read_folds
-from cassava_kit.metrics import Measure, gain, measure, row_counts, statistic
-from cassava_kit.oof import Score, accuracy_of, gather_files
+from cassava_kit.metrics import gain, measure, row_counts, statistic
+from cassava_kit.oof import Score, gather_files
 
 DRAWS = 10_000
-SWAPS = 2000  # the least p-value is 1 in so many, which 50 comparisons at once still leave below .05
+SWAPS = 2000  # the smallest possible p-value is 1 / 2001: 50 comparisons at once can still be proved at .05
 LEVEL = 0.95
-POWER_Z = 0.8416  # with this much more than the interval's z, four tests in five prove a real difference
+POWER_Z = 0.8416  # z of a power of 80 %
 
 
-class Paired(ABC):
-    """What every comparison of B against A says: the gain, its interval, and whether it is proved."""
+@dataclass(frozen=True)
+class Comparison:
+    """B against A on the same rows: B's gain, its paired interval, and the test's p-value.
+
+    `difference` is positive where B is better, whichever way the metric runs. `only_a` and `only_b` count the rows that
+    one alone has right (None unless the metric is accuracy). `images_needed` is the number of rows on which a
+    difference of this size would be proved four times in five (None where there is no difference). `adjusted_p` is the
+    p-value corrected for the other comparisons of the family, which `correct` sets; alone it is `p_value`.
+    """
 
     names: tuple[str, str]
-    a: Score | Measure
-    b: Score | Measure
+    a: Score
+    b: Score
+    difference: float
     interval: tuple[float, float]
     level: float
-    images_needed: int | None
-    metric: Metric
     p_value: float
-
-    @property
-    @abstractmethod
-    def difference(self) -> float:
-        """B's gain over A; positive is better."""
+    adjusted_p: float
+    images_needed: int | None
+    metric: Metric = "accuracy"
+    only_a: int | None = None
+    only_b: int | None = None
 
     @property
     def proved(self) -> bool:
-        """Whether the interval excludes zero and the test agrees at the same level.
+        """Whether the interval excludes zero and the corrected test agrees at the same level.
 
-        The bootstrap alone never draws a loss that was not seen: a few lucky rows would be proof to it.
+        The bootstrap alone would call a few lucky rows a proof: it never draws a loss that was not seen.
         """
+        return self._holds(self.adjusted_p)
+
+    @property
+    def proved_alone(self) -> bool:
+        """Whether it would be proved if it were the only comparison made."""
+        return self._holds(self.p_value)
+
+    def _holds(self, p_value: float) -> bool:
         low, high = self.interval
-        return bool((low > 0 or high < 0) and self.p_value < 1 - self.level)
+        return bool((low > 0 or high < 0) and p_value < 1 - self.level)
 
     @property
     def half_width(self) -> float:
         """Half the width of the interval."""
         return (self.interval[1] - self.interval[0]) / 2
 
+    def reverse(self) -> Comparison:
+        """Return A against B: every sign turned, the same proof."""
+        low, high = self.interval
+        return replace(
+            self,
+            names=(self.names[1], self.names[0]),
+            a=self.b,
+            b=self.a,
+            difference=-self.difference,
+            interval=(-high, -low),
+            only_a=self.only_b,
+            only_b=self.only_a,
+        )
+
     def verdict(self) -> str:
-        """The short form: `+0.0012 ± 0.0020: not proved`."""
+        """Return the short form: `+0.0012 ± 0.0020: not proved`."""
         return f"{self.difference:+.4f} ± {self.half_width:.4f}: {'proved' if self.proved else 'not proved'}"
 
-    def wanting(self) -> str:
-        """How many images would prove it: empty where it is proved."""
+    def missing_images(self) -> str:
+        """Return how many images would prove it, in words; empty where it is proved."""
         if self.images_needed is None:
             return "no number of images would prove a difference"
         return "" if self.proved else f"about {self.images_needed:,} images would prove a difference of this size"
 
-    def told(self) -> str:
-        """The verdict, and where it is not proved how many images would prove it."""
-        wanting = self.wanting()
-        return f"{self.verdict()}{f' ({wanting})' if wanting else ''}"
-
-
-@dataclass(frozen=True)
-class Comparison(Paired):
-    """B against A on the same rows: B's gain in accuracy, its paired interval, and McNemar's p-value.
-
-    `only_a` and `only_b` count the rows that one of them alone has right; `images_needed` is the number of rows on
-    which a difference of this size would be proved four times in five (None where there is no difference).
-    """
-
-    names: tuple[str, str]
-    a: Score
-    b: Score
-    only_a: int
-    only_b: int
-    interval: tuple[float, float]
-    level: float
-    p_value: float
-    images_needed: int | None
-    metric: Metric = "accuracy"
-
-    @property
-    def difference(self) -> float:
-        """Accuracy of B minus accuracy of A."""
-        return (self.only_b - self.only_a) / self.a.n
-
-    def __str__(self) -> str:
-        return sentence(self)
-
-
-@dataclass(frozen=True)
-class MetricComparison(Paired):
-    """B against A by another metric than accuracy: the gain's bootstrapped interval, both on the same redrawn rows.
-
-    The gain is positive where B is better, whichever way the metric runs; `p_value` is that of `swap_test`,
-    `images_needed` as in `Comparison`.
-    """
-
-    names: tuple[str, str]
-    a: Score | Measure
-    b: Score | Measure
-    metric: Metric
-    interval: tuple[float, float]
-    level: float
-    p_value: float
-    images_needed: int | None
-
-    @property
-    def difference(self) -> float:
-        """How much better B's value is than A's."""
-        return gain(self.metric, self.a.value, self.b.value)
+    def summary(self) -> str:
+        """Return the verdict, and where it is not proved how many images would prove it."""
+        missing = self.missing_images()
+        return f"{self.verdict()}{f' ({missing})' if missing else ''}"
 
     def __str__(self) -> str:
         (a, b), (low, high) = self.names, self.interval
+        name = "accuracy ± standard error" if self.metric == "accuracy" else "± standard error"
         lines = [
-            f"{a} {self.a}, {b} {self.b} (± standard error on the same {self.a.n:,} rows)",
+            f"{a} {self.a}, {b} {self.b} ({name} on the same {self.a.n:,} rows)",
             f"{b} against {a}, positive is better: {self.verdict()}",
-            f"{self.level:.0%} interval {low:+.4f} to {high:+.4f} (bootstrap); randomisation test p = "
-            f"{self.p_value:.3g}",
+            f"{self.level:.0%} interval {low:+.4f} to {high:+.4f} (bootstrap); {self._test()}",
         ]
-        return "\n".join([*lines, *([f"{self.wanting().capitalize()}."] if self.wanting() else [])])
+        missing = self.missing_images()
+        return "\n".join([*lines, *([f"{missing[0].upper()}{missing[1:]}."] if missing else [])])
+
+    def _test(self) -> str:
+        (a, b), p = self.names, f"p = {self.p_value:.3g}"
+        if self.adjusted_p != self.p_value:
+            p += f", {self.adjusted_p:.3g} among all comparisons"
+        if self.only_a is None or self.only_b is None:
+            return f"randomisation test {p}"
+        return f"McNemar's exact test {p} ({b} alone right {self.only_b:,} times, {a} alone {self.only_a:,} times)"
+
+
+def compare(
+    labels: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    metric: Metric = "accuracy",
+    names: tuple[str, str] = ("A", "B"),
+    level: float = LEVEL,
+) -> Comparison:
+    """Compare two predictions of the same rows by a metric, B against A.
+
+    Args:
+        labels: given labels (N,), whole numbers 0..K-1.
+        a: probabilities (N, K) of the first, or its predicted classes (N,).
+        b: the same of the one that may be better, in the same row order.
+        metric: `accuracy`, `macro_f1` or `log_loss`, which needs probabilities.
+
+    Raises:
+        UserError: where the three are not of the same rows.
+
+    Example:
+        >>> labels = [0, 1] * 50
+        >>> a, b = [0] * 100, labels[:90] + [0] * 10
+        >>> print(compare(labels, a, b).verdict())
+        +0.4500 ± 0.1000: proved
+    """
+    labels = np.asarray(labels)
+    first, second = (_probabilities(x, labels, metric) for x in (a, b))
+    if not len(labels) == len(first) == len(second) or not len(labels):
+        raise UserError(
+            f"labels and both predictions must be of the same rows, got {len(labels)}, {len(first)} and "
+            f"{len(second)}; join them by image_id first"
+        )
+    scores = measure(metric, labels, first), measure(metric, labels, second)
+    difference = gain(metric, scores[0].value, scores[1].value)
+    if metric == "accuracy":
+        right_a, right_b = first.argmax(axis=1) == labels, second.argmax(axis=1) == labels
+        only_a, only_b, n = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(labels)
+        p = mcnemar(only_a, only_b)
+        return Comparison(
+            names,
+            *scores,
+            difference=(only_b - only_a) / n,
+            interval=paired_interval(only_a, only_b, n, level=level),
+            level=level,
+            p_value=p,
+            adjusted_p=p,
+            images_needed=images_needed(only_a, only_b, n, level=level),
+            only_a=only_a,
+            only_b=only_b,
+        )
+    before, after = statistic(metric, labels, first), statistic(metric, labels, second)
+    gains = np.array([gain(metric, before(counts), after(counts)) for counts in row_counts(len(labels))])
+    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
+    p = swap_test(metric, labels, first, second)
+    return Comparison(
+        names,
+        *scores,
+        difference=difference,
+        interval=(float(low), float(high)),
+        level=level,
+        p_value=p,
+        adjusted_p=p,
+        images_needed=rows_to_prove(difference, float(gains.var()) * len(labels), level),
+        metric=metric,
+    )
+
+
+def _probabilities(prediction: np.ndarray, labels: np.ndarray, metric: Metric) -> np.ndarray:
+    """Return probabilities (N, K); predicted classes (N,) are taken as certain."""
+    given = np.asarray(prediction)
+    if given.ndim == 2:
+        return given
+    if given.ndim != 1 or metric == "log_loss":
+        raise UserError(f"{metric} expects probabilities (N, K), got shape {given.shape}")
+    highest = max(int(values.max(initial=0)) for values in (given, labels))
+    return np.asarray(np.eye(highest + 1)[given.astype(int)])
+
+
+def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Correct comparisons that are made at once (Holm 1979): one that is still proved is so among all of them.
+
+    Everything in the kit that looks at more than one comparison and speaks of proof calls this: the report, the
+    ensemble's methods and members, finals, ablation, the report on self-supervision.
+
+    Example:
+        >>> labels = [0, 1] * 50
+        >>> lucky = compare(labels, [0] * 94 + labels[94:], [0] * 80 + labels[80:])
+        >>> lucky.proved, [each.proved for each in correct([lucky] * 9)]
+        (True, [True, True, True, True, True, True, True, True, True])
+    """
+    adjusted = holm([comparison.p_value for comparison in comparisons])
+    return [replace(each, adjusted_p=p) for each, p in zip(comparisons, adjusted, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for the number of comparisons (Holm 1979), in the given order."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, highest = np.empty(len(p_values)), 0.0
+    for rank, n in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[n]))
+        adjusted[n] = highest
+    return [float(p) for p in adjusted]
 
 
 def paired_interval(only_a: int, only_b: int, n: int, *, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of (only_b - only_a) / n.
+    """Return the percentile bootstrap interval of (only_b - only_a) / n.
 
-    Resampling n rows whose paired difference is -1, 0 or +1 draws from one multinomial, so no row is copied.
+    Resampling n rows whose paired difference is -1, 0 or +1 draws from one multinomial, so no row is copied. A against
+    B has the mirrored interval.
     """
+    if only_a > only_b:
+        low, high = paired_interval(only_b, only_a, n, level=level, seed=seed)
+        return -high, -low
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(n, [only_a / n, only_b / n, 1 - (only_a + only_b) / n], size=DRAWS)
     low, high = np.quantile((counts[:, 1] - counts[:, 0]) / n, [(1 - level) / 2, (1 + level) / 2])
@@ -144,7 +241,7 @@ def paired_interval(only_a: int, only_b: int, n: int, *, level: float = LEVEL, s
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p-value of McNemar's test in its exact form: a fair coin over the rows on which the two differ."""
+    """Return the two-sided p-value of McNemar's exact test: a fair coin over the rows on which the two differ."""
     from scipy.stats import binomtest
 
     differing = only_a + only_b
@@ -152,10 +249,10 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def swap_test(metric: Metric, labels: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> float:
-    """Two-sided p-value of a paired randomisation test: each row's two answers (N, K) change places by a coin.
+    """Return the two-sided p-value of a paired randomisation test: each row's two answers (N, K) are swapped by a coin.
 
-    How often the metric is then at least as far apart as it is; the rows as they are count as one draw (Ojala and
-    Garriga 2010), so that it is never 0. By accuracy it estimates McNemar's exact test.
+    It is the share of draws in which the metric is at least as far apart as it is; the rows as they are count as one
+    draw (Ojala and Garriga 2010), so that it is never 0. By accuracy it estimates McNemar's exact test.
     """
     value = statistic(metric, np.tile(labels, 2), np.concatenate([first, second]))
 
@@ -169,16 +266,16 @@ def swap_test(metric: Metric, labels: np.ndarray, first: np.ndarray, second: np.
 
 
 def images_needed(only_a: int, only_b: int, n: int, *, level: float = LEVEL) -> int | None:
-    """Rows on which a difference of this size would be proved four times in five; None for no difference.
+    """Return the rows on which a difference of this size would be proved four times in five; None for no difference.
 
-    The normal approximation ((z + .84) sd / difference)^2, the paired differences' sd taken from these rows.
+    The normal approximation ((z + .84) sd / difference)^2, with the paired differences' sd of these rows.
     """
     difference = (only_b - only_a) / n
     return rows_to_prove(difference, (only_a + only_b) / n - difference**2, level)
 
 
 def rows_to_prove(difference: float, variance: float, level: float) -> int | None:
-    """`images_needed` for a mean difference, `variance` being that of one row's; None for no difference."""
+    """Return `images_needed` for a mean difference, `variance` being that of one row's; None for no difference."""
     from statistics import NormalDist
 
     if difference == 0:
@@ -187,76 +284,8 @@ def rows_to_prove(difference: float, variance: float, level: float) -> int | Non
     return max(math.ceil(z**2 * variance / difference**2), 1)
 
 
-def compare(
-    labels: np.ndarray,
-    predicted_a: np.ndarray,
-    predicted_b: np.ndarray,
-    *,
-    names: tuple[str, str] = ("A", "B"),
-    level: float = LEVEL,
-) -> Comparison:
-    """Compare two predictions of the same rows: labels (N,), predicted classes (N,) each, in one row order."""
-    if not len(labels) == len(predicted_a) == len(predicted_b) or not len(labels):
-        raise ValueError(
-            f"labels and both predictions must be of the same rows, got {len(labels)}, {len(predicted_a)} and "
-            f"{len(predicted_b)}; join them by image_id first"
-        )
-    right_a, right_b = predicted_a == labels, predicted_b == labels
-    only_a, only_b, n = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(labels)
-    return Comparison(
-        names=names,
-        a=accuracy_of(labels, predicted_a),
-        b=accuracy_of(labels, predicted_b),
-        only_a=only_a,
-        only_b=only_b,
-        interval=paired_interval(only_a, only_b, n, level=level),
-        level=level,
-        p_value=mcnemar(only_a, only_b),
-        images_needed=images_needed(only_a, only_b, n, level=level),
-    )
-
-
-def compare_by(
-    metric: Metric,
-    labels: np.ndarray,
-    pred_probs: tuple[np.ndarray, np.ndarray],
-    *,
-    names: tuple[str, str] = ("A", "B"),
-    level: float = LEVEL,
-) -> Paired:
-    """Compare two members' probabilities (N, K) on the same rows by a metric, B against A."""
-    first, second = pred_probs
-    if metric == "accuracy":
-        return compare(labels, first.argmax(axis=1), second.argmax(axis=1), names=names, level=level)
-    before, after = statistic(metric, labels, first), statistic(metric, labels, second)
-    gains = np.array([gain(metric, before(counts), after(counts)) for counts in row_counts(len(labels))])
-    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
-    a, b = measure(metric, labels, first), measure(metric, labels, second)
-    needed = rows_to_prove(gain(metric, a.value, b.value), float(gains.var()) * len(labels), level)
-    p_value = swap_test(metric, labels, first, second)
-    return MetricComparison(names, a, b, metric, (float(low), float(high)), level, p_value, needed)
-
-
-def compare_files(a: Path, b: Path, folds: Path) -> Paired:
+def compare_files(a: Path, b: Path, folds: Path) -> Comparison:
     """Compare two out-of-fold prediction files on the rows of one fold file; the contract of both is checked."""
     evidence = gather_files([a, b], read_folds(folds))
-    first, second = evidence.pred_probs
     names = (evidence.names[0], evidence.names[1])
-    return compare_by(evidence.metric, evidence.labels, (first, second), names=names)
-
-
-def sentence(result: Comparison) -> str:
-    """What a comparison says, in words, for someone who will act on it."""
-    a, b = result.names
-    low, high = result.interval
-    lines = [
-        f"{a} {result.a}, {b} {result.b} (accuracy ± standard error on the same {result.a.n:,} rows)",
-        f"{b} against {a}: {result.verdict()}",
-        f"{result.level:.0%} interval {low:+.4f} to {high:+.4f}; McNemar's exact test p = {result.p_value:.3g} "
-        f"({b} alone right {result.only_b:,} times, {a} alone {result.only_a:,} times)",
-    ]
-    if result.images_needed is None:
-        lines.append(f"They are equally often right: {result.wanting()}.")
-    elif not result.proved:
-        lines.append(f"A{result.wanting()[1:]}.")
-    return "\n".join(lines)
+    return compare(evidence.labels, *evidence.pred_probs, metric=evidence.metric, names=names)

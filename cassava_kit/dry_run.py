@@ -1,4 +1,4 @@
-"""The whole road at home: folds, members, ensemble, bundle, the kernel rehearsed offline, a checked submission."""
+"""Go from a competition folder to a checked submission at home, as Kaggle would run it. Entry point: `dry_run`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from cassava_kit.config import RunConfig
 from cassava_kit.data.duplicates import table_groups
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable, list_images, read_competition
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 from cassava_kit.folds import Folds, make_folds, write_folds
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.packing import Selection, keep_evidence, oof_facts
 from cassava_kit.kaggle.rehearsal import Rehearsal, Setting
-from cassava_kit.kaggle.road import ROOT, Turn, rehearse_in_turn
+from cassava_kit.kaggle.road import ROOT, PlannedRehearsal, rehearse_all
 from cassava_kit.metrics import NAMES, baseline, measure, told
 from cassava_kit.oof import Evidence, Score, accuracy, average, gather
 from cassava_kit.predictions import read_predictions, write_predictions
@@ -39,9 +40,10 @@ MEMBERS = ("small_resnet", "small_vit", SSL_RECIPE)
 
 @dataclass(frozen=True)
 class DryRun:
-    """What to rehearse: a competition folder (none: the embedded sample), members, first weights, and where to work.
+    """Options of one dry run.
 
-    `setting` holds Kaggle's limits and a number of hidden images, where they are asked for.
+    `data` is a competition folder, None the embedded sample; `recipes` and `weights` (recipe, file) give the members;
+    `setting` holds limits of the rehearsal and its number of hidden images.
     """
 
     data: Path | None = None
@@ -59,14 +61,14 @@ class DryRun:
 
 @dataclass
 class Stages:
-    """Seconds by stage, told as they begin."""
+    """Stopwatch of the stages: prints each as it begins and keeps its seconds."""
 
     console: Console
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Announce a stage and time it."""
+        """Print a stage's name and measure its time."""
         self.console.print(f"[bold]{len(self.seconds) + 1}. {name}[/bold]")
         started = time.perf_counter()
         yield
@@ -74,7 +76,12 @@ class Stages:
 
 
 def parse_weights(given: Sequence[str]) -> tuple[tuple[str, Path], ...]:
-    """`NAME=FILE` arguments; NAME is a recipe or a timm model, FILE must be there. ValueError, FileNotFoundError."""
+    """Return (recipe, file) of `NAME=FILE` arguments; NAME is a recipe or a timm model.
+
+    Raises:
+        UserError: An argument has another form.
+        FileNotFoundError: A file does not exist.
+    """
     parsed = []
     for text in given:
         name, path = named_file(text, "--weights takes NAME=FILE (a recipe or a timm model, and its weights)")
@@ -85,7 +92,7 @@ def parse_weights(given: Sequence[str]) -> tuple[tuple[str, Path], ...]:
 
 
 def recipe_for(name: str) -> str:
-    """The recipe that NAME means: itself, the first recipe of that timm model, or plain settings for the model."""
+    """Return the recipe of that name, else the first recipe of that timm model, else `timm:NAME`."""
     if name in recipe_names():
         return name
     same_model = [known for known in recipe_names() if recipe(known).model.split(".")[0] == name.split(".")[0]]
@@ -93,14 +100,21 @@ def recipe_for(name: str) -> str:
 
 
 def dry_run(plan: DryRun) -> Path:
-    """Go the whole road and return the checked `submission.csv`; prints what happened at every stage."""
+    """Train, weigh, pack, rehearse and check; return the path of the checked `submission.csv`.
+
+    Runs of an earlier call whose configuration, labels, images and first weights are unchanged are reused.
+
+    Raises:
+        UserError: An option is wrong, or the rehearsal failed.
+        FileNotFoundError: The competition folder lacks a file.
+    """
     from cassava_kit.inference.tta import make_views
     from cassava_kit.kaggle.bundle import package, package_kit
     from cassava_kit.submission import check_submission
 
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     stages = Stages(console)
-    configs = members(plan)
+    configs = member_configs(plan)
     make_views(plan.views)
     with stages("Competition data"):
         data_dir, table = load_data(plan, console)
@@ -113,7 +127,7 @@ def dry_run(plan: DryRun) -> Path:
         evidence, checkpoints = train_members(plan, configs, table=table, split=split, out=out)
     with stages("Ensemble"):
         judgement = judge(evidence)
-        ensemble = describe(plan, evidence, judgement, checkpoints)
+        ensemble = compose_ensemble(plan, evidence, judgement, checkpoints)
         blended = average(evidence, judgement.weights)
         write_predictions(out / "ensemble-oof.csv", blended)
         score = measure(evidence.metric, evidence.labels, nested(evidence, judgement.chosen))
@@ -130,32 +144,36 @@ def dry_run(plan: DryRun) -> Path:
     with stages("Check"):
         check_submission(rehearsal.submission, data_dir / plan.competition.test_images, plan.competition)
         shutil.copyfile(rehearsal.submission, submission)
-    tell(console, evidence, judgement=judgement, stages=stages, submission=submission)
-    console.print(next_steps(out / "bundle", plan))
+    print_summary(console, evidence, judgement=judgement, stages=stages, submission=submission)
+    console.print(next_commands(out / "bundle", plan))
     return submission
 
 
 def rehearse_stage(plan: DryRun, bundle: Bundle, data_dir: Path, out: Path, console: Console) -> Rehearsal:
-    """First with one image, as in public, then with all, each in another of the mount layouts, then with hidden ones.
+    """Rehearse with one image (as the public run), with all test images, and with hidden ones if asked for.
 
-    Returns the one with all test images; ValueError with the verdict of the first that failed.
+    Returns:
+        The rehearsal with all test images.
+
+    Raises:
+        UserError: A rehearsal failed; the message has its verdict.
     """
-    turns = [
-        Turn("rehearsal-public", "old", replace(plan.setting, images=1, hidden=None)),
-        Turn("rehearsal", "new", replace(plan.setting, hidden=None)),
+    planned = [
+        PlannedRehearsal("rehearsal-public", "old", replace(plan.setting, images=1, hidden=None)),
+        PlannedRehearsal("rehearsal", "new", replace(plan.setting, hidden=None)),
     ]
     if plan.setting.hidden is not None:
-        turns.append(Turn("rehearsal-hidden", "new", plan.setting))
+        planned.append(PlannedRehearsal("rehearsal-hidden", "new", plan.setting))
     done = {}
-    for turn, rehearsal in rehearse_in_turn(bundle, data_dir, out, turns, console):
-        done[turn.name] = rehearsal
+    for step, rehearsal in rehearse_all(bundle, data_dir, out, planned, console):
+        done[step.name] = rehearsal
         if not rehearsal.ok:
-            raise ValueError(f"the rehearsal failed: {rehearsal.verdict}; its log is in {out / turn.name}")
+            raise UserError(f"the rehearsal failed: {rehearsal.verdict}; its log is in {out / step.name}")
     return done["rehearsal"]
 
 
-def next_steps(bundle: Path, plan: DryRun) -> str:
-    """The commands that lead on from here."""
+def next_commands(bundle: Path, plan: DryRun) -> str:
+    """Return the commands for the bundle's next steps, one a line."""
     data = f" --data {plan.data}" if plan.data else ""
     limits = "--cpus 4 --memory 29 --hidden 2000"
     steps = {
@@ -168,21 +186,25 @@ def next_steps(bundle: Path, plan: DryRun) -> str:
     return "\n".join(["Next:", *(f"  {command:{width}}  {what}" for command, what in steps.items())])
 
 
-def members(plan: DryRun) -> list[tuple[RunConfig, Path | None]]:
-    """Configurations with their first weights: the chosen recipes, and one for each weights file; none twice."""
+def member_configs(plan: DryRun) -> list[tuple[RunConfig, Path | None]]:
+    """Return the members' configurations and first weights: the chosen recipes, and one for each weights file.
+
+    Raises:
+        UserError: A recipe is given twice.
+    """
     weights = dict(plan.weights)
     names = list(plan.recipes or MEMBERS)
     names += [name for name in weights if name not in names]
     chosen = [(recipe(name), weights.get(name)) for name in names]
     weighed = [name for name, _ in plan.weights]
-    for option, given in (("--weights", weighed), ("--recipes", [config.recipe for config, _ in chosen])):
+    for option, given in (("--weights", weighed), ("--recipe", [config.recipe for config, _ in chosen])):
         if twice := sorted({name for name in given if given.count(name) > 1}):
-            raise ValueError(f"{option} names {', '.join(twice)} more than once; each recipe is one member")
+            raise UserError(f"{option} names {', '.join(twice)} more than once; each recipe is one member")
     return chosen
 
 
 def load_data(plan: DryRun, console: Console) -> tuple[Path, TrainTable]:
-    """The competition folder, made if it is the sample, and its table."""
+    """Return the competition folder, which is drawn if it is the sample, and its table."""
     from cassava_kit.sample import own_sample
 
     data_dir = plan.data or own_sample(plan.competition)
@@ -191,7 +213,7 @@ def load_data(plan: DryRun, console: Console) -> tuple[Path, TrainTable]:
     for needed in (test_dir, data_dir / plan.competition.sample_submission):
         if not needed.exists():
             raise FileNotFoundError(f"no {needed}; give the competition's folder as it was downloaded")
-    unlisted = f", {len(table.unlisted)} more that no row names" if table.unlisted else ""
+    unlisted = f", {len(table.unlisted)} unlisted" if table.unlisted else ""
     console.print(f"{data_dir}: {len(table.frame)} training images{unlisted}, {len(list_images(test_dir))} test images")
     return data_dir, table
 
@@ -215,7 +237,7 @@ def train_members(
     split: Folds,
     out: Path,
 ) -> tuple[Evidence, dict[str, list[Path]]]:
-    """Train or reuse every member over all folds; their out-of-fold evidence and their checkpoints by recipe."""
+    """Train or reuse every member over all folds; return the out-of-fold evidence and checkpoints by recipe."""
     from cassava_kit.training.recipe_run import train_recipe
     from cassava_kit.training.rows import Session, TrainData
     from cassava_kit.training.start import check_run
@@ -235,7 +257,7 @@ def train_members(
 
 
 def pretrained_backbone(table: TrainTable, out: Path) -> Path:
-    """The backbone of the self-supervised member, learnt from all training pictures, labels unseen; reused if there."""
+    """Return the self-supervised member's backbone, trained on all training images without labels, or reused."""
     from cassava_kit.ssl.pretrain import CONFIG, describe, pretrain
     from cassava_kit.ssl.recipes import small_simclr
 
@@ -249,8 +271,10 @@ def pretrained_backbone(table: TrainTable, out: Path) -> Path:
     return pretrain(config, images, out)
 
 
-def describe(plan: DryRun, evidence: Evidence, judgement: Judgement, checkpoints: dict[str, list[Path]]) -> Ensemble:
-    """The ensemble file's content: members, weights, views, prior and the out-of-fold score."""
+def compose_ensemble(
+    plan: DryRun, evidence: Evidence, judgement: Judgement, checkpoints: dict[str, list[Path]]
+) -> Ensemble:
+    """Return the content of the ensemble file: members, weights, views, prior and the out-of-fold score."""
     import numpy as np
 
     counts = np.bincount(evidence.labels, minlength=plan.competition.n_classes)
@@ -273,12 +297,14 @@ def describe(plan: DryRun, evidence: Evidence, judgement: Judgement, checkpoints
 
 
 def bundle_name(recipe_name: str, fold: int) -> str:
-    """A checkpoint's name in the flat weights dataset."""
+    """Return a checkpoint's name in the flat weights dataset."""
     return f"{recipe_name}-fold{fold}.safetensors"
 
 
-def tell(console: Console, evidence: Evidence, *, judgement: Judgement, stages: Stages, submission: Path) -> None:
-    """Print the members' scores, the seconds by stage, and where the file lies."""
+def print_summary(
+    console: Console, evidence: Evidence, *, judgement: Judgement, stages: Stages, submission: Path
+) -> None:
+    """Print the members' scores, the seconds by stage, and the path of the submission."""
     metric, labels = evidence.metric, evidence.labels
     scores: list[tuple[str, Score, float | None]] = [
         (name, measure(metric, labels, p), float(weight))

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.blend import read_weights
-from cassava_kit.compare import DRAWS, LEVEL, Paired, compare_by
+from cassava_kit.compare import DRAWS, LEVEL, Comparison, compare, correct
 from cassava_kit.competition import Metric, current
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import Folds, read_folds
-from cassava_kit.metrics import NAMES, Measure, gain, measure, row_counts, statistic
+from cassava_kit.metrics import NAMES, gain, measure, row_counts, statistic
 from cassava_kit.oof import Score, average, check_oof, gather_files
 from cassava_kit.predictions import Predictions, read_predictions
 
@@ -58,7 +58,7 @@ class Finals:
     """
 
     names: tuple[str, ...]
-    scores: tuple[Score | Measure, ...]
+    scores: tuple[Score, ...]
     public: tuple[str, ...]
     best: int
     hedge: int
@@ -67,7 +67,7 @@ class Finals:
     gain: float
     gain_interval: tuple[float, float]
     differ: float
-    against_best: dict[int, Paired]
+    against_best: dict[int, Comparison]
     rows: int
     draws: int
     metric: Metric
@@ -123,6 +123,8 @@ def propose(candidates: Sequence[Candidate], *, rows: int | None = None, seed: i
     low, high = np.quantile(above[hedge], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     top = drawn >= drawn.max(axis=1, keepdims=True)
     names = tuple(candidate.name for candidate in candidates)
+    rest = [c for c in range(len(candidates)) if c != best]
+    pairs = [compare(labels, probs[best], probs[c], metric=metric, names=(names[best], names[c])) for c in rest]
     return Finals(
         names=names,
         scores=scores,
@@ -134,11 +136,7 @@ def propose(candidates: Sequence[Candidate], *, rows: int | None = None, seed: i
         gain=float(above[hedge].mean()),
         gain_interval=(float(low), float(high)),
         differ=float((predicted[best] != predicted[hedge]).mean()),
-        against_best={
-            c: compare_by(metric, labels, (probs[best], probs[c]), names=(names[best], names[c]))
-            for c in range(len(candidates))
-            if c != best
-        },
+        against_best=dict(zip(rest, correct(pairs), strict=True)),
         rows=rows,
         draws=len(drawn),
         metric=metric,
@@ -156,7 +154,7 @@ def _same_rows(candidates: Sequence[Candidate]) -> np.ndarray:
                 f"{candidate.name} and {names[0]} are scored on other rows or labels; only evidence on the same ones "
                 "is paired"
             )
-    return candidates[0].split.frame["label"].to_numpy()
+    return candidates[0].split.scored["label"].to_numpy()
 
 
 def _different(one: Candidate, other: Candidate, metric: Metric) -> bool:
@@ -246,7 +244,8 @@ def record(ledger: Path, entry: dict[str, Any]) -> None:
 def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
     """The submissions to this competition that can be paired with the newest, and why each other one is left out.
 
-    Only evidence on the same rows and labels is paired; a submission without evidence is left out too.
+    Only evidence on the same rows and labels is paired; a submission without evidence is left out too. The folders of
+    the evidence are relative to the ledger's.
     """
     if not ledger.is_file():
         raise FileNotFoundError(
@@ -254,7 +253,11 @@ def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
         )
     found, left_out, here = [], [], current().slug
     for entry in read_json(ledger)["submissions"]:
-        evidence = Path(entry["evidence"])
+        evidence = ledger.parent / entry["evidence"]
+        if (
+            not evidence.is_dir() and Path(entry["evidence"]).is_dir()
+        ):  # older ledgers: relative to the folder of the call
+            evidence = Path(entry["evidence"])
         if entry.get("competition") not in (None, here):
             left_out.append(f"{entry['name']} was submitted to {entry['competition']}, this folder is for {here}")
             continue

@@ -8,45 +8,31 @@ weighs rows by how often they are drawn, on sums that are made once, for scikit-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from cassava_kit.competition import Metric
-from cassava_kit.oof import Score, accuracy, majority
+from cassava_kit.oof import METRIC_NAMES, Score, accuracy, majority
 
 DRAWS = 1000
-NAMES: dict[Metric, str] = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss"}
+NAMES = METRIC_NAMES
 LESS_IS_BETTER = frozenset({"log_loss"})
 
 Statistic = Callable[[np.ndarray], float]
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A metric's value, its bootstrapped standard error and the number of rows behind it, with the accuracy beside."""
-
-    metric: Metric
-    value: float
-    standard_error: float
-    n: int
-    accuracy: Score
-
-    def __str__(self) -> str:
-        return f"{NAMES[self.metric]} {self.value:.4f} ± {self.standard_error:.4f} (accuracy {self.accuracy})"
-
-
-def measure(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> Score | Measure:
-    """Probabilities (N, K) scored by a metric against labels (N,); accuracy is a `Score`, any other a `Measure`."""
+def measure(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> Score:
+    """Return the score of probabilities (N, K) by a metric against labels (N,)."""
     right = accuracy(labels, pred_probs)
     if metric == "accuracy":
         return right
     score = statistic(metric, labels, pred_probs)
     redrawn = [score(counts) for counts in row_counts(len(labels))]
-    return Measure(metric, value(metric, labels, pred_probs), float(np.std(redrawn)), len(labels), right)
+    error = float(np.std(redrawn))
+    return Score(value(metric, labels, pred_probs), error, len(labels), metric, accuracy_beside=right.value)
 
 
-def baseline(metric: Metric, labels: np.ndarray, n_classes: int) -> Score | Measure:
+def baseline(metric: Metric, labels: np.ndarray, n_classes: int) -> Score:
     """The score of one answer to every row: the most frequent class, or the class shares where probabilities count."""
     if metric == "accuracy":
         return majority(labels)
@@ -55,9 +41,9 @@ def baseline(metric: Metric, labels: np.ndarray, n_classes: int) -> Score | Meas
     return measure(metric, labels, np.tile(answer, (len(labels), 1)))
 
 
-def told(score: Score | Measure) -> str:
-    """A score with its metric's name."""
-    return f"accuracy {score}" if isinstance(score, Score) else str(score)
+def told(score: Score) -> str:
+    """Return a score with its metric's name."""
+    return f"accuracy {score}" if score.metric == "accuracy" else str(score)
 
 
 def value(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> float:

@@ -11,25 +11,37 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.competition import Metric, current
-from cassava_kit.folds import Folds
+from cassava_kit.folds import TEST, Folds
 from cassava_kit.predictions import Header, Predictions, Source, make_predictions, read_predictions
+
+METRIC_NAMES: dict[Metric, str] = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss"}
 
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy, its binomial standard error and the number of rows behind it."""
+    """A metric's value, its standard error, and the number of rows behind it.
 
-    accuracy: float
+    The standard error is binomial for accuracy and bootstrapped for any other metric. `accuracy_beside` is the accuracy
+    of the same rows where the metric is another.
+    """
+
+    value: float
     standard_error: float
     n: int
+    metric: Metric = "accuracy"
+    accuracy_beside: float | None = None
 
     @property
-    def value(self) -> float:
-        """The accuracy, under the name that every metric's score has."""
-        return self.accuracy
+    def accuracy(self) -> float:
+        """Accuracy on the same rows, whatever the metric."""
+        return self.value if self.accuracy_beside is None else self.accuracy_beside
 
     def __str__(self) -> str:
-        return f"{self.accuracy:.4f} ± {self.standard_error:.4f}"
+        figures = f"{self.value:.4f} ± {self.standard_error:.4f}"
+        if self.metric == "accuracy":
+            return figures
+        error = (self.accuracy * (1 - self.accuracy) / self.n) ** 0.5
+        return f"{METRIC_NAMES[self.metric]} {figures} (accuracy {self.accuracy:.4f} ± {error:.4f})"
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,8 @@ def refuse_in_sample(predictions: Predictions, folds: Folds, name: str) -> None:
         _refuse_seen_folds(header.sources, fold, name)
         return
     for source in header.sources if header else ():
-        seen = fold.notna() & (fold != source.fold if source.fold is not None else True)
+        # A checkpoint of this split has seen neither the fold that it is scored on nor the test part.
+        seen = fold.notna() & (~fold.isin((source.fold, TEST)) if source.fold is not None else True)
         if seen.any():
             raise ValueError(_trained_on(name, source, fold.index[seen]))
 
@@ -122,7 +135,7 @@ def check_oof(predictions: Predictions, folds: Folds, name: str) -> Predictions:
         )
     if "fold" not in predictions.frame:
         raise ValueError(f"{name} has no fold column; out-of-fold predictions say in which fold each row was held out")
-    mine, theirs = folds.frame["image_id"].to_numpy(), predictions.ids
+    mine, theirs = folds.scored["image_id"].to_numpy(), predictions.ids
     # By hashing: numpy's set functions compare names pair by pair, five seconds for 21,397 of them.
     missing, extra = pd.Index(mine).difference(theirs), pd.Index(theirs).difference(mine)
     if len(missing) or len(extra):
@@ -130,12 +143,12 @@ def check_oof(predictions: Predictions, folds: Folds, name: str) -> Predictions:
         more = f"{len(extra)} rows are not in it (first: {extra[0]})" if len(extra) else ""
         raise ValueError(f"{name}: {', '.join(filter(None, (which, more)))}; predict every fold, and nothing else")
     frame = predictions.frame.set_index("image_id").loc[mine].reset_index()
-    differs = frame["fold"].to_numpy() != folds.frame["fold"].to_numpy()
+    differs = frame["fold"].to_numpy() != folds.scored["fold"].to_numpy()
     if differs.any():
         row = int(np.argmax(differs))
         raise ValueError(
             f"{name} says fold {frame['fold'].iloc[row]} for {mine[row]}, the fold file says "
-            f"{folds.frame['fold'].iloc[row]}; these are not out-of-fold predictions of this split"
+            f"{folds.scored['fold'].iloc[row]}; these are not out-of-fold predictions of this split"
         )
     return Predictions(frame, header)
 
@@ -151,18 +164,18 @@ def gather(members: Sequence[Predictions], folds: Folds, names: Sequence[str]) -
     widths = {m.probabilities.shape[1] for m in checked}
     if len(widths) != 1:
         raise ValueError(f"members must predict the same classes, got {sorted(widths)} of them in {', '.join(names)}")
-    outside = folds.frame["label"][~folds.frame["label"].between(0, widths.pop() - 1)]
+    outside = folds.scored["label"][~folds.scored["label"].between(0, widths.pop() - 1)]
     if len(outside):
-        row = folds.frame.loc[outside.index[0]]
+        row = folds.scored.loc[outside.index[0]]
         raise ValueError(
             f"the fold file gives {row['image_id']} label {row['label']}, {names[0]} predicts classes "
             f"0..{checked[0].probabilities.shape[1] - 1}; both must be of one competition"
         )
     return Evidence(
         names=tuple(names),
-        image_ids=folds.frame["image_id"].to_numpy(),
-        labels=folds.frame["label"].to_numpy(),
-        fold=folds.frame["fold"].to_numpy(),
+        image_ids=folds.scored["image_id"].to_numpy(),
+        labels=folds.scored["label"].to_numpy(),
+        fold=folds.scored["fold"].to_numpy(),
         pred_probs=np.stack([m.probabilities for m in checked]),
         fold_hash=folds.hash,
         metric=current().metric,

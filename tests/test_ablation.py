@@ -77,7 +77,7 @@ def test_the_table_says_of_each_variant_what_a_paired_comparison_says(stand_in, 
     assert asked == [("tiny", None), ("tiny--lr-0.5", None), ("tiny--cleaned", tmp_path / "tiny--cleaned/clean.csv")]
     answers = [read_predictions(path).probabilities.argmax(axis=1) for path in found.oof.values()]
     labels = split.frame["label"].to_numpy()
-    worse = compare(labels, answers[0], answers[1], names=("tiny", "x"), level=0.975)
+    worse = compare(labels, answers[0], answers[1], names=("tiny", "x"))
     rows = found.table().set_index("variant")
     assert rows.index.tolist() == [BASE, "lr=0.5", CLEANED]
     assert rows.loc["lr=0.5", "difference"] == worse.difference < -0.1
@@ -87,7 +87,7 @@ def test_the_table_says_of_each_variant_what_a_paired_comparison_says(stand_in, 
     assert np.isnan(rows.loc[BASE, "difference"])
     text = found.markdown()
     assert (
-        text.count("\n|") == 4 and f"| {CLEANED} |" in text and "intervals at 97.5%" in text and "given labels" in text
+        text.count("\n|") == 4 and f"| {CLEANED} |" in text and "intervals at 95%; proved means among all 2 (Holm)" in text and "given labels" in text
     )
 
 
@@ -131,13 +131,15 @@ def test_a_loss_of_a_later_variant_is_refused_before_the_base_is_trained(stand_i
     assert asked == []
 
 
-def test_the_level_is_shared_among_the_variants(stand_in, tmp_path):
+def test_the_variants_are_corrected_for_their_number(stand_in, tmp_path):
     table, split, _ = stand_in
     plan = variants(CONFIG, ["lr=0.5", "lr=0.6", "lr=0.7"])
     found = ablate(plan, table, split, tmp_path)
-    assert [c.level for c in found.comparisons.values()] == pytest.approx([1 - 0.05 / 3] * 3)
+    together = list(found.comparisons.values())
     alone = compared([BASE, "lr=0.5"], list(found.oof.values())[:2], split)["lr=0.5"]
-    assert alone.level == pytest.approx(0.95) and alone.half_width < found.comparisons["lr=0.5"].half_width
+    assert alone.interval == found.comparisons["lr=0.5"].interval and alone.adjusted_p == alone.p_value
+    smallest = min(together, key=lambda c: c.p_value)
+    assert smallest.adjusted_p == pytest.approx(min(1, 3 * smallest.p_value))
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from cassava_kit.compare import compare, compare_by, images_needed, mcnemar, paired_interval, swap_test
+from cassava_kit.compare import compare, correct, holm, images_needed, mcnemar, paired_interval, swap_test
 
 
 def predictions(only_a, only_b, both, neither):
@@ -40,6 +40,35 @@ def test_a_small_gain_is_not_proved_and_a_large_one_is():
     assert "would prove" not in str(large)
 
 
+def test_holm_by_hand():
+    """The smallest of n is multiplied by n, the next by n - 1, ..., and none is smaller than the one before."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.0001, 0.02, 0.5, 0.011]) == pytest.approx([0.0004, 0.04, 0.5, 0.033])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_among_many_comparisons_less_is_proved():
+    clear, lucky = compare(*predictions(10, 60, 900, 30)), compare(*predictions(10, 24, 900, 66))
+    assert clear.proved and lucky.proved and 0.01 < lucky.p_value < 0.05
+    equal = compare(*predictions(20, 20, 900, 60))
+    family = correct([lucky, clear, *[equal] * 8])
+    assert [each.proved for each in family] == [False, True] + [False] * 8
+    assert family[0].proved_alone and family[0].interval == lucky.interval and family[0].p_value == lucky.p_value
+    assert family[0].adjusted_p == pytest.approx(9 * lucky.p_value)
+    assert "among all comparisons" in str(family[0]) and "among all" not in str(lucky)
+    assert correct([lucky])[0] == lucky, "alone it is as it was"
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(26, 33), (33, 26), (3, 9), (0, 4)])
+def test_the_other_order_has_the_mirrored_interval_to_the_last_bit(only_a, only_b):
+    labels, a, b = predictions(only_a, only_b, 800, 60)
+    forth, back = compare(labels, a, b), compare(labels, b, a)
+    assert back.interval == (-forth.interval[1], -forth.interval[0]) and back.difference == -forth.difference
+    turned = forth.reverse()
+    assert (turned.interval, turned.difference, turned.only_a) == (back.interval, back.difference, back.only_a)
+    assert turned.names == ("B", "A") and turned.proved == forth.proved
+
+
 def test_losing_is_proved_too_and_swapping_changes_the_sign_alone():
     forth, back = compare(*predictions(500, 300, 5000, 0)), compare(*predictions(300, 500, 5000, 0))
     assert forth.proved and back.proved
@@ -66,7 +95,7 @@ def test_five_lucky_images_prove_nothing_by_any_metric(metric):
     """Both have 95 of 100 rows right alike; on the five others B alone is right."""
     labels = np.arange(100) % 2
     a, b = probabilities(labels, np.arange(100) >= 5), probabilities(labels, np.ones(100, bool))
-    lucky = compare_by(metric, labels, (a, b))
+    lucky = compare(labels, a, b, metric=metric)
     assert lucky.interval[0] > 0
     assert lucky.p_value == pytest.approx(2 * 0.5**5, abs=0.02)
     assert not lucky.proved and "not proved" in str(lucky)
@@ -83,7 +112,7 @@ def test_the_randomisation_test_is_mcnemars_where_answers_are_counted(only_a, on
 def test_equal_predictions_are_said_to_be_equal():
     same = compare(*predictions(0, 0, 80, 20))
     assert same.interval == (0.0, 0.0) and not same.proved and same.images_needed is None
-    assert "no number of images would prove" in str(same)
+    assert "No number of images would prove" in str(same)
 
 
 def test_the_images_needed_do_prove_it_four_times_in_five():

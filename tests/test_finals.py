@@ -152,6 +152,21 @@ def test_the_ledger_keeps_each_submission_once(split: Folds, tmp_path: Path) -> 
     assert "public 0.9012" in str(propose(found))
 
 
+def test_a_ledger_is_read_from_any_folder(split: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evidence lies beside the ledger; in older ledgers relative to the folder that it was written from."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for ref, evidence in ((1, "submissions/1"), (2, "project/old/2")):
+        folder = project / evidence.removeprefix("project/")
+        write_folds(folder / "folds.csv", split)
+        write_predictions(folder / "oof.csv", candidate(f"s{ref}", errors(900 * ref, 600), split).oof)
+        record(project / "submissions.json", {"ref": ref, "name": f"s{ref}", "evidence": evidence})
+    monkeypatch.chdir(elsewhere)
+    assert [each.name for each in read_ledger(Path("../project/submissions.json"))[0]] == ["s1"]
+    monkeypatch.chdir(tmp_path)
+    assert [each.name for each in read_ledger(Path("project/submissions.json"))[0]] == ["s1", "s2"]
+
+
 def submitted(ledger: Path, ref: int, split: Folds, **facts: object) -> None:
     """Write a submission and its evidence into the ledger."""
     evidence = ledger.parent / str(ref)
@@ -177,7 +192,7 @@ def test_what_cannot_be_paired_with_the_newest_is_left_out(split: Folds, tmp_pat
     submitted(ledger, 3, split, competition=CASSAVA.slug)
     submitted(ledger, 4, split)
     submitted(ledger, 5, split)
-    write_folds(tmp_path / "4" / "folds.csv", Folds(split.frame.assign(fold=np.arange(N) % 4)))
+    write_folds(tmp_path / "4" / "folds.csv", Folds(split.frame.assign(fold=np.arange(N) % 4)), replace=True)
     submitted(ledger, 6, split)
     found, left_out = read_ledger(ledger)
     assert [each.name for each in found] == ["s3", "s5", "s6"]

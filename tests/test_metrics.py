@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from cassava_kit.blend import greedy_weights, judge
-from cassava_kit.compare import Comparison, compare_by
+from cassava_kit.compare import compare
 from cassava_kit.metrics import baseline, gain, measure, row_counts, statistic, told, value
 from cassava_kit.oof import Evidence, accuracy, majority
 
@@ -56,6 +56,7 @@ def test_accuracy_stays_what_it_was_and_stands_beside_the_others():
     assert measure("accuracy", labels, p) == accuracy(labels, p) and baseline("accuracy", labels, 4) == majority(labels)
     assert told(accuracy(labels, p)) == f"accuracy {accuracy(labels, p)}"
     assert str(measure("log_loss", labels, p)).endswith(f"(accuracy {accuracy(labels, p)})")
+    assert measure("log_loss", labels, p).accuracy == accuracy(labels, p).value
     assert told(measure("macro_f1", labels, p)).startswith("macro F1 0.")
 
 
@@ -69,19 +70,19 @@ def test_the_baseline_knows_the_class_shares_alone():
 @pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
 def test_the_better_one_gains_whichever_way_the_metric_runs(metric):
     (labels, good), (_, bad) = task(sharpness=2.5), task(sharpness=0.5)
-    found = compare_by(metric, labels, (bad, good), names=("bad", "good"))
+    found = compare(labels, bad, good, metric=metric, names=("bad", "good"))
     assert found.difference > 0 and found.proved and found.interval[0] < found.difference < found.interval[1]
     assert found.difference == pytest.approx(gain(metric, found.a.value, found.b.value))
-    back = compare_by(metric, labels, (good, bad))
+    back = compare(labels, good, bad, metric=metric)
     assert back.difference == pytest.approx(-found.difference) and back.proved
     assert "positive is better: +0." in str(found) and (found.images_needed or 0) < len(labels)
 
 
 def test_no_difference_is_not_proved():
     labels, p = task()
-    same = compare_by("log_loss", labels, (p, p))
+    same = compare(labels, p, p, metric="log_loss")
     assert not same.proved and same.difference == 0 and same.images_needed is None
-    assert isinstance(compare_by("accuracy", labels, (p, p)), Comparison)
+    assert "No number of images would prove a difference." in str(same)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss"])
@@ -92,15 +93,32 @@ def test_members_of_one_strength_are_rarely_proved_apart(metric):
         labels, p = task(n=120, seed=10 * seed)
         logits = np.random.default_rng(10 * seed + 5).normal(size=p.shape) + np.eye(4)[labels]
         other = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        proved.append(compare_by(metric, labels, (p, other)).proved)
+        proved.append(compare(labels, p, other, metric=metric).proved)
     assert sum(proved) <= 5
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+def test_the_interval_is_two_sided_and_of_the_metric_on_redrawn_rows(metric):
+    """A slow transcription: scikit-learn's metric on each redrawn set of rows, and its 2.5 and 97.5 percentiles."""
+    (labels, a), (_, b) = task(n=80, sharpness=1.0), task(n=80, sharpness=1.6)
+    sign = -1 if metric == "log_loss" else 1
+    rng, gains = np.random.default_rng(0), []
+    for _ in range(1000):
+        rows = rng.integers(0, 80, 80)
+        gains.append(
+            sign * (sklearn_value(metric, labels[rows], b[rows]) - sklearn_value(metric, labels[rows], a[rows]))
+        )
+    low, high = compare(labels, a, b, metric=metric).interval
+    assert (low, high) == pytest.approx((np.percentile(gains, 2.5), np.percentile(gains, 97.5)), abs=1e-9)
+    narrow = compare(labels, a, b, metric=metric, level=0.8).interval
+    assert narrow == pytest.approx((np.percentile(gains, 10), np.percentile(gains, 90)), abs=1e-9)
 
 
 def test_the_interval_is_of_the_paired_difference():
     labels, p = task()
     other = p * np.random.default_rng(3).uniform(0.99, 1.01, p.shape)
     other /= other.sum(axis=1, keepdims=True)
-    paired = compare_by("log_loss", labels, (p, other))
+    paired = compare(labels, p, other, metric="log_loss")
     assert paired.half_width < measure("log_loss", labels, p).standard_error / 10
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.calibration import BINS
-from cassava_kit.compare import Comparison, Paired
+from cassava_kit.compare import Comparison
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.table import read_table
 from cassava_kit.folds import Folds
@@ -24,7 +24,6 @@ from cassava_kit.report.runs import Run, differing_settings, find_runs, findings
 from cassava_kit.report.runs_scores import (
     Scored,
     compare_pairs,
-    holm,
     majority_of,
     read_split,
     recalls,
@@ -45,7 +44,7 @@ class Report:
     folds: Folds | None
     scored: list[Scored]
     baseline: Scored | None
-    pairs: list[Paired]
+    pairs: list[Comparison]
     competition: Competition
 
     @property
@@ -170,7 +169,6 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
     by_name = {one.name: one for one in report.scored}
     mistakes = {one.name: mistakes_of(report, one) for one in report.scored}
     wanted = [name for rows in mistakes.values() for name in rows["image_id"]]
-    adjusted = holm([pair.p_value for pair in report.pairs])
     return {
         "report": report,
         "runs": list(zip(report.runs, keys, strict=True)),
@@ -179,8 +177,7 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
         "score_rows": score_rows(report),
         "said": {one.name: told(one.score) for one in report.scored},
         "stored_rows": stored_rows(report),
-        "pair_rows": [_pair_row(pair, p) for pair, p in zip(report.pairs, adjusted, strict=True)],
-        "proved": [pair.proved and p < 1 - pair.level for pair, p in zip(report.pairs, adjusted, strict=True)],
+        "pair_rows": [_pair_row(pair) for pair in report.pairs],
         "settings": differing_settings([run for run in report.runs if run.configs]),
         "configured": [run.name for run in report.runs if run.configs],
         "findings": {run.name: findings(run) for run in report.runs},
@@ -201,7 +198,10 @@ def mistakes_of(report: Report, one: Scored) -> pd.DataFrame:
 
 
 def headline(report: Report) -> str:
-    """The page's first sentence: the best run, and whether it is proved better than the next and the majority."""
+    """Return the page's first sentence: the best run, and whether it is proved better than the next and the majority.
+
+    The best is chosen by its score, so that proof means proof among all pairs.
+    """
     if report.baseline is None:
         return "No run has finished a fold whose labels are known, so that nothing is scored here."
     metric = report.competition.metric
@@ -217,9 +217,9 @@ def _against(report: Report, best: str, other: str) -> str:
     """Whether the pair's difference is proved, in words."""
     for pair in report.pairs:
         if set(pair.names) == {best, other}:
-            word = "proved" if pair.proved else "not proved"
-            way = "better" if pair.names[1] == best else "worse"
-            return f"{word} {way} than {other} ({pair.verdict().split(':')[0]})"
+            shown = pair if pair.names[1] == best else pair.reverse()
+            way = "better" if shown.difference >= 0 else "worse"
+            return f"{'proved' if shown.proved else 'not proved'} {way} than {other} ({shown.verdict().split(':')[0]})"
     return f"with no row in common with {other}"
 
 
@@ -263,15 +263,15 @@ def stored_rows(report: Report) -> list[list[str]]:
     ]
 
 
-def _pair_row(pair: Paired, adjusted: float) -> list[str]:
+def _pair_row(pair: Comparison) -> list[str]:
     low, high = pair.interval
     return [
         f"{pair.names[1]} against {pair.names[0]}",
         f"{pair.difference:+.4f}",
         f"{low:+.4f} to {high:+.4f}",
-        *([f"{pair.only_b:,} : {pair.only_a:,}"] if isinstance(pair, Comparison) else []),
+        *([f"{pair.only_b:,} : {pair.only_a:,}"] if pair.only_a is not None else []),
         f"{pair.p_value:.3g}",
-        f"{adjusted:.3g}",
+        f"{pair.adjusted_p:.3g}",
         f"{pair.a.n:,}",
         "proved" if pair.proved else "not proved",
     ]

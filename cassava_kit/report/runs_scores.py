@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.calibration import Calibration, calibrate, ece, logloss
-from cassava_kit.compare import Paired, compare_by
+from cassava_kit.compare import Comparison, compare, correct
 from cassava_kit.competition import Metric
-from cassava_kit.folds import Folds, read_folds
-from cassava_kit.metrics import Measure, gain, measure, value
+from cassava_kit.folds import TEST, Folds, read_folds
+from cassava_kit.metrics import measure
 from cassava_kit.oof import Score, check_oof, refuse_in_sample
 from cassava_kit.predictions import Predictions
 from cassava_kit.report.runs import Run
@@ -43,7 +43,7 @@ class Scored:
         return self.probabilities.argmax(axis=1)
 
     @cached_property
-    def score(self) -> Score | Measure:
+    def score(self) -> Score:
         """The metric's value with its standard error."""
         return measure(self.metric, self.labels, self.probabilities)
 
@@ -138,33 +138,24 @@ def _check_part(run: Run, k: int, part: Predictions, folds: Folds) -> None:
 def majority_of(folds: Folds, rows: np.ndarray, n_classes: int, metric: Metric) -> Scored:
     """The class shares of the split's labels for every row: the baseline of every comparison."""
     labels = folds.frame["label"].to_numpy()
-    shares = np.tile(np.bincount(labels, minlength=n_classes) / len(labels), (len(rows), 1))
+    known = labels[folds.frame["fold"].to_numpy() != TEST]
+    shares = np.tile(np.bincount(known, minlength=n_classes) / len(known), (len(rows), 1))
     return Scored(MAJORITY, rows, labels[rows], folds.frame["fold"].to_numpy()[rows], shares, metric)
 
 
-def compare_pairs(scored: Sequence[Scored]) -> list[Paired]:
-    """Every pair on the rows both held out, the better of the two as B; pairs without common rows are left out."""
+def compare_pairs(scored: Sequence[Scored]) -> list[Comparison]:
+    """Compare every pair on the rows both held out, the later against the earlier, corrected for their number.
+
+    The verb `compare` says the same of a pair that is given in this order. Pairs without common rows are left out.
+    """
     found = []
     for a, b in combinations(scored, 2):
         common, in_a, in_b = np.intersect1d(a.rows, b.rows, assume_unique=True, return_indices=True)
         if not len(common):
             continue
-        labels, metric = a.labels[in_a], a.metric
-        sides = [(a.name, a.probabilities[in_a]), (b.name, b.probabilities[in_b])]
-        sides.sort(key=lambda side: gain(metric, 0.0, value(metric, labels, side[1])))
-        (first, worse), (second, better) = sides
-        found.append(compare_by(metric, labels, (worse, better), names=(first, second)))
-    return found
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for as many comparisons (Holm 1979): below .05 means proved even among all of them."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted, highest = np.empty(len(p_values)), 0.0
-    for rank, n in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[n]))
-        adjusted[n] = highest
-    return adjusted.tolist()
+        both = a.probabilities[in_a], b.probabilities[in_b]
+        found.append(compare(a.labels[in_a], *both, metric=a.metric, names=(a.name, b.name)))
+    return correct(found)
 
 
 def recalls(scored: Scored) -> np.ndarray:
