@@ -10,8 +10,8 @@ import contextlib
 import io
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,20 +20,24 @@ from cassava_kit.kaggle.causes import NO_CREDENTIALS, explain
 from cassava_kit.kaggle.config import METADATA_FILE
 from cassava_kit.kaggle.credentials import known_secrets, redact, without_queries
 from cassava_kit.kaggle.remote import KaggleError, Patience, Say, Submission
-from cassava_kit.kaggle.strict import answer_text, checked_api, code_cells, http_status, pause_before
+from cassava_kit.kaggle.strict import answer_text, checked_api, code_cells, http_status, may_pass, pause_before
 
 T = TypeVar("T")
 GONE = (403, 404)  # how Kaggle answers for what is not there, or not yours to see
+PAGE = 100  # submissions asked for at once
 ARRIVED = object()  # stands for the answer of a call that was carried out although its answer was lost
 
 
 class KaggleClient:
     """The real one. Every call retries what may pass (429, 5xx, lost connections) and raises KaggleError otherwise."""
 
-    def __init__(self, competition: str, *, patience: Patience | None = None, say: Say = print) -> None:
+    def __init__(
+        self, competition: str, *, patience: Patience | None = None, say: Say = print, api: Any = None
+    ) -> None:
         self.competition, self.patience, self.say = competition, patience or Patience(), say
         self._secrets = known_secrets()
-        self._api = self._sign_in()
+        self._api = api or self._sign_in()
+        self._answered = False  # whether Kaggle has answered before: only then is a lost connection an outage
 
     def _sign_in(self) -> Any:
         with self._quietly():
@@ -53,22 +57,43 @@ class KaggleClient:
             yield said
 
     def _call(self, what: str, function: Callable[[], T], *, done: Callable[[], T | None] | None = None) -> T:
-        """Call with patience; `done` finds out whether a call whose answer was lost was carried out all the same."""
-        for attempt in range(1, self.patience.attempts + 1):
+        """Call, and call again while the failure may pass.
+
+        `done` belongs to calls that change something: it returns the answer of one that was carried out although its
+        own answer was lost. Such a call is not repeated for hours where Kaggle answers with an error.
+        """
+        began = self.patience.clock()
+        for attempt in count(1):
             with self._quietly() as said:
                 try:
-                    return function()
+                    answer = function()
+                    self._answered = True
+                    return answer
+                except KeyError as error:
+                    unknown = self._cleaned(str(error))
+                    raise KaggleError(
+                        f"{what}: the reply holds {unknown}, which this version of the client does not know; "
+                        "run: pip install -U kaggle, and call again: nothing is done twice"
+                    ) from None
                 except (OSError, ValueError, SystemExit) as error:  # requests' errors are OSErrors
                     failure = error
             pause = pause_before(failure, self.patience, attempt)
-            if pause is None or attempt == self.patience.attempts:
+            waited = self.patience.clock() - began + pause
+            if not may_pass(failure) or not self._goes_on(attempt, waited, failure, reads=done is None):
                 break
             if done is not None and (found := done()) is not None:
                 return found
             self.say(f"{what}: {self._said(failure)}; again in {pause:.0f} s")
-            time.sleep(pause)
+            self.patience.sleep(pause)
         reason = f"{failure} {answer_text(failure)} {said.getvalue()[-300:] if isinstance(failure, SystemExit) else ''}"
         raise KaggleError(f"{what} failed: {self._explained(reason)}") from None
+
+    def _goes_on(self, attempt: int, waited: float, failure: BaseException, *, reads: bool) -> bool:
+        """Return whether to try again after `attempt` tries and `waited` seconds."""
+        if attempt < self.patience.attempts:
+            return True
+        outlasts = self._answered and (reads or http_status(failure) is None)
+        return outlasts and waited <= self.patience.outage
 
     def _said(self, error: BaseException) -> str:
         return " ".join(self._cleaned(str(error)).split())[:200]
@@ -156,10 +181,9 @@ class KaggleClient:
         reply = self._call(what, lambda: self._api.dataset_create_new(str(folder), quiet=True), done=done)
         self._believe(what, reply)
 
-    def create_version(self, folder: Path, notes: str) -> None:
-        """Upload a new version of a dataset; older versions stay."""
+    def create_version(self, folder: Path, notes: str, before: int | None) -> None:
+        """Upload a new version of a dataset, whose latest was `before`; older versions stay."""
         dataset = read_json(folder / METADATA_FILE)["id"]
-        before = self.dataset_version(dataset)
 
         def done() -> Any:
             now = self.dataset_version(dataset)
@@ -244,29 +268,64 @@ class KaggleClient:
         except (KaggleError, AttributeError, TypeError):
             return None
 
-    def kernel_status(self, kernel: str) -> tuple[str, str]:
-        """Status of the latest run (queued, running, complete, error, cancel_...), and the message of a failure."""
-        reply = self._call(f"status of {kernel}", lambda: self._api.kernels_status(kernel))
-        return reply.status.name.lower(), reply.failure_message or ""
+    def kernel_status(self, kernel: str, version: int | None = None) -> tuple[str, str]:
+        """Return the status of a version's run (the latest without one), and the message of a failure.
 
-    def kernel_log(self, kernel: str) -> str:
-        """What the latest run printed."""
-        log = self._call(f"log of {kernel}", lambda: self._api.kernels_logs(kernel))
+        The status is queued, running, complete, error, cancel_requested or cancel_acknowledged.
+        """
+        run = versioned(kernel, version)
+        reply = self._call(f"status of {run}", lambda: self._api.kernels_status(run))
+        if reply.status is None:
+            raise KaggleError(f"status of {run}: the reply holds none; look at kaggle.com/code/{kernel}")
+        return reply.status.name.lower(), self._cleaned(reply.failure_message or "")
+
+    def kernel_log(self, kernel: str, version: int | None = None) -> str:
+        """Return what a version's run printed (the latest's without one)."""
+        run = versioned(kernel, version)
+        log = self._call(f"log of {run}", lambda: self._api.kernels_logs(run))
         try:
             text = "".join(str(line.get("data", "")) for line in json.loads(log))
         except (json.JSONDecodeError, AttributeError, TypeError):
             text = log
         return redact(text, self._secrets)
 
-    def kernel_output(self, kernel: str, out: Path, pattern: str) -> None:
-        """Fetch what the latest run left into `out`: the files whose name matches a regular expression."""
+    def kernel_output(self, kernel: str, out: Path, pattern: str, *, version: int | None = None) -> None:
+        """Fetch what a version's run left (the latest's without one): files whose name matches a regular expression."""
+        run = versioned(kernel, version)
 
         def fetch() -> Any:
-            return self._api.kernels_output(kernel, str(out), file_pattern=pattern, force=True)
+            return self._api.kernels_output(run, str(out), file_pattern=pattern, force=True)
 
-        self._call(f"output of {kernel}", fetch)
+        self._call(f"output of {run}", fetch)
         for log in out.glob("*.log"):  # the client writes what the run printed beside its files
             log.write_text(redact(log.read_text(encoding="utf-8"), self._secrets), encoding="utf-8")
+
+    def submissions_left(self) -> int | None:
+        """Return how many submissions are left today; None where Kaggle does not say, or knows no team of yours."""
+        try:
+            limits = self._call(
+                "submission limits", lambda: self._api.competition_get_submission_limits(self.competition)
+            )
+            counts = (int(limits.num_today), int(limits.num_total), int(limits.num_allowed_now))
+        except (KaggleError, AttributeError, TypeError):
+            return None
+        return counts[2] if any(counts) else None
+
+    def rules_accepted(self) -> bool | None:
+        """Return whether the user has joined the competition and accepted its rules; None where Kaggle does not say."""
+
+        def ask() -> Any:
+            from kagglesdk.competitions.types.competition_api_service import ApiGetCompetitionRequest
+
+            request = ApiGetCompetitionRequest()
+            request.competition_name = self.competition
+            with self._api.build_kaggle_client() as client:
+                return client.competitions.competition_api_client.get_competition(request).user_has_entered
+
+        try:
+            return bool(self._call("rules of the competition", ask))
+        except (ImportError, KaggleError, AttributeError, TypeError):
+            return None
 
     def submit(self, kernel: str, version: int, description: str) -> int:
         """Submit a kernel's `submission.csv`; a submission that already has this description is not made again."""
@@ -284,16 +343,33 @@ class KaggleClient:
 
         return self._call(f"submitting {kernel} version {version}", make, done=done)
 
-    def submissions(self) -> list[Submission]:
-        """The latest submissions to the competition."""
-        listed = self._call("list of submissions", lambda: self._api.competition_submissions(self.competition))
-        return [
-            Submission(
-                int(each.ref or 0),
-                each.description or "",
-                each.status.name.lower(),
-                each.public_score or "",
-                each.error_description or "",
-            )
-            for each in listed or []
-        ]
+    def submissions(self) -> Iterator[Submission]:
+        """Yield the submissions to the competition, newest first; further pages are asked for as they are needed."""
+        from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
+
+        token = ""
+
+        def ask() -> Any:
+            request = ApiListSubmissionsRequest()
+            request.competition_name, request.page_token, request.page_size = self.competition, token, PAGE
+            with self._api.build_kaggle_client() as client:
+                return client.competitions.competition_api_client.list_submissions(request)
+
+        while True:
+            page = self._call("list of submissions", ask)
+            for each in page.submissions or []:
+                yield Submission(
+                    int(each.ref or 0),
+                    each.description or "",
+                    each.status.name.lower(),
+                    each.public_score or "",
+                    self._cleaned(each.error_description or ""),
+                )
+            if not page.next_page_token or page.next_page_token == token:
+                return
+            token = page.next_page_token
+
+
+def versioned(kernel: str, version: int | None) -> str:
+    """Return the client's name for one version of a kernel, owner/slug/number; without a number the latest one."""
+    return f"{kernel}/{version}" if version else kernel

@@ -6,10 +6,12 @@ wherever it can tell. So a second call after a crash goes on where the first one
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 from cassava_kit.kaggle.bundle import Bundle
 from cassava_kit.kaggle.config import METADATA_FILE
@@ -27,6 +29,13 @@ class Trip:
     remote: Remote
     patience: Patience
     say: Say = print
+    # Whether what was done already is done once more.
+    again: bool = False
+    # Where the output is put; None: in the bundle's folder.
+    output: Path | None = None
+    # Answers a question before the last submission of the day is made; `asked`: it was answered, or need not be.
+    confirm: Callable[[str], bool] = lambda question: False
+    asked: bool = False
 
     @property
     def journal(self) -> Path:
@@ -43,27 +52,62 @@ class Trip:
 
 
 def send_dataset(trip: Trip, folder: Path, kind: str) -> None:
-    """Create or version one dataset, unless Kaggle holds this very build; then wait until it is ready and verified."""
+    """Create or version one dataset, unless this build was sent already; then wait until it is ready and verified."""
     if found := problems(folder, kind):
-        raise ValueError(f"{folder} is damaged: {'; '.join(found)}; package it again")
+        raise UserError(f"{folder} is damaged: {'; '.join(found)}; package it again")
     remote, build = trip.remote, read_manifest(folder, kind)["build_id"]
     dataset = read_json(folder / METADATA_FILE)["id"]
     status = remote.dataset_status(dataset)
     if status is not None and _holds(trip, dataset, kind, build):
         trip.say(f"{dataset} holds build {build[:12]} already")
-    elif status is None:
-        trip.say(f"creating {dataset} (build {build[:12]})")
-        remote.create_dataset(folder)
+    elif status is not None and _was_sent(trip, dataset, build, status):
+        trip.say(f"build {build[:12]} of {dataset} was sent already; Kaggle still serves the version before")
     else:
-        trip.say(f"new version of {dataset} (build {build[:12]})")
-        remote.create_version(folder, f"build {build}")
-    trip.remember(**{dataset: build})
+        _upload(trip, folder, dataset, build, new=status is None)
     wait_for_dataset(trip, folder, kind)
 
 
+def _upload(trip: Trip, folder: Path, dataset: str, build: str, *, new: bool) -> None:
+    """Send a build; the journal says so before and after, as a run may be killed in between."""
+    before = 0 if new else trip.remote.dataset_version(dataset)
+    sending = {"build": build, "before": before}
+    trip.remember(**{dataset: sending | {"sent": False}})
+    if new:
+        trip.say(f"creating {dataset} (build {build[:12]})")
+        trip.remote.create_dataset(folder)
+    else:
+        trip.say(f"new version of {dataset} (build {build[:12]})")
+        trip.remote.create_version(folder, f"build {build}", before)
+    trip.remember(**{dataset: sending | {"sent": True}})
+
+
 def _holds(trip: Trip, dataset: str, kind: str, build: str) -> bool:
-    held = trip.remote.dataset_build(dataset, MANIFESTS[kind])
-    return held == build if held is not None else trip.known().get(dataset) == build
+    """Return whether Kaggle serves this build; the journal answers where the manifest cannot be fetched."""
+    held, entry = trip.remote.dataset_build(dataset, MANIFESTS[kind]), _journal_entry(trip, dataset)
+    return held == build if held is not None else bool(entry["build"] == build and entry["sent"])
+
+
+def _was_sent(trip: Trip, dataset: str, build: str, status: str) -> bool:
+    """Return whether this build was sent although Kaggle serves another one, as it does while it processes a version.
+
+    The journal is believed until the dataset is ready; then the number of the latest version tells whether ours did
+    arrive and whether a later one was uploaded elsewhere.
+    """
+    entry = _journal_entry(trip, dataset)
+    if entry["build"] != build or status != "ready":
+        return bool(entry["build"] == build)
+    before, now = entry["before"], trip.remote.dataset_version(dataset)
+    if trip.again or before is None or now is None:
+        return bool(entry["sent"]) and not trip.again
+    return bool(now <= before + 1 if entry["sent"] else now == before + 1)
+
+
+def _journal_entry(trip: Trip, dataset: str) -> dict[str, Any]:
+    """Return what the journal holds of a dataset: build, version before it, and whether Kaggle accepted it."""
+    entry = trip.known().get(dataset)
+    if isinstance(entry, str):  # the build alone, as earlier journals have it
+        entry = {"build": entry, "sent": True}
+    return {"build": None, "before": None, "sent": False} | (entry or {})
 
 
 def wait_for_dataset(trip: Trip, folder: Path, kind: str) -> None:
@@ -74,12 +118,18 @@ def wait_for_dataset(trip: Trip, folder: Path, kind: str) -> None:
     for _ in trip.patience.polls(trip.patience.dataset):
         status = trip.remote.dataset_status(dataset)
         if status in ("failed", "deleted"):
+            trip.remember(**{dataset: None})
             raise KaggleError(f"Kaggle could not process {dataset} ({status}); look at it on kaggle.com and push again")
         if status == "ready":
             verdict = verify_dataset(trip, folder, kind)
             if verdict != "stale":
                 trip.say(f"{dataset} is ready; {verdict}")
                 return
+    if status == "ready":
+        raise KaggleError(
+            f"{dataset} is ready, but {verdict}: Kaggle serves another build than was sent; push again later, or with "
+            "--again to upload it once more"
+        )
     raise KaggleError(
         f"{dataset} is still processing ({status}, {verdict}); push again later, nothing is uploaded twice"
     )
@@ -98,7 +148,10 @@ def verify_dataset(trip: Trip, folder: Path, kind: str) -> str:
         wrong = [name for name, size in wanted.items() if sizes.get(name) not in (size, 0)]
         if wrong and held is not None:
             missing = ", ".join(sorted(wrong))
-            raise KaggleError(f"{dataset} arrived without, or with another size of: {missing}; push again")
+            raise KaggleError(
+                f"{dataset} arrived without, or with another size of: {missing}; push again with another build, or "
+                "delete the dataset on kaggle.com and push again"
+            )
         if wrong:
             return "stale"
     if held is None and sizes is None:

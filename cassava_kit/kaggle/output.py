@@ -15,24 +15,32 @@ SUBMISSION_FILES = r"^(submission\.csv|run\.json)$"
 # Anything else that a kernel leaves, but no name that leads out of the folder it is fetched into.
 ALL_FILES = r"^(?!/)(?!.*\.\.(/|$)).+$"
 
+# The next step after an output that cannot be submitted.
+MEND = "mend it and package anew, or push --again to run this build once more"
 
-def fetch_output(remote: Remote, bundle: Bundle, kernel_id: str) -> Path:
-    """Fetch what the latest run left into a folder of the bundle, and check it; returns the folder.
 
-    What a run that trains left takes its place among what earlier ones did only when all of it is whole. KaggleError
-    where a submission is not whole, or a training run's file is not what its name says.
+def fetch_output(
+    remote: Remote, bundle: Bundle, kernel_id: str, *, version: int | None = None, out: Path | None = None
+) -> Path:
+    """Fetch what a version's run left (the latest's without one), check it, and return its folder.
+
+    That is `out`, or one in the bundle's folder. What a run that trains left takes its place among what earlier ones
+    did only when all of it is whole.
+
+    Raises:
+        KaggleError: a submission is not whole, or a training run's file is not what its name says.
     """
     kernel = bundle.kernel
-    output = bundle.home / ("output" if kernel.weights else f"output-{kernel.name}")
+    output = out or bundle.home / ("output" if kernel.weights else f"output-{kernel.name}")
     output.mkdir(parents=True, exist_ok=True)
     if kernel.weights:
         for stale in ("submission.csv", "run.json"):
             (output / stale).unlink(missing_ok=True)
-        remote.kernel_output(kernel_id, output, SUBMISSION_FILES)
+        remote.kernel_output(kernel_id, output, SUBMISSION_FILES, version=version)
         check_output(output, bundle.competition)
     else:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=bundle.home) as scratch:
-            remote.kernel_output(kernel_id, Path(scratch), ALL_FILES)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            remote.kernel_output(kernel_id, Path(scratch), ALL_FILES, version=version)
             for path in check_runs(Path(scratch), kernel_id):
                 place = output / path.relative_to(scratch)
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,17 +74,22 @@ def check_runs(output: Path, kernel_id: str) -> list[Path]:
 
 
 def check_output(output: Path, competition: Competition) -> None:
-    """Refuse to submit what is not whole: the file's form, and the run's own report."""
+    """Check what is to be submitted: the form of the file, and the run's own report.
+
+    Raises:
+        KaggleError: either is not whole; with what to do.
+    """
     from cassava_kit.kaggle.rehearsal import read_run
 
     path = output / "submission.csv"
     if not path.is_file():
-        raise KaggleError("the notebook left no submission.csv; see its log on kaggle.com")
+        raise KaggleError(f"the notebook left no submission.csv; see its log on kaggle.com, {MEND}")
     try:
         rows = read_answers(path, competition)
+        wrong = read_run(output)[0] if (output / "run.json").is_file() else []
     except ValueError as error:
-        raise KaggleError(f"not submitted: {error}") from None
+        raise KaggleError(f"not submitted: {error}; {MEND}") from None
     if not rows:
-        raise KaggleError(f"{path} has no rows")
-    if (output / "run.json").is_file() and (wrong := read_run(output)[0]):
-        raise KaggleError(f"not submitted: {'; '.join(wrong)}")
+        raise KaggleError(f"not submitted: {path} has no rows; {MEND}")
+    if wrong:
+        raise KaggleError(f"not submitted: {'; '.join(wrong)}; {MEND}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,8 +17,11 @@ from cassava_kit.kaggle.kernels import KERNEL_METADATA
 from cassava_kit.kaggle.manifest import MANIFESTS
 from cassava_kit.kaggle.output import fetch_output
 from cassava_kit.kaggle.remote import FEWEST_HOURS, KaggleError, Patience, Submission
+from cassava_kit.kaggle.strict import code_cells
 
 LOG_LINES = 30
+# How a run ends that did not complete.
+FAILED = ("error", "cancel_requested", "cancel_acknowledged")
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,22 @@ class Pushed:
 
 
 def go(
-    root: Path, bundle: Bundle, *, send: bool = False, again: bool = False, patience: Patience | None = None
+    root: Path,
+    bundle: Bundle,
+    *,
+    send: bool = False,
+    again: bool = False,
+    confirm: Callable[[str], bool] | None = None,
+    patience: Patience | None = None,
+    output: Path | None = None,
 ) -> Pushed:
     """Examine the bundle with Kaggle's help, push it, and with `send` submit it; every step is printed.
 
-    `again` runs a kernel once more that ran already, as a training goes on from its own output.
-    KaggleError where the doctor finds a cause that would end the submission: nothing has been uploaded then.
+    `again` runs a kernel once more that ran already, as a training goes on from its own output. `confirm` answers
+    whether the last submission of the day is made; without it, it is not. `output` is the folder for what is fetched.
+
+    Raises:
+        KaggleError: the doctor finds a cause that would end the submission; nothing has been uploaded then.
     """
     from cassava_kit.kaggle.client import KaggleClient
     from cassava_kit.kaggle.doctor import doctor
@@ -44,41 +58,49 @@ def go(
     patience = patience or Patience()
     remote = KaggleClient(bundle.competition.slug, patience=patience)
     adopt_owner(bundle, remote.owner())
-    checks = doctor(root, bundle.home, remote=remote, kernel=bundle.kernel)
+    trip = Trip(bundle, remote, patience, again=again, output=output, **({"confirm": confirm} if confirm else {}))
+    submits = send and not was_submitted(trip)
+    checks = doctor(root, bundle.home, remote=remote, kernel=bundle.kernel, submits=submits)
     failed = [str(check) for check in checks if check.status == "failed"]
     print("\n".join(map(str, checks)))
     if failed:
         raise KaggleError(f"not pushed: {'; '.join(failed)}")
-    trip = Trip(bundle, remote, patience)
-    pushed = push(trip, again=again)
+    if submits:
+        trip = ask_before_last(trip)
+    pushed = push(trip)
     return replace(pushed, submission=submit(trip, pushed)) if send else pushed
 
 
-def push(trip: Trip, *, again: bool = False) -> Pushed:
-    """Datasets up and verified, kernel run, output fetched and checked."""
+def push(trip: Trip) -> Pushed:
+    """Send the datasets, run the kernel, fetch its output; each is checked."""
     bundle, remote = trip.bundle, trip.remote
     adopt_owner(bundle, remote.owner())
     for kind, folder in bundle.datasets:
         send_dataset(trip, folder, kind)
-    version = send_kernel(trip, again=again)
+    version = send_kernel(trip)
     kernel = read_json(bundle.kernel_dir / KERNEL_METADATA)["id"]
-    wait_for_kernel(trip, kernel)
-    output = fetch_output(remote, bundle, kernel)
+    wait_for_kernel(trip, kernel, version)
+    output = fetch_output(remote, bundle, kernel, version=version, out=trip.output)
     left = "its submission.csv is" if bundle.kernel.weights else "what it left is"
     trip.say(f"{kernel} version {version} ran to its end; {left} in {output}")
     return Pushed(kernel, version, output)
 
 
-def fetch(bundle: Bundle, *, patience: Patience | None = None) -> Path:
-    """Fetch and check what a pushed kernel's latest run left, without pushing anything; returns the folder."""
+def fetch(bundle: Bundle, *, patience: Patience | None = None, output: Path | None = None) -> Path:
+    """Fetch and check what the pushed version of a kernel left, without pushing anything; returns the folder.
+
+    Without a journal of the push it is what the latest version left.
+    """
     from cassava_kit.kaggle.client import KaggleClient
 
     patience = patience or Patience()
     remote = KaggleClient(bundle.competition.slug, patience=patience)
     adopt_owner(bundle, remote.owner())
     kernel = read_json(bundle.kernel_dir / KERNEL_METADATA)["id"]
-    wait_for_kernel(Trip(bundle, remote, patience), kernel)
-    return fetch_output(remote, bundle, kernel)
+    trip = Trip(bundle, remote, patience)
+    version = _pushed_before(trip).get("version")
+    wait_for_kernel(trip, kernel, version)
+    return fetch_output(remote, bundle, kernel, version=version, out=output)
 
 
 def adopt_owner(bundle: Bundle, owner: str) -> None:
@@ -104,25 +126,24 @@ def _renamed(value: Any, old: str, new: str) -> Any:
     return [_renamed(item, old, new) for item in value] if isinstance(value, list) else value
 
 
-def send_kernel(trip: Trip, *, again: bool = False) -> int:
-    """Push the notebook, unless this very notebook runs or ran already; its version number.
+def send_kernel(trip: Trip) -> int:
+    """Push the notebook, unless this very notebook runs or ran already; returns its version number.
 
-    With `again` one that ran to its end is run once more; one that is still at it is waited for all the same.
+    With `trip.again` one that ran to its end is run once more; one that still runs is waited for all the same.
     """
     folder, remote = trip.bundle.kernel_dir, trip.remote
     metadata = read_json(folder / KERNEL_METADATA)
     source = (folder / metadata["code_file"]).read_text(encoding="utf-8")
-    pushed = sha256_bytes((source + (folder / KERNEL_METADATA).read_text(encoding="utf-8")).encode())
-    key = "kernel" if trip.bundle.kernel.weights else f"kernel {trip.bundle.kernel.name}"
-    known = trip.known().get(key) or {}
+    pushed = notebook_hash(metadata, source)
+    key, known = _journal_key(trip), _pushed_before(trip)
     before = int(known.get("version") or known.get("newer_than") or 0)
     if known.get("sha256") in (None, pushed):
         version = known.get("version")
         if version is None:  # stopped while pushing, or the journal is lost: did it arrive?
             held = remote.kernel_version(metadata["id"], source)
             version = held if held is not None and held > before else None
-        going_on = ("queued", "running") if again else ("queued", "running", "complete")
-        if version is not None and remote.kernel_status(metadata["id"])[0] in going_on:
+        taken_up = ("queued", "running") if trip.again else ("queued", "running", "complete")
+        if version is not None and remote.kernel_status(metadata["id"], version)[0] in taken_up:
             trip.remember(**{key: {"sha256": pushed, "version": version}})
             trip.say(f"{metadata['id']} version {version} was pushed already")
             return int(version)
@@ -137,9 +158,27 @@ def send_kernel(trip: Trip, *, again: bool = False) -> int:
     return version
 
 
+def notebook_hash(metadata: dict[str, Any], source: str) -> str:
+    """Return the hash of a notebook's cells and its metadata, whichever way their JSON is written."""
+    content = {"cells": code_cells(json.loads(source)), "metadata": metadata}
+    return sha256_bytes(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
+
+
+def _journal_key(trip: Trip) -> str:
+    kernel = trip.bundle.kernel
+    return "kernel" if kernel.weights else f"kernel {kernel.name}"
+
+
+def _pushed_before(trip: Trip) -> dict[str, Any]:
+    """Return what the journal holds of the latest push: hash and version (None: not known to have arrived)."""
+    return dict(trip.known().get(_journal_key(trip)) or {})
+
+
 def planned_calls(bundle: Bundle, *, submit: bool = False) -> list[str]:
-    """Every call that pushing this bundle would make, in order; nothing is called."""
-    calls = []
+    """Return every call that pushing this bundle would make, in order; nothing is called."""
+    slug = bundle.competition.slug
+    calls = [f"GetCompetition {slug}: whether its rules are accepted"]
+    calls += [f"GetSubmissionLimits {slug}: how many are left today"] if bundle.kernel.weights else []
     for kind, folder in bundle.datasets:
         dataset = read_json(folder / METADATA_FILE)["id"]
         files = sorted(path for path in folder.iterdir() if path.name != METADATA_FILE)
@@ -160,37 +199,71 @@ def planned_calls(bundle: Bundle, *, submit: bool = False) -> list[str]:
     left = "GET submission.csv, GET run.json" if bundle.kernel.weights else "GET each file"
     calls.append(f"ListKernelSessionOutput {metadata['id']}, {left}")
     if submit:
-        calls.append(f"ListSubmissions {bundle.competition.slug}: if this build is there, it is not submitted again")
-        calls.append(f"CreateCodeSubmission {bundle.competition.slug} {metadata['id']} submission.csv")
-        calls.append(f"ListSubmissions {bundle.competition.slug} until it has a score")
+        calls.append(f"ListSubmissions {slug}: if this build is there, it is not submitted again")
+        calls.append(f"CreateCodeSubmission {slug} {metadata['id']} submission.csv")
+        calls.append(f"ListSubmissions {slug} until it has a score")
     return calls
 
 
-def wait_for_kernel(trip: Trip, kernel: str) -> None:
-    """Poll until the run has ended; KaggleError with its message and the end of its log where it failed."""
+def wait_for_kernel(trip: Trip, kernel: str, version: int | None = None) -> None:
+    """Poll until a version's run has ended.
+
+    Raises:
+        KaggleError: the run failed (with its message; the end of its log is printed), was cancelled, or has not ended.
+    """
     said = ""
     for _ in trip.patience.polls(trip.patience.kernel):
-        status, message = trip.remote.kernel_status(kernel)
+        status, message = trip.remote.kernel_status(kernel, version)
         if status == "complete":
             return
-        if status in ("error", "cancel_requested", "cancel_acknowledged"):
-            tail = "\n".join(trip.remote.kernel_log(kernel).splitlines()[-LOG_LINES:])
+        if status in FAILED:
+            tail = "\n".join(trip.remote.kernel_log(kernel, version).splitlines()[-LOG_LINES:])
             trip.say(f"the end of the log of {kernel}:\n{tail}")
-            raise KaggleError(f"{kernel} ended with {status}: {message or 'Kaggle gives no reason; see the log above'}")
+            raise KaggleError(
+                f"{kernel} ended with {status}: {message or 'Kaggle gives no reason; see the log above'}; "
+                "push again to run it once more"
+            )
         if status != said:
             trip.say(f"{kernel} is {status}")
             said = status
     raise KaggleError(f"{kernel} did not end in {trip.patience.kernel / 3600:g} h; call again, it goes on from here")
 
 
+def was_submitted(trip: Trip) -> bool:
+    """Return whether a version of this build was submitted, and is not to be submitted again."""
+    if trip.again:
+        return False
+    begins, known = f"{_description(trip.bundle)},", trip.known().get("submission") or {}
+    return str(known.get("description", "")).startswith(begins) or any(
+        each.description.startswith(begins) for each in trip.remote.submissions()
+    )
+
+
+def ask_before_last(trip: Trip) -> Trip:
+    """Print how many submissions are left today, where Kaggle says so, and ask before the last one.
+
+    Raises:
+        KaggleError: none is left today, or the last one is to be kept.
+    """
+    left = trip.remote.submissions_left()
+    if left is not None:
+        trip.say(f"submissions left today: {left}")
+    if left == 0:
+        raise KaggleError("no submission is left today; submit again after midnight UTC (push runs the notebook now)")
+    if left == 1 and not trip.confirm("This is the last submission of today. Make it?"):
+        raise KaggleError("not submitted: it would be the last submission of today; --yes makes it without asking")
+    return replace(trip, asked=True)
+
+
 def submit(trip: Trip, pushed: Pushed) -> Submission:
     """Submit the pushed version once, and wait for its score."""
-    description = f"Cassava Kit build {trip.bundle.build_id[:12]}, version {pushed.version}"
+    description = f"{_description(trip.bundle)}, version {pushed.version}"
     known = trip.known().get("submission") or {}
     made = known if known.get("description") == description else _listed(trip, description)
     if made:
         trip.say(f"{pushed.kernel} version {pushed.version} was submitted already")
     else:
+        trip = trip if trip.asked else ask_before_last(trip)
         ref = trip.remote.submit(pushed.kernel, pushed.version, description)
         made = {"ref": ref, "description": description}
         trip.remember(submission=made)
@@ -202,6 +275,11 @@ def submit(trip: Trip, pushed: Pushed) -> Submission:
     trip.remember(submission=asdict(found))
     trip.say(f"public score {found.score or 'not shown'}")
     return found
+
+
+def _description(bundle: Bundle) -> str:
+    """Return how the description of a build's submissions begins."""
+    return f"Cassava Kit build {bundle.build_id[:12]}"
 
 
 def _listed(trip: Trip, description: str) -> dict[str, Any]:
@@ -216,7 +294,8 @@ def wait_for_score(trip: Trip, ours: Callable[[Submission], bool]) -> Submission
         if found is not None and found.status == "error":
             raise KaggleError(
                 f"the submission was not scored: {found.error or 'Kaggle gives no reason'}; scoring runs the notebook "
-                "on the hidden images: rehearse with many images and Kaggle's limits (--cpus 4 --memory 29)"
+                "on the hidden images: rehearse with many images and Kaggle's limits (--cpus 4 --memory 29), then "
+                "package anew, or submit --again to run and submit this build once more"
             )
         if found is not None and found.status == "complete":
             return found

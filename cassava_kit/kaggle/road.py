@@ -1,4 +1,4 @@
-"""What `submit.py` does with what was trained: pack it, rehearse it, examine it, send it, fetch what came of it."""
+"""Pack, rehearse, examine, send and fetch a bundle: one function for each command of `submit.py`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.bundle import Bundle, package, package_kernel, packed_changes, read_bundle
@@ -31,29 +32,29 @@ OLD_LEDGER = Path("build/submissions.json")
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One of several rehearsals: the name of its folder, the mount layout, and how it is done."""
+class PlannedRehearsal:
+    """One of several rehearsals: the name of its folder, the mount layout, and its setting."""
 
     name: str
     layout: Layout
     setting: Setting
 
 
-def rehearse_in_turn(
-    bundle: Bundle, competition: Path, out: Path, turns: Sequence[Turn], console: Console
-) -> Iterator[tuple[Turn, Rehearsal]]:
-    """Rehearse one turn after the other into `out/<name>`, each with a bar and its verdict."""
-    for turn in turns:
+def rehearse_all(
+    bundle: Bundle, competition: Path, out: Path, planned: Sequence[PlannedRehearsal], console: Console
+) -> Iterator[tuple[PlannedRehearsal, Rehearsal]]:
+    """Rehearse one after the other into `out/<name>`, with a progress bar; print and yield each verdict."""
+    for plan in planned:
         with cell_bar(console) as progress:
-            setting = replace(turn.setting, progress=progress)
-            done = rehearse(bundle, competition, out / turn.name, layout=turn.layout, setting=setting)
+            setting = replace(plan.setting, progress=progress)
+            done = rehearse(bundle, competition, out / plan.name, layout=plan.layout, setting=setting)
         console.print(done.verdict, markup=False)
-        yield turn, done
+        yield plan, done
 
 
 @contextmanager
 def cell_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the notebook's cells; yields what the rehearsal calls with (cells done, cells)."""
+    """Show a bar over the notebook's cells; yields the rehearsal's callback (cells done, cells)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("notebook"), BarColumn(), MofNCompleteColumn())
@@ -65,22 +66,23 @@ def cell_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 def select(
     source: Path | None, members: Sequence[Path], *, weights: Path | None, views: str | None, folds: Path | None
 ) -> Selection:
-    """What to pack: an earlier `--ensemble`, run folders, or a weights file; without any, the only one there is.
+    """Return what to pack: an earlier dry run, folders of runs, or a weights file; by default the only one in build/.
 
-    ValueError where nothing, or more than one thing, was trained.
+    Raises:
+        UserError: Nothing, or more than one thing, was trained.
     """
     if source is not None and (members or weights):
-        raise ValueError("--from names a whole ensemble; give it, or --member and --ensemble-weights, not both")
+        raise UserError("--from names a whole ensemble; give it, or --member and --ensemble-weights, not both")
     if members or weights:
         return from_runs(members, weights=weights, views=views or "flips", folds=folds)
     if folds is not None:
-        raise ValueError("--folds goes with --member or --ensemble-weights; an earlier --ensemble has its own")
+        raise UserError("--folds goes with --member or --ensemble-weights; an earlier --ensemble has its own")
     if source is not None:
         return from_dry_run(source, views)
     found = sorted(path.parent for path in Path("build").glob(f"*/{ENSEMBLE_FILE}"))
     if len(found) != 1:
         listed = f"found {', '.join(map(str, found))}" if found else "found none in build/"
-        raise ValueError(
+        raise UserError(
             f"say what to pack, {listed}: --from DIR (an earlier --ensemble), --member DIR or --ensemble-weights FILE; "
             "the code alone, for a kernel that trains: --kernel train-folds"
         )
@@ -153,13 +155,15 @@ def rehearse_bundle(bundle: Path, data: Path | None, setting: Setting, *, image:
         python = image_environment(ROOT, ROOT / ".venv-image", version=version)
         setting, name = replace(setting, python=str(python)), f"rehearsal-image{python.parents[1].name}"
     many = "all" if setting.hidden is None else str(setting.hidden)
-    turns = [
-        Turn(f"{name}-{layout}-{count}", layout, replace(setting, images=1, hidden=None) if count == "1" else setting)
+    planned = [
+        PlannedRehearsal(
+            f"{name}-{layout}-{count}", layout, replace(setting, images=1, hidden=None) if count == "1" else setting
+        )
         for count in ("1", many)
         for layout in LAYOUTS
     ]
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    done = [rehearsal for _, rehearsal in rehearse_in_turn(packed, competition, bundle, turns, console)]
+    done = [rehearsal for _, rehearsal in rehearse_all(packed, competition, bundle, planned, console)]
     failed = sum(not rehearsal.ok for rehearsal in done)
     console.print(f"{failed} of {len(done)} rehearsals failed" if failed else f"all {len(done)} rehearsals passed")
     return int(failed > 0)

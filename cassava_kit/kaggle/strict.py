@@ -10,19 +10,33 @@ from cassava_kit.kaggle.remote import Patience
 
 
 def checked_api() -> Any:
-    """The official client, signed in, stricter than it is in two things.
+    """Return the official client, signed in, with three changes.
 
-    It stops where it would go on without a file that failed to upload, and does not by itself make a dataset again
-    whose answer was lost: the first one may have been made, which has to be looked at.
+    A file that failed to upload stops the upload, with Kaggle's answer in the error: the client's own says no more than
+    that it failed (2.2.5), or goes on without the file (2.2.4). A dataset is not made again by the client itself when
+    the answer was lost: the first one may have been made.
     """
     from kaggle.api.kaggle_api_extended import KaggleApi
 
     class CheckedApi(KaggleApi):
+        refusal: Any = None  # the answer to the latest upload, where it was an error
+
+        def upload_complete(self, *arguments: Any, **options: Any) -> Any:
+            self.refusal = None
+            return super().upload_complete(*arguments, **options)
+
+        def _is_upload_successful(self, response: Any) -> bool:
+            self.refusal = response if response.status_code >= 400 else None
+            return bool(super()._is_upload_successful(response))
+
         def upload_files(self, request: Any, resources: Any, folder: str, *arguments: Any, **options: Any) -> None:
-            super().upload_files(request, resources, folder, *arguments, **options)
             wanted = [path.name for path in Path(folder).iterdir() if path.name != METADATA_FILE]
+            try:
+                super().upload_files(request, resources, folder, *arguments, **options)
+            except ValueError as error:
+                raise upload_error(str(error), self.refusal) from None
             if len(request.files or []) != len(wanted):
-                raise OSError(f"connection lost: {len(request.files or [])} of {len(wanted)} files were uploaded")
+                raise upload_error(f"{len(request.files or [])} of {len(wanted)} files were uploaded", self.refusal)
 
         def with_retry(self, func: Any, *arguments: Any, **options: Any) -> Any:
             once = getattr(func, "__name__", "") in ("create_dataset", "create_dataset_version")
@@ -31,6 +45,15 @@ def checked_api() -> Any:
     api = CheckedApi()
     api.authenticate()
     return api
+
+
+def upload_error(message: str, response: Any) -> OSError:
+    """Return an error that is retried, or not, by the answer to the upload; no answer is a lost connection."""
+    from requests import HTTPError
+
+    if response is None:
+        return ConnectionError(f"connection lost: {message}")
+    return HTTPError(f"{message}: HTTP {response.status_code}", response=response)
 
 
 def http_status(error: BaseException) -> int | None:
@@ -44,15 +67,19 @@ def answer_text(error: BaseException) -> str:
     return str(getattr(response, "text", ""))[:300]
 
 
-def pause_before(error: BaseException, patience: Patience, attempt: int) -> float | None:
-    """Seconds to wait before another attempt; None where another would fail the same way."""
+def may_pass(error: BaseException) -> bool:
+    """Return whether another attempt may succeed: HTTP 429 and 5xx, and connections that are lost or time out."""
     status = http_status(error)
     if not isinstance(error, OSError) or (status is not None and status != 429 and status < 500):
-        return None
-    if status is None and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
-        return None  # a file or a folder of this machine
+        return False
+    # An error number without an answer is one of this machine's files, unless it is a connection's.
+    return status is not None or error.errno is None or isinstance(error, ConnectionError | TimeoutError)
+
+
+def pause_before(error: BaseException, patience: Patience, attempt: int) -> float:
+    """Return the seconds to wait before attempt `attempt + 1`: what Kaggle asks for, or twice as long each time."""
     asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    wait = float(asked) if str(asked).isdigit() else patience.first * 2 ** (attempt - 1)
+    wait = float(asked) if str(asked).isdigit() else patience.first * 2.0 ** min(attempt - 1, 30)
     return min(wait, patience.longest)
 
 

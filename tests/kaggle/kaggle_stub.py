@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 USER, KEY = "stubuser", "PLANTED-STUB-KEY-0123456789"
 Answer = tuple[int, dict[str, Any]]
+LARGEST_PAGE = 20
 
 
 @dataclass
@@ -46,7 +47,11 @@ class Stub:
     output: dict[str, bytes] = field(default_factory=dict)
     log: str = "[]"
     kernel_statuses: list[str] = field(default_factory=lambda: ["QUEUED", "RUNNING", "COMPLETE"])
+    # Version label -> statuses, where one version answers otherwise than the latest.
+    version_statuses: dict[str, list[str]] = field(default_factory=dict)
     failure_message: str = ""
+    allowed_now: int = 3
+    joined: bool = True
     score: str = "0.9012"
     submission_error: str = ""
     processing: int = 1
@@ -134,7 +139,8 @@ class Stub:
     def on_GetKernelSessionStatus(self, body: dict[str, Any]) -> Answer:  # noqa: N802
         if f"{body['userName']}/{body['kernelSlug']}" not in self.kernels:
             return 403, {"code": 403, "message": "Permission 'kernels.get' was denied"}
-        status = self.kernel_statuses.pop(0) if len(self.kernel_statuses) > 1 else self.kernel_statuses[0]
+        statuses = self.version_statuses.get(body.get("versionLabel", ""), self.kernel_statuses)
+        status = statuses.pop(0) if len(statuses) > 1 else statuses[0]
         return 200, {"status": status} | ({"failureMessage": self.failure_message} if status == "ERROR" else {})
 
     def on_ListKernelSessionOutput(self, body: dict[str, Any]) -> Answer:  # noqa: N802
@@ -149,15 +155,22 @@ class Stub:
         self.submissions.append({"ref": ref, "description": body["submissionDescription"], "polls": 0})
         return 200, {"message": "Successfully submitted", "ref": ref}
 
+    def on_GetSubmissionLimits(self, body: dict[str, Any]) -> Answer:  # noqa: N802
+        return 200, {"numToday": 2, "numTotal": 9, "numAllowedNow": self.allowed_now}
+
+    def on_GetCompetition(self, body: dict[str, Any]) -> Answer:  # noqa: N802
+        return 200, {"ref": body["competitionName"], "userHasEntered": self.joined}
+
     def on_ListSubmissions(self, body: dict[str, Any]) -> Answer:  # noqa: N802
-        listed = []
-        for each in self.submissions:
+        start = int(body.get("pageToken") or 0)
+        newest_first, end, listed = self.submissions[::-1], start + min(body.get("pageSize", 20), LARGEST_PAGE), []
+        for each in newest_first[start:end]:
             each["polls"] += 1
             status = "PENDING" if each["polls"] < 2 else "ERROR" if self.submission_error else "COMPLETE"
             shown = {"publicScore": self.score} if status == "COMPLETE" else {}
             shown |= {"errorDescription": self.submission_error} if status == "ERROR" else {}
             listed.append({"ref": each["ref"], "description": each["description"], "status": status} | shown)
-        return 200, {"submissions": listed}
+        return 200, {"submissions": listed} | ({"nextPageToken": str(end)} if end < len(newest_first) else {})
 
 
 def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:

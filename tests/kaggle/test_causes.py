@@ -9,7 +9,7 @@ from urllib3.exceptions import ProtocolError
 from cassava_kit.kaggle.causes import CAUSES, explain
 from cassava_kit.kaggle.credentials import redact, without_queries
 from cassava_kit.kaggle.remote import Patience
-from cassava_kit.kaggle.strict import pause_before
+from cassava_kit.kaggle.strict import may_pass, pause_before
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,15 @@ def test_advice_is_one_line_and_names_the_competition() -> None:
 
 
 def test_only_what_may_pass_is_tried_again() -> None:
-    patience = Patience(first=2.0)
     for local in (PermissionError(13, "Permission denied", "kaggle.json"), OSError(28, "No space left on device")):
-        assert pause_before(local, patience, 1) is None
+        assert not may_pass(local)
     for passing in (ConnectionResetError(104, "reset"), TimeoutError(110, "timed out"), OSError("connection lost: ")):
-        assert pause_before(passing, patience, 1) == 2.0
+        assert may_pass(passing)
+    assert not may_pass(ValueError("no such kernel"))
     lost = requests.exceptions.ConnectionError(ProtocolError("Connection aborted."))
-    assert pause_before(lost, patience, 3) == 8.0
+    assert may_pass(lost)
+    pauses = [pause_before(lost, Patience(first=2.0, longest=60.0), attempt) for attempt in (1, 2, 3, 6, 1000)]
+    assert pauses == [2.0, 4.0, 8.0, 60.0, 60.0]
 
 
 def test_a_secret_that_begins_with_another_leaves_no_tail() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ RUN = {"error": None, "prior_alone": False, "left_out": {}, "members_used": [{"m
 KIT, WEIGHTS = f"{USER}/cassava-kit", f"{USER}/cassava-kit-weights"
 KERNEL = f"{USER}/cassava-kit-ensemble-submission"
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 from cassava_kit.kaggle.bundle import read_bundle
@@ -35,13 +37,15 @@ from cassava_kit.kaggle.push import fetch, go
 from cassava_kit.kaggle.remote import KaggleError, Patience
 from cassava_kit.kaggle.road import write_down
 root, home, name, action = sys.argv[1:]
-patience = Patience(first=0.05, longest=0.2, attempts=4, dataset=2, kernel=3, score=3)
+patience = Patience(first=0.05, longest=0.2, attempts=4, outage=5, dataset=2, kernel=3, score=3)
 try:
     bundle = read_bundle(home, find_kernel(name))
     if action == "fetch":
         print(fetch(bundle, patience=patience))
     else:
-        pushed = go(Path(root), bundle, send=action == "submit", again=action == "again", patience=patience)
+        yes = None if os.environ.get("KEEP_LAST") else lambda question: True
+        send, again = action.startswith("submit"), "again" in action
+        pushed = go(Path(root), bundle, send=send, again=again, patience=patience, confirm=yes)
         if pushed.submission:
             write_down(Path(home) / "submissions.json", bundle, pushed.submission)
 except (KaggleError, ValueError) as error:
@@ -139,8 +143,16 @@ def test_without_its_journal_it_asks_kaggle(traveller: Traveller, stub: Stub) ->
     assert [stub.counts[method] for method in made] == [0, 0, 0, 0]
 
 
+def test_a_submission_on_a_further_page_is_found(traveller: Traveller, stub: Stub) -> None:
+    traveller.go()
+    (traveller.bundle.home / JOURNAL).unlink()
+    stub.submissions += [{"ref": 2000 + n, "description": f"another {n}", "polls": 5} for n in range(30)]
+    code, printed = traveller.go()
+    assert code == 0 and "was submitted already" in printed, printed
+    assert not stub.counts["CreateCodeSubmission"] and stub.counts["ListSubmissions"] >= 2
+
+
 def test_a_submission_that_kaggle_no_longer_lists_is_not_made_again(traveller: Traveller, stub: Stub) -> None:
-    """Only the newest twenty are listed."""
     traveller.go()
     stub.submissions.clear()
     code, printed = traveller.go()
@@ -169,6 +181,7 @@ def test_a_later_build_becomes_a_new_version_and_the_old_one_stays(traveller: Tr
         ("CreateCodeSubmission", ["lost before"]),
         ("ListKernelSessionOutput", ["lost before"]),
         ("PUT", ["lost before"]),
+        ("PUT", [(500, {"message": "Internal"})]),
         ("GET", ["lost before"]),
         ("ListSubmissions", [(502, {"code": 502, "message": "Bad Gateway"})]),
         ("CreateDataset", [(503, {"code": 503, "message": "Service Unavailable"})]),
@@ -212,10 +225,10 @@ def test_a_crash_in_the_middle_goes_on_where_it_stopped(traveller: Traveller, st
 
 
 def test_a_file_that_does_not_arrive_stops_before_the_dataset_is_made(traveller: Traveller, stub: Stub) -> None:
-    """Version 2.2.4 of the client would make the dataset without it, and exit with 0."""
+    """Version 2.2.4 of the client would make the dataset without it, and exit with 0; what is refused is sent once."""
     stub.instead["PUT"] = [(400, {})] * 100
     code, printed = traveller.go()
-    assert code == 2 and "error:" in printed
+    assert code == 2 and "HTTP 400" in printed and stub.counts["PUT"] == 1
     assert stub.counts["CreateDataset"] == 0 and KIT not in stub.datasets
 
 
@@ -286,6 +299,38 @@ def test_a_stale_dataset_is_not_run(traveller: Traveller, stub: Stub) -> None:
     stub.kernels.clear()
     traveller.fails("stale")
     assert stub.counts["SaveKernel"] == 0
+
+
+def test_a_finished_run_before_ours_is_not_submitted_in_its_place(traveller: Traveller, stub: Stub) -> None:
+    """Asked without a version, Kaggle tells of the run before: complete."""
+    stub.kernel_statuses = ["COMPLETE"]
+    stub.version_statuses = {"v1": ["QUEUED", "RUNNING", "RUNNING", "COMPLETE"]}
+    code, printed = traveller.go()
+    assert code == 0, printed
+    order = [name for name, _ in stub.seen]
+    assert [body.get("versionLabel") for body in stub.calls("GetKernelSessionStatus")] == ["v1"] * 4
+    assert {body.get("versionLabel") for body in stub.calls("ListKernelSessionOutput")} == {"v1"}
+    assert order.index("CreateCodeSubmission") > max(i for i, name in enumerate(order) if "SessionStatus" in name)
+
+
+@pytest.mark.parametrize(("left", "keep", "made"), [(2, "", 1), (1, "", 1), (1, "yes", 0), (0, "", 0)])
+def test_the_last_submission_of_the_day_is_asked_for_before_anything_is_uploaded(
+    traveller: Traveller, stub: Stub, left: int, keep: str, made: int
+) -> None:
+    stub.allowed_now = left
+    code, printed = traveller.go(KEEP_LAST=keep)
+    assert (f"submissions left today: {left}" if left else "submissions are used up") in printed
+    assert (code == 0) == bool(made) and len(stub.submissions) == made
+    assert bool(stub.datasets) == bool(made)
+
+
+def test_after_a_submission_error_again_goes_on(traveller: Traveller, stub: Stub) -> None:
+    stub.submission_error = "Notebook Timeout"
+    traveller.fails("submit --again to run and submit this build once more")
+    stub.submission_error, stub.kernel_statuses = "", ["COMPLETE"]
+    code, printed = traveller.go("submit again")
+    assert code == 0 and "public score" in printed, printed
+    assert len(stub.submissions) == 2 and len(stub.kernels[KERNEL]) == 2 and not stub.counts["StartBlobUpload"]
 
 
 def test_a_kernel_that_fails_shows_why(traveller: Traveller, stub: Stub) -> None:
@@ -374,7 +419,7 @@ def test_a_submission_is_written_into_the_ledger_with_its_evidence(traveller: Tr
     (entry,) = read_json(traveller.bundle.home / "submissions.json")["submissions"]
     assert (entry["ref"], entry["public_score"], entry["members"]) == (1000, "0.9012", 2)
     assert entry["build_id"] == traveller.bundle.build_id and entry["name"].startswith("vit_a+vit_b@")
-    assert Path(entry["evidence"], "oof.csv").is_file()
+    assert (traveller.bundle.home / entry["evidence"] / "oof.csv").read_text() == "of this build"
 
 
 TRAIN = f"{USER}/cassava-kit-train-folds"
@@ -430,6 +475,35 @@ def test_again_waits_for_a_session_that_still_runs(trainer: Traveller, stub: Stu
     stub.kernel_statuses = ["RUNNING", "COMPLETE"]
     code, printed = trainer.go("again")
     assert code == 0 and len(stub.kernels[TRAIN]) == 1, printed
+
+
+def test_a_push_that_is_stopped_and_given_again_takes_up_the_same_session(stub: Stub, tmp_path: Path) -> None:
+    """By `submit.py`, which packs anew each time; the repository names no owner, the credentials do."""
+    stub.kernel_statuses = ["RUNNING"]
+    stub.datasets["somebody/first-weights"] = Dataset({"resnet18.safetensors": b""})
+    stub.output = {"notes.json": b"{}"}
+    variables = environment(stub, tmp_path / "home", os.environ["PATH"])
+    given = ["--kernel", "train-folds", "--param", "RECIPE=resnet18", "--param", "WEIGHTS=resnet18.safetensors"]
+    command = [sys.executable, str(REPOSITORY / "submit.py"), "--push", *given, "--attach", "somebody/first-weights"]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    stopped = start()
+    for _ in range(600):
+        if stub.counts["GetKernelSessionStatus"] or stopped.poll() is not None:
+            break
+        time.sleep(0.1)
+    stopped.kill()
+    assert len(stub.kernels[TRAIN]) == 1, stopped.communicate()[0]
+    uploaded = stub.counts["StartBlobUpload"]
+    stub.kernel_statuses = ["RUNNING", "COMPLETE"]
+    printed, _ = start().communicate(timeout=120)
+    assert "version 1 was pushed already" in printed, printed
+    assert len(stub.kernels[TRAIN]) == 1 and stub.counts["StartBlobUpload"] == uploaded
+    assert (tmp_path / "outputs/train-folds/notes.json").is_file()
 
 
 def test_fetching_pushes_nothing(trainer: Traveller, stub: Stub) -> None:
