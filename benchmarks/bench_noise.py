@@ -1,23 +1,18 @@
-"""Wrong labels found, what finding them is worth, and agreement with cleanlab: both sides on the same probabilities.
+"""Wrong labels that `clean` finds, and what leaving them out is worth; entry point `main`.
 
 Wrong labels of two kinds are planted at known places: class-conditional (any image, to a class drawn from a random row
 of a transition matrix) and instance-dependent (images chosen by their ambiguity for a model of the clean labels, to a
-class it confuses them with). Members are predicted out of fold on the given labels. cleanlab's side is the best of its
-five filters and of its three rankings for each line, picked knowing the truth; ours is one setting throughout.
-Intervals are paired bootstraps over rows, 95 %, of the mean over the seeds.
+class it confuses them with). Members are predicted out of fold on the given labels. cleanlab does the finding; what is
+measured here is what the kit makes of it: the mean of the members, the order, the caps, the actions.
 
-    python benchmarks/bench_noise.py [--seeds 5] [--part digits photos simulated worth agreement speed]
+    python benchmarks/bench_noise.py [--seeds 5] [--part digits photos simulated worth]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
-import time
-import tracemalloc
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,14 +21,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
-from cleanlab.filter import find_label_issues
-from cleanlab.rank import get_label_quality_scores
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
@@ -41,15 +35,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cassava_kit.files import atomic_path, sha256_bytes, sha256_file
-from cassava_kit.noise.confident import FILTERS, find_issues
 from cassava_kit.noise.decisions import apply_report, noise_report
-from cassava_kit.noise.detect import Detection, find_errors
+from cassava_kit.noise.detect import find_label_errors
 
 SHARES = np.array([1087, 2189, 2386, 13158, 2577]) / 21397
 K = len(SHARES)
 KINDS, RATES = ("class", "instance"), (0.09, 0.18)
-DRAWS = 300
-SCORES = ("normalized_margin", "self_confidence", "confidence_weighted_entropy")  # cleanlab's rankings
 REAL = Path(os.environ.get("CASSAVA_KIT_REAL_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
@@ -61,13 +52,6 @@ class Planted(NamedTuple):
     fold: np.ndarray
     members: np.ndarray
     embedding: np.ndarray | None
-
-
-class Scored(NamedTuple):
-    """One way of finding wrong labels: flags (N,) or None, suspicion (N,) or None."""
-
-    flags: np.ndarray | None
-    suspicion: np.ndarray | None
 
 
 # Planting
@@ -232,79 +216,33 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=1, keepdims=True)
 
 
-# Scoring
-
-
-def f1(wrong: np.ndarray, flags: np.ndarray, weight: np.ndarray) -> float:
-    """F1 of flags with row weights."""
-    return float(2 * weight[flags & wrong].sum() / max(weight[flags].sum() + weight[wrong].sum(), 1e-12))
-
-
-def average_precision(wrong: np.ndarray, suspicion: np.ndarray, weight: np.ndarray) -> float:
-    """Average precision with row weights; rows of equal suspicion count together, as in scikit-learn."""
-    order = np.argsort(-suspicion, kind="stable")
-    hits, seen = (weight * wrong)[order].cumsum(), weight[order].cumsum()
-    ends = np.append(np.flatnonzero(np.diff(suspicion[order])), len(order) - 1)
-    hits, seen = hits[ends], seen[ends]
-    return float((np.diff(hits, prepend=0) * hits / np.maximum(seen, 1e-12)).sum() / hits[-1])
-
-
-def cleanlab_ways(data: Planted) -> dict[str, Scored]:
-    """cleanlab's five filters and three rankings on the members' mean."""
-    p = data.members.mean(axis=0)
-    ways = {f: Scored(find_label_issues(data.given, p, filter_by=f, n_jobs=1), None) for f in FILTERS}
-    return ways | {s: Scored(None, -get_label_quality_scores(data.given, p, method=s)) for s in SCORES}
-
-
-def ours(found: Detection) -> Scored:
-    """Our flags and order."""
-    return Scored(found.flags, -found.quality)
-
-
-def our_ways(data: Planted) -> dict[str, Scored]:
-    """Ours without and, where there is one, with the embedding."""
-    ways = {"ours": ours(find_errors(data.given, data.members, fold=data.fold))}
-    if data.embedding is not None:
-        with_embedding = find_errors(data.given, data.members, fold=data.fold, embedding=data.embedding)
-        ways["ours + neighbours"] = ours(with_embedding)
-    return ways
-
-
-def compare_line(runs: Sequence[Planted], ways: Sequence[dict[str, Scored]], name: str) -> str:
-    """F1 and AP of one way against the best of cleanlab's, means over seeds, with paired intervals over rows."""
-    cells = []
-    for metric, field, rivals in ((f1, "flags", FILTERS), (average_precision, "suspicion", SCORES)):
-
-        def mean(way: str, weights: Sequence[np.ndarray], metric: Any = metric, field: str = field) -> float:
-            each = zip(runs, ways, weights, strict=True)
-            return float(np.mean([metric(r.true != r.given, getattr(w[way], field), weight) for r, w, weight in each]))
-
-        even = [np.ones(len(run.true)) for run in runs]
-        rival = max(rivals, key=lambda r: mean(r, even))
-        rng = np.random.default_rng(0)
-        drawn = []
-        for _ in range(DRAWS):
-            weights = [np.bincount(rng.integers(0, len(e), len(e)), minlength=len(e)).astype(float) for e in even]
-            drawn.append(mean(name, weights) - mean(rival, weights))
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        theirs, mine = mean(rival, even), mean(name, even)
-        sure = "ahead" if low > 0 else "behind" if high < 0 else "not proved"
-        cells.append(f"{theirs:.3f} ({rival}) -> {mine:.3f}, {mine - theirs:+.3f} [{low:+.3f}, {high:+.3f}] {sure}")
-    return " | ".join(cells)
+# Finding
 
 
 def found_table(title: str, make: Callable[[str, float, int], Planted], seeds: int) -> None:
-    """Print one table's lines: cleanlab's best against ours, by kind and rate."""
-    print(f"\n## {title}: best of cleanlab -> ours, F1 | average precision", flush=True)
+    """Print precision, recall and F1 of the flags, and average precision of the order, means over seeds."""
+    print(f"\n## {title}: planted errors found, the members' mean and the best member alone", flush=True)
     for kind in KINDS:
         for rate in RATES:
             runs = [make(kind, rate, seed) for seed in range(seeds)]
-            ways = [cleanlab_ways(run) | our_ways(run) for run in runs]
-            p = np.mean([(run.members.mean(axis=0).argmax(axis=1) == run.true).mean() for run in runs])
-            print(f"{kind} {rate:.0%} (members' accuracy on true labels {p:.3f})")
-            for name in ("ours", "ours + neighbours"):
-                if name in ways[0]:
-                    print(f"  {name:18s} {compare_line(runs, ways, name)}", flush=True)
+            right = np.mean([(run.members.mean(axis=0).argmax(axis=1) == run.true).mean() for run in runs])
+            print(f"{kind} {rate:.0%} (the mean's accuracy on true labels {right:.3f})")
+            for name in ("mean", "best member"):
+                rows = np.mean([figures(run, best=name == "best member") for run in runs], axis=0)
+                told = ", ".join(f"{what} {value:.3f}" for what, value in zip(FIGURES, rows, strict=True))
+                print(f"  {name:12s} {told}", flush=True)
+
+
+FIGURES = ("precision", "recall", "F1", "average precision")
+
+
+def figures(data: Planted, *, best: bool) -> tuple[float, ...]:
+    """Return precision, recall, F1 and average precision, of all members or of the one most often right."""
+    wrong = data.true != data.given
+    accuracy = [(member.argmax(axis=1) == data.given).mean() for member in data.members]
+    found = find_label_errors(data.given, data.members[int(np.argmax(accuracy))] if best else data.members)
+    of_flags = [float(score(wrong, found.flags)) for score in (precision_score, recall_score, f1_score)]
+    return (*of_flags, float(average_precision_score(wrong, -found.quality)))
 
 
 # What it is worth
@@ -349,9 +287,9 @@ def trained_ways(data: Planted, x: np.ndarray, y: np.ndarray, seed: int) -> dict
     `soften` knows no cap; all flagged is what no verb does, dropping uncapped.
     """
     assert data.embedding is not None
-    found = find_errors(data.given, data.members, fold=data.fold, embedding=data.embedding)
+    found = find_label_errors(data.given, data.members)
     rows = pd.DataFrame({"image_id": np.arange(len(data.given)).astype(str), "label": data.given})
-    report = noise_report(rows["image_id"].to_numpy(), data.given, found)
+    report = noise_report(rows["image_id"].to_numpy(), found)
     every = rows.assign(weight=1.0)
     trainings = {
         "no filter": every,
@@ -389,61 +327,13 @@ def worth_cells(right: dict[str, np.ndarray]) -> str:
     return "".join(cells) + "".join(f"{share:>26.0%}" for share in shares)
 
 
-# Agreement and speed
-
-
-def agreement_table() -> None:
-    """Our masks against cleanlab's on a real table of 21,397 rows, and what the detector says of it."""
-    path = REAL / "tables" / "oof_rank14.csv"
-    print("\n## Agreement with cleanlab on 21,397 real rows")
-    if not path.is_file():
-        print(f"skipped: no table at {path}")
-        return
-    table = pd.read_csv(path)
-    labels, p = table["label"].to_numpy(), table[[f"c{k}" for k in range(K)]].to_numpy()
-    for name in FILTERS:
-        mine, theirs = find_issues(labels, p, filter_by=name), find_label_issues(labels, p, filter_by=name, n_jobs=1)
-        print(f"{name:22s} flagged {mine.sum():,} and {theirs.sum():,}, rows that differ: {(mine != theirs).sum()}")
-    started = time.perf_counter()
-    found = find_errors(labels, p / p.sum(axis=1, keepdims=True), fold=folds_of(labels, 0))
-    print(f"detector ({time.perf_counter() - started:.1f} s, folds of its own): {found}")
-
-
-def speed_table(n: int = 1_000_000, rounds: int = 3) -> None:
-    """Seconds and memory at a million rows, cleanlab (one process) and ours taking turns."""
-    rng = np.random.default_rng(0)
-    p = rng.dirichlet(np.full(K, 0.3), n)
-    labels = (rng.random((n, 1)) > p.cumsum(axis=1)).sum(axis=1).clip(0, K - 1)
-    print(f"\n## Speed and memory at {n:,} x {K} (median of {rounds} rounds in turn)")
-    for name in FILTERS:
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(rounds):
-            for side, call in enumerate((find_issues, find_label_issues)):
-                options = {"n_jobs": 1} if side else {}
-                started = time.perf_counter()
-                call(labels, p, filter_by=name, **options)
-                times[side].append(time.perf_counter() - started)
-        tracemalloc.start()
-        find_issues(labels, p, filter_by=name)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        mine, theirs = map(statistics.median, times)
-        memory = f"peak beyond the input {peak / p.nbytes:.2f} of it"
-        print(f"{name:22s} ours {mine:.2f} s, cleanlab {theirs:.2f} s: {mine / theirs:.2f} of its time; {memory}")
-
-
 def main() -> None:
     """Run the parts asked for."""
-    parts = ("digits", "photos", "simulated", "worth", "agreement", "speed")
+    parts = ("digits", "photos", "simulated", "worth")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    if "agreement" in options.part:
-        agreement_table()
-    if "speed" in options.part:
-        speed_table()
     if "digits" in options.part:
         found_table("Digits with the competition's shares", planted_on(*digits(), digit_members), options.seeds)
     if "simulated" in options.part:
