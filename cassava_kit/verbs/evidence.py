@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cassava_kit.errors import UserError
 from cassava_kit.verbs.options import CleanAction, Data, FoldFile, Settings, Weights
 
 
@@ -81,7 +82,7 @@ def clean(
     from cassava_kit.noise.decisions import Caps
 
     if (backbone is None) != (data is None):
-        raise ValueError("--backbone CHECKPOINT and --data DIR go together: the one looks at the images of the other")
+        raise UserError("--backbone CHECKPOINT and --data DIR go together: the one looks at the images of the other")
     looked = (backbone, data) if backbone is not None and data is not None else None
     caps = Caps(cap, class_cap)
     print(clean_files(oof, folds, out, caps=caps, embedding=embedding, backbone=looked, decisions=decisions or []))
@@ -136,9 +137,9 @@ def ablate(
     from cassava_kit.recipes import recipe
 
     if cleaning and clean is not None:
-        raise ValueError("give --cleaning (a report of its own predictions) or --clean FILE, not both")
+        raise UserError("give --cleaning (a report of its own predictions) or --clean FILE, not both")
     if clean_action is not None and not cleaning and clean is None:
-        raise ValueError("--clean-action goes with --clean FILE or --cleaning")
+        raise UserError("--clean-action goes with --clean FILE or --cleaning")
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.training.rows import Session
 
