@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ import numpy as np
 from cassava_kit.calibration import Calibration, calibrate
 from cassava_kit.compare import Comparison, compare, correct
 from cassava_kit.competition import Metric
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import read_folds
 from cassava_kit.metrics import baseline, gain, measure, statistic
@@ -135,7 +137,7 @@ def blend_weights(evidence: Evidence, method: str = "mean") -> np.ndarray:
         "stack": stack_weights,
     }
     if method not in found:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        raise UserError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     return found[method](evidence.labels, evidence.pred_probs)
 
 
@@ -166,7 +168,7 @@ def judge(evidence: Evidence) -> Judgement:
     The best method that is proved better, corrected for the number of methods, is chosen; without one, the mean.
     """
     if len(np.unique(evidence.fold)) < 2:
-        raise ValueError("weights are judged on rows they were not found on: the split must have at least 2 folds")
+        raise UserError("weights are judged on rows they were not found on: the split must have at least 2 folds")
     plain, labels, metric = evidence.pred_probs.mean(axis=0), evidence.labels, evidence.metric
     others = METHODS[1:]
     pairs = [compare(labels, plain, nested(evidence, name), metric=metric, names=("mean", name)) for name in others]
@@ -262,12 +264,15 @@ def account(report: BlendReport) -> dict[str, Any]:
 
 
 def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
-    """The verb ensemble: weigh members' out-of-fold files, write the weights as JSON, and return the report."""
+    """Weigh members' out-of-fold files, write the weights as JSON, and return the report (the verb `ensemble`).
+
+    The paths in the file are relative to its own folder, so that it can be read from any working directory.
+    """
     evidence = gather_files(oof, read_folds(folds))
     report = blend_report(evidence)
     chosen = report.judgement
     members = [
-        {"name": name, "oof": str(path), "weight": float(weight)}
+        {"name": name, "oof": os.path.relpath(path.resolve(), out.resolve().parent), "weight": float(weight)}
         for name, path, weight in zip(evidence.names, oof, chosen.weights, strict=True)
     ]
     content = {"members": members, "method": chosen.chosen, "fold_hash": evidence.fold_hash, "labels": "given"}
@@ -276,10 +281,10 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, tuple[float, Path]]:
-    """Weight and out-of-fold file by member, as `weigh_files` wrote them; ValueError for another file."""
+    """Return weight and out-of-fold file by member, as `weigh_files` wrote them; UserError for another file."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}; make one with: python -m cassava_kit ensemble --oof ...")
     try:
-        return {each["name"]: (float(each["weight"]), Path(each["oof"])) for each in read_json(path)["members"]}
+        return {each["name"]: (float(each["weight"]), path.parent / each["oof"]) for each in read_json(path)["members"]}
     except (KeyError, TypeError):
-        raise ValueError(f"{path} is no weights file of the verb ensemble (members with name, oof, weight)") from None
+        raise UserError(f"{path} is no weights file of the verb ensemble (members with name, oof, weight)") from None

@@ -11,6 +11,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cassava_kit import __version__
+from cassava_kit.competition import Metric, Task, read_task
+from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path, header_path, read_csv, read_json, write_json
 
 
@@ -24,7 +26,11 @@ class Source(BaseModel):
 
 
 class Header(BaseModel):
-    """What a prediction file says of itself: where it comes from and which split it was made on."""
+    """What a prediction file says of itself: where it comes from, which split it was made on, and what judges it.
+
+    `competition`, `metric`, `classes` and `id_column` are the fields of a `Task`; files of older versions lack them.
+    `labels_seen` says in words how labels of the scored rows came into the file, if they did.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -32,7 +38,17 @@ class Header(BaseModel):
     fold_hash: str | None = None
     sources: tuple[Source, ...] = ()
     labels: str = "given"
+    labels_seen: tuple[str, ...] = ()
+    competition: str | None = None
+    metric: Metric | None = None
+    classes: tuple[str, ...] = ()
+    id_column: str = "image_id"
     kit_version: str = __version__
+
+    @property
+    def task(self) -> Task | None:
+        """What the probabilities are of and judged by; None in files of older versions."""
+        return read_task(self.model_dump(), self.name)
 
 
 @dataclass(frozen=True)
@@ -73,30 +89,28 @@ def make_predictions(
 
 
 def check_predictions(predictions: Predictions, name: str) -> Predictions:
-    """Refuse what is not a table of probabilities by distinct image: ValueError naming `name` and the row."""
+    """Refuse what is not a table of probabilities by distinct image: UserError naming `name` and the row."""
     frame = predictions.frame
     columns = probability_columns(frame)
     if "image_id" not in frame or columns != [f"p{k}" for k in range(len(columns))] or len(columns) < 2:
-        raise ValueError(
+        raise UserError(
             f"{name} must have the columns image_id,p0,p1,... (and fold), got {','.join(map(str, frame.columns))}"
         )
     if frame.empty:
-        raise ValueError(f"{name} has no rows")
+        raise UserError(f"{name} has no rows")
     if frame["image_id"].isna().any():
-        raise ValueError(f"{name} row {int(frame['image_id'].isna().argmax()) + 2} has no image_id")
+        raise UserError(f"{name} row {int(frame['image_id'].isna().argmax()) + 2} has no image_id")
     repeated = frame["image_id"].duplicated()
     if repeated.any():
-        raise ValueError(
-            f"{name} predicts {frame['image_id'][repeated].iloc[0]} more than once; each image has one row"
-        )
+        raise UserError(f"{name} predicts {frame['image_id'][repeated].iloc[0]} more than once; each image has one row")
     try:
         p = predictions.probabilities
     except ValueError:
-        raise ValueError(f"{name} has a probability that is not a number") from None
+        raise UserError(f"{name} has a probability that is not a number") from None
     bad = ~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > 1e-3)
     if bad.any():
         row = int(np.argmax(bad))
-        raise ValueError(
+        raise UserError(
             f"{name} row {row + 2} ({frame['image_id'].iloc[row]}) must hold probabilities that sum to 1, "
             f"got {np.round(p[row], 4).tolist()}; apply softmax before writing"
         )
@@ -128,10 +142,10 @@ def read_predictions(path: str | Path) -> Predictions:
             header = Header.model_validate(read_json(beside))
         except ValidationError as error:
             field = ".".join(map(str, error.errors()[0]["loc"]))
-            raise ValueError(f"{beside} is not a prediction header ({field}: {error.errors()[0]['msg']})") from None
+            raise UserError(f"{beside} is not a prediction header ({field}: {error.errors()[0]['msg']})") from None
     if "fold" in frame:
         numbers = pd.to_numeric(frame["fold"], errors="coerce")
         if numbers.isna().any() or (numbers % 1 != 0).any():
-            raise ValueError(f"{path} must have whole numbers in the column fold")
+            raise UserError(f"{path} must have whole numbers in the column fold")
         frame["fold"] = numbers.astype(int)  # other frameworks write 2.0 for 2
     return check_predictions(Predictions(frame, header), str(path))

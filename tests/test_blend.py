@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,12 @@ from cassava_kit.blend import (
     judge,
     leave_one_out,
     nested,
+    read_weights,
     weigh_files,
 )
 from cassava_kit.calibration import ece
 from cassava_kit.compare import compare_files
+from cassava_kit.errors import UserError
 from cassava_kit.folds import make_folds, write_folds
 from cassava_kit.oof import Evidence
 from cassava_kit.predictions import Header, make_predictions, write_predictions
@@ -183,5 +186,32 @@ def test_files_go_in_and_weights_come_out(tmp_path):
     assert [line.split()[0] for line in lines[:4]] == ["a", "b", "plain", "majority"]
     verdict = compare_files(files[1], files[0], tmp_path / "folds.csv")
     assert verdict.names == ("b", "a") and verdict.proved and verdict.difference > 0
-    with pytest.raises(ValueError, match="distinct names, got b more than once"):
-        weigh_files([files[1], tmp_path / "c" / "b.csv"], tmp_path / "folds.csv", tmp_path / "weights.json")
+    with pytest.raises(UserError, match=r"members must differ, got .*/b more than once"):
+        weigh_files([files[1], files[1]], tmp_path / "folds.csv", tmp_path / "weights.json")
+
+
+def test_two_rounds_of_one_recipe_are_told_apart_and_the_weights_file_serves_from_any_folder(tmp_path, monkeypatch):
+    e = evidence([2.0, 1.0], n=100)
+    split = make_folds(pd.DataFrame({"image_id": e.image_ids, "label": e.labels}), n_splits=2)
+    write_folds(tmp_path / "folds.csv", split)
+    at = pd.Series(range(100), index=e.image_ids)[split.frame["image_id"]].to_numpy()
+    for n, p in enumerate(e.pred_probs, start=1):
+        header = Header(name="x", kind="oof", fold_hash=split.hash)
+        path = tmp_path / f"round{n}" / "runs" / "resnet50" / "oof.csv"
+        ids, fold = split.frame["image_id"].to_numpy(), split.frame["fold"].to_numpy()
+        write_predictions(path, make_predictions(ids, p[at], header=header, fold=fold))
+    monkeypatch.chdir(tmp_path)
+    oof = [Path(f"round{n}/runs/resnet50/oof.csv") for n in (1, 2)]
+    text = weigh_files(oof, Path("folds.csv"), Path("weights/w.json"))
+    names = ["round1/runs/resnet50", "round2/runs/resnet50"]
+    assert all(name in text for name in names)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    weights = read_weights(Path("../weights/w.json"))
+    assert list(weights) == names and sum(weight for weight, _ in weights.values()) == pytest.approx(1)
+    assert [path.resolve() for _, path in weights.values()] == [tmp_path / each for each in oof]
+    assert [m["oof"] for m in json.loads((tmp_path / "weights" / "w.json").read_text())["members"]] == [
+        f"../{each}" for each in oof
+    ]
+    verdict = compare_files(*(tmp_path / each for each in oof), tmp_path / "folds.csv")
+    assert verdict.names == tuple(names)

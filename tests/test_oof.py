@@ -1,9 +1,23 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from cassava_kit.competition import Task
+from cassava_kit.errors import UserError
 from cassava_kit.folds import Folds, make_folds
-from cassava_kit.oof import accuracy, average, check_oof, gather, join_folds, majority, refuse_in_sample
+from cassava_kit.oof import (
+    accuracy,
+    average,
+    check_oof,
+    fold_predictions,
+    gather,
+    join_folds,
+    majority,
+    member_names,
+    refuse_in_sample,
+)
 from cassava_kit.predictions import Header, Predictions, Source, make_predictions, read_predictions, write_predictions
 
 N, K = 60, 3
@@ -184,3 +198,46 @@ def test_the_average_is_an_oof_of_its_own(folds):
     assert np.allclose(blended.probabilities, 0.25 * evidence.pred_probs[0] + 0.75 * evidence.pred_probs[1])
     again = gather([blended], folds, ["blend"])
     assert np.array_equal(again.pred_probs[0], blended.probabilities)
+
+
+TASK = {"competition": "leaves", "metric": "log_loss", "classes": ("a", "b", "c")}
+
+
+def test_the_metric_comes_from_the_files_whatever_the_working_directory(folds):
+    named = replace(folds, task=Task(**TASK))
+    assert gather([oof(folds)], folds, ["m"]).metric == "accuracy", "older files: the current competition's"
+    for split, member in ((named, oof(folds)), (folds, with_header(oof(folds), **TASK))):
+        evidence = gather([member], split, ["m"])
+        assert evidence.metric == "log_loss" and evidence.task.classes == ("a", "b", "c")
+        assert average(evidence, np.ones(1)).header.task == Task(**TASK), "the blend's header says it too"
+    part = fold_predictions(named, 0, np.full((len(named.validation(0)), K), 1 / K), "m-fold0")
+    assert part.header.task == Task(**TASK)
+    parts = [fold_predictions(named, k, np.full((len(named.validation(k)), K), 1 / K), f"m-fold{k}") for k in range(5)]
+    assert join_folds(parts, named, "m").header.task == Task(**TASK)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "accuracy"}, "the fold file has metric log_loss, m has accuracy"),
+        ({"competition": "other"}, "the fold file has competition leaves, m has other"),
+        ({"classes": ("a", "b", "d")}, "the fold file has classes a, b, c, m has a, b, d"),
+    ],
+)
+def test_files_of_different_competitions_are_refused(folds, change, message):
+    named = replace(folds, task=Task(**TASK))
+    with pytest.raises(UserError, match=message):
+        gather([with_header(oof(folds), **TASK | change)], named, ["m"])
+
+
+def test_members_must_predict_the_classes_that_the_files_name(folds):
+    named = replace(folds, task=Task(**TASK | {"classes": ("a", "b", "c", "d")}))
+    with pytest.raises(UserError, match="m must predict the 4 classes of leaves, got 3"):
+        gather([oof(folds)], named, ["m"])
+
+
+def test_names_are_as_much_of_the_path_as_tells_them_apart(tmp_path):
+    files = [tmp_path / name for name in ("round1/runs/a/oof.csv", "round2/runs/a/oof.csv", "x.csv", "runs/b/oof.csv")]
+    assert member_names(files) == ["round1/runs/a", "round2/runs/a", "x", "b"]
+    with pytest.raises(UserError, match="must differ"):
+        member_names([files[0], tmp_path / "x" / ".." / "round1/runs/a/oof.csv"])

@@ -115,7 +115,7 @@ def clean(
     errors = find_label_errors(evidence.labels, evidence.pred_probs)
     agreement = None if embedding is None else neighbour_agreement(embedding, evidence.labels)
     report = noise_report(evidence.image_ids, errors, caps=caps, decisions=decisions, agreement=agreement)
-    names = current().classes
+    names = evidence.task.classes if evidence.task else current().classes
     k = evidence.pred_probs.shape[2]
     classes = names if len(names) == k else tuple(f"class {i}" for i in range(k))
     return Cleaning(report, errors, evidence, caps, classes)

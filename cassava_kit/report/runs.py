@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from cassava_kit.files import read_csv, read_json
+from cassava_kit.oof import distinct_names
 from cassava_kit.paths import CONFIG_FILE, DONE_FILE, OOF_FILE
 from cassava_kit.predictions import Predictions, read_predictions
 
@@ -43,7 +44,8 @@ def find_runs(given: Sequence[Path]) -> list[Run]:
     """Read the run folders; a folder of run folders stands for all of them, a `.csv` for another model's member."""
     folders = [folder for path in given for folder in _expand(Path(path))]
     folders = list(dict.fromkeys(folders))
-    return [_read_run(folder, name) for folder, name in zip(folders, distinct_names(folders), strict=True)]
+    names = distinct_names([_named(folder) for folder in folders])
+    return [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def _expand(path: Path) -> list[Path]:
@@ -70,16 +72,6 @@ def _is_run(folder: Path) -> bool:
 def _fold_folders(folder: Path) -> dict[int, Path]:
     found = {int(m[1]): child for child in folder.iterdir() if (m := FOLD_FOLDER.fullmatch(child.name))}
     return {k: found[k] for k in sorted(found) if (found[k] / CONFIG_FILE).is_file()}
-
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell all apart: `resnet18`, or `first/resnet18` and `second/resnet18`."""
-    parts = [_named(path.resolve()).parts for path in paths]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return ["/".join(part) for part in parts]
 
 
 def _named(path: Path) -> Path:
