@@ -1,13 +1,20 @@
 """The submission file: what is written passes the check, and each thing the competition would refuse is refused."""
 
+import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cassava_kit.competition import CASSAVA
 from cassava_kit.submission import check_submission, submission_ids, write_submission
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["1.jpg", "a b.jpg", "ünï.jpg", 'c,"d".jpg']
+HARD_NAMES = ["cr\r.jpg", "\rfirst.jpg", "cr\r\nlf.jpg", "lf\n.jpg", "comma,.jpg", '"quote.jpg', " space.jpg", "NA.jpg"]
 
 
 @pytest.fixture
@@ -103,3 +110,35 @@ def test_a_name_with_an_images_suffix_has_a_row_whatever_is_behind_it(images: Pa
         check_submission(tmp_path / "s.csv", images)
     with pytest.raises(FileNotFoundError, match="no folder"):
         submission_ids(tmp_path / "nowhere")
+
+
+def test_names_with_line_ends_commas_and_quotes_read_back(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in HARD_NAMES:
+        (tmp_path / "images" / name).write_bytes(b"x")
+    path = tmp_path / "s.csv"
+    write_submission(path, submission_ids(tmp_path / "images"), [0, 1, 2, 3, 4, 0, 1, 2])
+    table = pd.read_csv(path, dtype={"image_id": str})
+    assert table["image_id"].tolist() == sorted(HARD_NAMES) and table["label"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    with path.open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["image_id", *sorted(HARD_NAMES)]
+    assert check_submission(path, tmp_path / "images").n_images == 8
+
+
+def test_the_notebooks_first_file_reads_back(tmp_path: Path) -> None:
+    """The first cells of the submission notebook, run as they are, over the same names."""
+    root = tmp_path / "input" / "cassava"
+    (root / "test_images").mkdir(parents=True)
+    (root / "sample_submission.csv").write_text("image_id,label\n")
+    for name in HARD_NAMES:
+        (root / "test_images" / name).write_bytes(b"x")
+    source = (ROOT / "kernels/ensemble-submission/ensemble-submission.py").read_text()
+    settings = {"test_images": "test_images", "sample_submission": "sample_submission.csv", "suffixes": [".jpg"]}
+    settings |= {"ids_have_suffix": True, "columns": ["image_id", "label"], "answer": [3]}
+    start, first_cells = (ROOT / "kernels/start.py").read_text(), source.split("# include: ../bootstrap.py")[0]
+    code = f"SETTINGS = {settings!r}\n{start}\n{first_cells}"
+    places = {"KAGGLE_INPUT_DIR": str(tmp_path / "input"), "KAGGLE_WORKING_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | places, check=True, capture_output=True)
+    table = pd.read_csv(tmp_path / "submission.csv", dtype={"image_id": str})
+    assert table["image_id"].tolist() == sorted(HARD_NAMES) and set(table["label"]) == {3}
+    assert check_submission(tmp_path / "submission.csv", root / "test_images").class_counts == (0, 0, 0, 8, 0)

@@ -92,7 +92,7 @@ class PixelStore:
         self.threads = cpu_count()
         self.lock = threading.Lock()
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._readers: list[_Reader] = []
+        self.readers: list[_Reader] = []
         self.left_behind = 0
         self._kept = KeptPixels(len(self.paths), self.sizes, budget or Budget.of_machine()) if keep else None
         for _ in range(self.threads):
@@ -112,15 +112,15 @@ class PixelStore:
     def close(self) -> None:
         """Stop the threads and give the memory and the disk back; a reader that does not come back is left behind."""
         self._discard_jobs()
-        for _ in self._readers:
+        for _ in self.readers:
             self.jobs.put(None)
         end = time.monotonic() + min(self.read_seconds, max(POLL_SECONDS, self.clock.left))
-        for reader in self._readers:
+        for reader in self.readers:
             reader.join(max(0.0, end - time.monotonic()))
         with self.lock:
-            for reader in self._readers:
+            for reader in self.readers:
                 reader.lost = True
-        self._readers.clear()
+        self.readers.clear()
         if self._kept is not None:
             self._kept.close()
         self._kept = None
@@ -168,7 +168,7 @@ class PixelStore:
 
     def _leave_late_readers(self) -> None:
         """Give up the images that take too long, and let new readers take the places of the late ones."""
-        for reader in list(self._readers):
+        for reader in list(self.readers):
             with self.lock:
                 job, seconds = reader.job, time.monotonic() - reader.since
                 if job is None or seconds <= self.read_seconds:
@@ -176,14 +176,14 @@ class PixelStore:
                 reader.lost = True
                 self.left_behind += 1
                 self._fail(job, f"TimeoutError: not read within {seconds:.0f} seconds")
-            self._readers.remove(reader)
+            self.readers.remove(reader)
             job.pending.finish_one()
-            if self.left_behind <= MOST_LEFT_BEHIND or not self._readers:
+            if self.left_behind <= MOST_LEFT_BEHIND or not self.readers:
                 self._start_reader()
 
     def _start_reader(self) -> None:
         reader = _Reader(self)
-        self._readers.append(reader)
+        self.readers.append(reader)
         reader.start()
 
     def _discard_jobs(self) -> None:

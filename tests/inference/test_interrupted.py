@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import ROOT, full_ensemble, submit
+from tiny_runs import ROOT, full_ensemble, read_labels, submit
 
 from cassava_kit.files import read_json
 from cassava_kit.inference import run as run_module
@@ -90,6 +90,132 @@ def test_time_saved_by_stopping_early_brings_dropped_units_back(
     labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert sum(unit["kept"] for unit in report.plan["units"]) == 1
     assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()
+
+
+def test_the_first_votes_are_on_disk_before_anything_is_timed(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cassava_kit.inference.session import Session
+
+    seen: list[set[int]] = []
+    real = Session.time_reading
+
+    def time_reading(self: Session, rows: np.ndarray) -> float:
+        seen.append(set(read_labels(tmp_path / "s.csv")))
+        return real(self, rows)
+
+    monkeypatch.setattr(Session, "time_reading", time_reading)
+    submit(images, weights, tmp_path / "s.csv")
+    (labels,) = seen
+    assert len(labels) > 1  # the prior alone would be one class
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_report_that_cannot_be_written_costs_no_vote(
+    images: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    after: int,
+) -> None:
+    from cassava_kit.inference import report as report_module
+
+    real, calls = report_module.write_json, []
+
+    def write_json(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) > after:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(report_module, "write_json", write_json)
+    labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
+    assert len(calls) == 2 and report.error is None
+    assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()
+    assert "run.json could not be written: [Errno 28]" in capsys.readouterr().err
+
+
+def test_a_first_file_that_cannot_be_replaced_does_not_end_the_run(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = run_module.write_submission, []
+
+    def write(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        real(*arguments)
+
+    submit(images, weights, tmp_path / "s.csv")
+    monkeypatch.setattr(run_module, "write_submission", write)
+    labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
+    assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist() and report.error is None
+    calls.clear()
+    with pytest.raises(OSError, match="No space left"):  # where no file stands there is nothing to fall back to
+        run_module.run_submission(images, weights, tmp_path / "none" / "s.csv")
+
+
+def test_a_file_is_written_inside_a_long_unit(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cassava_kit.inference import session
+    from cassava_kit.inference.session import Session
+
+    monkeypatch.setattr(session, "WRITE_EVERY_SECONDS", 0.0)
+    inside: list[int] = []
+    running: list[bool] = []
+    real_run, real_save = Session.run_unit, Session.save_meanwhile
+
+    def run_unit(self: Session, u: int, rows: np.ndarray, **options: bool) -> float | None:
+        running.append(True)
+        try:
+            return real_run(self, u, rows, **options)
+        finally:
+            running.clear()
+
+    def save(self: Session) -> OSError | None:
+        inside.extend([1] * bool(running))
+        return real_save(self)
+
+    monkeypatch.setattr(Session, "run_unit", run_unit)
+    monkeypatch.setattr(Session, "save_meanwhile", save)
+    submit(images, weights, tmp_path / "s.csv", early_stop="off")
+    assert len(inside) >= 16 * 5  # every batch of four of every unit
+
+    inside.clear()
+    monkeypatch.setattr(session, "WRITE_EVERY_SECONDS", 3600.0)
+    submit(images, weights, tmp_path / "s.csv", early_stop="off")
+    assert inside == []
+
+
+def test_dropped_units_come_back_the_most_valuable_first(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cassava_kit.inference import session
+    from cassava_kit.inference.session import Session
+
+    real, real_readmit = session.arranged, Session.readmit
+    came_back: list[int] = []
+    values: list[float] = []
+
+    def hurried(plan: object) -> object:
+        plan.left = 1e-6  # type: ignore[attr-defined]
+        return real(plan)  # type: ignore[arg-type]
+
+    def readmit(self: Session) -> bool:
+        known = set(self.plan.order)
+        found = real_readmit(self)
+        came_back.extend(set(self.plan.order) - known)
+        values[:] = [unit.worth / max(s, 1e-9) for unit, s in zip(self.units, self.plan.seconds, strict=True)]
+        return found
+
+    monkeypatch.setattr(session, "arranged", hurried)
+    monkeypatch.setattr(Session, "readmit", readmit)
+    submit(images, weights, tmp_path / "s.csv", early_stop="off")
+    assert len(came_back) == 15
+    order = [values[u] for u in came_back]
+    assert order == sorted(order, reverse=True) and order[0] > order[-1]
 
 
 @pytest.mark.slow
