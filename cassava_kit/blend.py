@@ -18,7 +18,8 @@ from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import read_folds
 from cassava_kit.metrics import baseline, gain, measure, statistic
-from cassava_kit.oof import Evidence, Score, gather_files
+from cassava_kit.oof import Evidence, Score, average, gather_files
+from cassava_kit.predictions import Predictions
 
 METHODS = ("mean", "logloss", "greedy", "stack")
 GREEDY_ROUNDS = 20
@@ -149,6 +150,29 @@ def nested(evidence: Evidence, method: str) -> np.ndarray:
         weights = blend_weights(rows(evidence, ~out), method)
         blended[out] = np.tensordot(weights, evidence.pred_probs[:, out], axes=1)
     return blended
+
+
+WEIGHTS_SEEN = "ensemble weights were found on the rows that are scored"
+METHOD_SEEN = "the way of weighing was chosen on the rows that are scored; weights were found on the other folds"
+
+
+def nested_predictions(evidence: Evidence, weights: np.ndarray, method: str | None, name: str) -> Predictions:
+    """Return the ensemble as an out-of-fold prediction that is fit to be scored.
+
+    With a known method every fold has weights found on the other folds, and the plain mean needs none. Weights of
+    unknown origin (M,) are taken as they are. The header says what has seen the labels.
+    """
+    if method not in METHODS:
+        return marked(average(evidence, weights, name), WEIGHTS_SEEN)
+    blended = replace(evidence, names=(name,), pred_probs=nested(evidence, method)[None])
+    return marked(average(blended, np.ones(1), name), METHOD_SEEN)
+
+
+def marked(predictions: Predictions, labels_seen: str) -> Predictions:
+    """Return the predictions with a header that says how labels of the scored rows came into them."""
+    assert predictions.header is not None
+    seen = (*predictions.header.labels_seen, labels_seen)
+    return replace(predictions, header=predictions.header.model_copy(update={"labels_seen": seen}))
 
 
 def rows(evidence: Evidence, keep: np.ndarray) -> Evidence:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from cassava_kit.blend import read_weights
+from cassava_kit.blend import nested_predictions, read_weights
 from cassava_kit.compare import DRAWS, LEVEL, Comparison, compare, correct
-from cassava_kit.competition import Metric, current
+from cassava_kit.competition import CASSAVA, Metric, Task, common_task, current
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 from cassava_kit.folds import Folds, read_folds
 from cassava_kit.metrics import NAMES, gain, measure, row_counts, statistic
-from cassava_kit.oof import Score, average, check_oof, gather_files
+from cassava_kit.oof import Score, check_oof, gather_files
 from cassava_kit.predictions import Predictions, read_predictions
 
 
@@ -98,10 +99,13 @@ def redraw_by(metric: Metric, labels: np.ndarray, probs: Sequence[np.ndarray], *
 def propose(candidates: Sequence[Candidate], *, rows: int | None = None, seed: int = 0) -> Finals:
     """The candidate with the best out-of-fold score (a tie goes to fewer members), and its best hedge.
 
-    The score is by the competition's metric. The hedge has the largest expected maximum with the best. ValueError where
-    there are no two different candidates or their evidence is not of the same rows and labels.
+    The score is by the metric that the evidence names. The hedge has the largest expected maximum with the best.
+
+    Raises:
+        UserError: where there are no two different candidates or their evidence is not of the same rows and labels.
     """
-    labels, metric, rows = _same_rows(candidates), current().metric, rows or current().private_images
+    labels, task = _same_rows(candidates), _task_of(candidates)
+    metric, rows = task.metric, rows or _private_images(task)
     predicted = np.stack([candidate.predicted for candidate in candidates])
     probs = [candidate.oof.probabilities for candidate in candidates]
     scores = tuple(measure(metric, labels, p) for p in probs)
@@ -110,7 +114,7 @@ def propose(candidates: Sequence[Candidate], *, rows: int | None = None, seed: i
     best = order[0]
     others = [c for c in order[1:] if _different(candidates[best], candidates[c], metric)]
     if not others:
-        raise ValueError(
+        raise UserError(
             f"two different submissions are needed, every other one predicts just as {candidates[best].name} does; "
             "submit another recipe or ensemble first"
         )
@@ -143,14 +147,34 @@ def propose(candidates: Sequence[Candidate], *, rows: int | None = None, seed: i
     )
 
 
+def _task_of(candidates: Sequence[Candidate]) -> Task:
+    """Return the competition and metric that the candidates' files name; UserError where they differ."""
+    tasks: dict[str, Task | None] = {}
+    for each in candidates:
+        tasks[f"the split of {each.name}"] = each.split.task
+        tasks[each.name] = each.oof.header.task if each.oof.header else None
+    return common_task(tasks)
+
+
+def _private_images(task: Task) -> int:
+    """Return about how many hidden images decide; UserError where the competition's facts are not at hand."""
+    known = {each.slug: each.private_images for each in (CASSAVA, current())}
+    if task.competition not in known:
+        raise UserError(
+            f"the evidence is of {task.competition}, whose number of hidden images is not known here; run this in the "
+            "folder with its competition.json"
+        )
+    return known[task.competition]
+
+
 def _same_rows(candidates: Sequence[Candidate]) -> np.ndarray:
-    """The labels (N,) that all candidates are scored on; ValueError for fewer than two, or where they differ."""
+    """The labels (N,) that all candidates are scored on; UserError for fewer than two, or where they differ."""
     names = [candidate.name for candidate in candidates]
     if len(names) < 2 or len(set(names)) != len(names):
-        raise ValueError(f"finals are chosen among two or more submissions of distinct names, got {names or 'none'}")
+        raise UserError(f"finals are chosen among two or more submissions of distinct names, got {names or 'none'}")
     for candidate in candidates[1:]:
         if not candidate.same_rows(candidates[0]):
-            raise ValueError(
+            raise UserError(
                 f"{candidate.name} and {names[0]} are scored on other rows or labels; only evidence on the same ones "
                 "is paired"
             )
@@ -212,7 +236,7 @@ def parse_candidates(given: Sequence[str], folds: Path) -> list[Candidate]:
         name, _, files = text.partition("=")
         evidence, _, submission = files.partition(",")
         if not (name and evidence):
-            raise ValueError(f"--candidate takes NAME=OOF.csv or NAME=WEIGHTS.json[,submission.csv], got {text!r}")
+            raise UserError(f"--candidate takes NAME=OOF.csv or NAME=WEIGHTS.json[,submission.csv], got {text!r}")
         if submission and not Path(submission).is_file():
             raise FileNotFoundError(f"no submission {submission} (from --candidate {text})")
         oof, members = _evidence(Path(evidence), split, name)
@@ -226,11 +250,13 @@ def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | N
         oof = check_oof(read_predictions(path), split, name)
         recipes = {source.name.rpartition("-fold")[0] for source in (oof.header.sources if oof.header else ())}
         return oof, len(recipes) or None
-    voting = [(weight, oof) for weight, oof in read_weights(path).values() if weight > 0]
+    weighed = read_weights(path)
+    voting = sum(weight > 0 for weight, _ in weighed.values())
     if not voting:
-        raise ValueError(f"{path} is no weights file of the verb ensemble: none of its members weighs anything")
-    evidence = gather_files([oof for _, oof in voting], split)
-    return average(evidence, np.array([weight for weight, _ in voting]), name), len(voting)
+        raise UserError(f"{path} is no weights file of the verb ensemble: none of its members weighs anything")
+    evidence = gather_files([oof for _, oof in weighed.values()], split)
+    weights = np.array([weight for weight, _ in weighed.values()])
+    return nested_predictions(evidence, weights, read_json(path).get("method"), name), voting
 
 
 def record(ledger: Path, entry: dict[str, Any]) -> None:
@@ -267,7 +293,7 @@ def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
         except FileNotFoundError:
             left_out.append(f"{entry['name']} has no out-of-fold evidence in {evidence}")
             continue
-        except ValueError as error:
+        except UserError as error:
             left_out.append(str(error))
             continue
         found.append(Candidate(entry["name"], oof, split, entry.get("members"), str(entry.get("public_score", ""))))

@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cassava_kit.blend import blend_weights, weigh_files
 from cassava_kit.competition import CASSAVA, VARIABLE, write_facts
 from cassava_kit.finals import Candidate, parse_candidates, propose, read_ledger, record, redraw
 from cassava_kit.folds import Folds, write_folds
+from cassava_kit.oof import Evidence
 from cassava_kit.predictions import Header, Source, make_predictions, write_predictions
 
 N = 6000
@@ -182,6 +184,37 @@ def test_a_submission_of_the_same_build_takes_the_first_ones_place(split: Folds,
     submitted(ledger, 3, split, name="s1", build_id="b1")
     found, left_out = read_ledger(ledger)
     assert [each.name for each in found] == ["s2", "s1"] and not left_out
+
+
+def test_an_ensemble_is_judged_with_weights_found_on_the_other_folds(split: Folds, tmp_path: Path) -> None:
+    """Weights found on all rows have seen what they are scored on: a candidate of a weights file is the nested one."""
+    labels, rng = split.frame["label"].to_numpy(), np.random.default_rng(0)
+    ids, fold = split.frame["image_id"].to_numpy(), split.frame["fold"].to_numpy()
+    write_folds(tmp_path / "folds.csv", split)
+    probs = []
+    for n, strength in enumerate((2.0, 0.5, 0.0)):
+        p = np.exp(rng.normal(size=(N, 5)) + strength * np.eye(5)[labels])
+        probs.append(p / p.sum(axis=1, keepdims=True))
+        header = Header(name=f"m{n}", kind="oof", fold_hash=split.hash)
+        write_predictions(tmp_path / f"m{n}.csv", make_predictions(ids, probs[-1], header=header, fold=fold))
+    weigh_files([tmp_path / f"m{n}.csv" for n in range(3)], tmp_path / "folds.csv", tmp_path / "w.json")
+    written = json.loads((tmp_path / "w.json").read_text())
+    assert written["method"] != "mean"
+    (found,) = parse_candidates([f"all={tmp_path}/w.json"], tmp_path / "folds.csv")
+    stacked, expected = np.stack(probs), np.zeros((N, 5))
+    for k in range(split.n_splits):
+        out = fold == k
+        others = Evidence(("a", "b", "c"), ids[~out], labels[~out], fold[~out], stacked[:, ~out], split.hash)
+        w = blend_weights(others, written["method"])
+        expected[out] = sum(w[m] * stacked[m, out] for m in range(3))
+    assert np.allclose(found.oof.probabilities, expected, atol=1e-6)
+    in_sample = sum(each["weight"] * stacked[n] for n, each in enumerate(written["members"]))
+    assert not np.allclose(found.oof.probabilities, in_sample, atol=1e-4)
+    assert "found on the other folds" in found.oof.header.labels_seen[0]
+    (tmp_path / "w.json").write_text(json.dumps(written | {"method": "by hand"}))
+    (by_hand,) = parse_candidates([f"all={tmp_path}/w.json"], tmp_path / "folds.csv")
+    assert np.allclose(by_hand.oof.probabilities, in_sample, atol=1e-6)
+    assert "found on the rows that are scored" in by_hand.oof.header.labels_seen[0]
 
 
 def test_what_cannot_be_paired_with_the_newest_is_left_out(split: Folds, tmp_path: Path) -> None:
