@@ -204,13 +204,14 @@ def make_module(config: PretrainConfig, *, init: Path | None = None) -> Any:
     """The method's module on the configuration's backbone, random or from a file of weights."""
     import torch
 
-    from cassava_kit.models import create_model, load_weights
+    from cassava_kit.models import create_model, load_weights, sized_args
     from cassava_kit.ssl.byol import BYOL
     from cassava_kit.ssl.moco import MoCo
     from cassava_kit.ssl.simclr import SimCLR
     from cassava_kit.ssl.swav import SwAV
 
-    backbone = create_model(config.backbone, 0, model_args=config.model_args)
+    args = sized_args(config.backbone, config.image_size, config.model_args)
+    backbone = create_model(config.backbone, 0, model_args=args)
     if init is not None:
         load_weights(backbone, init)
     methods: dict[str, Any] = {"simclr": SimCLR, "moco": MoCo, "byol": BYOL, "swav": SwAV}
@@ -265,12 +266,13 @@ def export(module: Any, path: Path, *, n_images: int, init: Path | None = None) 
     The header is a checkpoint's with no classes, so `checkpoint.load_model` gives the bare backbone. Where the weights
     that it started from had learnt labels, it says whose.
     """
+    from cassava_kit.models import sized_args
     from cassava_kit.training.start import labels_learnt
 
     config: PretrainConfig = module.config
     info = CheckpointInfo(
         model=config.backbone,
-        model_args=config.model_args,
+        model_args=sized_args(config.backbone, config.image_size, config.model_args),
         n_classes=0,
         input_size=(config.image_size, config.image_size),
         mean=config.mean,

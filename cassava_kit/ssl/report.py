@@ -140,10 +140,11 @@ def start_features(config: RunConfig, data: TrainData, weights: Path | None, cac
     """Features (N, D) of all rows, in the split's order, by the recipe's backbone from this start."""
     import torch
 
-    from cassava_kit.models import create_model, image_statistics, load_weights
+    from cassava_kit.models import create_model, image_statistics, load_weights, sized_args
 
     torch.manual_seed(config.seed)
-    backbone = create_model(config.model, 0, model_args=config.model_args)
+    args = sized_args(config.model, config.image_size, config.model_args)
+    backbone = create_model(config.model, 0, model_args=args)
     if weights is not None:
         load_weights(backbone, weights)
     mean, std = image_statistics(backbone)

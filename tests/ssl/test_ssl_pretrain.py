@@ -237,6 +237,14 @@ def test_a_run_starts_from_given_weights(images, tmp_path):
         pretrain(tiny("byol"), images, tmp_path / "second", init=tmp_path / "nowhere.safetensors")
 
 
+def test_a_vit_is_made_for_the_size_it_is_pretrained_at(images, tmp_path):
+    small = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
+    path = pretrain(tiny("simclr", epochs=1, model_args=small), images, tmp_path)
+    info = read_info(path)
+    assert info.model_args["img_size"] == 16 and info.config["pretrain"]["model_args"] == small
+    assert load_model(path)[0](torch.zeros(1, 3, 16, 16)).shape == (1, 16)
+
+
 def test_a_backbone_says_whose_labels_its_first_weights_had_learnt(images, tmp_path):
     config = tiny("simclr", epochs=1)
     said = {"fold": 3, "n_splits": 5, "fold_hash": "ab" * 32, "competition": "cassava-leaf-disease-classification"}
