@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cassava_kit.config import LARGEST_SEED, one_line
 from cassava_kit.errors import UserError
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cassava_kit.ssl.config import PretrainConfig
 
 BASELINE = "logreg"
+Value = TypeVar("Value")
+# A list, which may have been written as a tuple.
+Plain = Annotated[list[Value], BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)]
 # What a rehearsal's epoch is cut down to, so that it takes seconds on two CPU cores.
 REHEARSED_BATCH = 4
 
@@ -30,7 +33,7 @@ class TrainFolds(Parameters):
     """Those of train-folds."""
 
     RECIPE: str
-    FOLDS: Sequence[int] = Field(min_length=1)
+    FOLDS: Annotated[Plain[int], Field(min_length=1)]
     N_SPLITS: int = Field(ge=2)
     SEED: int = Field(ge=0, le=LARGEST_SEED)
     GROUPS: bool
@@ -38,7 +41,8 @@ class TrainFolds(Parameters):
     WORKERS: int = Field(ge=0)
     WEIGHTS: str
     CLEAN: str
-    SET: Sequence[str]
+    SET: Plain[str]
+    EXISTING: Literal["", "keep", "replace"]
 
     @model_validator(mode="after")
     def _folds_exist(self) -> TrainFolds:
@@ -55,7 +59,7 @@ class PretrainSsl(Parameters):
     """Those of pretrain-ssl."""
 
     METHOD: str
-    SET: Sequence[str]
+    SET: Plain[str]
 
 
 class Eda(Parameters):
@@ -103,8 +107,10 @@ def _check_training(given: TrainFolds) -> None:
     from cassava_kit.models import check_size
 
     if given.RECIPE == BASELINE:
-        if given.SET or given.WEIGHTS or given.CLEAN or given.GPUS_PER_FOLD > 1:
-            raise UserError(f"RECIPE={BASELINE} trains no network: leave SET, WEIGHTS, CLEAN and GPUS_PER_FOLD out")
+        if given.SET or given.WEIGHTS or given.CLEAN or given.EXISTING or given.GPUS_PER_FOLD > 1:
+            raise UserError(
+                f"RECIPE={BASELINE} trains no network: leave SET, WEIGHTS, CLEAN, EXISTING and GPUS_PER_FOLD out"
+            )
         return
     config = _training(given)
     check_size(config.model, config.image_size, config.model_args)
@@ -132,15 +138,16 @@ def rehearsal_parameters(kernel: Kernel, values: Mapping[str, Any]) -> dict[str,
     """
     found = _parsed(kernel, values)
     if isinstance(found, TrainFolds):
-        cut: dict[str, Any] = {"FOLDS": list(found.FOLDS[:1]), "WEIGHTS": "", "CLEAN": "", "WORKERS": 0}
+        cut: dict[str, Any] = {"FOLDS": found.FOLDS[:1], "WEIGHTS": "", "CLEAN": "", "WORKERS": 0}
         if found.RECIPE == BASELINE:
             return cut
         config = _training(found)
         batch = min(config.batch_size, REHEARSED_BATCH)
         changes = {
-            **dict.fromkeys(("warmup_epochs", "plain_epochs", "swa_epochs", "unfreeze_every", "ousm_after"), 0),
+            **dict.fromkeys(("warmup_epochs", "plain_epochs", "swa_epochs", "unfreeze_every"), 0),
             **{"epochs": 1, "batch_size": batch, "accumulate": 1, "precision": "32-true"},
-            **{"ousm": min(config.ousm, batch - 1), "swa_lr_scale": 0.1},
+            **({"ousm": min(config.ousm, batch - 1), "ousm_after": 0} if config.ousm else {}),
+            **({"swa_lr_scale": 0.1} if config.swa_epochs else {}),
         }
         return cut | {"SET": [*found.SET, *_differing(config, changes)]}
     if isinstance(found, PretrainSsl):
@@ -155,5 +162,5 @@ def rehearsal_parameters(kernel: Kernel, values: Mapping[str, Any]) -> dict[str,
 
 
 def _differing(config: RunConfig | PretrainConfig, changes: Mapping[str, Any]) -> list[str]:
-    """Return the changes that are some, as settings; `ousm_after` without `ousm` would only be noise."""
+    """Return as settings what differs from the configuration."""
     return [f"{name}={value}" for name, value in changes.items() if getattr(config, name) != value]

@@ -39,8 +39,6 @@ from cassava_kit.kaggle.layout import (
 from cassava_kit.submission import check_submission
 
 Progress = Callable[[int, int], None]
-# Of each class, for the rehearsal of a kernel that trains: enough for ten folds.
-FEW_IMAGES = 10
 REPORT = "rehearsal.json"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -146,15 +144,16 @@ def rehearse_training(
     layout: Layout = "new",
     setting: Setting | None = None,
     parameters: Mapping[str, Any] | None = None,
+    per_class: int = 5,
 ) -> Rehearsal:
-    """Execute the notebook of a kernel without weights on a few images of every class, and check what it leaves.
+    """Execute the notebook of a kernel without weights on `per_class` images of every class; check what it leaves.
 
     `parameters` are set after those that it was packed with: they cut it down to an epoch that takes seconds. What the
     user attached lies on Kaggle and is not there. What the notebook does never raises: the verdict says it.
     """
     setting, out, facts = setting or Setting(), Path(out).resolve(), bundle.competition
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-        few = few_images(Path(competition_dir), FEW_IMAGES, Path(scratch) / "competition", facts)
+        few = few_images(Path(competition_dir), per_class, Path(scratch) / "competition", facts)
         notebook = Path(scratch) / bundle.notebook.name
         text = bundle.notebook.read_text(encoding="utf-8")
         write_text(notebook, with_parameters(text, parameters or {}, bundle.kernel.name))

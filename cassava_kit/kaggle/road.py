@@ -120,11 +120,14 @@ def rehearse_kernel(
 
     bundle = package_kernel(out, kernel, root=ROOT, changes=changes, check=check_parameters)
     competition = data or own_sample(bundle.competition)
-    tiny = rehearsal_parameters(kernel, kernel_parameters(kernel, ROOT, packed_changes(out, kernel)))
+    values = kernel_parameters(kernel, ROOT, packed_changes(out, kernel))
+    tiny, few = rehearsal_parameters(kernel, values), max(5, values.get("N_SPLITS", 0))
     failed = 0
     for layout in LAYOUTS:
         folder = out / f"rehearsal-{kernel.name}-{layout}"
-        done = rehearse_training(bundle, competition, folder, layout=layout, setting=setting, parameters=tiny)
+        done = rehearse_training(
+            bundle, competition, folder, layout=layout, setting=setting, parameters=tiny, per_class=few
+        )
         print(done.verdict)
         failed += not done.ok
     print(f"{failed} of {len(LAYOUTS)} rehearsals failed" if failed else f"all {len(LAYOUTS)} rehearsals passed")

@@ -130,7 +130,7 @@ def test_a_kernels_parameters_are_checked(pristine: Path, tmp_path: Path) -> Non
     for parameters, attach, message in (
         (["FOLDS"], [], "--param takes NAME=VALUE"),
         ([], ["no-owner"], "--attach takes a dataset's owner/slug"),
-        (["FOLD=1"], [], "no parameter FOLD; it has CLEAN, FOLDS, GPUS_PER_FOLD, GROUPS, N_SPLITS, RECIPE"),
+        (["FOLD=1"], [], "no parameter FOLD; it has CLEAN, EXISTING, FOLDS, GPUS_PER_FOLD, GROUPS, N_SPLITS, RECIPE"),
     ):
         with pytest.raises(ValueError, match=message):
             changes = parse_changes(parameters, attach)
