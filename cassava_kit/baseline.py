@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cassava_kit.competition import Competition, current
-from cassava_kit.data.images import ImageError, in_threads, load_image
+from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes, resize
 from cassava_kit.data.table import TrainTable
 from cassava_kit.files import write_json
 from cassava_kit.folds import TEST, Folds
@@ -94,7 +94,7 @@ def read_pixels(paths: Sequence[Path], side: int, *, progress: bool = True) -> t
 
     def one(path: Path) -> np.ndarray | None:
         try:
-            return load_image(path, (side, side), "fast").ravel()
+            return resize(decode_small(read_bytes(path), side, most=2), (side, side)).ravel()
         except ImageError:
             return None
 

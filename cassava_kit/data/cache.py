@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cassava_kit.data.images import PIXEL_PATHS, ImageError, in_threads
+from cassava_kit.data.images import ImageError, decode, in_threads, resize
 from cassava_kit.files import atomic_path, read_json, write_json
 
 
@@ -28,12 +28,11 @@ class CachedFile(BaseModel):
 
 
 class CacheHeader(BaseModel):
-    """The header beside the pixels: format number, picture size (height, width), pixel path, and each row's file."""
+    """The header beside the pixels: format number, picture size (height, width), and each row's file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    layout: Literal[1] = 1
+    layout: Literal[2] = 2
     size: tuple[int, int]
-    pixels: str
     files: tuple[CachedFile, ...]
 
 
@@ -45,7 +44,7 @@ class PixelCache:
     """
 
     def __init__(self, file: Path, paths: Sequence[Path], header: CacheHeader) -> None:
-        self.file, self.size, self.pixels = file, header.size, header.pixels
+        self.file, self.size = file, header.size
         row_of = {one.name: row for row, one in enumerate(header.files)}
         self._order = [row_of[Path(path).name] for path in paths]
         self._rows = dict(zip(map(Path, paths), self._order, strict=True))
@@ -76,22 +75,18 @@ class PixelCache:
         return {**self.__dict__, "_map": None}
 
 
-def open_cache(
-    folder: Path, paths: Sequence[Path], size: tuple[int, int], *, pixels: str = "exact", progress: bool = True
-) -> PixelCache:
+def open_cache(folder: Path, paths: Sequence[Path], size: tuple[int, int], *, progress: bool = True) -> PixelCache:
     """The pixel cache of these images in `folder`, made if it is not there, broken, or not of these files any more.
 
-    Rows are those of `images.load_image(path, size, pixels)`. A cache of more images serves any part of them. A file
+    Rows are those of `images.load_image(path, size)`. A cache of more images serves any part of them. A file
     whose size and times are unchanged is taken as unchanged; any other is known by the hash of its content.
     """
-    if pixels not in PIXEL_PATHS:
-        raise ValueError(f"pixels must be one of {', '.join(PIXEL_PATHS)}, got {pixels!r}")
     _check_names(paths)
-    file = Path(folder) / f"pixels-{size[0]}x{size[1]}-{pixels}.npy"
-    header = _read_header(file, size, pixels)
+    file = Path(folder) / f"pixels-{size[0]}x{size[1]}.npy"
+    header = _read_header(file, size)
     header = header and _confirm(file, paths, header, progress=progress)
     if header is None:
-        header = _make(file, paths, size, pixels=pixels, progress=progress)
+        header = _make(file, paths, size, progress=progress)
     return PixelCache(file, paths, header)
 
 
@@ -107,15 +102,15 @@ def _header_file(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def _read_header(file: Path, size: tuple[int, int], pixels: str) -> CacheHeader | None:
-    """The header, if the pixels beside it are whole and of this size and path; None otherwise."""
+def _read_header(file: Path, size: tuple[int, int]) -> CacheHeader | None:
+    """The header, if the pixels beside it are whole and of this size; None otherwise."""
     try:
         header = CacheHeader.model_validate(read_json(_header_file(file)))
         stored = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, ValidationError, EOFError):
         return None
     whole = stored.shape == (len(header.files), *size, 3) and stored.dtype == np.uint8
-    return header if whole and header.size == size and header.pixels == pixels else None
+    return header if whole and header.size == size else None
 
 
 def _confirm(file: Path, paths: Sequence[Path], header: CacheHeader, *, progress: bool) -> CacheHeader | None:
@@ -155,7 +150,7 @@ def _sha256(path: Path) -> str:
         return ""
 
 
-def _make(file: Path, paths: Sequence[Path], size: tuple[int, int], *, pixels: str, progress: bool) -> CacheHeader:
+def _make(file: Path, paths: Sequence[Path], size: tuple[int, int], *, progress: bool) -> CacheHeader:
     """Decode every image into the file, whole or not at all; threads write rows in place, memory stays flat."""
     shape = (len(paths), *size, 3)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -166,17 +161,17 @@ def _make(file: Path, paths: Sequence[Path], size: tuple[int, int], *, pixels: s
             np.lib.format.write_array_header_1_0(out, description)
             start = out.tell()
             out.truncate(start + int(np.prod(shape)))
-            write = partial(_write_row, out.fileno(), start, size, pixels)
+            write = partial(_write_row, out.fileno(), start, size)
             files = tuple(in_threads(write, list(enumerate(paths)), title="Pixel cache", progress=progress))
             os.fsync(out.fileno())
         # Without its header the old file is nothing, so no moment has new pixels under an old header.
         _header_file(file).unlink(missing_ok=True)
-    header = CacheHeader(size=size, pixels=pixels, files=files)
+    header = CacheHeader(size=size, files=files)
     write_json(_header_file(file), header.model_dump(mode="json"))
     return header
 
 
-def _write_row(descriptor: int, start: int, size: tuple[int, int], pixels: str, item: tuple[int, Path]) -> CachedFile:
+def _write_row(descriptor: int, start: int, size: tuple[int, int], item: tuple[int, Path]) -> CachedFile:
     """Decode one image into its row; an image that cannot be decoded leaves it black, with the reason kept."""
     row, path = item
     marks = _marks(path)
@@ -186,7 +181,7 @@ def _write_row(descriptor: int, start: int, size: tuple[int, int], pixels: str, 
         return CachedFile(name=path.name, sha256="", marks=marks, error=f"cannot be read ({error.strerror})")
     one = CachedFile(name=path.name, sha256=hashlib.sha256(content).hexdigest(), marks=marks)
     try:
-        picture = PIXEL_PATHS[pixels](content, size)
+        picture = resize(decode(content), size)
     except ImageError as error:
         return one.model_copy(update={"error": str(error)})
     os.pwrite(descriptor, picture.tobytes(), start + row * picture.nbytes)

@@ -43,17 +43,15 @@ class JpegFrame(NamedTuple):
     scan_at: int
 
 
-def load_image(path: str | Path, size: tuple[int, int], pixels: str = "exact") -> np.ndarray:
-    """The evaluation pixels of an image file: (height, width, 3) uint8 RGB, whole image, aspect ratio not kept.
+def load_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """Return the evaluation pixels of an image file: (height, width, 3) uint8 RGB, whole image, aspect ratio not kept.
 
-    `pixels` names one of `PIXEL_PATHS`. Raises ImageError, naming the file, where it is not a whole image.
+    They are PIL's within two levels: a full decode and an antialiased bilinear resize.
+
+    Raises:
+        ImageError: It is no whole image; the message names the file.
     """
-    if pixels not in PIXEL_PATHS:
-        raise ValueError(f"pixels must be one of {', '.join(PIXEL_PATHS)}, got {pixels!r}")
-    try:
-        return PIXEL_PATHS[pixels](read_bytes(path), size)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
+    return resize(read_image(path), size)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -96,22 +94,12 @@ def image_size(content: bytes) -> tuple[int, int]:
     return _header_size(content)
 
 
-def decode_small(content: bytes, side: int) -> np.ndarray:
-    """Decode to (H, W, 3) uint8 RGB; a JPEG at the smallest of 1, 1/2, 1/4, 1/8 that leaves both sides >= `side`."""
-    return _decode(content, side=side, most=8)
+def decode_small(content: bytes, side: int, *, most: int = 8) -> np.ndarray:
+    """Decode to (H, W, 3) uint8 RGB; a JPEG at the smallest of 1, 1/2, 1/4, 1/8 that leaves both sides >= `side`.
 
-
-def exact_pixels(content: bytes, size: tuple[int, int]) -> np.ndarray:
-    """Full decode and antialiased bilinear resize: PIL's pixels within two levels."""
-    return resize(decode(content), size)
-
-
-def fast_pixels(content: bytes, size: tuple[int, int]) -> np.ndarray:
-    """Half-size JPEG decode where both sides stay at least the target's, then the same resize as `exact_pixels`."""
-    return resize(_decode(content, side=max(size), most=2), size)
-
-
-PIXEL_PATHS: dict[str, Callable[[bytes, tuple[int, int]], np.ndarray]] = {"exact": exact_pixels, "fast": fast_pixels}
+    `most` is the largest divisor that is tried.
+    """
+    return _decode(content, side=side, most=most)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

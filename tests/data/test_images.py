@@ -14,7 +14,6 @@ from PIL import Image, features
 from cassava_kit.data import images
 from cassava_kit.data.images import ImageError, decode, decode_small, load_image, quick_check, read_image, resize
 
-
 AVIF = features.check("avif")
 
 
@@ -262,33 +261,25 @@ def test_threads_get_the_pixels_that_one_thread_gets(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(alone * 4, together, strict=True))
 
 
-@pytest.mark.parametrize("size", [(48, 48), (60, 60), (100, 130), (240, 320)])
-def test_fast_pixels_are_near_the_exact_ones(tmp_path, size):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(WHOLE)
-    exact, fast = load_image(path, size), load_image(path, size, pixels="fast")
-    assert exact.shape == fast.shape == (*size, 3)
-    error = np.mean((exact.astype(float) - fast) ** 2)
-    assert 10 * np.log10(255**2 / max(error, 1e-9)) > 30
-
-
-def test_fast_pixels_decode_at_half_size_only_where_enough_is_left(tmp_path, monkeypatch):
+def test_small_jpegs_are_decoded_at_a_part_of_their_size_where_enough_is_left(monkeypatch):
     import cv2
 
-    path = tmp_path / "a.jpg"
-    path.write_bytes(WHOLE)
+    content = encoded(picture(240, 320))
     seen = []
     original = cv2.imdecode
     monkeypatch.setattr(cv2, "imdecode", lambda data, flag: seen.append(flag) or original(data, flag))
-    for size in ((15, 15), (60, 60), (61, 61), (60, 81)):
-        load_image(path, size, pixels="fast")
-    half = cv2.IMREAD_REDUCED_GRAYSCALE_2  # OpenCV's bit for half the size, whatever the colour
-    assert [flag & half for flag in seen] == [half, half, 0, 0]
+    shapes = [decode_small(content, side).shape[:2] for side in (30, 31, 60, 61, 120, 121)]
+    assert shapes == [(30, 40), (60, 80), (60, 80), (120, 160), (120, 160), (240, 320)]
+    assert decode_small(content, 30, most=2).shape == (120, 160, 3)
+    half, quarter, eighth = (getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{n}") for n in (2, 4, 8))
+    assert [flag & ~cv2.IMREAD_COLOR_RGB for flag in seen] == [eighth, quarter, quarter, half, half, 0, half]
 
 
-def test_an_unknown_pixel_path_is_refused_before_reading():
-    with pytest.raises(ValueError, match="pixels must be one of exact, fast, got 'pil'"):
-        load_image("nowhere.jpg", (32, 32), pixels="pil")
+def test_small_pixels_are_near_the_exact_ones():
+    content = encoded(picture(240, 320))
+    exact, small = decode(content), decode_small(content, 60)
+    error = np.mean((resize(exact, (60, 80)).astype(float) - small) ** 2)
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) > 30
 
 
 @pytest.mark.parametrize("tail", [b"", b"\x00" * 10, b"trailing words", b"x" * 10_000])
