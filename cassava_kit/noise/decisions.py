@@ -124,6 +124,7 @@ def _decided(
 
 def write_report(path: str | Path, report: pd.DataFrame) -> None:
     """Write the noise report, atomically."""
+    report = _with_by_eye(report)
     with atomic_path(path) as temporary:
         columns = [*COLUMNS, *([AGREEMENT] if AGREEMENT in report else [])]
         report[columns].to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
@@ -135,8 +136,7 @@ def read_report(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"no noise report {path}; make one with: python -m cassava_kit clean")
     report = read_csv(path, dtype={"image_id": str})
-    if list(report.columns) == COLUMNS[:-1]:
-        report = report.assign(by_eye=False)  # an older report: what it drops by eye has no other label
+    report = _with_by_eye(report)
     if list(report.columns) not in (COLUMNS, [*COLUMNS, AGREEMENT]):
         raise UserError(f"{path} must have the columns {','.join(COLUMNS)}, got {','.join(report.columns)}")
     flags = report["keep"].dtype == bool and report["by_eye"].dtype == bool
@@ -147,6 +147,13 @@ def read_report(path: str | Path) -> pd.DataFrame:
     if not whole or not numbers or not report["label_quality"].between(0, 1).all():
         raise UserError(f"{path} must have whole numbers as labels and a label_quality in 0..1")
     return report
+
+
+def _with_by_eye(report: pd.DataFrame) -> pd.DataFrame:
+    """Return the report with the column `by_eye`, which older ones lack: what they drop by eye has no other label."""
+    if list(report.columns) != COLUMNS[:-1]:
+        return report
+    return report.assign(by_eye=False)
 
 
 def read_decisions(paths: Sequence[Path]) -> pd.DataFrame:
@@ -232,7 +239,7 @@ def apply_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "dro
     """
     if action not in ACTIONS:
         raise UserError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
-    said = _check_labels(rows, report)
+    said = _check_labels(rows, _with_by_eye(report))
     by_eye, out = said["by_eye"].to_numpy(bool), ~said["keep"].to_numpy(bool)
     given, suggested = rows["label"].to_numpy(), said["suggested_label"].to_numpy(np.int64)
     quality = said["label_quality"].to_numpy()
