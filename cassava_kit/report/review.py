@@ -228,7 +228,7 @@ def review_files(
     competition = competition or current()
     asked = files or ReviewFiles()
     check_out(out)
-    check_source(asked.embedding, asked.backbone)
+    check_source(asked.embedding, asked.backbone, competition)
     report = read_report(clean)
     given = asked.or_those_of(clean)
     evidence = given.evidence()
