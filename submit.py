@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cassava_kit.cli import run_app
+from cassava_kit.cli.app import run_app
 
 if TYPE_CHECKING:
-    from cassava_kit.kaggle.kernels import Changes, Kernel
-    from cassava_kit.kaggle.rehearsal import Setting
+    from cassava_kit.kaggle.pack.kernels import Changes, Kernel
+    from cassava_kit.kaggle.rehearse.rehearsal import Setting
 
 app = typer.Typer(name="submit.py", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -182,7 +182,7 @@ def _refuse_strays(context: typer.Context, given: SimpleNamespace) -> None:
 
 
 def _ensemble(given: SimpleNamespace) -> int:
-    from cassava_kit.dry_run import DryRun, dry_run, parse_weights
+    from cassava_kit.cli.dry_run import DryRun, dry_run, parse_weights
 
     plan = DryRun(
         given.data,
@@ -201,7 +201,7 @@ def _ensemble(given: SimpleNamespace) -> int:
 
 
 def _package(given: SimpleNamespace) -> int:
-    from cassava_kit.kaggle import road
+    from cassava_kit.cli import kaggle as road
 
     kernel, changes = _kernel(given)
     if not kernel.weights:
@@ -213,7 +213,7 @@ def _package(given: SimpleNamespace) -> int:
 
 
 def _rehearse(given: SimpleNamespace) -> int:
-    from cassava_kit.kaggle import road
+    from cassava_kit.cli import kaggle as road
 
     image = given.image_python if given.image else None
     kernel, changes = _kernel(given)
@@ -224,14 +224,14 @@ def _rehearse(given: SimpleNamespace) -> int:
 
 
 def _doctor(given: SimpleNamespace) -> int:
-    from cassava_kit.kaggle import road
+    from cassava_kit.cli import kaggle as road
 
     return road.examine(_bundle(given), _kernel(given)[0])
 
 
 def _send(given: SimpleNamespace) -> int:
-    from cassava_kit.kaggle import road
-    from cassava_kit.kaggle.bundle import read_bundle
+    from cassava_kit.cli import kaggle as road
+    from cassava_kit.kaggle.pack.bundle import read_bundle
 
     (kernel, changes), home = _kernel(given), _bundle(given)
     if kernel.weights:
@@ -247,26 +247,26 @@ def _send(given: SimpleNamespace) -> int:
 
 
 def _fetch(given: SimpleNamespace) -> int:
-    from cassava_kit.kaggle import road
-    from cassava_kit.kaggle.bundle import read_bundle
+    from cassava_kit.cli import kaggle as road
+    from cassava_kit.kaggle.pack.bundle import read_bundle
 
     return road.fetch(read_bundle(_bundle(given), _kernel(given)[0]))
 
 
 def _finals(given: SimpleNamespace) -> int:
-    from cassava_kit.kaggle import road
+    from cassava_kit.cli import kaggle as road
 
     return road.finals(given.ledger, given.folds, given.candidate or [])
 
 
 def _setting(given: SimpleNamespace) -> Setting:
-    from cassava_kit.kaggle.rehearsal import Setting
+    from cassava_kit.kaggle.rehearse.rehearsal import Setting
 
     return Setting(cpus=given.cpus, memory=given.memory, minutes=given.minutes, hidden=given.hidden)
 
 
 def _kernel(given: SimpleNamespace) -> tuple[Kernel, Changes]:
-    from cassava_kit.kaggle.kernels import find_kernel, parse_changes
+    from cassava_kit.kaggle.pack.kernels import find_kernel, parse_changes
 
     return find_kernel(given.kernel), parse_changes(given.param or [], given.attach or [])
 

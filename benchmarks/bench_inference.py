@@ -39,7 +39,6 @@ import torch
 from albumentations.pytorch import ToTensorV2
 from torch.utils.data import DataLoader, Dataset
 
-from cassava_kit.checkpoint import CheckpointInfo, load_model, save_checkpoint
 from cassava_kit.data.images import load_image
 from cassava_kit.data.table import list_images
 from cassava_kit.data.transforms import normalize
@@ -47,15 +46,17 @@ from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.inference.fuse import fuse_conv_bn
 from cassava_kit.inference.machine import cpu_count
+from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.pixels import Budget, PixelStore
 from cassava_kit.inference.planner import Plan, arranged, choose_rows
 from cassava_kit.inference.predict import predict_images
-from cassava_kit.inference.report import RunOptions, RunReport
+from cassava_kit.inference.report import RunReport
 from cassava_kit.inference.run import run_submission
 from cassava_kit.inference.runner import Runner
+from cassava_kit.inference.submission import check_submission
 from cassava_kit.inference.tta import make_views
 from cassava_kit.inference.votes import StopRule, Votes, simulate_stop
-from cassava_kit.submission import check_submission
+from cassava_kit.models.checkpoint import CheckpointInfo, load_model, save_checkpoint
 
 MEMBERS = ("mobilenetv3_large_100", "resnet18", "efficientnet_b0")
 SIZE = 160
@@ -396,8 +397,8 @@ def against_bare(arguments: argparse.Namespace, file: Path) -> None:
 def of_budget(arguments: argparse.Namespace) -> None:
     """Labels at a share of the full cost, on out-of-fold answers of real members: the kit's own choices, replayed."""
     if len(arguments.oof) >= 2 and arguments.folds is not None:
-        from cassava_kit.folds import read_folds
-        from cassava_kit.oof import gather_files
+        from cassava_kit.data.folds import read_folds
+        from cassava_kit.evidence.oof import gather_files
 
         evidence = gather_files(arguments.oof, read_folds(arguments.folds))
         tell_budget("given members", evidence.pred_probs, evidence.labels, np.ones(len(evidence.names)))

@@ -33,9 +33,9 @@ from torch.utils.data import DataLoader, Dataset
 from cassava_kit.data.cache import open_cache
 from cassava_kit.data.dataset import ImageDataset, collate
 from cassava_kit.data.images import read_image
+from cassava_kit.data.sample.make import ensure_sample
 from cassava_kit.data.table import list_images
 from cassava_kit.data.transforms import normalize, train_transform
-from cassava_kit.sample import ensure_sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 16

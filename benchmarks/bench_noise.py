@@ -34,9 +34,9 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from cassava_kit.evidence.noise.decisions import apply_report, noise_report
+from cassava_kit.evidence.noise.detect import find_label_errors
 from cassava_kit.files import atomic_path, sha256_bytes, sha256_file
-from cassava_kit.noise.decisions import apply_report, noise_report
-from cassava_kit.noise.detect import find_label_errors
 
 SHARES = np.array([1087, 2189, 2386, 13158, 2577]) / 21397
 K = len(SHARES)

@@ -29,9 +29,8 @@ import pandas as pd
 from photographs import N_TEST, competition_folder
 from watched import watched
 
-from cassava_kit.files import read_json, write_json, write_text
-from cassava_kit.folds import read_folds
-from cassava_kit.paths import cache_dir
+from cassava_kit.data.folds import read_folds
+from cassava_kit.files import cache_dir, read_json, write_json, write_text
 
 SIZES = (1000, 5000, 15_000, 21_397)
 BASE, TOLERANCE = 5000, 1.2
@@ -91,11 +90,11 @@ def write_members(place: Place) -> None:
     """An ensemble of two small recipes, two folds each, with random weights: no vote is ever settled early by them."""
     import torch
 
-    from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
     from cassava_kit.competition import CASSAVA
     from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
-    from cassava_kit.models import create_model, image_statistics
-    from cassava_kit.recipes import recipe
+    from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
+    from cassava_kit.models.network import create_model, image_statistics
+    from cassava_kit.training.recipes import recipe
 
     folder = place.work / "weights"
     members = []

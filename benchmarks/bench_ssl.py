@@ -30,17 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from cassava_kit.config import replace
-from cassava_kit.ssl.config import METHODS, PretrainConfig
-from cassava_kit.ssl.evaluate import (
-    Pixels,
-    balanced_accuracy,
-    balanced_answers,
-    extract_features,
-    knn_probs,
-    linear_probs,
-)
-from cassava_kit.ssl.view import View
+from cassava_kit.inference.features import Pixels, extract_features
+from cassava_kit.settings import replace
+from cassava_kit.training.ssl.config import METHODS, PretrainConfig
+from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs, linear_probs
+from cassava_kit.training.ssl.view import View
 
 TARGETS = {"simclr": 0.20, "moco": 0.08}
 DRAWS = 2000
@@ -70,7 +64,7 @@ def drawn_task(folder: Path, per_class: int) -> Task:
     """Drawn leaves that the sample does not hold, every class alike, true labels."""
     import cv2
 
-    from cassava_kit.leaves import draw_photo
+    from cassava_kit.data.sample.leaves import draw_photo
 
     paths, labels = [], []
     for k in range(5):
@@ -87,8 +81,8 @@ def drawn_task(folder: Path, per_class: int) -> Task:
 
 def real_task(folder: Path) -> Task:
     """A competition folder's labelled photographs over five folds."""
+    from cassava_kit.data.folds import make_folds
     from cassava_kit.data.table import read_competition
-    from cassava_kit.folds import make_folds
 
     table = read_competition(folder)
     frame = make_folds(table.frame, n_splits=5, seed=42).frame
@@ -133,7 +127,8 @@ def features_of(config: PretrainConfig, task: Task, weights: Path | None) -> np.
     """Features of the task's images by the configuration's backbone, random or from a file."""
     import torch
 
-    from cassava_kit.models import create_model, load_weights
+    from cassava_kit.models.network import create_model
+    from cassava_kit.models.weights import load_weights
 
     torch.manual_seed(config.seed)
     backbone = create_model(config.backbone, 0, model_args=config.model_args)
@@ -144,7 +139,7 @@ def features_of(config: PretrainConfig, task: Task, weights: Path | None) -> np.
 
 def run(config: PretrainConfig, task: Task, images: Sequence[Path], out: Path, *, init: Path | None = None) -> Outcome:
     """Pretrain on the images (or reuse the run in `out`) and ask the task's questions."""
-    from cassava_kit.ssl.pretrain import pretrain
+    from cassava_kit.training.ssl.pretrain import pretrain
 
     started = time.process_time()
     path = pretrain(config, images, out / task.name.replace(" ", "-") / config.name, init=init)
@@ -205,8 +200,8 @@ def time_views(repeats: int = 15) -> None:
     """Print the median milliseconds of one view of a batch, ours and kornia's in turn, and the median of the ratios."""
     import torch
 
-    from cassava_kit.ssl.batch_views import draw_view
-    from cassava_kit.ssl.recipes import recipe
+    from cassava_kit.training.ssl.batch_views import draw_view
+    from cassava_kit.training.ssl.recipes import recipe
 
     torch.set_num_threads(1)
     small = recipe("small_simclr").views[0].model_copy(update={"background_swap_prob": 0.0})
@@ -234,8 +229,8 @@ def seconds(cut: Callable[[], Any]) -> float:
 
 def main() -> int:
     """Run what was asked for; 1 where a figure to reach was missed."""
-    from cassava_kit.sample import ensure_sample
-    from cassava_kit.ssl.recipes import recipe
+    from cassava_kit.data.sample.make import ensure_sample
+    from cassava_kit.training.ssl.recipes import recipe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

@@ -27,15 +27,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cassava_kit.competition import CASSAVA
-from cassava_kit.config import RunConfig, replace
+from cassava_kit.data.folds import make_folds
 from cassava_kit.data.transforms import normalize
-from cassava_kit.folds import make_folds
-from cassava_kit.models import create_model, image_statistics
-from cassava_kit.recipes import small_resnet
+from cassava_kit.models.network import create_model, image_statistics
+from cassava_kit.settings import replace
 from cassava_kit.training.callbacks import Bar, Metrics, Resume
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.fit import make_trainer
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import training_bar
+from cassava_kit.training.recipes import small_resnet
 from cassava_kit.training.rows import Session
 
 SMALL = replace(small_resnet(), schedule="cosine", epochs=1)

@@ -32,10 +32,10 @@ from results_members import (
 )
 from results_page import MEAN, WEIGHTED, Facts, comparisons, page, score_rows, sentences, table
 
-from cassava_kit.blend import Judgement, judge, nested
-from cassava_kit.dry_run import parse_weights
+from cassava_kit.cli.dry_run import parse_weights
+from cassava_kit.evidence.blend import Judgement, judge, nested
+from cassava_kit.evidence.oof import Evidence, gather
 from cassava_kit.files import write_text
-from cassava_kit.oof import Evidence, gather
 
 METHOD = "logloss"
 

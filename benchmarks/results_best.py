@@ -7,11 +7,12 @@ from functools import partial
 import numpy as np
 from results_members import Made, Member, Shop, probe, train, with_views
 
-from cassava_kit.blend import rows
-from cassava_kit.calibration import logloss
-from cassava_kit.config import replace
-from cassava_kit.oof import Evidence, accuracy, average, gather
-from cassava_kit.recipes import recipe
+from cassava_kit.evidence.blend import rows
+from cassava_kit.evidence.calibration import logloss
+from cassava_kit.evidence.metrics import accuracy
+from cassava_kit.evidence.oof import Evidence, average, gather
+from cassava_kit.settings import replace
+from cassava_kit.training.recipes import recipe
 
 EPOCHS = 8
 CHOSEN = "chosen for each fold on the others"

@@ -16,18 +16,19 @@ from typing import Any
 import numpy as np
 from results_probe import mean_over_views, nested_probe
 
-from cassava_kit.ablation import own_report
 from cassava_kit.competition import current
-from cassava_kit.config import RunConfig, replace
 from cassava_kit.data.duplicates import find_duplicates
+from cassava_kit.data.folds import make_folds, write_folds
 from cassava_kit.data.table import read_competition
+from cassava_kit.evidence.oof import average, fold_predictions, gather, join_folds
+from cassava_kit.evidence.predictions import Predictions, read_predictions, write_predictions
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
-from cassava_kit.folds import make_folds, write_folds
-from cassava_kit.oof import average, fold_predictions, gather, join_folds
-from cassava_kit.predictions import Predictions, read_predictions, write_predictions
-from cassava_kit.recipes import recipe
-from cassava_kit.ssl.config import METHODS
+from cassava_kit.settings import replace
+from cassava_kit.training.ablation import own_report
+from cassava_kit.training.config import RunConfig
+from cassava_kit.training.recipes import recipe
 from cassava_kit.training.rows import Session, TrainData
+from cassava_kit.training.ssl.config import METHODS
 
 SEED, N_SPLITS = 42, 5
 # The mobilenet recipe made smaller, so that all variants of it fit into less than an hour of two CPU cores.
@@ -144,7 +145,7 @@ def majority(shop: Shop) -> Made:
 
 def logreg(shop: Shop) -> Made:
     """The kit's baseline on small pixels."""
-    from cassava_kit.baseline import train_baseline
+    from cassava_kit.training.baseline import train_baseline
 
     runs = shop.plan.work / "runs"
     _, seconds = timed(shop, "logreg", lambda: train_baseline(shop.data, runs, progress=False))
@@ -202,9 +203,10 @@ def cleaned(shop: Shop, name: str, action: str) -> Made:
 
 def features(shop: Shop, size: int, views: str) -> tuple[np.ndarray, float]:
     """Features (N, D) of the frozen ImageNet backbone at a size, the mean over views, and what they cost when made."""
+    from cassava_kit.inference.features import Pixels, extract_features
     from cassava_kit.inference.tta import make_views
-    from cassava_kit.models import create_model, image_statistics, load_weights
-    from cassava_kit.ssl.evaluate import Pixels, extract_features
+    from cassava_kit.models.network import create_model, image_statistics
+    from cassava_kit.models.weights import load_weights
 
     config = finetuned_config(shop)
     backbone = create_model(config.model, 0, model_args=config.model_args)
@@ -230,8 +232,8 @@ def probe(shop: Shop, name: str = PROBE, *, size: int | None = None, views: str 
 
 def pretrained(method: str, shop: Shop) -> Made:
     """The small ResNet from a backbone pretrained by the method on all photographs, no label seen."""
-    from cassava_kit.ssl.pretrain import CONFIG, describe, pretrain
-    from cassava_kit.ssl.recipes import recipe as pretraining
+    from cassava_kit.training.ssl.pretrain import CONFIG, describe, pretrain
+    from cassava_kit.training.ssl.recipes import recipe as pretraining
 
     config = pretraining(f"small_{method}").with_settings(["on_collapse=warn", *shop.plan.ssl_settings])
     out = shop.plan.work / "pretrain" / method

@@ -11,10 +11,10 @@ from statistics import NormalDist, median
 import numpy as np
 from results_members import FINETUNED, NETWORKS, PROBE, SEED
 
-from cassava_kit.compare import LEVEL, POWER_Z, Comparison, compare, correct
+from cassava_kit.evidence.compare import LEVEL, POWER_Z, Comparison, compare, correct
 from cassava_kit.report.runs_scores import Scored
-from cassava_kit.ssl.config import METHODS
-from cassava_kit.ssl.evaluate import balanced_accuracy
+from cassava_kit.training.ssl.config import METHODS
+from cassava_kit.training.ssl.probe import balanced_accuracy
 
 BEST_MEMBER = "best member"
 MEAN, WEIGHTED = "ensemble, plain mean", "ensemble, nested weights"

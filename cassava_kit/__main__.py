@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from cassava_kit.cli import RecipeCommand, StageGroup, example, run_app
-from cassava_kit.verbs import data, evidence, pages, pretraining, setup, submission, training
+from cassava_kit.cli import data, evidence, pages, pretraining, setup, submission, training
+from cassava_kit.cli.app import RecipeCommand, StageGroup, example, run_app
 
 # The verbs by stage of the journey, each with one example.
 STAGES: dict[str, dict[Callable[..., Any], str]] = {

@@ -174,7 +174,7 @@ def read_task(header: Mapping[str, Any], name: str) -> Task | None:
     """
     if header.get("competition") is None or header.get("metric") is None:
         return None
-    from cassava_kit.config import one_line
+    from cassava_kit.settings import one_line
 
     try:
         fields = {key: header[key] for key in ("competition", "metric", "classes", "id_column") if key in header}
@@ -215,7 +215,7 @@ def facts(competition: Competition) -> dict[str, Any]:
 
 def checked(values: dict[str, Any], name: str) -> Competition:
     """A competition from plain values; ValueError, naming `name` and the fields, for any that do not fit."""
-    from cassava_kit.config import one_line
+    from cassava_kit.settings import one_line
 
     try:
         return TypeAdapter(Competition).validate_python(values)

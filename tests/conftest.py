@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cassava_kit.data.folds import Folds, make_folds
+from cassava_kit.data.sample.make import make_sample
 from cassava_kit.data.table import TrainTable, read_competition
-from cassava_kit.folds import Folds, make_folds
-from cassava_kit.sample import make_sample
 
 # Several test processes and small tensors: more threads a process only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "2")

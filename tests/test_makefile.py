@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from cassava_kit.kaggle.road import LEDGER, OUTPUTS
+from cassava_kit.cli.kaggle import LEDGER, OUTPUTS
 
 ROOT = Path(__file__).resolve().parent.parent
 

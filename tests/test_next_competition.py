@@ -14,19 +14,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cassava_kit.blend import weigh_files
 from cassava_kit.competition import CASSAVA, VARIABLE, Competition, checked, current, facts, read_facts, write_facts
+from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.data.new_competition import new_competition
 from cassava_kit.data.table import as_written, read_competition
+from cassava_kit.evidence.blend import weigh_files
+from cassava_kit.evidence.oof import fold_predictions, join_folds
+from cassava_kit.evidence.predictions import write_predictions
 from cassava_kit.files import read_json
-from cassava_kit.folds import make_folds, write_folds
-from cassava_kit.kaggle.bundle import package_kernel
-from cassava_kit.kaggle.kernels import find_kernel, parse_changes, render
-from cassava_kit.kaggle.layout import as_uploaded, competition_mounts, dataset_mounts
-from cassava_kit.kaggle.rehearsal import Setting, Stage, perform
-from cassava_kit.new_competition import new_competition
-from cassava_kit.oof import fold_predictions, join_folds
-from cassava_kit.predictions import write_predictions
-from cassava_kit.submission import check_submission, submission_ids, write_submission
+from cassava_kit.inference.submission import check_submission, submission_ids, write_submission
+from cassava_kit.kaggle.pack.bundle import package_kernel
+from cassava_kit.kaggle.pack.kernels import find_kernel, parse_changes, render
+from cassava_kit.kaggle.rehearse.layout import as_uploaded, competition_mounts, dataset_mounts
+from cassava_kit.kaggle.rehearse.rehearsal import Setting, Stage, perform
 
 ROOT = Path(__file__).parent.parent
 FLOWERS = {"slug": "flowers-2027", "train_images": "photos", "test_images": "hidden"}

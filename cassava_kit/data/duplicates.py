@@ -20,8 +20,7 @@ import numpy as np
 
 from cassava_kit.data.images import ImageError, decode_small, in_threads
 from cassava_kit.data.table import TrainTable
-from cassava_kit.files import atomic_path
-from cassava_kit.paths import cache_dir
+from cassava_kit.files import atomic_path, cache_dir
 
 FINGERPRINT_CACHE = "fingerprints.npz"
 SIDE = 48

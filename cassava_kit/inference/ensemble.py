@@ -77,7 +77,7 @@ def loss_without(
     """
     import numpy as np
 
-    from cassava_kit.metrics import gain, value
+    from cassava_kit.evidence.metrics import gain, value
 
     w = np.asarray(weights, float)
     whole = value(metric, labels, np.tensordot(w, pred_probs, axes=1))

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cassava_kit.checkpoint import read_info
 from cassava_kit.competition import current
+from cassava_kit.data.folds import Folds, read_folds
 from cassava_kit.data.table import list_images
 from cassava_kit.errors import UserError
+from cassava_kit.evidence.metrics import measure, told
+from cassava_kit.evidence.oof import refuse_in_sample
+from cassava_kit.evidence.predictions import Header, Predictions, Source, make_predictions, write_predictions
 from cassava_kit.files import header_path
-from cassava_kit.folds import Folds, read_folds
 from cassava_kit.inference.predict import predict_images
-from cassava_kit.metrics import measure, told
-from cassava_kit.oof import refuse_in_sample
-from cassava_kit.predictions import Header, Predictions, Source, make_predictions, write_predictions
+from cassava_kit.models.checkpoint import read_info
 
 
 def predict_folder(

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from cassava_kit.checkpoint import CheckpointInfo, load_model
 from cassava_kit.data.transforms import normalize
 from cassava_kit.inference.fuse import fuse_conv_bn
 from cassava_kit.inference.tta import View
+from cassava_kit.models.checkpoint import CheckpointInfo, load_model
 
 OUT_OF_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 

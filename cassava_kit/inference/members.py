@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cassava_kit.checkpoint import CheckpointInfo, read_info
 from cassava_kit.competition import Competition, current
 from cassava_kit.errors import UserError
-from cassava_kit.files import read_json, sha256_file
-from cassava_kit.inference.choices import VIEWS
+from cassava_kit.files import WEIGHTS_MANIFEST, read_json, sha256_file
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
-from cassava_kit.paths import WEIGHTS_MANIFEST
+from cassava_kit.inference.options import VIEWS
+from cassava_kit.models.checkpoint import CheckpointInfo, read_info
 
 FALLBACK_VIEWS = "flips"
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from cassava_kit.checkpoint import CheckpointInfo
 from cassava_kit.inference.members import Members, Part
 from cassava_kit.inference.tta import View, make_views
 from cassava_kit.inference.votes import StopRule, Votes
+from cassava_kit.models.checkpoint import CheckpointInfo
 
 # A checkpoint's further views repeat much of what its plain view says: the i-th adds .3 / (i (i + 1)) of it (the
 # variance of a mean of v correlated answers falls as 1/v, and .3 is about what the answers to two views do not share).

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cassava_kit.checkpoint import CheckpointInfo, read_info
 from cassava_kit.errors import UserError
-from cassava_kit.inference.progress import progress_bar
+from cassava_kit.inference.report import progress_bar
+from cassava_kit.models.checkpoint import CheckpointInfo, read_info
 
 BATCH_SIZES = {"cpu": 16, "cuda": 64}
 

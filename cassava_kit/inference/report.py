@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cassava_kit.errors import UserError
-from cassava_kit.files import write_json
-from cassava_kit.inference.choices import EARLY_STOP, VIEWS, check_choice, check_device
+from cassava_kit.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from cassava_kit.inference.pixels import Budget
+    pass
 
 REPORT_FILE = "run.json"
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run is carried out; None takes the ensemble's views, the device's batch size and the machine's budget.
-
-    `memory` is how many gigabytes of pixels may be kept, beside the disk; a `budget` says both.
-    """
-
-    views: str | None = None
-    early_stop: str = "certified"
-    batch_size: int | None = None
-    device: str | Sequence[str] = "auto"
-    budget: Budget | None = None
-    memory: float | None = None
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        if self.views is not None:
-            check_choice("views", self.views, VIEWS)
-        check_choice("early_stop", self.early_stop, EARLY_STOP)
-        check_device(self.device)
-        if self.memory is not None and not 0 <= self.memory < float("inf"):
-            raise UserError(f"memory must be at least 0 gigabytes and finite, got {self.memory}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 @dataclass
@@ -92,3 +64,39 @@ def _printable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_printable(key): _printable(item) for key, item in value.items()}
     return [_printable(item) for item in value] if isinstance(value, list) else value
+
+
+BAR_AFTER_SECONDS = 2.0
+
+
+def progress_bar(total: int, text: str, *, show: bool = True) -> Any:
+    """A tqdm bar on a terminal that appears only after two seconds; use it as a context manager and `update(n)` it."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=text, unit="img", delay=BAR_AFTER_SECONDS, disable=None if show else True)
+
+
+def read_run(working: Path) -> tuple[list[str], str]:
+    """Read the run's own report, `run.json` in `working`.
+
+    Returns:
+        What went wrong (members left out, nothing voted), one line each; and one line on what was used.
+
+    Raises:
+        FileNotFoundError: there is no report.
+        UserError: it is not a report of the submission run.
+    """
+    path = working / "run.json"
+    run = read_json(path)
+    try:
+        wrong = [f"the run stopped early: {run['error']}"] if run["error"] else []
+        wrong += ["no member voted: the submission holds the most frequent class alone"] if run["prior_alone"] else []
+        wrong += [f"{name} was left out: {reason}" for name, reason in run["left_out"].items()]
+        names = ", ".join(dict.fromkeys(used["member"] for used in run["members_used"]))
+        failed = f"; {len(run['images_failed'])} images could not be read" if run["images_failed"] else ""
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no report of a submission run ({type(error).__name__}: {error}); "
+            "was it written by another version of the kit? Rehearse or run the notebook again"
+        ) from None
+    return wrong, f"members used: {names or 'no member'}{failed}"

@@ -13,9 +13,10 @@ from cassava_kit.errors import UserError
 from cassava_kit.inference.clock import Clock, process_start
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.members import load_members, read_prior
-from cassava_kit.inference.report import RunOptions, RunReport, say, warn
+from cassava_kit.inference.options import RunOptions
+from cassava_kit.inference.report import RunReport, say, warn
+from cassava_kit.inference.submission import check_submission, submission_ids, write_submission
 from cassava_kit.inference.votes import Votes
-from cassava_kit.submission import check_submission, submission_ids, write_submission
 
 
 def run_submission(

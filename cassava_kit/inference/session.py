@@ -11,11 +11,11 @@ import numpy as np
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.machine import describe_device, usable_devices, versions
 from cassava_kit.inference.members import Members, Part, reweighted
+from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.pixels import Budget, PixelStore
 from cassava_kit.inference.planner import Plan, arranged, choose_rows, kind_of, make_units
 from cassava_kit.inference.predict import fitting_batch
-from cassava_kit.inference.progress import progress_bar
-from cassava_kit.inference.report import RunOptions, RunReport, say, warn
+from cassava_kit.inference.report import RunReport, progress_bar, say, warn
 from cassava_kit.inference.runner import Runner
 from cassava_kit.inference.votes import StopRule, Votes
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ttach.base import BaseTransform, Compose, ImageOnlyTransform
 from ttach.transforms import HorizontalFlip, VerticalFlip
 
-from cassava_kit.inference.choices import VIEWS, check_choice
+from cassava_kit.inference.options import VIEWS, check_choice
 
 ZOOM = 0.8
 SHORT_NAMES = {"HorizontalFlip": "hflip", "VerticalFlip": "vflip", "Rotate90": "rotate"}

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_file
-from cassava_kit.kaggle.bundle import Bundle
-from cassava_kit.kaggle.kernels import KERNEL_METADATA
-from cassava_kit.kaggle.manifest import read_manifest
-from cassava_kit.kaggle.rehearsal import REPORT
-from cassava_kit.kaggle.remote import Remote
+from cassava_kit.kaggle.pack.bundle import Bundle
+from cassava_kit.kaggle.pack.kernels import KERNEL_METADATA
+from cassava_kit.kaggle.pack.manifest import read_manifest
+from cassava_kit.kaggle.rehearse.rehearsal import REPORT
+from cassava_kit.kaggle.send.remote import Remote
 
 Status = Literal["passed", "failed", "unknown"]
 

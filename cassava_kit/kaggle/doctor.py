@@ -6,18 +6,18 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from cassava_kit.checkpoint import read_info
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
-from cassava_kit.kaggle.bundle import read_bundle
 from cassava_kit.kaggle.case import Case, Check, Status
-from cassava_kit.kaggle.causes import NO_QUOTA
-from cassava_kit.kaggle.config import LICENCES, LONGEST_SLUG, LONGEST_TITLE, METADATA_FILE, PLACEHOLDER_OWNER
-from cassava_kit.kaggle.image import image_versions
-from cassava_kit.kaggle.kernels import SUBMISSION_KERNEL, Kernel
-from cassava_kit.kaggle.manifest import MANIFESTS, read_manifest
-from cassava_kit.kaggle.remote import FEWEST_HOURS, KaggleError, Remote
-from cassava_kit.kaggle.wheels import check_pure
+from cassava_kit.kaggle.pack.bundle import read_bundle
+from cassava_kit.kaggle.pack.config import LICENCES, LONGEST_SLUG, LONGEST_TITLE, METADATA_FILE, PLACEHOLDER_OWNER
+from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Kernel
+from cassava_kit.kaggle.pack.manifest import MANIFESTS, read_manifest
+from cassava_kit.kaggle.pack.wheels import check_pure
+from cassava_kit.kaggle.rehearse.image import image_versions
+from cassava_kit.kaggle.send.causes import NO_QUOTA
+from cassava_kit.kaggle.send.remote import FEWEST_HOURS, KaggleError, Remote
+from cassava_kit.models.checkpoint import read_info
 
 SESSION_SECONDS = 12 * 3600
 IMAGE_MEMORY = 29 * 2**30
@@ -38,7 +38,10 @@ def offline_pip(case: Case) -> Verdict:
     for name in wheels.values():
         check_pure(case.bundle.kit_dir / name)
     if case.metadata.get("enable_internet") is not False or "--no-index" not in case.notebook:
-        return "failed", "the notebook may use the internet; generate it again: python -m cassava_kit.kaggle.kernels"
+        return (
+            "failed",
+            "the notebook may use the internet; generate it again: python -m cassava_kit.kaggle.pack.kernels",
+        )
     return "passed", f"{len(wheels)} pure wheels in the bundle, pip asks no index"
 
 

@@ -18,7 +18,7 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.duplicates import Fingerprints, fingerprint, group_duplicates
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
 from cassava_kit.data.table import list_images, read_table
-from cassava_kit.paths import cache_dir
+from cassava_kit.files import cache_dir
 
 SIDE = 64  # shorter side at which statistics are taken: an eighth of 800x600, decoded so by the JPEG library itself
 QUANTITIES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,16 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.competition import Competition
-from cassava_kit.data.images import in_threads
 from cassava_kit.report import charts
 from cassava_kit.report.charts import Chart
 from cassava_kit.report.eda import QUANTITIES, Eda, Group, between_classes, explore, sizes
 from cassava_kit.report.page import check_out, percent, short_names, write_page
-from cassava_kit.report.review import thumbnail
+from cassava_kit.report.thumbnails import decoded, thumbnails
 
 GRID = 8
 SHOWN_CONFLICTS, SHOWN_GROUPS, SHOWN_COPIES, SHOWN_UNLISTED = 40, 20, 6, 16
-THUMBNAIL = 160
 
 
 def write_eda(
@@ -69,13 +66,6 @@ def shown_groups(groups: Sequence[Group]) -> list[Group]:
     return [*conflicting[:SHOWN_CONFLICTS], *others[:SHOWN_GROUPS]]
 
 
-def thumbnails(image_dir: Path, names: Sequence[str], *, progress: bool = True) -> dict[str, str]:
-    """Small pictures of the images by name, in base64; empty for one that cannot be read."""
-    distinct = list(dict.fromkeys(names))
-    made = in_threads(lambda n: thumbnail(image_dir / n, THUMBNAIL), distinct, title="Thumbnails", progress=progress)
-    return dict(zip(distinct, made, strict=True))
-
-
 def statistics_table(eda: Eda) -> list[list[str]]:
     """A row a quantity: its median (5th to 95th percentile) in each class, and the share between the classes."""
     labels = eda.frame["label"].to_numpy()
@@ -107,10 +97,3 @@ def eda_charts(eda: Eda, samples: Sequence[Sequence[str]], pictures: dict[str, s
         charts.boxes("statistics", "Median, quartiles and 5th to 95th percentile of each class.", names, groups),
         charts.picture_grid("grid", "Random pictures of each class, by given label.", eda.competition.classes, grid),
     ]
-
-
-def decoded(picture: str) -> np.ndarray:
-    """The pixels of a thumbnail (H, W, 3)."""
-    from cassava_kit.data.images import decode
-
-    return decode(base64.b64decode(picture))

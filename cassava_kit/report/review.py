@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +13,19 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.competition import Competition, current
-from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
-from cassava_kit.files import header_path, read_json, sha256_bytes, write_text
-from cassava_kit.folds import read_folds
-from cassava_kit.noise.clean import check_source, embedding_of
-from cassava_kit.noise.decisions import read_report
-from cassava_kit.noise.neighbours import nearest
-from cassava_kit.oof import Evidence, gather_files
-from cassava_kit.paths import cache_dir
+from cassava_kit.data.folds import read_folds
+from cassava_kit.data.images import in_threads
+from cassava_kit.evidence.noise.decisions import read_report
+from cassava_kit.evidence.noise.neighbours import nearest
+from cassava_kit.evidence.oof import Evidence, gather_files
+from cassava_kit.files import cache_dir, header_path, read_json, sha256_bytes, write_text
+from cassava_kit.inference.features import check_source, embedding_of
 from cassava_kit.report.page import check_out
+from cassava_kit.report.thumbnails import NEIGHBOUR, PHOTO, thumbnail
 
 LIMIT = 2000
-# Longer side of thumbnails in pixels, and their WebP quality: as good as JPEG's 72 in two thirds of the bytes, so that
-# 2,000 photographs stay below 30 MB.
-PHOTO, NEIGHBOUR, QUALITY = 240, 72, 50
+
+
 N_NEAR = 4
 
 
@@ -139,21 +137,6 @@ def nearest_ids(image_ids: np.ndarray, embedding: np.ndarray, shown: Sequence[st
     """Ids of the nearest images in an embedding (N, D), for the shown images."""
     rows = pd.Series(np.arange(len(image_ids)), index=image_ids)[list(shown)].to_numpy()
     return dict(zip(shown, image_ids[nearest(embedding, reach=N_NEAR, of=rows)].tolist(), strict=True))
-
-
-def thumbnail(path: Path, side: int) -> str:
-    """A WebP picture whose longer side is `side` pixels, as base64; empty where the file is not a whole image."""
-    import cv2
-
-    try:
-        image = decode_small(read_bytes(path), side)
-    except ImageError:
-        return ""
-    scale = side / max(image.shape[:2])
-    size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
-    _, content = cv2.imencode(".webp", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
-    return base64.b64encode(content.tobytes()).decode("ascii")
 
 
 def thumbnails(rows: Sequence[dict[str, Any]], image_dir: Path, *, progress: bool = True) -> dict[str, str]:

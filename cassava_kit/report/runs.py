@@ -11,10 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from cassava_kit.files import read_csv, read_json
-from cassava_kit.oof import distinct_names
-from cassava_kit.paths import CONFIG_FILE, DONE_FILE, OOF_FILE
-from cassava_kit.predictions import Predictions, read_predictions
+from cassava_kit.evidence.oof import distinct_names
+from cassava_kit.evidence.predictions import Predictions, read_predictions
+from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, read_csv, read_json
 
 FOLD_FOLDER = re.compile(r"fold(\d+)")
 

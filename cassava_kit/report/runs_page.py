@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cassava_kit.calibration import BINS
-from cassava_kit.compare import Comparison
 from cassava_kit.competition import Competition, current
+from cassava_kit.data.folds import Folds
 from cassava_kit.data.table import read_table
-from cassava_kit.folds import Folds
-from cassava_kit.metrics import LESS_IS_BETTER, NAMES, gain, told
+from cassava_kit.evidence.calibration import BINS
+from cassava_kit.evidence.compare import Comparison
+from cassava_kit.evidence.metrics import LESS_IS_BETTER, NAMES, gain, told
 from cassava_kit.report import charts
 from cassava_kit.report.charts import Chart
-from cassava_kit.report.eda_page import thumbnails
 from cassava_kit.report.page import check_out, short_names, slug, write_page
 from cassava_kit.report.runs import Run, differing_settings, find_runs, findings
 from cassava_kit.report.runs_scores import (
@@ -30,7 +29,8 @@ from cassava_kit.report.runs_scores import (
     score_run,
     worst_mistakes,
 )
-from cassava_kit.training.doctor import ONE_CLASS_SHARE
+from cassava_kit.report.thumbnails import thumbnails
+from cassava_kit.training.findings import ONE_CLASS_SHARE
 
 MISTAKES = 24
 INTERVAL_Z = 1.96

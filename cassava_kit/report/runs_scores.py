@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cassava_kit.calibration import Calibration, calibrate, ece, logloss
-from cassava_kit.compare import Comparison, compare, correct
 from cassava_kit.competition import Metric
-from cassava_kit.folds import TEST, Folds, read_folds
-from cassava_kit.metrics import measure
-from cassava_kit.oof import Score, check_oof, refuse_in_sample
-from cassava_kit.predictions import Predictions
+from cassava_kit.data.folds import TEST, Folds, read_folds
+from cassava_kit.evidence.calibration import Calibration, calibrate, ece, logloss
+from cassava_kit.evidence.compare import Comparison, compare, correct
+from cassava_kit.evidence.metrics import Score, measure
+from cassava_kit.evidence.oof import check_oof, refuse_in_sample
+from cassava_kit.evidence.predictions import Predictions
 from cassava_kit.report.runs import Run
 
 MAJORITY = "majority"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cassava_kit.config import RunConfig
-from cassava_kit.models import keep_frozen
+from cassava_kit.models.network import keep_frozen
+from cassava_kit.training.config import RunConfig
 
 
 def make_ema(model: nn.Module, config: RunConfig) -> Any:

@@ -13,7 +13,7 @@ import pandas as pd
 from rich.progress import Progress, TaskID
 
 from cassava_kit.files import atomic_path, write_text
-from cassava_kit.training.doctor import diagnose
+from cassava_kit.training.findings import diagnose
 
 METRICS_FILE = "metrics.csv"
 RESUME_FILE = "last.ckpt"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cassava_kit.config import RunConfig
+from cassava_kit.training.config import RunConfig
 
 STRATEGIES = ("auto", "ddp", "ddp_sharded", "fsdp")
 

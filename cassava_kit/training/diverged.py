@@ -9,7 +9,7 @@ import torch
 
 from cassava_kit.errors import UserError
 from cassava_kit.training.devices import process_place
-from cassava_kit.training.doctor import not_finite
+from cassava_kit.training.findings import not_finite
 
 
 class DivergedError(UserError):

@@ -13,18 +13,20 @@ import lightning as L
 import pandas as pd
 import torch
 
-from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
-from cassava_kit.config import RunConfig
-from cassava_kit.models import free_stages, image_statistics, load_weights
-from cassava_kit.noise.decisions import WEIGHTED
-from cassava_kit.paths import CHECKPOINT_FILE
-from cassava_kit.recipes import run_name
+from cassava_kit.evidence.noise.decisions import WEIGHTED
+from cassava_kit.files import CHECKPOINT_FILE
+from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
+from cassava_kit.models.network import free_stages, image_statistics
+from cassava_kit.models.weights import load_weights
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume, StopEarly
+from cassava_kit.training.checks import check_run
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import is_main, make_strategy, whole_state
 from cassava_kit.training.diverged import DivergedError, StopDiverged
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
+from cassava_kit.training.recipes import run_name
 from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
 from cassava_kit.training.run_dir import (
     FoldResult,
@@ -37,7 +39,6 @@ from cassava_kit.training.run_dir import (
     reusable,
     write_oof,
 )
-from cassava_kit.training.start import check_run
 
 
 def train_fold(

@@ -12,11 +12,12 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from cassava_kit.config import SEED_PRIME, RunConfig
 from cassava_kit.data.cache import open_cache
 from cassava_kit.data.dataset import ImageDataset, collate
 from cassava_kit.data.images import load_image, read_image
 from cassava_kit.data.transforms import train_transform
+from cassava_kit.settings import SEED_PRIME
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import process_place
 
 Load = Callable[[Path], np.ndarray]

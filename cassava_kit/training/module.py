@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cassava_kit.config import SEED_PRIME, RunConfig
 from cassava_kit.data.transforms import normalize
-from cassava_kit.losses import make_loss
-from cassava_kit.models import (
+from cassava_kit.models.network import (
     create_model,
     free_stages,
     freeze_backbone,
@@ -22,9 +20,11 @@ from cassava_kit.models import (
     sized_args,
     stage_modules,
 )
-from cassava_kit.noise.decisions import without_largest
+from cassava_kit.settings import SEED_PRIME
 from cassava_kit.training.averaging import make_ema, make_swa
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import Devices, process_place, shard
+from cassava_kit.training.losses import make_loss, without_largest
 from cassava_kit.training.optimizers import make_optimizer, parameter_groups, with_schedule
 
 Batch = tuple[Tensor, Tensor, Tensor]

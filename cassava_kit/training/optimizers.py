@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cassava_kit.config import RunConfig
-from cassava_kit.models import head_parameters, stages
+from cassava_kit.models.network import head_parameters, stages
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import zero_optimizer
 
 KINDS: dict[str, type[torch.optim.Optimizer]] = {

@@ -13,18 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cassava_kit.competition import Competition, current
-from cassava_kit.config import RunConfig
+from cassava_kit.data.folds import Folds
 from cassava_kit.data.table import TrainTable
-from cassava_kit.folds import Folds
-from cassava_kit.metrics import baseline, measure, told
-from cassava_kit.oof import Score, accuracy
-from cassava_kit.recipes import first_weights, run_name
+from cassava_kit.evidence.metrics import Score, accuracy, baseline, measure, told
+from cassava_kit.training.checks import check_run
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import is_main
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.loaders import fill_cache
+from cassava_kit.training.recipes import first_weights, run_name
 from cassava_kit.training.rows import Session, TrainData
 from cassava_kit.training.run_dir import FoldResult, fingerprint, join_runs, reusable
-from cassava_kit.training.start import check_run
 
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False}
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Literal
 
 import numpy as np
@@ -15,16 +14,12 @@ import pandas as pd
 from rich.progress import Progress
 
 from cassava_kit.competition import Competition, current
-from cassava_kit.config import RunConfig
+from cassava_kit.data.folds import Folds
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable
+from cassava_kit.evidence.noise.decisions import apply_report, read_report
 from cassava_kit.files import sha256_file
-from cassava_kit.folds import Folds
-from cassava_kit.models import check_size, sized_args
-from cassava_kit.noise.decisions import ACTIONS, WEIGHTED, apply_report, check_report, read_report
-from cassava_kit.training.devices import Devices, check_devices
-
-LONGEST_TEMPORARY = 70  # a socket's path may have 107 characters; longer ones are waited for in vain
+from cassava_kit.training.devices import Devices
 
 
 @dataclass(frozen=True)
@@ -83,60 +78,6 @@ class Session:
             "strategy": self.devices.strategy,
             "processes": self.devices.processes,
         }
-
-
-def check_table(data: TrainData) -> None:
-    """The fold file must be of this very table: same images, same labels."""
-    table = data.table.frame.sort_values("image_id", kind="stable").reset_index(drop=True)
-    split = data.folds.frame
-    unknown = pd.Index(table["image_id"]).difference(split["image_id"])
-    absent = pd.Index(split["image_id"]).difference(table["image_id"])
-    if len(unknown) or len(absent):
-        raise ValueError(
-            f"the fold file must have the table's images: {len(unknown)} images of the table are not in it"
-            f"{f' (first: {unknown[0]})' if len(unknown) else ''}, {len(absent)} of its images are not in the table"
-            f"{f' (first: {absent[0]})' if len(absent) else ''}; make it again with: python -m cassava_kit folds"
-        )
-    differs = table["label"].to_numpy() != split["label"].to_numpy()
-    if differs.any():
-        row = int(np.argmax(differs))
-        raise ValueError(
-            f"the fold file says label {split['label'].iloc[row]} for {split['image_id'].iloc[row]}, the table says "
-            f"{table['label'].iloc[row]}; make the fold file again with: python -m cassava_kit folds"
-        )
-
-
-def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
-    """Everything that can be refused before slow work: table, model, devices, first weights, noise report, log."""
-    check_table(data)
-    check_size(config.model, config.image_size, sized_args(config.model, config.image_size, config.model_args))
-    check_devices(session.devices, config)
-    if session.weights is not None and not session.weights.is_file():
-        raise FileNotFoundError(f"no weights file {session.weights}")
-    if session.clean_action not in ACTIONS:
-        raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {session.clean_action!r}")
-    if session.clean is not None:
-        check_report(read_report(session.clean), data.folds.frame, data.competition.n_classes)
-        check_row_weights(config, session.clean_action)
-    if session.workers and len(gettempdir()) > LONGEST_TEMPORARY:
-        raise ValueError(
-            f"--workers needs a temporary folder of at most {LONGEST_TEMPORARY} characters, for the sockets of its "
-            f"processes, got {gettempdir()}; set TMPDIR=/tmp"
-        )
-    if session.tensorboard:
-        from importlib.util import find_spec
-
-        if find_spec("tensorboard") is None:
-            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
-
-
-def check_row_weights(config: RunConfig, action: str) -> None:
-    """ValueError where a noise report would give rows weights, and the recipe mixes rows."""
-    if action in WEIGHTED and (config.mixup or config.cutmix):
-        raise ValueError(
-            f"weights of rows do not go with mixup or cutmix, got --clean-action {action}; use drop or flip, or "
-            "--set mixup=0 --set cutmix=0"
-        )
 
 
 def usable_rows(data: TrainData, fold: int, limit: int | None) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:

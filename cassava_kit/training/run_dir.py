@@ -10,18 +10,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cassava_kit.checkpoint import CheckpointInfo, load_tensors, save_checkpoint
-from cassava_kit.config import NAMES, RunConfig
+from cassava_kit.data.folds import Folds
 from cassava_kit.errors import UserError
-from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
-from cassava_kit.folds import Folds
+from cassava_kit.evidence.metrics import Score, accuracy, score_record
+from cassava_kit.evidence.oof import fold_predictions, join_folds
+from cassava_kit.evidence.predictions import Predictions, read_predictions, write_predictions
+from cassava_kit.files import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    DONE_FILE,
+    OOF_FILE,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+)
 from cassava_kit.inference.predict import predict_images
-from cassava_kit.models import sized_args
-from cassava_kit.oof import Score, accuracy, fold_predictions, join_folds, score_record
-from cassava_kit.paths import CHECKPOINT_FILE, CONFIG_FILE, DONE_FILE, OOF_FILE
-from cassava_kit.predictions import Predictions, read_predictions, write_predictions
-from cassava_kit.recipes import run_name
+from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
+from cassava_kit.models.network import sized_args
+from cassava_kit.models.weights import load_tensors
 from cassava_kit.training.callbacks import METRICS_FILE, RESUME_FILE
+from cassava_kit.training.config import NAMES, RunConfig
+from cassava_kit.training.recipes import run_name
 from cassava_kit.training.rows import Session, TrainData
 from cassava_kit.training.sources import learning_code_hash
 

@@ -42,7 +42,7 @@ from queue import SimpleQueue
 
 import torch
 
-from cassava_kit.recipes import recipe, run_name
+from cassava_kit.training.recipes import recipe, run_name
 
 # A slip of RECIPE or SET ends here; the name is that of the run's folder.
 NAME = RECIPE if RECIPE == "logreg" else run_name(recipe(RECIPE).with_settings(SET))

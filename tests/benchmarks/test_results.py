@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, log_loss
 
-from cassava_kit.compare import images_needed
 from cassava_kit.competition import CASSAVA, write_facts
-from cassava_kit.config import RunConfig
-from cassava_kit.models import create_model
-from cassava_kit.oof import Evidence
-from cassava_kit.recipes import recipe
-from cassava_kit.sample import make_sample
+from cassava_kit.data.sample.make import make_sample
+from cassava_kit.evidence.compare import images_needed
+from cassava_kit.evidence.oof import Evidence
+from cassava_kit.models.network import create_model
+from cassava_kit.training.config import RunConfig
+from cassava_kit.training.recipes import recipe
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 N, K = 200, 5

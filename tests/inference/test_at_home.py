@@ -11,9 +11,9 @@ from tiny_runs import ROOT, full_ensemble, read_labels, run_python
 from cassava_kit.inference import run as run_module
 from cassava_kit.inference import runner
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
-from cassava_kit.inference.report import RunOptions
+from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.run import run_at_home
-from cassava_kit.submission import check_submission
+from cassava_kit.inference.submission import check_submission
 
 CPU = RunOptions(device="cpu", batch_size=4, progress=False)
 
@@ -51,7 +51,7 @@ def test_slips_are_one_line(
     images: Path, weights: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from cassava_kit.__main__ import app
-    from cassava_kit.cli import run_app
+    from cassava_kit.cli.app import run_app
 
     given = {"--ensemble": str(weights), "--images": str(images), "--out": str(tmp_path / "s.csv")}
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
@@ -100,7 +100,7 @@ def test_a_run_without_a_vote_is_an_error_with_its_reasons(
 
 
 def test_options_arrive(images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cassava_kit.verbs.submission import submission
+    from cassava_kit.cli.submission import submission
 
     seen: list[object] = []
 

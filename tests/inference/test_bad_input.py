@@ -11,8 +11,8 @@ from tiny_members import colour_field, write_image
 from tiny_runs import CPU, full_ensemble, read_labels, run_python, submit
 
 from cassava_kit.inference import run as run_module
+from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.predict import predict_images
-from cassava_kit.inference.report import RunOptions
 from cassava_kit.inference.run import run_submission
 
 

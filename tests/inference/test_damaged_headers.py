@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from tiny_members import write_checkpoint
 from tiny_runs import full_ensemble, submit
 
-from cassava_kit.checkpoint import METADATA_KEY, load_tensors, read_info, save_checkpoint
 from cassava_kit.inference import pixels
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble, write_ensemble
+from cassava_kit.models.checkpoint import METADATA_KEY, read_info, save_checkpoint
+from cassava_kit.models.weights import load_tensors
 
 
 def change_header(path: Path, **changes: object) -> None:

@@ -8,10 +8,10 @@ import torch
 from tiny_members import write_checkpoint
 from torch import nn
 
-from cassava_kit.checkpoint import load_model
 from cassava_kit.data.transforms import normalize
 from cassava_kit.inference.forward import Forward, is_out_of_memory, load_forward
 from cassava_kit.inference.tta import View, make_views
+from cassava_kit.models.checkpoint import load_model
 
 CPU = torch.device("cpu")
 PLAIN = make_views("none")[0]

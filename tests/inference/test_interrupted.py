@@ -13,7 +13,7 @@ from tiny_runs import ROOT, full_ensemble, read_labels, submit
 from cassava_kit.files import read_json
 from cassava_kit.inference import run as run_module
 from cassava_kit.inference.forward import Forward
-from cassava_kit.submission import check_submission
+from cassava_kit.inference.submission import check_submission
 
 
 def test_the_first_file_is_there_before_any_member_is_read(

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from tiny_members import PRIOR, write_checkpoint
 
-from cassava_kit.files import sha256_file
+from cassava_kit.files import WEIGHTS_MANIFEST, sha256_file
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.inference.members import load_members, read_prior
-from cassava_kit.paths import WEIGHTS_MANIFEST
 
 
 def weight_of(folder: Path) -> dict[str, float]:

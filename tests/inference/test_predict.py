@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_members import PRIOR, write_checkpoint
 
-from cassava_kit.checkpoint import load_model
 from cassava_kit.data.images import load_image
 from cassava_kit.data.transforms import normalize
 from cassava_kit.inference.predict import fitting_batch, predict_images
 from cassava_kit.inference.tta import make_views
+from cassava_kit.models.checkpoint import load_model
 
 # Float32 with fused convolutions and batch norms: 1.1e-5 was seen with random weights.
 TOLERANCE = 5e-5

@@ -10,10 +10,10 @@ from tiny_members import PRIOR
 from tiny_runs import CPU, full_ensemble
 
 from cassava_kit.competition import CASSAVA
-from cassava_kit.inference.report import RunOptions
+from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.run import run_submission
+from cassava_kit.inference.submission import check_submission, write_submission
 from cassava_kit.inference.votes import Votes
-from cassava_kit.submission import check_submission, write_submission
 
 COLUMNS = ("bacterial", "streak", "mottle", "mosaic", "healthy")
 SCORED_BY_LOSS = replace(

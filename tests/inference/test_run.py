@@ -10,13 +10,14 @@ import torch
 from tiny_members import write_checkpoint, write_image
 from tiny_runs import full_ensemble, run_python, submit
 
-from cassava_kit.checkpoint import load_tensors, read_info, save_checkpoint
 from cassava_kit.inference import run as run_module
 from cassava_kit.inference import session
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble, write_ensemble
 from cassava_kit.inference.forward import Forward
+from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.pixels import Budget
-from cassava_kit.inference.report import RunOptions
+from cassava_kit.models.checkpoint import read_info, save_checkpoint
+from cassava_kit.models.weights import load_tensors
 
 
 @pytest.mark.parametrize("early_stop", ["off", "certified"])

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import torch
 
-from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
-from cassava_kit.models import create_model
+from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
+from cassava_kit.models.network import create_model
 
 PRIOR = (0.05, 0.10, 0.11, 0.62, 0.12)
 

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
+from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.predict import predict_images
-from cassava_kit.inference.report import RunOptions, RunReport
+from cassava_kit.inference.report import RunReport
 from cassava_kit.inference.run import run_submission
-from cassava_kit.submission import check_submission
+from cassava_kit.inference.submission import check_submission
 
 ROOT = Path(__file__).parents[2]
 CPU = {"device": "cpu", "batch_size": 4, "progress": False}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.inference.ensemble import Ensemble, EnsembleMember
-from cassava_kit.kaggle.bundle import Bundle, package, read_bundle
+from cassava_kit.kaggle.pack.bundle import Bundle, package, read_bundle
+from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRIOR = (0.05, 0.10, 0.11, 0.62, 0.12)
@@ -38,7 +38,7 @@ def root(pristine: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two members' checkpoints, one fold each, that really load and predict."""
-    from cassava_kit.models import create_model
+    from cassava_kit.models.network import create_model
 
     folder, made = tmp_path_factory.mktemp("checkpoints"), {}
     for seed, recipe in enumerate(("vit_a", "vit_b")):

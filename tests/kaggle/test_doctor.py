@@ -14,13 +14,13 @@ import pytest
 
 from cassava_kit.competition import CASSAVA
 from cassava_kit.files import read_json, sha256_file, write_json
-from cassava_kit.kaggle.bundle import Bundle, package_kernel
-from cassava_kit.kaggle.config import library_ranges, read_config
-from cassava_kit.kaggle.credentials import known_secrets, redact
 from cassava_kit.kaggle.doctor import CAUSES, doctor
-from cassava_kit.kaggle.image import find_python, image_versions
-from cassava_kit.kaggle.kernels import OWN_LIMIT_SECONDS, find_kernel, parse_changes
-from cassava_kit.kaggle.manifest import write_manifest
+from cassava_kit.kaggle.pack.bundle import Bundle, package_kernel
+from cassava_kit.kaggle.pack.config import library_ranges, read_config
+from cassava_kit.kaggle.pack.credentials import known_secrets, redact
+from cassava_kit.kaggle.pack.kernels import OWN_LIMIT_SECONDS, find_kernel, parse_changes
+from cassava_kit.kaggle.pack.manifest import write_manifest
+from cassava_kit.kaggle.rehearse.image import find_python, image_versions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

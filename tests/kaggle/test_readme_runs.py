@@ -13,8 +13,9 @@ from kaggle_stub import USER, Stub, environment, running
 from PIL import Image
 from safetensors.torch import save_file
 
-from cassava_kit.checkpoint import load_tensors, read_info, save_checkpoint
-from cassava_kit.sample import make_sample
+from cassava_kit.data.sample.make import make_sample
+from cassava_kit.models.checkpoint import read_info, save_checkpoint
+from cassava_kit.models.weights import load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -14,20 +14,19 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, recall_score
 
 from cassava_kit.__main__ import app
-from cassava_kit.baseline import train_logreg
-from cassava_kit.calibration import ece, logloss
-from cassava_kit.cli import run_app
-from cassava_kit.compare import compare
+from cassava_kit.cli.app import run_app
 from cassava_kit.competition import CASSAVA
+from cassava_kit.data.folds import make_folds, write_folds
 from cassava_kit.data.table import TrainTable
-from cassava_kit.folds import make_folds, write_folds
-from cassava_kit.metrics import measure
-from cassava_kit.oof import accuracy, majority
-from cassava_kit.predictions import Header, Source, make_predictions, read_predictions, write_predictions
+from cassava_kit.evidence.calibration import ece, logloss
+from cassava_kit.evidence.compare import compare
+from cassava_kit.evidence.metrics import accuracy, majority, measure
+from cassava_kit.evidence.predictions import Header, Source, make_predictions, read_predictions, write_predictions
 from cassava_kit.report.charts import INK, chart
 from cassava_kit.report.runs import differing_settings, find_runs, findings
 from cassava_kit.report.runs_page import gather_report, unique_slugs, write_report
 from cassava_kit.report.runs_scores import Scored, compare_pairs, majority_of, recalls, worst_mistakes
+from cassava_kit.training.baseline import train_logreg
 
 NOTE = "predicts class 3 (Cassava Mosaic Disease (CMD)) for 98% of <the> validation images"
 

@@ -9,22 +9,13 @@ import pandas as pd
 import pytest
 from chrome import FETCHED, console_errors, open_chromium, show
 
-from cassava_kit.folds import make_folds, write_folds
-from cassava_kit.noise.clean import clean_files
-from cassava_kit.noise.decisions import Caps, read_decisions, read_report, write_report
-from cassava_kit.oof import Evidence
-from cassava_kit.predictions import Header, make_predictions, write_predictions
-from cassava_kit.report.review import (
-    NEIGHBOUR,
-    PHOTO,
-    Extras,
-    ReviewFiles,
-    conflicting,
-    review_files,
-    review_rows,
-    thumbnail,
-    write_review,
-)
+from cassava_kit.cli.clean import clean_files
+from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.evidence.noise.decisions import Caps, read_decisions, read_report, write_report
+from cassava_kit.evidence.oof import Evidence
+from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
+from cassava_kit.report.review import Extras, ReviewFiles, conflicting, review_files, review_rows, write_review
+from cassava_kit.report.thumbnails import NEIGHBOUR, PHOTO, thumbnail
 
 CLASSES = 5
 

@@ -8,11 +8,11 @@ from programs import command, kill, run, start, wait_for
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
-from cassava_kit.checkpoint import load_tensors
-from cassava_kit.config import RunConfig
-from cassava_kit.folds import read_folds, write_folds
-from cassava_kit.models import create_model, stage_modules
-from cassava_kit.predictions import read_predictions
+from cassava_kit.data.folds import read_folds, write_folds
+from cassava_kit.evidence.predictions import read_predictions
+from cassava_kit.models.network import create_model, stage_modules
+from cassava_kit.models.weights import load_tensors
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import Devices, check_devices, shard, whole_state
 from cassava_kit.training.module import every_row_once
 from cassava_kit.training.optimizers import make_optimizer, parameter_groups

@@ -10,18 +10,19 @@ import pytest
 import torch
 from tiny import SILENT, TINY
 
-from cassava_kit.checkpoint import load_tensors, read_info
-from cassava_kit.config import replace
+from cassava_kit.data.folds import Folds, make_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.errors import UserError
-from cassava_kit.folds import Folds, make_folds
-from cassava_kit.oof import check_oof
-from cassava_kit.predictions import read_predictions
-from cassava_kit.recipes import recipe, recipe_names
+from cassava_kit.evidence.oof import check_oof
+from cassava_kit.evidence.predictions import read_predictions
+from cassava_kit.models.checkpoint import read_info
+from cassava_kit.models.weights import load_tensors
+from cassava_kit.settings import replace
 from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import train_recipe
+from cassava_kit.training.recipes import recipe, recipe_names
 from cassava_kit.training.rows import Session, TrainData, usable_rows
 from cassava_kit.training.run_dir import fingerprint
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from tiny import SILENT, TINY
 
-from cassava_kit.baseline import LogReg, predict_fold, read_pixels, train_baseline
-from cassava_kit.config import replace
 from cassava_kit.data.dataset import ImageDataset
-from cassava_kit.folds import make_holdout, write_folds
+from cassava_kit.data.folds import make_holdout, write_folds
+from cassava_kit.evidence.oof import gather_files
+from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.inference.folder import predict_folder
-from cassava_kit.oof import gather_files
-from cassava_kit.predictions import read_predictions
+from cassava_kit.settings import replace
+from cassava_kit.training.baseline import LogReg, predict_fold, read_pixels, train_baseline
 from cassava_kit.training.recipe_run import train_recipe
 from cassava_kit.training.rows import TrainData
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from programs import command, kill, run, start, wait_for
 
-from cassava_kit.checkpoint import load_tensors
-from cassava_kit.folds import write_folds
+from cassava_kit.data.folds import write_folds
+from cassava_kit.models.weights import load_tensors
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cassava_kit.config import RunConfig
-from cassava_kit.models import create_model, free_stages, head_parameters, stages
+from cassava_kit.models.network import create_model, free_stages, head_parameters, stages
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.optimizers import make_optimizer, parameter_groups, rate_factor, rate_scales, with_schedule
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}

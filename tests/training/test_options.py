@@ -6,14 +6,16 @@ import pytest
 import torch
 from tiny import SILENT, TINY
 
-from cassava_kit.checkpoint import load_tensors, read_info
-from cassava_kit.config import RunConfig, replace
 from cassava_kit.errors import UserError
-from cassava_kit.recipes import recipe
+from cassava_kit.models.checkpoint import read_info
+from cassava_kit.models.weights import load_tensors
+from cassava_kit.settings import replace
 from cassava_kit.training import fit
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import Resume
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.fit import make_batches, make_module, make_trainer, train_fold
+from cassava_kit.training.recipes import recipe
 from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
 
 

@@ -10,18 +10,19 @@ import torch
 from tiny import SILENT, TINY
 
 from cassava_kit.__main__ import app
-from cassava_kit.checkpoint import load_tensors, read_info
-from cassava_kit.cli import run_app
-from cassava_kit.config import replace
+from cassava_kit.cli.app import run_app
+from cassava_kit.data.folds import write_folds
 from cassava_kit.errors import UserError
-from cassava_kit.folds import write_folds
-from cassava_kit.predictions import read_predictions
-from cassava_kit.recipes import recipe, recipe_names, run_name
+from cassava_kit.evidence.predictions import read_predictions
+from cassava_kit.models.checkpoint import read_info
+from cassava_kit.models.weights import load_tensors
+from cassava_kit.settings import replace
 from cassava_kit.training import run_dir
 from cassava_kit.training.diverged import DivergedError
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import train_recipe
+from cassava_kit.training.recipes import recipe, recipe_names, run_name
 from cassava_kit.training.rows import Session
 
 ONE = replace(TINY, epochs=1)

@@ -1,6 +1,6 @@
 """The doctor speaks when there is reason to, and only then."""
 
-from cassava_kit.training.doctor import diagnose, not_finite
+from cassava_kit.training.findings import diagnose, not_finite
 
 CLASSES = ("a", "b")
 

@@ -5,14 +5,14 @@ import torch
 from safetensors.torch import save_file
 from tiny import SILENT, TINY
 
-from cassava_kit.checkpoint import CheckpointInfo, save_checkpoint
-from cassava_kit.config import replace
-from cassava_kit.folds import make_folds
-from cassava_kit.models import create_model
+from cassava_kit.data.folds import make_folds
+from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
+from cassava_kit.models.network import create_model
+from cassava_kit.settings import replace
+from cassava_kit.training.checks import check_run, check_start
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.recipe_run import train_recipe
 from cassava_kit.training.rows import Session, TrainData
-from cassava_kit.training.start import check_run, check_start
 
 
 @pytest.fixture

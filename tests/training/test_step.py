@@ -17,10 +17,11 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from tiny import SILENT, TINY
 
-from cassava_kit.config import RunConfig, replace
+from cassava_kit.data.folds import make_folds
 from cassava_kit.data.images import load_image
 from cassava_kit.data.table import TrainTable
-from cassava_kit.folds import make_folds
+from cassava_kit.settings import replace
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.fit import train_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.rows import TrainData

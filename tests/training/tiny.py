@@ -1,6 +1,6 @@
 """A recipe of seconds, and a session that says nothing."""
 
-from cassava_kit.config import RunConfig
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.rows import Session
 
 SILENT = Session(tell=lambda _: None)

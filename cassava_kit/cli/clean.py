@@ -1,0 +1,55 @@
+"""cassava_kit.cli.clean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cassava_kit.data.folds import read_folds
+from cassava_kit.errors import UserError
+from cassava_kit.evidence.noise.clean import Cleaning, clean
+from cassava_kit.evidence.noise.decisions import Caps, check_decisions, read_decisions, write_report
+from cassava_kit.evidence.oof import gather_files
+from cassava_kit.files import header_path, write_json
+from cassava_kit.inference.features import check_source, embedding_of
+
+
+def clean_files(
+    oof: Sequence[Path],
+    folds: Path,
+    out: Path,
+    *,
+    caps: Caps | None = None,
+    embedding: Path | None = None,
+    backbone: tuple[Path, Path] | None = None,
+    decisions: Sequence[Path] = (),
+) -> Cleaning:
+    """`clean` on files: writes the report `out` and beside it a header naming the fold file's hash.
+
+    Neighbours come from a file `embedding`, or from `backbone`: a checkpoint and the competition folder it looks at.
+    Of several files of `decisions` a later one decides again what an earlier one did.
+    """
+    check_out(out, folds, [*oof, *decisions, *filter(None, [embedding])])
+    check_source(embedding, backbone and backbone[0])
+    decided = read_decisions(decisions) if decisions else None
+    evidence = gather_files(oof, read_folds(folds))
+    if decided is not None:
+        check_decisions(decided, evidence.image_ids, evidence.pred_probs.shape[2])
+    vectors, source = embedding_of(evidence.image_ids, embedding, backbone)
+    found = clean(evidence, caps=caps, embedding=vectors, decisions=decided)
+    cleaning = replace(found, embedding=source)
+    write_report(out, cleaning.report)
+    given = {"folds": [folds], "oof": oof, "embedding": [embedding] if embedding else [], "decisions": decisions}
+    files = {kind: [os.path.relpath(path, Path(out).parent) for path in paths] for kind, paths in given.items()}
+    write_json(header_path(out), {**cleaning.header(), "files": files})
+    return cleaning
+
+
+def check_out(out: Path, folds: Path, inputs: Sequence[Path]) -> None:
+    """UserError where the report, or its header, would be written over one of its own inputs."""
+    taken = {path.resolve() for given in (folds, *inputs) for path in (given, given.with_suffix(".json"))}
+    for path in (out, header_path(out)):
+        if path.resolve() in taken:
+            raise UserError(f"the report would be written over {path}, which it is made from; give --out another name")

@@ -1,0 +1,146 @@
+"""Verbs on the competition's data: sample, sheet, tfrecords, folds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cassava_kit.cli.options import Data
+from cassava_kit.errors import UserError
+from cassava_kit.files import header_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+def sample(
+    out: Annotated[Path | None, typer.Option(help="Folder to make it in; default: the cache folder.")] = None,
+) -> None:
+    """Make the embedded sample competition: drawn leaves in Kaggle's exact layout."""
+    from cassava_kit.data.sample.make import ensure_sample
+
+    print(ensure_sample(out))
+
+
+def sheet(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Picture to write, .png or .jpg.")] = Path("sheet.png"),
+    columns: Annotated[int, typer.Option(min=1, help="Pictures of each class.")] = 8,
+) -> None:
+    """Put some pictures of every class on one contact sheet, a row a class."""
+    from cassava_kit.report.sheet import contact_sheet
+
+    print(contact_sheet(data, out, columns=columns))
+
+
+def tfrecords(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tfrec files, or one of them.")],
+    out: Annotated[Path, typer.Option(help="Competition folder to make: train.csv and train_images/.")],
+) -> None:
+    """Make a competition folder of TFRecords: the same table, and the images' bytes as they are."""
+    from cassava_kit.data.tfrecords.records import unpack_tfrecords
+
+    print(f"{len(unpack_tfrecords(source, out))} images: {out}")
+
+
+DataOrNone = Annotated[
+    Path | None, typer.Option("--data", help="Competition folder; its images are checked against the table.")
+]
+Labels = Annotated[Path | None, typer.Option("--labels", help="A table image_id,label alone; no image is opened.")]
+
+
+def folds(
+    data: DataOrNone = None,
+    labels: Labels = None,
+    n_splits: Annotated[int | None, typer.Option(min=2, help="Number of folds; default: 5.")] = None,
+    holdout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="85-15|60-20-20|...",
+            help="One split instead: percentages for training, validation (fold 0) and, if three, a test part, which "
+            "no run trains on or is scored on.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffle.")] = 42,
+    groups: Annotated[
+        bool | None,
+        typer.Option("--groups/--no-groups", help="Keep near-duplicate images in one fold; default with --data."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fold file to write, its .json goes beside it; default: folds/ and the split's name, "
+            "e.g. folds/kfold5-seed42-groups.csv."
+        ),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over another split at --out.")] = False,
+) -> None:
+    """Split the labels into stratified folds, or once (--holdout): the same file, byte for byte, every time."""
+    from cassava_kit.competition import current
+    from cassava_kit.data.folds import make_folds, make_holdout, write_folds
+
+    if holdout is not None and n_splits is not None:
+        raise UserError(f"--holdout {holdout} is one split; give it or --n-splits {n_splits}")
+    shares = None if holdout is None else parse_shares(holdout)
+    if out is not None:
+        header_path(out)
+    frame, group_ids = _rows(data, labels, groups)
+    task = current().task
+    if shares is None:
+        split = make_folds(frame, n_splits=n_splits or 5, seed=seed, groups=group_ids, task=task)
+    else:
+        split = make_holdout(frame, shares, seed=seed, groups=group_ids, task=task)
+    kind = f"kfold{split.n_splits}" if holdout is None else f"holdout{holdout}"
+    out = out or Path("folds") / f"{kind}-seed{seed}{'' if group_ids is None else '-groups'}.csv"
+    write_folds(out, split, replace=replace)
+    _print_counts(split.frame)
+    what = f"{split.n_splits} folds" if shares is None else f"a {holdout} split; fold 0 is its validation part"
+    print(f"{len(split.frame)} images in {what}: {out} (hash {split.hash[:12]})")
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Return the shares that percentages such as 85-15 or 60-20-20 name.
+
+    Raises:
+        UserError: They are not two or three whole percentages above 0 that sum to 100.
+    """
+    percents = [int(part) if part.isdecimal() else 0 for part in text.split("-")]
+    if len(percents) not in (2, 3) or min(percents) <= 0 or sum(percents) != 100:
+        raise UserError(
+            f"--holdout must be two or three whole percentages that sum to 100 such as 85-15, 70-30 or 60-20-20, got "
+            f"{text!r}"
+        )
+    return tuple(percent / 100 for percent in percents)
+
+
+def _rows(data: Path | None, labels: Path | None, groups: bool | None) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """The rows to split, from a competition folder or a table alone, and their groups of near-duplicates."""
+    from cassava_kit.data.duplicates import table_groups
+    from cassava_kit.data.table import read_competition, read_table
+
+    if (data is None) == (labels is None):
+        raise UserError("give either --data DIR or --labels train.csv")
+    if data is None:
+        assert labels is not None
+        if groups:
+            raise UserError("--groups looks at the images: give --data DIR instead of --labels")
+        print("near-duplicates are not looked for without the images; --data DIR keeps them together")
+        return read_table(labels), None
+    table = read_competition(data)
+    if table.unlisted:
+        print(f"{len(table.unlisted)} images that no row names are left out (first: {table.unlisted[0]})")
+    if groups is False:
+        return table.frame, None
+    group_ids = table_groups(table)
+    print(f"{len(table.frame) - len(set(group_ids))} images are near-duplicates of another; groups stay together")
+    return table.frame, group_ids
+
+
+def _print_counts(frame: pd.DataFrame) -> None:
+    """Print how many images of each class each fold or part has."""
+    counts = frame.groupby("fold")["label"].value_counts().unstack(fill_value=0)
+    counts = counts.loc[sorted(counts.index, key=lambda fold: (fold < 0, abs(fold)))]
+    print(counts.rename(index={-1: "training alone", -2: "test part"}).to_string())

@@ -1,0 +1,148 @@
+"""Verbs on predictions and labels: predict, ensemble, compare, clean, review, ablate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cassava_kit.cli.options import CleanAction, Data, FoldFile, Settings, Weights
+from cassava_kit.errors import UserError
+
+
+def predict(
+    member: Annotated[
+        list[Path],
+        typer.Option(help="Checkpoint, or folder of a recipe's runs; may be repeated, the mean of all is written."),
+    ],
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    out: Annotated[Path, typer.Option(help="Prediction file to write; its .json header goes beside it.")],
+    views: Annotated[str, typer.Option(help="Test-time views: none, flips, d4 or d4+zoom.")] = "none",
+    folds: Annotated[
+        Path | None,
+        typer.Option(help="Fold file: also score, which is refused where a member was trained on an image."),
+    ] = None,
+) -> None:
+    """Predict every image of a folder with one or more checkpoints; with --folds, score them out of sample."""
+    from cassava_kit.inference.folder import predict_folder
+    from cassava_kit.models.checkpoint import fold_checkpoints
+
+    members = [path for given in member for path in (fold_checkpoints(given) if given.is_dir() else [given])]
+    summary = predict_folder(members, images, views=views, folds=folds, out=out)
+    print(summary)
+
+
+def ensemble(
+    oof: Annotated[list[Path], typer.Option(help="Out-of-fold prediction file of a member; repeat for each.")],
+    folds: FoldFile,
+    out: Annotated[Path, typer.Option(help="Weights file to write.")] = Path("runs/ensemble-weights.json"),
+) -> None:
+    """Weigh members by their out-of-fold predictions; the plain mean stays unless another is proved better."""
+    from cassava_kit.evidence.blend import weigh_files
+
+    print(weigh_files(oof, folds, out))
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="Out-of-fold prediction file.")],
+    b: Annotated[Path, typer.Argument(help="The one that may be better.")],
+    folds: FoldFile,
+) -> None:
+    """Compare two members on the same rows: paired bootstrap interval, a paired test, and whether it is proved."""
+    from cassava_kit.evidence.compare import compare_files
+
+    print(compare_files(a, b, folds))
+
+
+Embedding = Annotated[
+    Path | None, typer.Option(help="Vectors of the images: .npz (image_id, embedding), or .csv by image_id.")
+]
+Backbone = Annotated[
+    Path | None, typer.Option(help="Checkpoint whose features are the embedding, e.g. of the verb pretrain.")
+]
+
+
+def clean(
+    oof: Annotated[list[Path], typer.Option(help="Out-of-fold prediction file of a member; repeat for each.")],
+    folds: FoldFile,
+    out: Annotated[Path, typer.Option(help="Noise report to write, most suspicious row first.")] = Path("clean.csv"),
+    cap: Annotated[float, typer.Option(help="Largest share of all rows to leave out of training.")] = 0.03,
+    class_cap: Annotated[float, typer.Option(help="Largest share of any one class to leave out.")] = 0.10,
+    embedding: Embedding = None,
+    backbone: Backbone = None,
+    data: Annotated[Path | None, typer.Option(help="Competition folder, for --backbone.")] = None,
+    decisions: Annotated[
+        list[Path] | None,
+        typer.Option(help="Decisions exported from the review page; repeat for each look, a later one decides again."),
+    ] = None,
+) -> None:
+    """Find wrong labels by out-of-fold predictions; validation keeps every row and its given label."""
+    from cassava_kit.cli.clean import clean_files
+    from cassava_kit.evidence.noise.decisions import Caps
+
+    if (backbone is None) != (data is None):
+        raise UserError("--backbone CHECKPOINT and --data DIR go together: the one looks at the images of the other")
+    looked = (backbone, data) if backbone is not None and data is not None else None
+    caps = Caps(cap, class_cap)
+    print(clean_files(oof, folds, out, caps=caps, embedding=embedding, backbone=looked, decisions=decisions or []))
+    print(out)
+
+
+def review(
+    report: Annotated[Path, typer.Argument(metavar="CLEAN.CSV", help="Noise report of the verb clean.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("review.html"),
+    oof: Annotated[
+        list[Path] | None, typer.Option(help="Members whose votes are shown; default: those of the report.")
+    ] = None,
+    folds: Annotated[Path | None, typer.Option(help="Fold file of those members.")] = None,
+    embedding: Embedding = None,
+    backbone: Backbone = None,
+    limit: Annotated[int, typer.Option(min=1, help="Photographs on the page, the most suspicious ones.")] = 2000,
+) -> None:
+    """Make one page for the eyes: suspicious pictures, their labels and votes, keep/drop/relabel by keyboard."""
+    from cassava_kit.report.review import ReviewFiles, review_files
+
+    files = ReviewFiles(tuple(oof or []), folds, embedding, backbone)
+    print(review_files(report, data, out, files=files, limit=limit))
+
+
+def ablate(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or timm:NAME for any timm model.")],
+    data: Data,
+    folds: FoldFile,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="One variant: a setting, or several in quotes; may be repeated."),
+    ] = None,
+    cleaning: Annotated[
+        bool, typer.Option("--cleaning", help="A variant without the rows that its own predictions make suspicious.")
+    ] = False,
+    clean: Annotated[
+        Path | None, typer.Option(help="A variant on the training rows that this noise report keeps.")
+    ] = None,
+    clean_action: CleanAction = None,
+    out: Annotated[Path, typer.Option(help="Folder of the variants' runs and of the table.")] = Path("runs/ablation"),
+    settings: Settings = None,
+    weights: Weights = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes; 0 loads in the main process.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Folder for decoded pixels, as for train.")] = None,
+) -> None:
+    """Train a recipe with and without a change or cleaning over the same folds, and put the proof in one table."""
+    from cassava_kit.training.ablation import ablate_files
+    from cassava_kit.training.recipes import recipe
+
+    if cleaning and clean is not None:
+        raise UserError("give --cleaning (a report of its own predictions) or --clean FILE, not both")
+    if clean_action is not None and not cleaning and clean is None:
+        raise UserError("--clean-action goes with --clean FILE or --cleaning")
+    config = recipe(name).with_settings(settings or [])
+    from cassava_kit.training.rows import Session
+
+    action = clean_action or "drop"
+    session = Session(weights=weights, limit=limit, clean=clean, clean_action=action, workers=workers, cache=cache)
+    print(ablate_files(config, data, folds, out, changes=change or [], cleaning=cleaning, session=session))

@@ -1,0 +1,329 @@
+"""Pack, rehearse, examine, send and fetch a bundle: one function for each command of `submit.py`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cassava_kit.cli.parameters import check_parameters, rehearsal_parameters
+from cassava_kit.errors import UserError
+from cassava_kit.files import read_json, write_json
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
+from cassava_kit.kaggle.pack.bundle import Bundle, package, package_kernel, packed_changes, read_bundle
+from cassava_kit.kaggle.pack.config import project_root
+from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Changes, Kernel, kernel_parameters
+from cassava_kit.kaggle.pack.packing import EVIDENCE, Selection, from_dry_run, from_runs, keep_evidence
+from cassava_kit.kaggle.rehearse.layout import LAYOUTS, Layout, competition_mounts
+from cassava_kit.kaggle.rehearse.rehearsal import Rehearsal, Setting, rehearse, rehearse_training
+from cassava_kit.kaggle.send.datasets import Trip
+from cassava_kit.kaggle.send.push import Pushed, adopt_owner, ask_before_last, push, submit, was_submitted
+from cassava_kit.kaggle.send.remote import KaggleError, Patience, Submission
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ROOT = project_root()
+# In the folder of the call; `make clean` removes neither.
+LEDGER, OUTPUTS = Path("submissions.json"), Path("outputs")
+OLD_LEDGER = Path("build/submissions.json")
+
+
+@dataclass(frozen=True)
+class PlannedRehearsal:
+    """One of several rehearsals: the name of its folder, the mount layout, and its setting."""
+
+    name: str
+    layout: Layout
+    setting: Setting
+
+
+def rehearse_all(
+    bundle: Bundle, competition: Path, out: Path, planned: Sequence[PlannedRehearsal], console: Console
+) -> Iterator[tuple[PlannedRehearsal, Rehearsal]]:
+    """Rehearse one after the other into `out/<name>`, with a progress bar; print and yield each verdict."""
+    for plan in planned:
+        with cell_bar(console) as progress:
+            setting = replace(plan.setting, progress=progress)
+            done = rehearse(bundle, competition, out / plan.name, layout=plan.layout, setting=setting)
+        console.print(done.verdict, markup=False)
+        yield plan, done
+
+
+@contextmanager
+def cell_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar over the notebook's cells; yields the rehearsal's callback (cells done, cells)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("notebook"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("cells")
+        yield lambda done, cells: bar.update(task, completed=done, total=cells)
+
+
+def select(
+    source: Path | None, members: Sequence[Path], *, weights: Path | None, views: str | None, folds: Path | None
+) -> Selection:
+    """Return what to pack: an earlier dry run, folders of runs, or a weights file; by default the only one in build/.
+
+    Raises:
+        UserError: Nothing, or more than one thing, was trained.
+    """
+    if source is not None and (members or weights):
+        raise UserError("--from names a whole ensemble; give it, or --member and --ensemble-weights, not both")
+    if members or weights:
+        return from_runs(members, weights=weights, views=views or "flips", folds=folds)
+    if folds is not None:
+        raise UserError("--folds goes with --member or --ensemble-weights; an earlier --ensemble has its own")
+    if source is not None:
+        return from_dry_run(source, views)
+    found = sorted(path.parent for path in Path("build").glob(f"*/{ENSEMBLE_FILE}"))
+    if len(found) != 1:
+        listed = f"found {', '.join(map(str, found))}" if found else "found none in build/"
+        raise UserError(
+            f"say what to pack, {listed}: --from DIR (an earlier --ensemble), --member DIR or --ensemble-weights FILE; "
+            "the code alone, for a kernel that trains: --kernel train-folds"
+        )
+    return from_dry_run(found[0], views)
+
+
+def pack(selection: Selection, out: Path, *, owner: str | None = None) -> int:
+    """Pack what was trained into both datasets and the notebook, and say what to do next."""
+    for note in selection.notes:
+        print(f"note: {note}")
+    bundle = package(out, ensemble=selection.ensemble, checkpoints=selection.checkpoints, root=ROOT, owner=owner)
+    keep_evidence(selection, out)
+    names = ", ".join(member.name for member in selection.ensemble.members)
+    print(f"packed {out} (build {bundle.build_id[:12]}): {len(selection.checkpoints)} checkpoints of {names}")
+    print(f"next: python submit.py --rehearse --bundle {out}")
+    return 0
+
+
+def pack_kernel(kernel: Kernel, out: Path, *, owner: str | None = None, changes: Changes | None = None) -> int:
+    """Pack the code and one of the kernels that need no weights."""
+    bundle = package_kernel(out, kernel, root=ROOT, owner=owner, changes=changes, check=check_parameters)
+    print(f"packed {kernel.name} in {out} (build {bundle.build_id[:12]})")
+    print(f"next: python submit.py --rehearse --kernel {kernel.name} --bundle {out}")
+    return 0
+
+
+def rehearse_kernel(
+    kernel: Kernel, out: Path, data: Path | None, setting: Setting, *, changes: Changes | None = None
+) -> int:
+    """Pack a kernel without weights and run one tiny epoch of it offline in both mount layouts; 1 if any run failed.
+
+    Without `data` the embedded sample is the competition. What each run leaves lies in `out`, in `rehearsal-*`.
+    """
+    from cassava_kit.data.sample.make import own_sample
+
+    bundle = package_kernel(out, kernel, root=ROOT, changes=changes, check=check_parameters)
+    competition = data or own_sample(bundle.competition)
+    values = kernel_parameters(kernel, ROOT, packed_changes(out, kernel))
+    tiny, few = rehearsal_parameters(kernel, values), max(5, values.get("N_SPLITS", 0))
+    failed = 0
+    for layout in LAYOUTS:
+        folder = out / f"rehearsal-{kernel.name}-{layout}"
+        done = rehearse_training(
+            bundle, competition, folder, layout=layout, setting=setting, parameters=tiny, per_class=few
+        )
+        print(done.verdict)
+        failed += not done.ok
+    print(f"{failed} of {len(LAYOUTS)} rehearsals failed" if failed else f"all {len(LAYOUTS)} rehearsals passed")
+    if not failed:
+        print(f"next: python submit.py --push --kernel {kernel.name} --bundle {out}")
+    return int(failed > 0)
+
+
+def rehearse_bundle(bundle: Path, data: Path | None, setting: Setting, *, image: str | None = None) -> int:
+    """Run the bundle's notebook offline in both mount layouts; 1 if any run failed.
+
+    First with one test image, then with all, or with `setting.hidden` ones. Without `data` the embedded sample is the
+    competition. `image` is a Python version of Kaggle's image, or `newest`: the notebook runs in an environment with
+    that image's versions, made in `.venv-image` the first time. What each run leaves lies in the bundle's folder, in
+    `rehearsal-*`.
+    """
+    from rich.console import Console
+
+    from cassava_kit.data.sample.make import own_sample
+    from cassava_kit.kaggle.rehearse.image import image_environment
+
+    packed = read_bundle(bundle)
+    competition = data or own_sample(packed.competition)
+    competition_mounts(competition, "new", packed.competition)  # a folder that is not one, before the slow work
+    name = "rehearsal"
+    if image is not None:
+        version = None if image == "newest" else image
+        python = image_environment(ROOT, ROOT / ".venv-image", version=version)
+        setting, name = replace(setting, python=str(python)), f"rehearsal-image{python.parents[1].name}"
+    many = "all" if setting.hidden is None else str(setting.hidden)
+    planned = [
+        PlannedRehearsal(
+            f"{name}-{layout}-{count}", layout, replace(setting, images=1, hidden=None) if count == "1" else setting
+        )
+        for count in ("1", many)
+        for layout in LAYOUTS
+    ]
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    done = [rehearsal for _, rehearsal in rehearse_all(packed, competition, bundle, planned, console)]
+    failed = sum(not rehearsal.ok for rehearsal in done)
+    console.print(f"{failed} of {len(done)} rehearsals failed" if failed else f"all {len(done)} rehearsals passed")
+    return int(failed > 0)
+
+
+def examine(bundle: Path, kernel: Kernel = SUBMISSION_KERNEL) -> int:
+    """Print a line for each known cause of failure; 1 if the bundle has one of them."""
+    from cassava_kit.kaggle.doctor import doctor
+
+    checks = doctor(ROOT, bundle, kernel=kernel)
+    print(*checks, sep="\n")
+    return int(any(check.status == "failed" for check in checks))
+
+
+def plan(bundle: Bundle, *, submit: bool = False) -> int:
+    """Print every call that sending the bundle would make; none is made."""
+    from cassava_kit.kaggle.send.push import planned_calls
+
+    print(*planned_calls(bundle, submit=submit), sep="\n")
+    return 0
+
+
+def send(bundle: Bundle, ledger: Path = LEDGER, *, submit: bool = False, again: bool = False, ask: bool = True) -> int:
+    """Push the bundle, and with `submit` submit it and write it into the ledger that `finals` reads.
+
+    With `ask` the last submission of the day is made only when the terminal's user agrees.
+    """
+    from cassava_kit.cli.kaggle import go
+
+    ledger = adopt_old_ledger(ledger)
+    confirm = confirmed if ask else lambda question: True
+    pushed = go(ROOT, bundle, send=submit, again=again, confirm=confirm, output=output_folder(bundle))
+    if pushed.submission is not None:
+        write_down(ledger, bundle, pushed.submission)
+        print(f"written into {ledger}; next, with two or more of them: python submit.py --finals")
+    return 0
+
+
+def confirmed(question: str) -> bool:
+    """Ask on the terminal; without one the answer is no."""
+    return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def output_folder(bundle: Bundle) -> Path:
+    """Return the folder for what a kernel leaves on Kaggle: `outputs/<kernel>`, and the build with a submission.
+
+    What an earlier version of the kit fetched into the bundle's folder, which `make clean` removes, is moved there.
+    """
+    kernel = bundle.kernel
+    folder = OUTPUTS / (f"{kernel.name}-{bundle.build_id[:12]}" if kernel.weights else kernel.name)
+    old = bundle.home / f"output-{kernel.name}"
+    if not kernel.weights and old.is_dir() and not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(old, folder)
+        print(f"moved {old} to {folder}: `make clean` removes build/")
+    return folder
+
+
+def adopt_old_ledger(ledger: Path) -> Path:
+    """Return the ledger; where the default one is missing, it is first copied from its old place in build/."""
+    if ledger != LEDGER or ledger.is_file() or not OLD_LEDGER.is_file():
+        return ledger
+    entries = read_json(OLD_LEDGER)["submissions"]
+    for entry in entries:
+        folder = evidence_folder(ledger, entry["ref"])
+        if Path(entry["evidence"]).is_dir():
+            shutil.copytree(entry["evidence"], ledger.parent / folder, dirs_exist_ok=True)
+        entry["evidence"] = folder.as_posix()
+    write_json(ledger, {"submissions": entries})
+    print(f"copied {len(entries)} submissions from {OLD_LEDGER}, which `make clean` removes, to {ledger}")
+    return ledger
+
+
+def evidence_folder(ledger: Path, ref: int) -> Path:
+    """Return the folder of a submission's evidence, relative to the ledger's."""
+    return Path(ledger.stem, str(ref))
+
+
+def write_down(ledger: Path, bundle: Bundle, submission: Submission) -> None:
+    """Record a submission with its evidence, which is copied: the bundle's folder may be packed anew."""
+    from cassava_kit.evidence.finals import record
+
+    ensemble = read_ensemble(bundle.weights_dir / ENSEMBLE_FILE)
+    names = "+".join(member.name for member in ensemble.members)
+    folder = evidence_folder(ledger, submission.ref)
+    (ledger.parent / folder).mkdir(parents=True, exist_ok=True)
+    for path in sorted((bundle.home / EVIDENCE).glob("*")):
+        shutil.copyfile(path, ledger.parent / folder / path.name)
+    entry = {
+        "ref": submission.ref,
+        "name": f"{names}@{bundle.build_id[:8]}",
+        "build_id": bundle.build_id,
+        "competition": bundle.competition.slug,
+        "description": submission.description,
+        "public_score": submission.score,
+        "members": len(ensemble.members),
+        "evidence": folder.as_posix(),
+    }
+    record(ledger, entry)
+
+
+def finals(ledger: Path, folds: Path | None, candidates: Sequence[str]) -> int:
+    """Propose two different finals among the submissions of the ledger, or among those that are given."""
+    from cassava_kit.evidence.finals import parse_candidates, propose, read_ledger
+
+    if folds is not None:
+        print(propose(parse_candidates(candidates, folds)))
+        return 0
+    found, left_out = read_ledger(adopt_old_ledger(ledger))
+    for reason in left_out:
+        print(f"left out: {reason}")
+    print(propose(found))
+    return 0
+
+
+def fetch(bundle: Bundle) -> int:
+    """Fetch and check what the pushed kernel's latest run left."""
+    from cassava_kit.kaggle.send.push import fetch as fetch_latest
+
+    print(f"fetched and checked: {fetch_latest(bundle, output=output_folder(bundle))}")
+    return 0
+
+
+def go(
+    root: Path,
+    bundle: Bundle,
+    *,
+    send: bool = False,
+    again: bool = False,
+    confirm: Callable[[str], bool] | None = None,
+    patience: Patience | None = None,
+    output: Path | None = None,
+) -> Pushed:
+    """Examine the bundle with Kaggle's help, push it, and with `send` submit it; every step is printed.
+
+    `again` runs a kernel once more that ran already, as a training goes on from its own output. `confirm` answers
+    whether the last submission of the day is made; without it, it is not. `output` is the folder for what is fetched.
+
+    Raises:
+        KaggleError: the doctor finds a cause that would end the submission; nothing has been uploaded then.
+    """
+    from cassava_kit.kaggle.doctor import doctor
+    from cassava_kit.kaggle.send.client import KaggleClient
+
+    patience = patience or Patience()
+    remote = KaggleClient(bundle.competition.slug, patience=patience)
+    adopt_owner(bundle, remote.owner())
+    trip = Trip(bundle, remote, patience, again=again, output=output, **({"confirm": confirm} if confirm else {}))
+    submits = send and not was_submitted(trip)
+    checks = doctor(root, bundle.home, remote=remote, kernel=bundle.kernel, submits=submits)
+    failed = [str(check) for check in checks if check.status == "failed"]
+    print("\n".join(map(str, checks)))
+    if failed:
+        raise KaggleError(f"not pushed: {'; '.join(failed)}")
+    if submits:
+        trip = ask_before_last(trip)
+    pushed = push(trip)
+    return replace(pushed, submission=submit(trip, pushed)) if send else pushed

@@ -1,0 +1,34 @@
+"""Verbs that write a page to look at: eda, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cassava_kit.cli.options import Data
+
+
+def eda(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Page to write; its PNGs go beside it.")] = Path("eda.html"),
+) -> None:
+    """Make one page on the training images: classes, pictures, statistics, copies, files that are missing or broken."""
+    from cassava_kit.report.eda_page import write_eda
+
+    print(write_eda(data, out))
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, a folder of them, or out-of-fold files of other models.")
+    ],
+    folds: Annotated[Path | None, typer.Option(help="Fold file on which the runs were made.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Competition folder: worst mistakes are shown as pictures.")] = None,
+    out: Annotated[Path, typer.Option(help="Page to write; its PNGs go beside it.")] = Path("report.html"),
+) -> None:
+    """Make one page on runs: curves, findings, confusion, recall, calibration, mistakes, and what is proved better."""
+    from cassava_kit.report.runs_page import write_report
+
+    print(write_report(runs, out, folds=folds, data=data))

@@ -1,0 +1,166 @@
+"""Check the parameters of a kernel at home, by value, as the verbs that it runs check theirs: `check_parameters`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from cassava_kit.errors import UserError
+from cassava_kit.kaggle.pack.kernels import Kernel
+from cassava_kit.settings import LARGEST_SEED, one_line
+
+if TYPE_CHECKING:
+    from cassava_kit.training.config import RunConfig
+    from cassava_kit.training.ssl.config import PretrainConfig
+
+BASELINE = "logreg"
+Value = TypeVar("Value")
+# A list, which may have been written as a tuple.
+Plain = Annotated[list[Value], BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)]
+# What a rehearsal's epoch is cut down to, so that it takes seconds on two CPU cores.
+REHEARSED_BATCH = 4
+
+
+class Parameters(BaseModel):
+    """The parameters of a kernel, by the names that its first cell gives them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TrainFolds(Parameters):
+    """Those of train-folds."""
+
+    RECIPE: str
+    FOLDS: Annotated[Plain[int], Field(min_length=1)]
+    N_SPLITS: int = Field(ge=2)
+    SEED: int = Field(ge=0, le=LARGEST_SEED)
+    GROUPS: bool
+    GPUS_PER_FOLD: Literal[1, 2]
+    WORKERS: int = Field(ge=0)
+    WEIGHTS: str
+    CLEAN: str
+    SET: Plain[str]
+    EXISTING: Literal["", "keep", "replace"]
+
+    @model_validator(mode="after")
+    def _folds_exist(self) -> TrainFolds:
+        unknown = [fold for fold in self.FOLDS if not 0 <= fold < self.N_SPLITS]
+        if unknown or len(set(self.FOLDS)) != len(self.FOLDS):
+            raise ValueError(
+                f"FOLDS must be distinct numbers in 0..{self.N_SPLITS - 1} (N_SPLITS={self.N_SPLITS}), "
+                f"got {list(self.FOLDS)}"
+            )
+        return self
+
+
+class PretrainSsl(Parameters):
+    """Those of pretrain-ssl."""
+
+    METHOD: str
+    SET: Plain[str]
+
+
+class Eda(Parameters):
+    """Those of eda."""
+
+    N_DUPLICATES: int = Field(ge=1)
+
+
+PARAMETERS: dict[str, type[Parameters]] = {"train-folds": TrainFolds, "pretrain-ssl": PretrainSsl, "eda": Eda}
+
+
+def check_parameters(kernel: Kernel, values: Mapping[str, Any], attached: Sequence[str] = ()) -> None:
+    """Refuse values that the kernel would fail on, before anything is sent.
+
+    `attached` are the datasets and kernels that a push attaches beside the kernel's own.
+
+    Raises:
+        UserError: a value has the wrong type, no recipe or setting is called so, settings do not go together, a fold
+            does not exist, or a file is named while nothing that could hold it is attached.
+    """
+    found = _parsed(kernel, values)
+    try:
+        if isinstance(found, TrainFolds):
+            _check_training(found)
+        elif isinstance(found, PretrainSsl):
+            _pretraining(found)
+    except ValueError as error:
+        raise UserError(f"{kernel.name}: {error}") from None
+    named = [name for name in ("WEIGHTS", "CLEAN") if getattr(found, name, "")]
+    if named and not attached:
+        raise UserError(
+            f"{kernel.name}: {' and '.join(f'{name}={values[name]}' for name in named)} must lie in what is attached, "
+            "and nothing is; add --attach OWNER/SLUG, or --attach pretrain-ssl for that kernel's output"
+        )
+
+
+def _parsed(kernel: Kernel, values: Mapping[str, Any]) -> Parameters:
+    try:
+        return PARAMETERS[kernel.name].model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(f"{kernel.name}: {one_line(error)}") from None
+
+
+def _check_training(given: TrainFolds) -> None:
+    from cassava_kit.models.network import check_size
+
+    if given.RECIPE == BASELINE:
+        if given.SET or given.WEIGHTS or given.CLEAN or given.EXISTING or given.GPUS_PER_FOLD > 1:
+            raise UserError(
+                f"RECIPE={BASELINE} trains no network: leave SET, WEIGHTS, CLEAN, EXISTING and GPUS_PER_FOLD out"
+            )
+        return
+    config = _training(given)
+    check_size(config.model, config.image_size, config.model_args)
+
+
+def _training(given: TrainFolds) -> RunConfig:
+    from cassava_kit.training.recipes import recipe
+
+    return recipe(given.RECIPE).with_settings(given.SET)
+
+
+def _pretraining(given: PretrainSsl) -> PretrainConfig:
+    from cassava_kit.models.network import check_size
+    from cassava_kit.training.ssl.recipes import recipe
+
+    config = recipe(given.METHOD).with_settings(given.SET)
+    check_size(config.backbone, config.image_size, config.model_args)
+    return config
+
+
+def rehearsal_parameters(kernel: Kernel, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that cut a kernel down to one tiny epoch of its own recipe, for a rehearsal at home.
+
+    Weights and noise reports lie on Kaggle and are left out; everything else stays as it was packed.
+    """
+    found = _parsed(kernel, values)
+    if isinstance(found, TrainFolds):
+        cut: dict[str, Any] = {"FOLDS": found.FOLDS[:1], "WEIGHTS": "", "CLEAN": "", "WORKERS": 0}
+        if found.RECIPE == BASELINE:
+            return cut
+        config = _training(found)
+        batch = min(config.batch_size, REHEARSED_BATCH)
+        changes = {
+            **dict.fromkeys(("warmup_epochs", "plain_epochs", "swa_epochs", "unfreeze_every"), 0),
+            **{"epochs": 1, "batch_size": batch, "accumulate": 1, "precision": "32-true"},
+            **({"ousm": min(config.ousm, batch - 1), "ousm_after": 0} if config.ousm else {}),
+            **({"swa_lr_scale": 0.1} if config.swa_epochs else {}),
+        }
+        return cut | {"SET": [*found.SET, *_differing(config, changes)]}
+    if isinstance(found, PretrainSsl):
+        method = _pretraining(found)
+        changes = {
+            **{"epochs": 1, "warmup_epochs": 0, "accumulate": 1, "num_workers": 0, "precision": "32-true"},
+            "batch_size": min(method.batch_size, max(REHEARSED_BATCH, 2 * (method.bn_groups or 1))),
+            **({"queue_from_epoch": 0} if method.queue_from_epoch else {}),
+        }
+        return {"SET": [*found.SET, *_differing(method, changes)]}
+    return {}
+
+
+def _differing(config: RunConfig | PretrainConfig, changes: Mapping[str, Any]) -> list[str]:
+    """Return as settings what differs from the configuration."""
+    return [f"{name}={value}" for name, value in changes.items() if getattr(config, name) != value]

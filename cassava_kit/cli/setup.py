@@ -1,0 +1,91 @@
+"""Verbs that come before all others: another competition's facts (init), published weights (weights)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def init(
+    slug: Annotated[str | None, typer.Option(help="Last part of the competition's address on kaggle.com.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Competition folder: what it shows is read from it, and checked against it.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Default: the slug's words.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Class names in the order of their labels 0, 1, ..., with commas.")
+    ] = None,
+    label_map: Annotated[str | None, typer.Option(help="JSON file in --data: label to class name.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column that names the image.")] = None,
+    ids_have_suffix: Annotated[
+        bool | None, typer.Option("--ids-have-suffix/--ids-without-suffix", help="Whether ids end as the files do.")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the training table that holds the label.")] = None,
+    image_suffix: Annotated[str | None, typer.Option(help="What image files end in, e.g. .png.")] = None,
+    train_csv: Annotated[str | None, typer.Option(help="Name of the training table.")] = None,
+    train_images: Annotated[str | None, typer.Option(help="Name of the training images' folder.")] = None,
+    test_images: Annotated[str | None, typer.Option(help="Name of the test images' folder.")] = None,
+    sample_submission: Annotated[str | None, typer.Option(help="Name of the sample submission.")] = None,
+    metric: Annotated[str | None, typer.Option(help="accuracy, macro_f1 or log_loss.")] = None,
+    probability_columns: Annotated[
+        str | None, typer.Option(help="With log_loss: the submission's columns, one a class, with commas.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Slug of the kit's dataset on Kaggle; kernels are named after it.")
+    ] = None,
+    hidden_images: Annotated[int | None, typer.Option(min=1, help="About how many images are scored.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(min=1, help="What a submission may take; usually 9.")] = None,
+    out: Annotated[Path, typer.Option(help="File to write; the kit finds it as competition.json here.")] = Path(
+        "competition.json"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Take the kit to another competition: gather its facts, check them, and write competition.json."""
+    from cassava_kit.data.new_competition import init_competition, split_names
+
+    plain = {
+        "slug": slug,
+        "title": title,
+        "label_map": label_map,
+        "id_column": id_column,
+        "ids_have_suffix": ids_have_suffix,
+        "label_column": label_column,
+        "image_suffix": image_suffix,
+        "train_csv": train_csv,
+        "train_images": train_images,
+        "test_images": test_images,
+        "sample_submission": sample_submission,
+        "metric": metric,
+        "dataset": dataset,
+        "hidden_images": hidden_images,
+        "gpu_hours": gpu_hours,
+    }
+    lists = {"classes": classes, "probability_columns": probability_columns}
+    given: dict[str, Any] = {name: text for name, text in plain.items() if text is not None}
+    given |= {name: split_names(text) for name, text in lists.items() if text is not None}
+    ask = _ask if sys.stdin.isatty() else None
+    print(init_competition(given, out, data=data, ask=ask, force=force))
+
+
+def weights(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RECIPE...", help="Recipes, or timm:NAME, to fetch weights for.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("weights"),
+    owner: Annotated[
+        str | None, typer.Option(help="Your name on Kaggle: also describe the folder as a dataset of yours.")
+    ] = None,
+) -> None:
+    """Download the ImageNet weights that recipes start from, for --weights and for the notebooks, which are offline."""
+    from cassava_kit.training.hub import fetch_weights
+
+    for line in fetch_weights(names, out, owner=owner):
+        print(line)
+
+
+def _ask(question: str, usual: str) -> str:
+    """One question at the terminal."""
+    return str(typer.prompt(question, default=usual or None))

@@ -1,0 +1,26 @@
+"""The verb submission: the run that the notebook does, at home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def submission(
+    ensemble: Annotated[Path, typer.Option(help="Folder of checkpoints with ensemble.json, or that file.")],
+    images: Annotated[Path, typer.Option(help="Folder of images.")],
+    out: Annotated[Path, typer.Option(help="Submission to write; run.json goes beside it.")] = Path("submission.csv"),
+    time_limit: Annotated[float | None, typer.Option(help="Seconds, from the start of this process.")] = None,
+    early_stop: Annotated[str, typer.Option(help="certified (no label can change) or off.")] = "certified",
+    views: Annotated[str | None, typer.Option(help="none, flips, d4 or d4+zoom; else the ensemble's own.")] = None,
+    pixel_memory: Annotated[float | None, typer.Option(help="Gigabytes of pixels to keep in memory.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
+) -> None:
+    """Label every image with an ensemble: each decoded once, inside the time limit, a valid file from the start."""
+    from cassava_kit.inference.options import RunOptions
+    from cassava_kit.inference.run import run_at_home
+
+    options = RunOptions(views=views, early_stop=early_stop, memory=pixel_memory, device=device)
+    print(run_at_home(ensemble, images, out, time_limit=time_limit, options=options))

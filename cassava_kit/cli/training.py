@@ -1,0 +1,178 @@
+"""Verbs of supervised training: recipes, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cassava_kit.cli.options import CleanAction, Data, FoldFile, Settings, Weights
+from cassava_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from cassava_kit.data.folds import Folds
+    from cassava_kit.training.config import RunConfig
+    from cassava_kit.training.ssl.config import PretrainConfig
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Recipe to print in full.")] = None,
+    hours: Annotated[
+        bool, typer.Option(help="Estimate hours of Kaggle's two T4s for all folds, from counted operations.")
+    ] = False,
+    n_images: Annotated[
+        int | None, typer.Option(min=1, help="With --hours: training images; default: the competition's.")
+    ] = None,
+    n_splits: Annotated[int | None, typer.Option(min=2, help="With --hours: folds; default: 5.")] = None,
+) -> None:
+    """List the recipes of train and of pretrain, or print one recipe's full configuration, or with --hours its cost."""
+    from cassava_kit.competition import current
+    from cassava_kit.training.baseline import LogReg
+    from cassava_kit.training.recipes import recipe, recipe_names
+    from cassava_kit.training.ssl.recipes import RECIPES as PRETRAINING
+
+    if not hours and (n_images is not None or n_splits is not None):
+        raise UserError("--n-images and --n-splits go with --hours")
+    images, n_splits = n_images or current().training_images, n_splits or 5
+    if name is not None:
+        print(f"{name}: {_hours(name, images, n_splits):.1f} h of two T4s" if hours else _configuration(name))
+        return
+    abouts = {
+        "train": {LogReg.recipe: LogReg.about} | {each: recipe(each).about for each in recipe_names()},
+        "pretrain": {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAINING},
+    }
+    for title, listed in abouts.items():
+        print(f"{title}:")
+        for each, about in listed.items():
+            cost = f"{_hours(each, images, n_splits):5.1f} h  " if hours and each != LogReg.recipe else ""
+            print(f"  {each:18} {cost}{about}")
+
+
+def _configuration(name: str) -> str:
+    """A recipe's settings as JSON."""
+    import json
+    from dataclasses import asdict
+
+    from cassava_kit.training.baseline import LogReg
+
+    if name == LogReg.recipe:
+        return json.dumps(asdict(LogReg()), indent=2)
+    return _recipe(name).model_dump_json(indent=2)
+
+
+def _hours(name: str, images: int, n_splits: int) -> float:
+    """Hours of two T4s that a recipe takes: of training for all folds, of pretraining once."""
+    from cassava_kit.training.baseline import LogReg
+    from cassava_kit.training.cost import train_hours
+    from cassava_kit.training.ssl.config import PretrainConfig
+    from cassava_kit.training.ssl.cost import pretrain_hours
+
+    if name == LogReg.recipe:
+        raise UserError(f"{name} needs no GPU: --hours knows the other recipes")
+    config = _recipe(name)
+    if isinstance(config, PretrainConfig):
+        return pretrain_hours(config, images)
+    return train_hours(config, images, n_splits)
+
+
+def _recipe(name: str) -> RunConfig | PretrainConfig:
+    from cassava_kit.training.recipes import recipe
+    from cassava_kit.training.ssl.recipes import RECIPES as PRETRAINING
+    from cassava_kit.training.ssl.recipes import recipe as pretraining
+
+    return pretraining(name) if name in [function.__name__ for function in PRETRAINING] else recipe(name)
+
+
+def train(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, timm:NAME, or logreg.")],
+    data: Data,
+    folds: FoldFile,
+    fold: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Number of a fold to hold out; may be repeated. Default: each fold in turn."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    weights: Weights = None,
+    partial_weights: Annotated[
+        bool, typer.Option("--partial-weights", help="Let tensors of the backbone that the file lacks stay random.")
+    ] = False,
+    settings: Settings = None,
+    run_name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the run's folder; default: the recipe's, with the settings changed."),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a finished run that differs.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep a finished run that another version of the code trained.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
+    ] = None,
+    clean: Annotated[Path | None, typer.Option(help="Noise report of the verb clean, for the training rows.")] = None,
+    clean_action: CleanAction = None,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes where there is none.")] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="auto, ddp, ddp_sharded (optimiser spread, ZeRO-1) or fsdp (weights spread too, FSDP2).")
+    ] = "auto",
+    num_nodes: Annotated[
+        int, typer.Option(min=1, help="Machines; each runs this command, with MASTER_ADDR and NODE_RANK set.")
+    ] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes; 0 loads in the main process.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for decoded pixels, made once (needs the setting train_pixels).")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's log into the run.")] = False,
+) -> None:
+    """Train a recipe once for each fold held out; write checkpoints and out-of-fold predictions."""
+    from cassava_kit.data.folds import read_folds
+    from cassava_kit.data.table import read_competition
+    from cassava_kit.training.recipes import recipe
+
+    if name == "logreg":
+        spread = devices > 1 or num_nodes > 1 or strategy != "auto"
+        given = (settings, weights, partial_weights, run_name, replace, keep)
+        given += (limit, clean, clean_action, cache, workers, tensorboard, spread)
+        if any(given):
+            raise UserError("train logreg takes --data, --folds, --fold and --out alone: it trains no network")
+        from cassava_kit.evidence.metrics import told
+        from cassava_kit.training.baseline import train_logreg
+
+        split = read_folds(folds)
+        score = train_logreg(read_competition(data), split, out, folds=_fold_numbers(fold, split))
+        print(f"logreg: OOF {told(score)} on {score.n} given labels: {out / 'logreg'}")
+        return
+    if clean_action is not None and clean is None:
+        raise UserError("--clean-action goes with --clean FILE")
+    if partial_weights and weights is None:
+        raise UserError("--partial-weights goes with --weights FILE")
+    if replace and keep:
+        raise UserError("give --replace or --keep, not both")
+    from cassava_kit.settings import replace as with_fields
+
+    config = recipe(name).with_settings(settings or [])
+    if run_name is not None:
+        config = with_fields(config, name=run_name)
+    from cassava_kit.training.devices import Devices
+    from cassava_kit.training.recipe_run import train_recipe
+    from cassava_kit.training.rows import Session
+
+    split = read_folds(folds)
+    session = Session(
+        weights=weights,
+        partial_weights=partial_weights,
+        limit=limit,
+        clean=clean,
+        clean_action=clean_action or "drop",
+        devices=Devices(devices, strategy, num_nodes),
+        workers=workers,
+        cache=cache,
+        tensorboard=tensorboard,
+        existing="replace" if replace else "keep" if keep else "refuse",
+    )
+    train_recipe(config, read_competition(data), split, out, folds=_fold_numbers(fold, split), session=session)
+
+
+def _fold_numbers(given: list[int] | None, split: Folds) -> list[int]:
+    """Return the folds that `--fold` names, all of them without it."""
+    return [split.check_fold(number) for number in sorted(set(given))] if given else list(range(split.n_splits))

@@ -1,0 +1,102 @@
+"""Are the probabilities true? Expected calibration error, and temperatures that mend it, found out of fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cassava_kit.evidence.metrics import Score, accuracy
+
+BINS = 15
+FLOOR = 1e-12
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration before and after temperature scaling; `after` is measured on folds the temperatures never saw.
+
+    `temperatures` (K,) are found on all rows: above 1 the class's probabilities were too sure.
+    """
+
+    ece_before: float
+    ece_after: float
+    logloss_before: float
+    logloss_after: float
+    accuracy_before: Score
+    accuracy_after: Score
+    temperatures: np.ndarray
+
+    def __str__(self) -> str:
+        return (
+            f"ECE {self.ece_before:.4f} -> {self.ece_after:.4f}, log-loss {self.logloss_before:.4f} -> "
+            f"{self.logloss_after:.4f}, accuracy {self.accuracy_before} -> {self.accuracy_after} "
+            f"(temperatures {np.round(self.temperatures, 2).tolist()}, scored on folds they were not found on)"
+        )
+
+
+def ece(labels: np.ndarray, pred_probs: np.ndarray, *, bins: int = BINS) -> float:
+    """Expected calibration error (Guo et al. 2017): |accuracy - confidence| over equal bins of confidence."""
+    confidence = pred_probs.max(axis=1)
+    right = (pred_probs.argmax(axis=1) == labels).astype(float)
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(bin_of, right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def logloss(labels: np.ndarray, pred_probs: np.ndarray) -> float:
+    """Mean negative log-probability of the label."""
+    return float(-np.log(np.clip(pred_probs[np.arange(len(labels)), labels], FLOOR, None)).mean())
+
+
+def apply_temperatures(pred_probs: np.ndarray, temperatures: np.ndarray) -> np.ndarray:
+    """softmax(log p_k / T_k): pred_probs (N, K), temperatures (K,) or one for all classes."""
+    scores = np.log(np.clip(pred_probs, FLOOR, None)) / temperatures
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+def fit_temperatures(labels: np.ndarray, pred_probs: np.ndarray, *, class_wise: bool = True) -> np.ndarray:
+    """Temperatures (K,) with the least log-loss: one a class, or one for all (K equal values)."""
+    from scipy.optimize import minimize
+
+    n, k = pred_probs.shape
+    log_p = np.log(np.clip(pred_probs, FLOOR, None))
+    onehot = np.eye(k)[labels]
+
+    def loss_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = log_p * np.exp(-x)
+        scores = scores - scores.max(axis=1, keepdims=True)
+        q = np.exp(scores)
+        total = q.sum(axis=1, keepdims=True)
+        loss = float((np.log(total[:, 0]) - (scores * onehot).sum(axis=1)).mean())
+        slope = -((q / total - onehot) * log_p).sum(axis=0) / n * np.exp(-x)
+        return loss, slope if class_wise else slope.sum(keepdims=True)
+
+    start = np.zeros(k if class_wise else 1)
+    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=[(-4, 4)] * len(start))
+    return np.exp(np.broadcast_to(found.x, k)).copy()
+
+
+def calibrated(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray, *, class_wise: bool = True) -> np.ndarray:
+    """Probabilities (N, K) with their temperatures mended, each fold's by the other folds."""
+    scaled = np.empty_like(pred_probs, dtype=float)
+    for k in np.unique(fold):
+        out = fold == k
+        temperatures = fit_temperatures(labels[~out], pred_probs[~out], class_wise=class_wise)
+        scaled[out] = apply_temperatures(pred_probs[out], temperatures)
+    return scaled
+
+
+def calibrate(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> Calibration:
+    """What a temperature for each class mends."""
+    scaled = calibrated(labels, pred_probs, fold)
+    return Calibration(
+        ece_before=ece(labels, pred_probs),
+        ece_after=ece(labels, scaled),
+        logloss_before=logloss(labels, pred_probs),
+        logloss_after=logloss(labels, scaled),
+        accuracy_before=accuracy(labels, pred_probs),
+        accuracy_after=accuracy(labels, scaled),
+        temperatures=fit_temperatures(labels, pred_probs),
+    )

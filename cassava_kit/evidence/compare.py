@@ -1,0 +1,291 @@
+"""Paired comparison of two predictions of the same rows; entry points `compare` (one pair) and `correct` (a family).
+
+Accuracy is compared by the rows that one alone has right: a bootstrap interval and McNemar's exact test. Any other
+metric is compared on the same redrawn rows for both, with a randomisation test. A difference is proved when the
+interval excludes zero and the test agrees; where several comparisons are made at once, after Holm's correction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cassava_kit.competition import Metric
+from cassava_kit.data.folds import read_folds
+from cassava_kit.errors import UserError
+from cassava_kit.evidence.metrics import Score, gain, measure, row_counts, statistic
+from cassava_kit.evidence.oof import gather_files
+
+DRAWS = 10_000
+SWAPS = 2000  # the smallest possible p-value is 1 / 2001: 50 comparisons at once can still be proved at .05
+LEVEL = 0.95
+POWER_Z = 0.8416  # z of a power of 80 %
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A on the same rows: B's gain, its paired interval, and the test's p-value.
+
+    `difference` is positive where B is better, whichever way the metric runs. `only_a` and `only_b` count the rows that
+    one alone has right (None unless the metric is accuracy). `images_needed` is the number of rows on which a
+    difference of this size would be proved four times in five (None where there is no difference). `adjusted_p` is the
+    p-value corrected for the other comparisons of the family, which `correct` sets; alone it is `p_value`.
+    """
+
+    names: tuple[str, str]
+    a: Score
+    b: Score
+    difference: float
+    interval: tuple[float, float]
+    level: float
+    p_value: float
+    adjusted_p: float
+    images_needed: int | None
+    metric: Metric = "accuracy"
+    only_a: int | None = None
+    only_b: int | None = None
+
+    @property
+    def proved(self) -> bool:
+        """Whether the interval excludes zero and the corrected test agrees at the same level.
+
+        The bootstrap alone would call a few lucky rows a proof: it never draws a loss that was not seen.
+        """
+        return self._holds(self.adjusted_p)
+
+    @property
+    def proved_alone(self) -> bool:
+        """Whether it would be proved if it were the only comparison made."""
+        return self._holds(self.p_value)
+
+    def _holds(self, p_value: float) -> bool:
+        low, high = self.interval
+        return bool((low > 0 or high < 0) and p_value < 1 - self.level)
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval."""
+        return (self.interval[1] - self.interval[0]) / 2
+
+    def reverse(self) -> Comparison:
+        """Return A against B: every sign turned, the same proof."""
+        low, high = self.interval
+        return replace(
+            self,
+            names=(self.names[1], self.names[0]),
+            a=self.b,
+            b=self.a,
+            difference=-self.difference,
+            interval=(-high, -low),
+            only_a=self.only_b,
+            only_b=self.only_a,
+        )
+
+    def verdict(self) -> str:
+        """Return the short form: `+0.0012 ± 0.0020: not proved`."""
+        return f"{self.difference:+.4f} ± {self.half_width:.4f}: {'proved' if self.proved else 'not proved'}"
+
+    def missing_images(self) -> str:
+        """Return how many images would prove it, in words; empty where it is proved."""
+        if self.images_needed is None:
+            return "no number of images would prove a difference"
+        return "" if self.proved else f"about {self.images_needed:,} images would prove a difference of this size"
+
+    def summary(self) -> str:
+        """Return the verdict, and where it is not proved how many images would prove it."""
+        missing = self.missing_images()
+        return f"{self.verdict()}{f' ({missing})' if missing else ''}"
+
+    def __str__(self) -> str:
+        (a, b), (low, high) = self.names, self.interval
+        name = "accuracy ± standard error" if self.metric == "accuracy" else "± standard error"
+        lines = [
+            f"{a} {self.a}, {b} {self.b} ({name} on the same {self.a.n:,} rows)",
+            f"{b} against {a}, positive is better: {self.verdict()}",
+            f"{self.level:.0%} interval {low:+.4f} to {high:+.4f} (bootstrap); {self._test()}",
+        ]
+        missing = self.missing_images()
+        return "\n".join([*lines, *([f"{missing[0].upper()}{missing[1:]}."] if missing else [])])
+
+    def _test(self) -> str:
+        (a, b), p = self.names, f"p = {self.p_value:.3g}"
+        if self.adjusted_p != self.p_value:
+            p += f", {self.adjusted_p:.3g} among all comparisons"
+        if self.only_a is None or self.only_b is None:
+            return f"randomisation test {p}"
+        return f"McNemar's exact test {p} ({b} alone right {self.only_b:,} times, {a} alone {self.only_a:,} times)"
+
+
+def compare(
+    labels: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    metric: Metric = "accuracy",
+    names: tuple[str, str] = ("A", "B"),
+    level: float = LEVEL,
+) -> Comparison:
+    """Compare two predictions of the same rows by a metric, B against A.
+
+    Args:
+        labels: given labels (N,), whole numbers 0..K-1.
+        a: probabilities (N, K) of the first, or its predicted classes (N,).
+        b: the same of the one that may be better, in the same row order.
+        metric: `accuracy`, `macro_f1` or `log_loss`, which needs probabilities.
+
+    Raises:
+        UserError: where the three are not of the same rows.
+
+    Example:
+        >>> labels = [0, 1] * 50
+        >>> a, b = [0] * 100, labels[:90] + [0] * 10
+        >>> print(compare(labels, a, b).verdict())
+        +0.4500 ± 0.1000: proved
+    """
+    labels = np.asarray(labels)
+    first, second = (_probabilities(x, labels, metric) for x in (a, b))
+    if not len(labels) == len(first) == len(second) or not len(labels):
+        raise UserError(
+            f"labels and both predictions must be of the same rows, got {len(labels)}, {len(first)} and "
+            f"{len(second)}; join them by image_id first"
+        )
+    scores = measure(metric, labels, first), measure(metric, labels, second)
+    difference = gain(metric, scores[0].value, scores[1].value)
+    if metric == "accuracy":
+        right_a, right_b = first.argmax(axis=1) == labels, second.argmax(axis=1) == labels
+        only_a, only_b, n = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(labels)
+        p = mcnemar(only_a, only_b)
+        return Comparison(
+            names,
+            *scores,
+            difference=(only_b - only_a) / n,
+            interval=paired_interval(only_a, only_b, n, level=level),
+            level=level,
+            p_value=p,
+            adjusted_p=p,
+            images_needed=images_needed(only_a, only_b, n, level=level),
+            only_a=only_a,
+            only_b=only_b,
+        )
+    before, after = statistic(metric, labels, first), statistic(metric, labels, second)
+    gains = np.array([gain(metric, before(counts), after(counts)) for counts in row_counts(len(labels))])
+    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
+    p = swap_test(metric, labels, first, second)
+    return Comparison(
+        names,
+        *scores,
+        difference=difference,
+        interval=(float(low), float(high)),
+        level=level,
+        p_value=p,
+        adjusted_p=p,
+        images_needed=rows_to_prove(difference, float(gains.var()) * len(labels), level),
+        metric=metric,
+    )
+
+
+def _probabilities(prediction: np.ndarray, labels: np.ndarray, metric: Metric) -> np.ndarray:
+    """Return probabilities (N, K); predicted classes (N,) are taken as certain."""
+    given = np.asarray(prediction)
+    if given.ndim == 2:
+        return given
+    if given.ndim != 1 or metric == "log_loss":
+        raise UserError(f"{metric} expects probabilities (N, K), got shape {given.shape}")
+    highest = max(int(values.max(initial=0)) for values in (given, labels))
+    return np.asarray(np.eye(highest + 1)[given.astype(int)])
+
+
+def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Correct comparisons that are made at once (Holm 1979): one that is still proved is so among all of them.
+
+    Everything in the kit that looks at more than one comparison and speaks of proof calls this: the report, the
+    ensemble's methods and members, finals, ablation, the report on self-supervision.
+
+    Example:
+        >>> labels = [0, 1] * 50
+        >>> lucky = compare(labels, [0] * 94 + labels[94:], [0] * 80 + labels[80:])
+        >>> lucky.proved, [each.proved for each in correct([lucky] * 9)]
+        (True, [True, True, True, True, True, True, True, True, True])
+    """
+    adjusted = holm([comparison.p_value for comparison in comparisons])
+    return [replace(each, adjusted_p=p) for each, p in zip(comparisons, adjusted, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for the number of comparisons (Holm 1979), in the given order."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, highest = np.empty(len(p_values)), 0.0
+    for rank, n in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[n]))
+        adjusted[n] = highest
+    return [float(p) for p in adjusted]
+
+
+def paired_interval(only_a: int, only_b: int, n: int, *, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of (only_b - only_a) / n.
+
+    Resampling n rows whose paired difference is -1, 0 or +1 draws from one multinomial, so no row is copied. A against
+    B has the mirrored interval.
+    """
+    if only_a > only_b:
+        low, high = paired_interval(only_b, only_a, n, level=level, seed=seed)
+        return -high, -low
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(n, [only_a / n, only_b / n, 1 - (only_a + only_b) / n], size=DRAWS)
+    low, high = np.quantile((counts[:, 1] - counts[:, 0]) / n, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test: a fair coin over the rows on which the two differ."""
+    from scipy.stats import binomtest
+
+    differing = only_a + only_b
+    return float(binomtest(only_b, differing, 0.5).pvalue) if differing else 1.0
+
+
+def swap_test(metric: Metric, labels: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> float:
+    """Return the two-sided p-value of a paired randomisation test: each row's two answers (N, K) are swapped by a coin.
+
+    It is the share of draws in which the metric is at least as far apart as it is; the rows as they are count as one
+    draw (Ojala and Garriga 2010), so that it is never 0. By accuracy it estimates McNemar's exact test.
+    """
+    value = statistic(metric, np.tile(labels, 2), np.concatenate([first, second]))
+
+    def apart(swapped: np.ndarray) -> float:
+        return abs(value(np.r_[~swapped, swapped].astype(float)) - value(np.r_[swapped, ~swapped].astype(float)))
+
+    rng = np.random.default_rng(seed)
+    seen = apart(np.zeros(len(labels), bool))
+    as_far = sum(apart(rng.integers(0, 2, len(labels), dtype=bool)) >= seen - 1e-12 for _ in range(SWAPS))
+    return (1 + as_far) / (1 + SWAPS)
+
+
+def images_needed(only_a: int, only_b: int, n: int, *, level: float = LEVEL) -> int | None:
+    """Return the rows on which a difference of this size would be proved four times in five; None for no difference.
+
+    The normal approximation ((z + .84) sd / difference)^2, with the paired differences' sd of these rows.
+    """
+    difference = (only_b - only_a) / n
+    return rows_to_prove(difference, (only_a + only_b) / n - difference**2, level)
+
+
+def rows_to_prove(difference: float, variance: float, level: float) -> int | None:
+    """Return `images_needed` for a mean difference, `variance` being that of one row's; None for no difference."""
+    from statistics import NormalDist
+
+    if difference == 0:
+        return None
+    z = NormalDist().inv_cdf((1 + level) / 2) + POWER_Z
+    return max(math.ceil(z**2 * variance / difference**2), 1)
+
+
+def compare_files(a: Path, b: Path, folds: Path) -> Comparison:
+    """Compare two out-of-fold prediction files on the rows of one fold file; the contract of both is checked."""
+    evidence = gather_files([a, b], read_folds(folds))
+    names = (evidence.names[0], evidence.names[1])
+    return compare(evidence.labels, *evidence.pred_probs, metric=evidence.metric, names=names)

@@ -1,0 +1,150 @@
+"""A competition's metric on labels and probabilities: its value, its standard error, what a constant answer gets.
+
+`accuracy` is scored as everywhere in the kit (`oof.accuracy`). `macro_f1` is the mean of the classes' F1 of the most
+probable class, `log_loss` the mean of -log p(label), of which less is better. Values are scikit-learn's; the bootstrap
+weighs rows by how often they are drawn, on sums that are made once, for scikit-learn would take minutes for its draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cassava_kit.competition import Metric
+
+DRAWS = 1000
+NAMES: dict[Metric, str] = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss"}
+LESS_IS_BETTER = frozenset({"log_loss"})
+
+Statistic = Callable[[np.ndarray], float]
+
+
+def measure(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> Score:
+    """Return the score of probabilities (N, K) by a metric against labels (N,)."""
+    right = accuracy(labels, pred_probs)
+    if metric == "accuracy":
+        return right
+    score = statistic(metric, labels, pred_probs)
+    redrawn = [score(counts) for counts in row_counts(len(labels))]
+    error = float(np.std(redrawn))
+    return Score(value(metric, labels, pred_probs), error, len(labels), metric, accuracy_beside=right.value)
+
+
+def baseline(metric: Metric, labels: np.ndarray, n_classes: int) -> Score:
+    """The score of one answer to every row: the most frequent class, or the class shares where probabilities count."""
+    if metric == "accuracy":
+        return majority(labels)
+    shares = np.bincount(labels, minlength=n_classes) / len(labels)
+    answer = shares if metric == "log_loss" else np.eye(n_classes)[shares.argmax()]
+    return measure(metric, labels, np.tile(answer, (len(labels), 1)))
+
+
+def told(score: Score) -> str:
+    """Return a score with its metric's name."""
+    return f"accuracy {score}" if score.metric == "accuracy" else str(score)
+
+
+def value(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> float:
+    """The metric itself, as scikit-learn computes it; probabilities (N, K) of rows that may lack a class."""
+    from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+    classes = np.arange(pred_probs.shape[1])
+    if metric == "log_loss":
+        return float(log_loss(labels, _normalised(pred_probs), labels=classes))
+    answers = pred_probs.argmax(axis=1)
+    if metric == "macro_f1":
+        return float(f1_score(labels, answers, labels=classes, average="macro", zero_division=0))
+    return float(accuracy_score(labels, answers))
+
+
+def gain(metric: Metric, before: float, after: float) -> float:
+    """How much better a value is than another: positive is better, whichever way the metric runs."""
+    return before - after if metric in LESS_IS_BETTER else after - before
+
+
+def statistic(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> Statistic:
+    """The metric as a function of how often each row is counted, (N,)."""
+    n_classes = pred_probs.shape[1]
+    if metric == "log_loss":
+        p = _normalised(pred_probs)
+        losses = -np.log(np.clip(p[np.arange(len(labels)), labels], np.finfo(p.dtype).eps, None))
+        return lambda counts: float((losses * counts).sum() / counts.sum())
+    cells = labels * n_classes + pred_probs.argmax(axis=1)
+
+    def macro_f1(counts: np.ndarray) -> float:
+        table = np.bincount(cells, weights=counts, minlength=n_classes**2).reshape(n_classes, n_classes)
+        both = table.sum(axis=0) + table.sum(axis=1)
+        return float(np.mean(2 * np.diag(table) / np.where(both > 0, both, 1)))
+
+    def right(counts: np.ndarray) -> float:
+        return float(counts[cells // n_classes == cells % n_classes].sum() / counts.sum())
+
+    return macro_f1 if metric == "macro_f1" else right
+
+
+def _normalised(pred_probs: np.ndarray) -> np.ndarray:
+    """Rows that sum to 1 exactly, which those of a file do to eight digits."""
+    return np.asarray(pred_probs / pred_probs.sum(axis=1, keepdims=True))
+
+
+def row_counts(n: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each of n rows is in each of the bootstrap's draws, (n,) each; the same for every call."""
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield np.bincount(rng.integers(0, n, n), minlength=n)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value, its standard error, and the number of rows behind it.
+
+    The standard error is binomial for accuracy and bootstrapped for any other metric. `accuracy_beside` is the accuracy
+    of the same rows where the metric is another.
+    """
+
+    value: float
+    standard_error: float
+    n: int
+    metric: Metric = "accuracy"
+    accuracy_beside: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on the same rows, whatever the metric."""
+        return self.value if self.accuracy_beside is None else self.accuracy_beside
+
+    def __str__(self) -> str:
+        figures = f"{self.value:.4f} ± {self.standard_error:.4f}"
+        if self.metric == "accuracy":
+            return figures
+        error = (self.accuracy * (1 - self.accuracy) / self.n) ** 0.5
+        return f"{NAMES[self.metric]} {figures} (accuracy {self.accuracy:.4f} ± {error:.4f})"
+
+
+def accuracy(labels: np.ndarray, pred_probs: np.ndarray) -> Score:
+    """Accuracy of the most probable class, pred_probs (N, K); ties go to the lower class."""
+    return accuracy_of(labels, pred_probs.argmax(axis=1))
+
+
+def accuracy_of(labels: np.ndarray, predicted: np.ndarray) -> Score:
+    """Accuracy of predicted classes (N,), with the standard error sqrt(a (1 - a) / N)."""
+    a = float(np.mean(labels == predicted))
+    return Score(a, float(np.sqrt(a * (1 - a) / len(labels))), len(labels))
+
+
+def majority(labels: np.ndarray) -> Score:
+    """Accuracy of always answering the most frequent class of these labels."""
+    return accuracy_of(labels, np.full(len(labels), np.bincount(labels).argmax()))
+
+
+def score_record(score: Score) -> dict[str, Any]:
+    """A fold's score as its `run.json` keeps it."""
+    return {
+        "oof_accuracy": score.accuracy,
+        "oof_standard_error": score.standard_error,
+        "oof_rows": score.n,
+        "labels": "given",
+    }

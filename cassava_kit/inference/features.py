@@ -1,0 +1,212 @@
+"""cassava_kit.inference.features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from cassava_kit.competition import Competition, current
+from cassava_kit.errors import UserError
+from cassava_kit.files import atomic_path, cache_dir, sha256_bytes
+
+
+def check_source(embedding: Path | None, backbone: Path | None, competition: Competition | None = None) -> None:
+    """Refuse what neighbours cannot come from, before slow work.
+
+    Raises:
+        UserError: both a file and a checkpoint are given, or the checkpoint has learnt labels of this competition: its
+            features repeat the labels that they are asked about.
+        FileNotFoundError: no checkpoint.
+    """
+    from cassava_kit.models.checkpoint import labels_learnt, read_info
+
+    if backbone is None:
+        return
+    if embedding is not None:
+        raise UserError("give --embedding FILE or --backbone CHECKPOINT, not both")
+    read_info(backbone)
+    info = labels_learnt(backbone)
+    if info is not None and info.competition in (None, (competition or current()).slug):
+        raise UserError(
+            f"--backbone {backbone} has learnt labels of these images ({info.name}), so that its features repeat their "
+            "errors; give a backbone of pretrain, or --embedding FILE"
+        )
+
+
+def embedding_of(
+    image_ids: np.ndarray,
+    embedding: Path | None,
+    backbone: tuple[Path, Path] | None,
+    competition: Competition | None = None,
+) -> tuple[np.ndarray | None, str | None]:
+    """Vectors (N, D) of images from a file or a checkpoint, and what they are called; none where neither is given."""
+    competition = competition or current()
+    if embedding is not None:
+        return read_embedding(embedding, image_ids), embedding.name
+    if backbone is None:
+        return None, None
+    checkpoint, data = backbone
+    folder = data / competition.train_images
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; --data must be the competition folder")
+    vectors = backbone_embedding(checkpoint, [folder / name for name in image_ids], cache=cache_dir() / "features")
+    return vectors, checkpoint.name
+
+
+def read_embedding(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
+    """The embedding (N, D) of these images, joined by id.
+
+    From an .npz file with `image_id` and `embedding`, or from a .csv with the column image_id and numbers beside it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no embedding {path}")
+    ids, vectors = _read_csv(path) if path.suffix == ".csv" else _read_npz(path)
+    if vectors.ndim != 2 or len(ids) != len(vectors) or not vectors.shape[1]:
+        raise ValueError(f"{path} must hold one vector an image, got {len(ids)} ids and shape {vectors.shape}")
+    at = pd.Series(np.arange(len(ids)), index=ids)
+    if at.index.has_duplicates:
+        raise ValueError(f"{path} names {at.index[at.index.duplicated()][0]} more than once")
+    rows = at.reindex(np.asarray(image_ids).astype(str))
+    if rows.isna().any():
+        raise ValueError(f"{path} has no vector for {rows.index[rows.isna()][0]}; embed every training image")
+    found = vectors[rows.to_numpy(int)]
+    broken = ~np.isfinite(found).all(axis=1)
+    if broken.any():
+        raise ValueError(f"{path} has a number that is not finite for {rows.index[broken][0]}; compute it again")
+    return found
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import zlib
+    from zipfile import BadZipFile
+
+    try:
+        # One array alone, as numpy.save writes it, is no context manager: a TypeError.
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["image_id"].astype(str), stored["embedding"].astype(np.float32)
+    except (LookupError, ValueError, OSError, EOFError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} must be an .npz file with the arrays image_id and embedding ({error})") from None
+
+
+def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        table = pd.read_csv(path, dtype={"image_id": str})
+        vectors = table.drop(columns="image_id").to_numpy(np.float32)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} must have the column image_id and only numbers beside it ({error})") from None
+    return table["image_id"].to_numpy(str), vectors
+
+
+def backbone_embedding(checkpoint: Path, paths: Sequence[Path], *, cache: Path | None = None) -> np.ndarray:
+    """Features (N, D) of image files from a checkpoint of the kit, supervised or self-supervised, without its head.
+
+    An image that cannot be read gets the mean vector. `cache` is a folder for the features.
+    """
+    from cassava_kit.inference.features import Pixels, readable_features
+    from cassava_kit.inference.machine import usable_devices
+    from cassava_kit.models.checkpoint import read_info
+    from cassava_kit.models.network import create_model
+    from cassava_kit.models.weights import load_weights
+
+    info = read_info(checkpoint)
+    model = create_model(info.model, 0, model_args=info.model_args)
+    load_weights(model, checkpoint)
+    pixels = Pixels(info.input_size[0], info.mean, info.std)
+    return readable_features(model.to(usable_devices("auto")[0]), paths, pixels, cache=cache)
+
+
+FEATURE_BATCH = 64
+
+
+CHUNK = 1024  # images between two steps of the bar, and in one file of the cache
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How images enter a backbone: side in pixels, and mean and std of RGB in 0..1."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@torch.no_grad()
+def extract_features(
+    backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, *, cache: Path | None = None
+) -> np.ndarray:
+    """Features (N, D) float32 of image files through the evaluation pixels; the backbone is left in its mode.
+
+    With `cache`, a folder, they are kept there under the weights', files' and pixels' hash, and read back next time.
+    """
+    kept = None if cache is None else Path(cache) / f"features-{_features_key(backbone, paths, pixels)}.npy"
+    if kept is not None and kept.is_file():
+        return np.load(kept, allow_pickle=False)
+    training, device = backbone.training, next(backbone.parameters()).device
+    backbone.eval().to(memory_format=torch.channels_last)  # less than half the time on a processor
+    parts = [_features(backbone, batch, device) for batch in pixel_batches(paths, pixels)]
+    backbone.train(training)
+    features = np.concatenate(parts)
+    if kept is not None:
+        with atomic_path(kept) as temporary, temporary.open("wb") as file:
+            np.save(file, features)
+    return features
+
+
+def readable_features(
+    backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, *, cache: Path | None = None
+) -> np.ndarray:
+    """`extract_features` of files of which some are broken: these get the mean vector, which is near to nothing."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from cassava_kit.data.images import quick_check
+
+    whole = np.array([quick_check(path) is None for path in paths])
+    if not whole.any():
+        raise FileNotFoundError(f"none of the images can be read (first: {paths[0]}); --data must be their folder")
+    readable = [path for path, good in zip(paths, whole, strict=True) if good]
+    starts = track(range(0, len(readable), CHUNK), "Features", console=Console(stderr=True), transient=True)
+    features = np.concatenate(
+        [extract_features(backbone, readable[start : start + CHUNK], pixels, cache=cache) for start in starts]
+    )
+    vectors = np.tile(features.mean(axis=0), (len(paths), 1))
+    vectors[whole] = features
+    return vectors
+
+
+def _features(backbone: nn.Module, batch: torch.Tensor, device: torch.device) -> np.ndarray:
+    return backbone(batch.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
+
+
+def pixel_batches(paths: Sequence[Path], pixels: Pixels) -> Any:
+    """Normalised batches (B, 3, size, size) of the files, a few at a time."""
+    from cassava_kit.data.images import load_image
+    from cassava_kit.data.transforms import normalize
+
+    for start in range(0, len(paths), FEATURE_BATCH):
+        images = [load_image(path, (pixels.size, pixels.size)) for path in paths[start : start + FEATURE_BATCH]]
+        batch = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+        yield normalize(batch, pixels.mean, pixels.std)
+
+
+def _features_key(backbone: nn.Module, paths: Sequence[Path], pixels: Pixels) -> str:
+    """A name that changes with any weight, file or pixel setting."""
+    weights = b"".join(
+        name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        if value.ndim
+        else name.encode()
+        for name, value in backbone.state_dict().items()
+    )
+    files = [(str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
+    return sha256_bytes(
+        weights + json.dumps([files, pixels.size, pixels.mean, pixels.std, str(type(backbone))]).encode()
+    )[:24]

@@ -1,0 +1,57 @@
+"""What a submission run may be asked for, by name; imports nothing heavy, so that a wrong name is refused at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cassava_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from cassava_kit.inference.pixels import Budget
+
+
+VIEWS = ("none", "flips", "d4", "d4+zoom")
+EARLY_STOP = ("certified", "off")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`; UserError with the list otherwise."""
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def check_device(device: str | Sequence[str]) -> None:
+    """UserError unless it is `auto`, `cpu`, `cuda` or a numbered GPU, or a list of the last three."""
+    named = [device] if isinstance(device, str) else device
+    if device != "auto" and not (named and all(re.fullmatch(r"cpu|cuda(:\d+)?", name) for name in named)):
+        raise UserError(f"device must be auto, cpu, cuda or a GPU such as cuda:0, got {device!r}")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out; None takes the ensemble's views, the device's batch size and the machine's budget.
+
+    `memory` is how many gigabytes of pixels may be kept, beside the disk; a `budget` says both.
+    """
+
+    views: str | None = None
+    early_stop: str = "certified"
+    batch_size: int | None = None
+    device: str | Sequence[str] = "auto"
+    budget: Budget | None = None
+    memory: float | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.views is not None:
+            check_choice("views", self.views, VIEWS)
+        check_choice("early_stop", self.early_stop, EARLY_STOP)
+        check_device(self.device)
+        if self.memory is not None and not 0 <= self.memory < float("inf"):
+            raise UserError(f"memory must be at least 0 gigabytes and finite, got {self.memory}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")

@@ -1,0 +1,279 @@
+"""Notebooks and their metadata, generated from percent sources: `python -m cassava_kit.kaggle.pack.kernels [--check]`.
+
+`# include: settings` in a source is replaced by what the kernel must know (the competition's names, what to
+install, the builds it was made for), `# include: <file>` by a file of `kernels/`. The same sources give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cassava_kit.competition import CASSAVA, Competition, current, facts
+from cassava_kit.errors import UserError
+from cassava_kit.files import write_text
+from cassava_kit.kaggle.pack.config import COMMAND_LINE, KaggleConfig, read_config
+
+KERNEL_METADATA = "kernel-metadata.json"
+# A session ends after twelve hours, and one that is cut off may lose its output: a kernel that trains ends before.
+OWN_LIMIT_SECONDS = int(11.5 * 3600)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One folder of `kernels/`: what it installs, and what Kaggle must give it.
+
+    `leaves` is a pattern of what a whole run leaves in its output, one file at least. `own_output` attaches the output
+    of an earlier session of the same kernel, to go on from it; before there is one, Kaggle says that it cannot be
+    added, and runs the kernel all the same.
+    """
+
+    name: str
+    install: tuple[str, ...]
+    leaves: str
+    weights: bool = False
+    gpu: bool = True
+    own_output: bool = False
+
+
+SUBMISSION_KERNEL = Kernel("ensemble-submission", ("cassava-kit", "ttach"), "submission.csv", weights=True)
+KERNELS = (
+    SUBMISSION_KERNEL,
+    Kernel("train-folds", ("cassava-kit", *COMMAND_LINE, "lightning"), "runs/*/fold*/oof.csv", own_output=True),
+    Kernel(
+        "pretrain-ssl",
+        ("cassava-kit", *COMMAND_LINE, "lightning", "lightly"),
+        "pretrain-*/backbone.safetensors",
+        own_output=True,
+    ),
+    Kernel("eda", ("cassava-kit",), "classes.png", gpu=False),
+)
+KERNEL_NAMES = tuple(kernel.name for kernel in KERNELS)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What one push of a kernel changes: values of its parameters, by name, and what else to attach.
+
+    That is datasets by owner/slug, and kernels of the kit by name, for what their latest run left.
+    """
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    attach: tuple[str, ...] = ()
+
+
+def find_kernel(name: str) -> Kernel:
+    """The kernel of that name; ValueError with those there are."""
+    found = next((kernel for kernel in KERNELS if kernel.name == name), None)
+    if found is None:
+        raise UserError(f"no kernel {name!r}; there are {', '.join(kernel.name for kernel in KERNELS)}")
+    return found
+
+
+def parse_changes(parameters: Sequence[str], attach: Sequence[str]) -> Changes:
+    """`NAME=VALUE` arguments, VALUE a Python literal or else text, and what to attach; ValueError otherwise."""
+    values: dict[str, Any] = {}
+    for text in parameters:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--param takes NAME=VALUE, e.g. RECIPE=resnet50 or FOLDS=[0,1], got {text!r}")
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value
+    for source in attach:
+        if source not in KERNEL_NAMES and not re.fullmatch(r"[\w-]+/[\w-]+", source):
+            raise UserError(
+                f"--attach takes a dataset's owner/slug, or {', '.join(KERNEL_NAMES)} for its output, got {source!r}"
+            )
+    return Changes(values, tuple(attach))
+
+
+def kernel_parameters(kernel: Kernel, root: Path, changes: Changes | None = None) -> dict[str, Any]:
+    """Return the parameters of a kernel, those of its source's first code cell, with some changed.
+
+    Raises:
+        UserError: a change names none of them.
+    """
+    source = root / "kernels" / kernel.name / f"{kernel.name}.py"
+    given = changes.parameters if changes else {}
+    values: dict[str, Any] = {}
+    exec(_assigned(_first_cell(_notebook(source)).source, given, kernel.name), values)
+    return {name: value for name, value in values.items() if name.isupper()}
+
+
+def settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]) -> dict[str, Any]:
+    """What the generated notebook must know before it can import the kit; `builds` pins manifests to build ids."""
+    from cassava_kit.data.table import IMAGE_SUFFIXES
+
+    return {
+        "competition": competition.slug,
+        "test_images": competition.test_images,
+        "sample_submission": competition.sample_submission,
+        "train_csv": competition.train_csv,
+        "train_images": competition.train_images,
+        "columns": competition.submission_columns,
+        "answer": competition.unknown_answer,
+        "ids_have_suffix": competition.ids_have_suffix,
+        "suffixes": list(IMAGE_SUFFIXES),
+        "install": list(kernel.install),
+        "builds": dict(builds),
+        "time_limit": competition.submission_seconds if kernel.weights else OWN_LIMIT_SECONDS,
+        "facts": facts(competition),
+    }
+
+
+def metadata(kernel: Kernel, config: KaggleConfig, competition: Competition) -> dict[str, Any]:
+    """The `kernel-metadata.json`: private, offline, two T4s; internet is on wherever this does not say otherwise."""
+    own = [config.kernel_id(kernel.name)] if kernel.own_output else []
+    return {
+        "id": config.kernel_id(kernel.name),
+        "title": config.kernel_title(kernel.name),
+        "code_file": f"{kernel.name}.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": kernel.gpu,
+        "enable_tpu": False,
+        "enable_internet": False,
+        **({"machine_shape": "NvidiaTeslaT4"} if kernel.gpu else {}),
+        "dataset_sources": [config.kit_dataset, *([config.weights_dataset] if kernel.weights else [])],
+        "competition_sources": [competition.slug],
+        "kernel_sources": own,
+        "model_sources": [],
+    }
+
+
+def notebook_text(source: Path, values: Mapping[str, Any], parameters: Mapping[str, Any] | None = None) -> str:
+    """The notebook of a percent source, with pinned cell ids and metadata: jupytext draws new ids on every build.
+
+    `parameters` stand in for values that the first code cell assigns.
+    """
+    import nbformat
+
+    notebook = _notebook(source)
+    for number, cell in enumerate(notebook.cells):
+        cell.source = _include(cell.source, source.parent, values)
+        cell.id, cell.metadata = f"{source.stem}-{number:02d}", {}
+    if parameters:
+        first = _first_cell(notebook)
+        first.source = _assigned(first.source, parameters, source.stem)
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    nbformat.validate(notebook)
+    return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _notebook(source: Path) -> Any:
+    """Return the notebook of a percent source as jupytext reads it, includes and all."""
+    import jupytext
+
+    return jupytext.reads(_source(source), fmt="py:percent")
+
+
+def _first_cell(notebook: Any) -> Any:
+    """Return the first code cell, which holds the parameters."""
+    return next(cell for cell in notebook.cells if cell.cell_type == "code")
+
+
+def _assigned(cell: str, parameters: Mapping[str, Any], kernel: str) -> str:
+    """The parameters' cell with other values after its own; ValueError for a name that it does not assign."""
+    assigned = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Name)]
+    known = sorted({node.id for node in assigned if isinstance(node.ctx, ast.Store)})
+    if unknown := [name for name in parameters if name not in known]:
+        raise UserError(f"the kernel {kernel} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    return "\n".join([cell, *(f"{name} = {value!r}" for name, value in parameters.items())])
+
+
+def with_parameters(notebook: str, parameters: Mapping[str, Any], kernel: str) -> str:
+    """Return a notebook's text with other values of its parameters, after those that it was made with.
+
+    Raises:
+        UserError: its first code cell assigns no such name.
+    """
+    content = json.loads(notebook)
+    first = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
+    first["source"] = _assigned("".join(first["source"]), parameters, kernel)
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _include(cell: str, folder: Path, values: Mapping[str, Any]) -> str:
+    match = re.fullmatch(r"# include: (\S+)", cell.strip())
+    if not match:
+        return cell
+    if match[1] == "settings":
+        lines = ",\n".join(f"    {json.dumps(key)}: {value!r}" for key, value in values.items())
+        return f"SETTINGS = {{\n{lines},\n}}"
+    return _source(folder / match[1]).strip()
+
+
+def _source(path: Path) -> str:
+    return re.sub(r"\A# ruff:.*\n", "", path.read_text(encoding="utf-8"))
+
+
+def render(
+    kernel: Kernel,
+    root: Path,
+    *,
+    owner: str | None = None,
+    builds: Mapping[str, str] | None = None,
+    changes: Changes | None = None,
+    competition: Competition | None = None,
+) -> dict[str, str]:
+    """File name -> text of a kernel's generated files; `builds` pins it to the datasets it was made for."""
+    competition = competition or current()
+    source, changes = root / "kernels" / kernel.name / f"{kernel.name}.py", changes or Changes()
+    values = settings(kernel, competition, builds or {})
+    config = read_config(root, owner=owner, competition=competition)
+    described = metadata(kernel, config, competition)
+    described["dataset_sources"] += [source for source in changes.attach if source not in KERNEL_NAMES]
+    described["kernel_sources"] += [config.kernel_id(name) for name in changes.attach if name in KERNEL_NAMES]
+    return {
+        f"{kernel.name}.ipynb": notebook_text(source, values, changes.parameters),
+        KERNEL_METADATA: json.dumps(described, indent=2) + "\n",
+    }
+
+
+def build_kernels(root: str | Path, check: bool = False) -> list[Path]:
+    """Generate every kernel's files; with `check` write nothing. Returns those that were out of date."""
+    root, stale = Path(root), []
+    for kernel in KERNELS:
+        for name, text in render(kernel, root, competition=CASSAVA).items():
+            path = root / "kernels" / kernel.name / name
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                stale.append(path)
+                if not check:
+                    write_text(path, text)
+    return stale
+
+
+def main() -> int:
+    """Entry point: `--check` writes nothing and exits with 1 where a generated file is out of date."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cassava_kit.kaggle.pack.kernels", description="Generate the kernels."
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 on drift")
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository (default: this folder)")
+    options = parser.parse_args()
+    stale = ", ".join(str(path) for path in build_kernels(options.root, options.check))
+    if options.check and stale:
+        print(f"out of date: {stale}; run: python -m cassava_kit.kaggle.pack.kernels", file=sys.stderr)
+        return 1
+    print(f"written: {stale}" if stale else "every kernel is up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""What Kaggle makes of an uploaded folder and of a competition, and where a notebook finds them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from cassava_kit.competition import Competition, current
+from cassava_kit.errors import UserError
+from cassava_kit.files import read_csv
+from cassava_kit.kaggle.pack.config import METADATA_FILE
+
+Layout = Literal["new", "old"]
+LAYOUTS: tuple[Layout, ...] = ("new", "old")
+REFUSED_CHARACTERS = "@&"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file or folder of this machine, and where it lies below `/kaggle/input`."""
+
+    source: Path
+    target: PurePosixPath
+
+
+def dataset_folder(dataset: str, layout: Layout) -> PurePosixPath:
+    """Where a dataset owner/slug is mounted, below the input."""
+    owner, _, slug = dataset.partition("/")
+    return PurePosixPath("datasets", owner, slug) if layout == "new" else PurePosixPath(slug)
+
+
+def competition_folder(slug: str, layout: Layout) -> PurePosixPath:
+    """Where a competition is mounted, below the input."""
+    return PurePosixPath("competitions", slug) if layout == "new" else PurePosixPath(slug)
+
+
+def competition_mounts(
+    folder: Path, layout: Layout, competition: Competition | None = None, *, test_images: Path | None = None
+) -> list[Mount]:
+    """The competition's own files, and nothing else that may lie in the folder; `test_images` stands in for its own."""
+    competition = competition or current()
+    at = competition_folder(competition.slug, layout)
+    needed = {competition.test_images: test_images, competition.sample_submission: None}
+    optional = (competition.train_csv, competition.train_images, competition.label_map, competition.train_tfrecords)
+    for name in needed:
+        if needed[name] is None and not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} has no {name}; give the folder of {competition.slug} as downloaded")
+    mounts = [Mount((source or folder / name).resolve(), at / name) for name, source in needed.items()]
+    return mounts + [Mount((folder / name).resolve(), at / name) for name in optional if (folder / name).exists()]
+
+
+def dataset_mounts(folder: Path, dataset: str, layout: Layout) -> list[Mount]:
+    """The files of a folder that was laid out by `as_uploaded`."""
+    at = dataset_folder(dataset, layout)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [Mount(path.resolve(), at / path.relative_to(folder).as_posix()) for path in files]
+
+
+def as_uploaded(folder: Path, out: Path) -> Path:
+    """What a dataset's folder has become when a notebook sees it; files that stay as they are become links.
+
+    Sub-folders are dropped (the client's default `--dir-mode skip`), the metadata file stays behind, '+', '~' and
+    non-ASCII go from names, archives are unpacked, links and exec bits are lost. ValueError for names with '@' or '&'.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != METADATA_FILE:
+            _arrive(path, out / uploaded_name(path.name))
+    return out
+
+
+def uploaded_name(name: str) -> str:
+    """The name that a file has on Kaggle; ValueError where it is refused."""
+    if any(character in name for character in REFUSED_CHARACTERS):
+        raise UserError(f"{name!r} is refused by Kaggle; use letters, digits, '.', '_' and '-'")
+    return re.sub(r"[+~]|[^\x00-\x7f]", "", name)
+
+
+def _arrive(path: Path, target: Path) -> None:
+    name = path.name.lower()
+    if zipfile.is_zipfile(path) and name.endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(target.with_suffix(""))
+    elif name.endswith((".tar", ".tar.gz", ".tgz")):
+        with tarfile.open(path) as archive:
+            archive.extractall(target.parent / re.sub(r"\.(tar|tar\.gz|tgz)$", "", target.name), filter="data")
+    elif name.endswith(".gz"):
+        with gzip.open(path) as source, target.with_suffix("").open("wb") as file:
+            shutil.copyfileobj(source, file)
+    elif os.access(path, os.X_OK):
+        shutil.copyfile(path, target)
+    else:
+        target.symlink_to(path.resolve())
+
+
+def link_images(images: Mapping[str, Path], out: Path) -> Path:
+    """A folder of links, name -> image: a public or a hidden test set of any size."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, source in images.items():
+        (out / name).symlink_to(source.resolve())
+    return out
+
+
+def few_images(folder: Path, n_per_class: int, out: Path, competition: Competition) -> Path:
+    """Make a competition folder of the first `n_per_class` training images of every class, and two test images.
+
+    Images are links, and what is not needed to train is left out.
+
+    Raises:
+        FileNotFoundError: `folder` lacks the table or the images.
+    """
+    from cassava_kit.data.table import list_images
+
+    out.mkdir(parents=True)
+    for name in (competition.train_csv, competition.train_images, competition.test_images):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} has no {name}; give the folder of {competition.slug} as downloaded")
+    table = read_csv(folder / competition.train_csv, dtype={competition.id_column: str})
+    rows = table.groupby(competition.label_column, sort=False).head(n_per_class)
+    rows.to_csv(out / competition.train_csv, index=False)
+    for kind, names in (
+        (competition.train_images, [competition.file_name(image_id) for image_id in rows[competition.id_column]]),
+        (competition.test_images, list_images(folder / competition.test_images)[:2]),
+    ):
+        link_images({name: folder / kind / name for name in names if (folder / kind / name).is_file()}, out / kind)
+    for name in (competition.sample_submission, competition.label_map):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    return out
+
+
+def hidden_images(folders: Sequence[Path], n: int) -> dict[str, Path]:
+    """`n` test images, name -> source: those of the folders in turn, and then the same ones again under new names."""
+    from cassava_kit.data.table import list_images
+
+    ordered: dict[str, Path] = {}
+    for folder in folders:
+        for name in list_images(folder):
+            ordered.setdefault(name, folder / name)
+    if not ordered:
+        raise FileNotFoundError(f"no image in {', '.join(map(str, folders))} to make hidden ones of")
+    sources = list(ordered.values())
+    numbers = (number for number in count(1) if f"{number:09d}{sources[0].suffix}" not in ordered)
+    images = dict(list(ordered.items())[:n])
+    for k in range(len(images), n):
+        source = sources[k % len(sources)]
+        images[f"{next(numbers):09d}{source.suffix}"] = source
+    return images

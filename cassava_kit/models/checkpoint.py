@@ -1,0 +1,126 @@
+"""One `.safetensors` file a model: its weights, and in its header all that inference needs to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cassava_kit import __version__
+from cassava_kit.files import CHECKPOINT_FILE, atomic_path
+from cassava_kit.models.weights import load_tensors
+
+METADATA_KEY = "cassava_kit"
+Side = Annotated[int, Field(ge=1, le=4096)]
+Mean = Annotated[float, Field(allow_inf_nan=False)]
+Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class CheckpointInfo(BaseModel):
+    """What a checkpoint says of itself; sizes are (height, width) in pixels, mean and std of RGB in 0..1.
+
+    `competition` is the slug of the one that it was trained for; older checkpoints do not know it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    model: str
+    model_args: dict[str, Any] = {}
+    head: str = "linear"
+    n_classes: int
+    input_size: tuple[Side, Side]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
+    pixels: Literal["exact"] = "exact"
+    recipe: str
+    competition: str | None = None
+    fold: int | None = None
+    n_splits: int | None = None
+    fold_hash: str | None = None
+    oof_accuracy: float | None = None
+    oof_rows: int | None = None
+    prior: tuple[Share, ...] | None = None
+    kit_version: str = __version__
+    config: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """Recipe and fold, e.g. `resnet50-fold3`."""
+        return self.recipe if self.fold is None else f"{self.recipe}-fold{self.fold}"
+
+
+def save_checkpoint(path: str | Path, state_dict: dict[str, Any], info: CheckpointInfo) -> None:
+    """Write weights and header atomically; tensors are stored contiguous and on the CPU."""
+    from safetensors.torch import save_file
+
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: info.model_dump_json()})
+
+
+def read_info(path: str | Path) -> CheckpointInfo:
+    """Read a checkpoint's header alone; ValueError where the file is not one of the kit's."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole .safetensors file ({error}); copy or train it again") from None
+    if text is None:
+        raise ValueError(f"{path} has no {METADATA_KEY} header; only checkpoints written by the kit say what they are")
+    try:
+        return CheckpointInfo.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(
+            f"{path} has a header this kit cannot read ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        ) from None
+
+
+def fold_checkpoints(folder: str | Path) -> list[Path]:
+    """Return the checkpoints of a folder of runs (`runs/RECIPE/fold*/`), in order of their folds.
+
+    Raises:
+        FileNotFoundError: The folder holds none.
+    """
+    found = [path / CHECKPOINT_FILE for path in Path(folder).glob("fold*") if (path / CHECKPOINT_FILE).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no fold*/{CHECKPOINT_FILE}; give a recipe's folder of runs, or train it"
+        )
+    return sorted(found, key=lambda path: read_info(path).fold or 0)
+
+
+def load_model(path: str | Path) -> tuple[Any, CheckpointInfo]:
+    """The model (eval mode, CPU, strict load) and its header; ValueError where the weights are not the model's."""
+    from cassava_kit.models.network import create_model
+
+    info = read_info(path)
+    model = create_model(info.model, info.n_classes, model_args=info.model_args, head=info.head)
+    try:
+        model.load_state_dict(load_tensors(path))
+    except RuntimeError as error:  # a title, and then a line for every kind of weights that do not fit
+        reason = str(error).splitlines()[:2][-1].strip()[:200]
+        raise ValueError(
+            f"{path} does not fit {info.model} of this timm: {reason}; install the timm it was trained with, or train "
+            "it again"
+        ) from None
+    return model.eval(), info
+
+
+def labels_learnt(weights: Path) -> CheckpointInfo | None:
+    """The header of the kit's own weights where they learnt labels, themselves or by what they started from."""
+    if weights.suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="numpy") as file:
+        if METADATA_KEY not in (file.metadata() or {}):
+            return None
+    info = read_info(weights)
+    return info if info.n_classes or info.config.get("init") else None

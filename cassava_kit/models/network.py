@@ -1,0 +1,180 @@
+"""timm models with the kit's heads, and weights from files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cassava_kit.errors import UserError, closest
+
+DENSE_HEAD_WIDTHS = (512, 128)
+DENSE_HEAD_DROPOUT = 0.5
+HEAD_STD = 0.01
+
+
+def create_model(
+    name: str, n_classes: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
+) -> nn.Module:
+    """A timm model with random weights and a head for `n_classes`; 0 classes give the bare backbone.
+
+    Never asks a hub: weights come from files (`load_weights`). Raises ValueError for a name that timm does not know, or
+    arguments that the model does not take.
+    """
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        near = closest(name, timm.list_models()) or "; timm.list_models() in Python lists them"
+        raise UserError(f"timm has no model {name!r}{near}")
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=n_classes, **(model_args or {}))
+    except (TypeError, RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"timm cannot make {name} with model_args={model_args or {}}: {reason}; change them") from None
+    if head == "dense" and n_classes:
+        classifier = classifier_name(model)
+        model.set_submodule(classifier, dense_head(model.get_submodule(classifier).in_features, n_classes))
+    elif n_classes:
+        start_small(model)
+    return model
+
+
+def check_size(name: str, size: int, model_args: dict[str, Any] | None = None) -> None:
+    """ValueError where a model cannot take square images of `size` pixels; no weights are made."""
+    model, image = shapes_alone(name, size, model_args=model_args)
+    try:
+        with torch.no_grad():
+            model(image)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{name} does not take images of {size} pixels ({reason}); set image_size to what it takes, or for a "
+            f'model that can be made for another size model_args={{"img_size": {size}}}'
+        ) from None
+
+
+def shapes_alone(
+    name: str, size: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
+) -> tuple[nn.Module, torch.Tensor]:
+    """A model in evaluation mode and one image (1, 3, size, size) on the meta device, where nothing is computed."""
+    with torch.device("meta"):
+        return create_model(name, 2, model_args=model_args, head=head).eval(), torch.empty(1, 3, size, size)
+
+
+def sized_args(name: str, size: int, model_args: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the arguments with `img_size`, where a model is made for one image size (a ViT) and this is another."""
+    args = dict(model_args or {})
+    with torch.device("meta"):
+        model = create_model(name, 2, model_args=args)
+        published = model.pretrained_cfg
+        if not published.get("fixed_input_size") or "img_size" in args or size == published["input_size"][-1]:
+            return args
+        try:
+            create_model(name, 2, model_args=args | {"img_size": size})
+        except UserError:  # the size is fixed and cannot be chosen
+            return args
+    return args | {"img_size": size}
+
+
+def start_small(model: nn.Module) -> None:
+    """Draw the linear head anew with small weights, so that a new head on trained features starts near even odds.
+
+    timm's EfficientNets and MobileNets draw theirs within 1/sqrt(K): with 5 classes the first losses are near 7, and
+    the gradients of a random head ruin the features that it stands on.
+    """
+    for name in classifier_names(model):
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=HEAD_STD)
+                nn.init.zeros_(module.bias)
+
+
+def dense_head(in_features: int, n_classes: int) -> nn.Sequential:
+    """Three dense layers with dropout between them."""
+    layers: list[nn.Module] = []
+    for width in DENSE_HEAD_WIDTHS:
+        layers += [nn.Linear(in_features, width), nn.ReLU(), nn.Dropout(DENSE_HEAD_DROPOUT)]
+        in_features = width
+    return nn.Sequential(*layers, nn.Linear(in_features, n_classes))
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Dotted names of the modules that map features to logits; distilled models have two."""
+    name = model.pretrained_cfg["classifier"]
+    return (name,) if isinstance(name, str) else tuple(name)
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Dotted name of the module that maps features to logits, e.g. `fc` or `head.fc`."""
+    return classifier_names(model)[0]
+
+
+def image_statistics(model: nn.Module) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of RGB (0..1) with which the architecture's published weights were trained."""
+    return tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
+
+
+def head_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters of the classifier; the rest is the backbone."""
+    prefixes = tuple(f"{name}." for name in classifier_names(model))
+    return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Take the gradient from all but the head; `train()` must leave frozen BatchNorm alone (see `keep_frozen`)."""
+    head = head_parameters(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
+
+
+def stages(model: nn.Module) -> list[list[str]]:
+    """Names of the backbone's parameters stage by stage, the stem first, as timm groups them; the head is none of them.
+
+    A ResNet's stages are its stem and layers, a ViT's its embedding and blocks.
+    """
+    from timm.models import group_parameters
+
+    if not hasattr(model, "group_matcher"):
+        raise UserError(f"{type(model).__name__} names no stages, which layer_decay and unfreeze_every need")
+    head = head_parameters(model)
+    groups = group_parameters(model, model.group_matcher(coarse=True))
+    named = [[name for name in groups[depth] if name not in head] for depth in sorted(groups)]
+    return [names for names in named if names]
+
+
+def stage_modules(model: nn.Module) -> list[nn.Module]:
+    """Modules that hold a stage each, outermost alone: what a sharding strategy gathers and frees at a time."""
+    found: list[str] = []
+    for names in stages(model):
+        prefix = _common_module(names)
+        if prefix and not any(prefix == known or prefix.startswith(f"{known}.") for known in found):
+            found.append(prefix)
+    return [model.get_submodule(name) for name in found]
+
+
+def _common_module(parameters: list[str]) -> str:
+    """Dotted name of the innermost module that holds all these parameters; empty for the model itself."""
+    parts = [name.split(".")[:-1] for name in parameters]
+    common: list[str] = []
+    for step in zip(*parts, strict=False):
+        if len(set(step)) > 1:
+            break
+        common.append(step[0])
+    return ".".join(common)
+
+
+def free_stages(model: nn.Module, n: int) -> None:
+    """Give the gradient to the head and the top `n` stages, and take it from the stages below."""
+    parts = stages(model)
+    frozen = {name for names in parts[: max(0, len(parts) - n)] for name in names}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def keep_frozen(model: nn.Module) -> None:
+    """Put modules all of whose own parameters are frozen into eval mode, so that BatchNorm statistics stand still."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and not any(p.requires_grad for p in own):
+            module.eval()

@@ -1,0 +1,119 @@
+"""What a run starts from: its loss, and its first weights, which must not know the labels that it is scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import gettempdir
+
+import numpy as np
+import pandas as pd
+
+from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_report, read_report
+from cassava_kit.models.checkpoint import labels_learnt
+from cassava_kit.models.network import check_size, shapes_alone, sized_args
+from cassava_kit.models.weights import match_weights
+from cassava_kit.training.config import RunConfig
+from cassava_kit.training.devices import check_devices
+from cassava_kit.training.losses import make_loss
+from cassava_kit.training.rows import Session, TrainData
+
+
+def check_run(config: RunConfig, data: TrainData, folds: Sequence[int], session: Session) -> None:
+    """All that can be refused before the slow work of training these folds, as ValueError or FileNotFoundError."""
+    check_session(config, data, session)
+    check_start(config, data, folds, session.weights, partial=session.partial_weights)
+
+
+def check_start(
+    config: RunConfig, data: TrainData, folds: Sequence[int], weights: Path | None, *, partial: bool = False
+) -> None:
+    """ValueError, before any image is read, for a loss or first weights with which these folds cannot be trained."""
+    make_loss(config)
+    if weights is not None:
+        args = sized_args(config.model, config.image_size, config.model_args)
+        model, _ = shapes_alone(config.model, config.image_size, model_args=args, head=config.head)
+        match_weights(model, weights, partial=partial)
+        refuse_seen_labels(weights, data, folds)
+
+
+def refuse_seen_labels(weights: Path, data: TrainData, folds: Sequence[int]) -> None:
+    """ValueError where weights have learnt, or may have learnt, the label of a row that these folds are scored on.
+
+    Weights of the same split that were trained without the fold have not; those of another competition cannot have.
+    """
+    info = labels_learnt(weights)
+    if info is None or info.competition not in (None, data.competition.slug):
+        return
+    same_split = info.fold_hash == data.folds.hash
+    seen = [fold for fold in folds if not (same_split and fold == info.fold)]
+    if not seen:
+        return
+    row = data.folds.validation(seen[0])["image_id"].iloc[0]
+    if info.fold is not None and same_split:
+        what, remedy = f"it learnt the labels of all folds but {info.fold}", f", --fold {info.fold} alone"
+    elif info.fold is None:
+        what, remedy = "it learnt the labels of all rows", ""
+    else:
+        what, remedy = "it learnt labels of another split, and may know this one", ""
+    raise ValueError(
+        f"{weights} must not have seen the labels of fold {seen[0]} (first row: {row}), which is scored: {what}; give "
+        f"weights that learnt none of them (ImageNet's, or pretrain's){remedy}"
+    )
+
+
+LONGEST_TEMPORARY = 70  # a socket's path may have 107 characters; longer ones are waited for in vain
+
+
+def check_table(data: TrainData) -> None:
+    """The fold file must be of this very table: same images, same labels."""
+    table = data.table.frame.sort_values("image_id", kind="stable").reset_index(drop=True)
+    split = data.folds.frame
+    unknown = pd.Index(table["image_id"]).difference(split["image_id"])
+    absent = pd.Index(split["image_id"]).difference(table["image_id"])
+    if len(unknown) or len(absent):
+        raise ValueError(
+            f"the fold file must have the table's images: {len(unknown)} images of the table are not in it"
+            f"{f' (first: {unknown[0]})' if len(unknown) else ''}, {len(absent)} of its images are not in the table"
+            f"{f' (first: {absent[0]})' if len(absent) else ''}; make it again with: python -m cassava_kit folds"
+        )
+    differs = table["label"].to_numpy() != split["label"].to_numpy()
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise ValueError(
+            f"the fold file says label {split['label'].iloc[row]} for {split['image_id'].iloc[row]}, the table says "
+            f"{table['label'].iloc[row]}; make the fold file again with: python -m cassava_kit folds"
+        )
+
+
+def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
+    """Everything that can be refused before slow work: table, model, devices, first weights, noise report, log."""
+    check_table(data)
+    check_size(config.model, config.image_size, sized_args(config.model, config.image_size, config.model_args))
+    check_devices(session.devices, config)
+    if session.weights is not None and not session.weights.is_file():
+        raise FileNotFoundError(f"no weights file {session.weights}")
+    if session.clean_action not in ACTIONS:
+        raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {session.clean_action!r}")
+    if session.clean is not None:
+        check_report(read_report(session.clean), data.folds.frame, data.competition.n_classes)
+        check_row_weights(config, session.clean_action)
+    if session.workers and len(gettempdir()) > LONGEST_TEMPORARY:
+        raise ValueError(
+            f"--workers needs a temporary folder of at most {LONGEST_TEMPORARY} characters, for the sockets of its "
+            f"processes, got {gettempdir()}; set TMPDIR=/tmp"
+        )
+    if session.tensorboard:
+        from importlib.util import find_spec
+
+        if find_spec("tensorboard") is None:
+            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
+
+
+def check_row_weights(config: RunConfig, action: str) -> None:
+    """ValueError where a noise report would give rows weights, and the recipe mixes rows."""
+    if action in WEIGHTED and (config.mixup or config.cutmix):
+        raise ValueError(
+            f"weights of rows do not go with mixup or cutmix, got --clean-action {action}; use drop or flip, or "
+            "--set mixup=0 --set cutmix=0"
+        )

@@ -1,0 +1,256 @@
+"""Named runs: each recipe is a function that returns a configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from cassava_kit.errors import UserError, closest
+from cassava_kit.files import sha256_bytes
+from cassava_kit.settings import replace
+from cassava_kit.training.config import NAMES, RunConfig
+
+TIMM_PREFIX = "timm:"
+PLAIN_SETTINGS = " with plain settings"
+LONGEST_NAME = 72
+
+
+def resnet18() -> RunConfig:
+    """ResNet-18, 108 epochs of AdamW with a cosine from 1e-3 (published: .80)."""
+    return RunConfig(
+        recipe="resnet18", model="resnet18", image_size=224, epochs=108, batch_size=64, lr=1e-3, weight_decay=1e-2
+    )
+
+
+def resnet34() -> RunConfig:
+    """ResNet-34, 50 epochs of AdamW with a cosine from 1e-2 (published: .78)."""
+    return replace(resnet18(), recipe="resnet34", model="resnet34", epochs=50, lr=1e-2)
+
+
+def resnet50() -> RunConfig:
+    """ResNet-50, 30 epochs of AdamW with a cosine from 1e-3 (published: .868)."""
+    return replace(resnet18(), recipe="resnet50", model="resnet50", epochs=30)
+
+
+def vit_base() -> RunConfig:
+    """ViT-B/16, 5 epochs of Adam at 2e-5, batches of 50 (published: .82)."""
+    return RunConfig(
+        recipe="vit_base",
+        model="vit_base_patch16_224",
+        epochs=5,
+        batch_size=50,
+        optimizer="adam",
+        lr=2e-5,
+        weight_decay=0.0,
+    )
+
+
+def ssl_transfer() -> RunConfig:
+    """ResNet-50 self-supervised elsewhere (its file by --weights), head replaced, finetuned."""
+    return replace(resnet50(), recipe="ssl_transfer", backbone_lr_scale=0.1)
+
+
+def vgg16() -> RunConfig:
+    """VGG-16 frozen under three dense layers with dropout, 30 epochs at 1e-3 (published: .74 on 2,000 images)."""
+    return RunConfig(
+        recipe="vgg16",
+        model="vgg16",
+        head="dense",
+        freeze_backbone=True,
+        epochs=30,
+        batch_size=16,
+        optimizer="adam",
+        lr=1e-3,
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        schedule="plateau",
+        early_stopping=8,
+        select="best",
+    )
+
+
+def vgg19() -> RunConfig:
+    """VGG-19 frozen under the same head (published: .61 on 2,000 images)."""
+    return replace(vgg16(), recipe="vgg19", model="vgg19")
+
+
+def resnet50_frozen() -> RunConfig:
+    """ResNet-50 frozen under the same head (published: .60 on 2,000 images)."""
+    return replace(vgg16(), recipe="resnet50_frozen", model="resnet50")
+
+
+def densenet169() -> RunConfig:
+    """DenseNet-169 frozen under the same head, 20 epochs at 1e-4 (published: .618, the majority's share)."""
+    return replace(vgg16(), recipe="densenet169", model="densenet169", epochs=20, lr=1e-4)
+
+
+def unfreeze() -> RunConfig:
+    """ResNet-50 set free stage by stage from the top, one every second epoch, each at a third of the rate above it."""
+    return replace(
+        resnet50(), recipe="unfreeze", epochs=20, layer_decay=0.3, unfreeze_every=2, schedule="cosine", warmup_epochs=1
+    )
+
+
+def efficientnet_b4() -> RunConfig:
+    """EfficientNet-B4 (noisy student) at 512 pixels with cutmix, as the competition's best teams trained it."""
+    return RunConfig(
+        recipe="efficientnet_b4",
+        model="tf_efficientnet_b4.ns_jft_in1k",
+        image_size=512,
+        epochs=10,
+        batch_size=16,
+        accumulate=2,
+        lr=3e-4,
+        warmup_epochs=1,
+        label_smoothing=0.2,
+        cutmix=1.0,
+        plain_epochs=2,
+        augmentation="strong",
+        precision="16-mixed",
+    )
+
+
+def resnext50() -> RunConfig:
+    """ResNeXt-50 32x4d (semi-weakly supervised init) at 512 pixels, trained like efficientnet_b4."""
+    return replace(efficientnet_b4(), recipe="resnext50", model="resnext50_32x4d.fb_swsl_ig1b_ft_in1k", lr=1e-4)
+
+
+def deit_base() -> RunConfig:
+    """DeIT-B/16 distilled at 384 pixels, trained like efficientnet_b4 at a ViT's rate."""
+    return replace(
+        efficientnet_b4(), recipe="deit_base", model="deit_base_distilled_patch16_384", image_size=384, lr=3e-5
+    )
+
+
+def small_resnet() -> RunConfig:
+    """A ResNet of 0.7 M parameters: seconds a fold on two CPU cores."""
+    return RunConfig(
+        recipe="small_resnet",
+        model="resnet18",
+        model_args={"layers": [1, 1, 1, 1], "channels": [24, 48, 96, 192]},
+        image_size=64,
+        train_pixels=(96, 128),
+        epochs=10,
+        batch_size=32,
+        lr=5e-3,
+        weight_decay=5e-2,
+        schedule="onecycle",
+    )
+
+
+def small_vit() -> RunConfig:
+    """A ViT of 0.3 M parameters on a convolutional stem, without which it learns little from a thousand pictures."""
+    size = {"img_size": 56, "patch_size": 2, "embed_dim": 96, "depth": 2, "num_heads": 3}
+    return replace(
+        small_resnet(),
+        recipe="small_vit",
+        model="vit_tiny_r_s16_p8_224",
+        model_args={**size, "class_token": False, "global_pool": "avg"},
+        image_size=56,
+        lr=3e-3,
+    )
+
+
+def small_ssl_resnet() -> RunConfig:
+    """The small ResNet from a backbone self-supervised on the training pictures (SimCLR), finetuned."""
+    return replace(small_resnet(), recipe="small_ssl_resnet", epochs=8)
+
+
+def mobilenet() -> RunConfig:
+    """MobileNetV2 from ImageNet weights (by --weights), finetuned: the strongest member that two CPU cores allow."""
+    return RunConfig(
+        recipe="mobilenet",
+        model="mobilenetv2_100",
+        model_args={"pad_type": "same"},
+        image_size=224,
+        train_pixels=(240, 320),
+        epochs=6,
+        batch_size=32,
+        lr=1e-3,
+        backbone_lr_scale=0.5,
+        schedule="onecycle",
+    )
+
+
+RECIPES: tuple[Callable[[], RunConfig], ...] = (
+    resnet18,
+    resnet34,
+    resnet50,
+    vit_base,
+    ssl_transfer,
+    vgg16,
+    vgg19,
+    resnet50_frozen,
+    densenet169,
+    unfreeze,
+    efficientnet_b4,
+    resnext50,
+    deit_base,
+    mobilenet,
+    small_resnet,
+    small_vit,
+    small_ssl_resnet,
+)
+
+
+def first_weights(config: RunConfig) -> str | None:
+    """Whose weights a run should start from, in words; None for the small recipes, which start from random ones."""
+    if "ssl" in config.recipe:
+        return "a self-supervised backbone (python -m cassava_kit pretrain)"
+    if config.recipe.startswith("small_"):
+        return None
+    return "ImageNet's (python -m cassava_kit weights)"
+
+
+def recipe_names() -> list[str]:
+    """Names of all recipes, in the order of the list."""
+    return [function.__name__ for function in RECIPES]
+
+
+def run_name(config: RunConfig) -> str:
+    """Return the name of a run and of its folder: `name`, or the recipe's with what was changed in it.
+
+    Example:
+        >>> run_name(recipe("small_resnet").with_settings(["epochs=2", "lr=0.01"]))
+        'small_resnet--epochs-2--lr-0.01'
+    """
+    if config.name is not None:
+        return config.name
+    text = "--".join([config.recipe, *(_slug(f"{field} {value}") for field, value in changes(config).items())])
+    if len(text) <= LONGEST_NAME:
+        return text
+    return f"{text[: LONGEST_NAME - 9]}-{sha256_bytes(text.encode())[:8]}"
+
+
+def changes(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that differ from the recipe's, by name; none where the recipe is not one of the kit's."""
+    if config.about.endswith(PLAIN_SETTINGS):
+        base = recipe(f"{TIMM_PREFIX}{config.about.removesuffix(PLAIN_SETTINGS)}")
+    elif config.recipe in recipe_names():
+        base = recipe(config.recipe)
+    else:
+        return {}
+    before, now = base.model_dump(), config.model_dump()
+    return {field: now[field] for field in now if now[field] != before[field] and field not in NAMES}
+
+
+def _slug(text: str) -> str:
+    """The text as part of a file's name: `train_pixels (96, 128)` -> `train_pixels-96-128`."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
+
+
+def recipe(name: str) -> RunConfig:
+    """The configuration of a recipe, or of `timm:NAME`: any timm model with plain settings."""
+    if name.startswith(TIMM_PREFIX):
+        model = name.removeprefix(TIMM_PREFIX)
+        called = f"timm-{model}" if model in recipe_names() else model.replace("/", "_")
+        return RunConfig(recipe=called, about=f"{model}{PLAIN_SETTINGS}", model=model)
+    for function in RECIPES:
+        if function.__name__ == name:
+            about = (function.__doc__ or "").strip()
+            return replace(function(), about=about)
+    raise UserError(
+        f"no recipe {name!r}{closest(name, recipe_names())}; recipes are {', '.join(recipe_names())}, or timm:NAME for "
+        "any timm model"
+    )

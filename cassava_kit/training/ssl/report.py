@@ -1,0 +1,280 @@
+"""Did pretraining help? Every start on the same folds, label shares and budget, and a sentence that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cassava_kit.competition import Metric
+from cassava_kit.errors import UserError
+from cassava_kit.evidence.compare import Comparison, compare, correct
+from cassava_kit.evidence.metrics import Score, baseline, gain, measure, told
+from cassava_kit.files import write_json, write_text
+from cassava_kit.inference.features import Pixels, readable_features
+from cassava_kit.training.checks import check_run
+from cassava_kit.training.config import RunConfig
+from cassava_kit.training.fit import train_fold
+from cassava_kit.training.rows import Session, TrainData, usable_rows
+from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs, linear_probs
+
+RANDOM = "random"
+SHARES = (0.01, 0.1, 1.0)
+PROBES: dict[str, Callable[..., np.ndarray]] = {"knn": knn_probs, "linear": linear_probs}
+FINETUNE = "finetune"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Out-of-fold probabilities of one start, method of evaluation and share of the labels, on every row of the split.
+
+    `metric` is what they are judged by.
+    """
+
+    init: str
+    how: str
+    share: float
+    n_labels: int
+    metric: Metric
+    score: Score
+    balanced: float
+    probs: np.ndarray
+
+
+@dataclass(frozen=True)
+class SslReport:
+    """All results, each start's paired comparison with random weights, and the verdict in words.
+
+    A difference counts as proved after correction for all comparisons of the report.
+    `baselines` has, for each metric that judged a result, the score of one answer for every image.
+    """
+
+    results: tuple[Result, ...]
+    comparisons: dict[tuple[str, str, float], Comparison]
+    baselines: dict[Metric, Score]
+    verdict: str
+
+    def table(self) -> pd.DataFrame:
+        """One row a result, with its gain over random weights and the interval of that gain."""
+        rows = []
+        for result in self.results:
+            against = self.comparisons.get((result.init, result.how, result.share))
+            rows.append(
+                {
+                    "init": result.init,
+                    "evaluation": result.how,
+                    "share": result.share,
+                    "labels": result.n_labels,
+                    "metric": result.metric,
+                    "score": result.score.value,
+                    "standard_error": result.score.standard_error,
+                    "balanced_accuracy": result.balanced,
+                    "gain": against.difference if against else None,
+                    "gain_low": against.interval[0] if against else None,
+                    "gain_high": against.interval[1] if against else None,
+                    "proved": against.proved if against else None,
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def ssl_report(
+    config: RunConfig,
+    data: TrainData,
+    inits: Mapping[str, Path | None],
+    out: Path,
+    *,
+    shares: Sequence[float] = SHARES,
+    finetune: bool = True,
+    session: Session | None = None,
+) -> SslReport:
+    """Probe and finetune the recipe's network from random weights and from each file, and write the report to `out`.
+
+    Every start sees the same folds, the same labelled rows (`share` of each fold's training rows) and, in finetuning,
+    the same recipe; features come from the evaluation pixels and are cached. Writes ssl_report.csv, .json and .md, and
+    the finetuned runs under `out/finetune/<init>/<share>/`, whose members join an ensemble like any others.
+    """
+    check_request(inits, shares)
+    for weights in (None, *inits.values()):
+        check_run(config, data, range(data.folds.n_splits), replace(session or Session(), weights=weights))
+    starts: dict[str, Path | None] = {RANDOM: None, **inits}
+    labels = data.folds.scored["label"].to_numpy()
+    results: list[Result] = []
+    metric = data.competition.metric
+    for name, weights in starts.items():
+        features = start_features(config, data, weights, out / "features")
+        for share in shares:
+            for how, probe in PROBES.items():
+                results.append(result_of((name, how, share), labels, *probe_oof(features, data, share, probe), metric))
+            if finetune:
+                arguments = (config, data, share, out / FINETUNE / name / f"{share:g}")
+                probs, n = finetune_oof(*arguments, weights=weights, session=session)
+                results.append(result_of((name, FINETUNE, share), labels, probs, n, metric))
+    report = judge(results, labels)
+    write_report(report, out)
+    return report
+
+
+def check_request(inits: Mapping[str, Path | None], shares: Sequence[float]) -> None:
+    """Refuse a start or share that cannot be reported on, as UserError or FileNotFoundError."""
+    if not inits or RANDOM in inits:
+        raise UserError(f"give at least one start by name and file, and none called {RANDOM!r}, which is always there")
+    for name, weights in inits.items():
+        if weights is None or not Path(weights).is_file():
+            raise FileNotFoundError(f"no weights file {weights} for the start {name!r}")
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise UserError(f"shares of the labels must lie in 0..1, got {list(shares)}")
+
+
+def start_features(config: RunConfig, data: TrainData, weights: Path | None, cache: Path) -> np.ndarray:
+    """Features (N, D) of all rows, in the split's order, by the recipe's backbone from this start."""
+    import torch
+
+    from cassava_kit.models.network import create_model, image_statistics, sized_args
+    from cassava_kit.models.weights import load_weights
+
+    torch.manual_seed(config.seed)
+    args = sized_args(config.model, config.image_size, config.model_args)
+    backbone = create_model(config.model, 0, model_args=args)
+    if weights is not None:
+        load_weights(backbone, weights)
+    mean, std = image_statistics(backbone)
+    return readable_features(backbone, data.paths(data.folds.frame), Pixels(config.image_size, mean, std), cache=cache)
+
+
+def labelled_rows(data: TrainData, share: float) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Each fold with its labelled training rows: the same ones that finetuning with this limit trains on."""
+    for fold in range(data.folds.n_splits):
+        yield fold, usable_rows(data, fold, labels_limit(data, fold, share))[0]
+
+
+def labels_limit(data: TrainData, fold: int, share: float) -> int | None:
+    """Number of training rows that keep their label, at least one a class; None for all."""
+    if share == 1:
+        return None
+    return max(round(share * len(data.folds.training(fold))), data.competition.n_classes)
+
+
+def probe_oof(
+    features: np.ndarray, data: TrainData, share: float, probe: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, int]:
+    """Return a probe's out-of-fold pred_probs (N, K) on the scored rows, and the number of labels it had in a fold.
+
+    `features` (M, D) are of all rows of the split, in its order.
+    """
+    frame, n_classes = data.folds.frame, data.competition.n_classes
+    position = pd.Series(np.arange(len(frame)), index=frame["image_id"])
+    probs, n = np.zeros((len(frame), n_classes)), 0
+    for fold, rows in labelled_rows(data, share):
+        train = position[rows["image_id"]].to_numpy()
+        test = np.flatnonzero(frame["fold"].to_numpy() == fold)
+        seen = np.unique(rows["label"])
+        if len(seen) < 2:
+            probs[test, seen[0]] = 1  # one class among so few labels: there is nothing to tell apart
+        else:
+            probs[test] = probe(features[train], rows["label"].to_numpy(), features[test], n_classes=n_classes)
+        n += len(rows)
+    return probs[position[data.folds.scored["image_id"]]], n // data.folds.n_splits
+
+
+def finetune_oof(
+    config: RunConfig, data: TrainData, share: float, out: Path, *, weights: Path | None, session: Session | None
+) -> tuple[np.ndarray, int]:
+    """Return the out-of-fold pred_probs (N, K) of the trainer from these weights, and the labels it had in a fold."""
+    from cassava_kit.evidence.predictions import read_predictions
+
+    scored = data.folds.scored
+    position = pd.Series(np.arange(len(scored)), index=scored["image_id"])
+    probs, n = np.zeros((len(scored), data.competition.n_classes)), 0
+    for fold, rows in labelled_rows(data, share):
+        limit = labels_limit(data, fold, share)
+        result = train_fold(
+            config, data, fold, out, session=replace(session or Session(), weights=weights, limit=limit)
+        )
+        part = read_predictions(result.oof)
+        probs[position[part.ids].to_numpy()] = part.probabilities
+        n += len(rows)
+    return probs, n // data.folds.n_splits
+
+
+def judged_by(how: str, metric: Metric) -> Metric:
+    """The competition's metric, but accuracy for probes where it is log loss: their probabilities are no estimates."""
+    return "accuracy" if metric == "log_loss" and how in PROBES else metric
+
+
+def result_of(
+    name: tuple[str, str, float], labels: np.ndarray, probs: np.ndarray, n_labels: int, metric: Metric
+) -> Result:
+    """Probabilities (N, K) of a start, a method and a share, scored; `metric` is the competition's."""
+    own = judged_by(name[1], metric)
+    balanced = balanced_accuracy(labels, balanced_answers(probs, labels))
+    return Result(*name, n_labels, own, measure(own, labels, probs), balanced, probs)
+
+
+def judge(results: Sequence[Result], labels: np.ndarray) -> SslReport:
+    """Compare every start with random weights, row by row, and put the outcome into words."""
+    base = {(r.how, r.share): r for r in results if r.init == RANDOM}
+    others = [r for r in results if r.init != RANDOM]
+    pairs = [
+        compare(labels, base[r.how, r.share].probs, r.probs, metric=r.metric, names=(RANDOM, r.init)) for r in others
+    ]
+    keys = [(r.init, r.how, r.share) for r in others]
+    comparisons = dict(zip(keys, correct(pairs), strict=True))
+    baselines = {r.metric: baseline(r.metric, labels, r.probs.shape[1]) for r in results}
+    return SslReport(tuple(results), comparisons, baselines, verdict(comparisons, baselines))
+
+
+def verdict(comparisons: Mapping[tuple[str, str, float], Comparison], baselines: Mapping[Metric, Score]) -> str:
+    """One sentence for each start: where it is proved better or worse than random weights, and where nothing is."""
+    sentences = []
+    for init in dict.fromkeys(name for name, _, _ in comparisons):
+        better: list[str] = []
+        worse: list[str] = []
+        open_: list[str] = []
+        for (name, how, share), outcome in comparisons.items():
+            if name != init:
+                continue
+            where = f"{how} with {share:.0%} of the labels ({outcome.difference:+.3f})"
+            (open_ if not outcome.proved else better if outcome.difference > 0 else worse).append(where)
+        said = [
+            f"{word} {', '.join(places)}"
+            for word, places in (("better in", better), ("worse in", worse), ("no difference proved in", open_))
+            if places
+        ]
+        mine = [c for (name, _, _), c in comparisons.items() if name == init]
+        useless = all(gain(c.metric, baselines[c.metric].value, c.b.value) <= 0 for c in mine)
+        tail = "; it never beats one answer for every image" if useless else ""
+        sentences.append(f"{init} against random weights: {'; '.join(said)}{tail}.")
+    return "\n".join(sentences)
+
+
+def write_report(report: SslReport, out: Path) -> None:
+    """ssl_report.csv, .json and .md, each whole or not at all."""
+    table = report.table()
+    write_text(out / "ssl_report.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    constant = {m: {"score": s.value, "standard_error": s.standard_error} for m, s in report.baselines.items()}
+    rows = [{k: None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
+    write_json(out / "ssl_report.json", {"results": rows, "one_answer": constant, "verdict": report.verdict})
+    write_text(out / "ssl_report.md", markdown(report))
+
+
+def markdown(report: SslReport) -> str:
+    """The report as a page: verdict first, then the table."""
+    lines = [
+        "# Did self-supervised pretraining help?",
+        "",
+        *(f"- {sentence}" for sentence in report.verdict.splitlines()),
+        f"- One answer for every image: {'; '.join(map(told, report.baselines.values()))}.",
+        "",
+        "| start | evaluation | labels | score | balanced accuracy | gain over random weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in report.results:
+        against = report.comparisons.get((result.init, result.how, result.share))
+        verdict_of = against.verdict() if against else ""
+        cells = (result.init, result.how, f"{result.n_labels:,} ({result.share:.0%})", told(result.score))
+        lines.append(f"| {' | '.join(cells)} | {result.balanced:.3f} | {verdict_of} |")
+    return "\n".join(lines) + "\n"

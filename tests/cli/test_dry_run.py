@@ -1,0 +1,167 @@
+"""The whole road by subprocess: `python submit.py --ensemble` on a tiny competition, broken pictures among it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cassava_kit.cli.dry_run import parse_weights, recipe_for
+from cassava_kit.competition import CASSAVA
+from cassava_kit.data.folds import read_folds
+from cassava_kit.evidence.oof import check_oof
+from cassava_kit.evidence.predictions import read_predictions
+from cassava_kit.inference.submission import check_submission
+from cassava_kit.models.checkpoint import read_info
+
+ROOT = Path(__file__).parents[2]
+
+
+def submit(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "submit.py"), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=900, cwd=ROOT, env={**os.environ, "COLUMNS": "150"}
+    )
+
+
+def test_weights_are_given_by_recipe_or_timm_name(tmp_path):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"x")
+    assert parse_weights([f"mobilenetv2_100={file}"]) == (("mobilenet", file),)
+    assert recipe_for("resnet50") == "resnet50" and recipe_for("convnext_tiny") == "timm:convnext_tiny"
+    with pytest.raises(ValueError, match="NAME=FILE"):
+        parse_weights(["mobilenetv2_100"])
+    with pytest.raises(FileNotFoundError, match="no weights file"):
+        parse_weights(["mobilenetv2_100=nowhere.pth"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say one thing to do: --ensemble"),
+        (["--ensemble", "--doctor"], "say one thing to do"),
+        (["--doctor"], "give --bundle DIR"),
+        (["--ensemble", "--dry-run"], "--dry-run goes with --push or --submit"),
+        (["--push", "--bundle", "nowhere"], "nowhere"),
+        (["--ensemble", "--data", "nowhere"], "nowhere"),
+        (["--ensemble", "--recipes", "nonsense"], "no recipe 'nonsense'"),
+        (["--ensemble", "--views", "upside-down"], "views"),
+        (["--ensemble", "--weights", "x"], "NAME=FILE"),
+        (["--ensemble", "--n-splits", "1"], "n-splits"),
+        (["--doctor", "--bundle", "x", "--cpus", "2"], "--cpus goes with --ensemble or --rehearse"),
+        (["--package", "--weights", "a=b"], "--weights goes with --ensemble"),
+        (["--package", "--from", "nowhere"], "nowhere holds no ensemble.json"),
+        (["--package", "--member", "nowhere"], "nowhere holds no fold*/best.safetensors"),
+        (["--push", "--bundle", "x", "--again"], "--again goes with --kernel train-folds"),
+        (["--submit", "--bundle", "x", "--kernel", "eda"], "--kernel goes with --package or --doctor or --push"),
+        (["--rehearse", "--bundle", "x", "--image-python", "3.12"], "--image-python goes with --image"),
+        (["--finals", "--candidate", "a=b"], "--candidate needs --folds"),
+        (["--finals", "--folds", "nowhere.csv"], "--folds goes with it; the ledger has its own"),
+        (
+            ["--finals", "--candidate", "a=b", "--folds", "f.csv", "--ledger", "l.json"],
+            "--candidate stands in place of the ledger",
+        ),
+        (["--package", "--kernel", "eda", "--folds", "f.csv"], "eda is packed without weights, --folds is of no use"),
+        (["--package", "--kernel", "eda", "--from", "x", "--views", "d4"], "--from, --views is of no use"),
+        (["--ensemble", "--recipes", "small_vit,small_vit"], "--recipes names small_vit more than once"),
+        (["--ensemble", "--recipes", "resnet50,timm:resnet50"], "--recipes names resnet50 more than once"),
+        (
+            ["--ensemble", "--weights", "resnet50=submit.py", "--weights", "resnet50=README.md"],
+            "--weights names resnet50",
+        ),
+        (["--finals", "--ledger", "nowhere.json"], "no nowhere.json: --submit writes it"),
+        (["--fetch", "--bundle", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_work(arguments, message, tmp_path):
+    out = ["--out", tmp_path / "out"] if {"--ensemble", "--package"} & set(arguments) else []
+    result = submit(*arguments, *out)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_what_cannot_be_packed_is_known_before_the_training(tiny_dir, tmp_path):
+    arguments = ["--ensemble", "--data", tiny_dir, "--out", tmp_path, "--recipes", "small_resnet"]
+    wrong = submit(*arguments, "--owner", "me@x")
+    assert wrong.returncode == 2 and "id must be owner/slug" in wrong.stderr, wrong.stderr
+    (tmp_path / "bundle" / "kit").mkdir(parents=True)
+    (tmp_path / "bundle" / "kit" / "thesis.txt").write_text("years of work")
+    foreign = submit(*arguments)
+    assert foreign.returncode == 2 and "holds something else than a bundle" in foreign.stderr, foreign.stderr
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "folds.csv").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp_path):
+    data = tmp_path / "competition"
+    shutil.copytree(tiny_dir, data)
+    train = sorted((data / "train_images").iterdir())
+    test = sorted((data / "test_images").iterdir())
+    train[0].write_bytes(train[0].read_bytes()[:500])
+    train[1].write_bytes(b"")
+    test[0].write_bytes(b"<html>404</html>")
+    test[1].write_bytes(test[1].read_bytes()[:300])
+    arguments = ["--ensemble", "--data", data, "--out", tmp_path / "out", "--n-splits", 2]
+    arguments += ["--recipes", "small_resnet,small_vit,small_ssl_resnet"]
+    arguments += ["--cpus", 1, "--memory", 8, "--minutes", 10, "--hidden", 30]
+    first = submit(*arguments)
+    assert first.returncode == 0, first.stderr[-3000:]
+    out = tmp_path / "out"
+    check_submission(out / "submission.csv", data / "test_images")
+    assert len(pd.read_csv(out / "submission.csv")) == len(test)
+    run = json.loads((out / "rehearsal" / "working" / "run.json").read_text())
+    assert {test[0].name, test[1].name} <= set(
+        json.dumps(run["images_failed"]).replace('"', " ").replace(",", " ").split()
+    )
+    folds = read_folds(out / "folds.csv")
+    for recipe in ("small_resnet", "small_vit", "small_ssl_resnet"):
+        check_oof(read_predictions(out / "runs" / recipe / "oof.csv"), folds, recipe)
+        assert read_info(out / "bundle" / "weights" / f"{recipe}-fold1.safetensors").competition == CASSAVA.slug
+        assert re.search(rf"{recipe} .*\d\.\d{{4}} ± \d\.\d{{4}}", first.stderr)
+    assert "majority class" in first.stderr and "Seconds by stage" in first.stderr
+    verdicts = [line for line in first.stderr.splitlines() if line.startswith("rehearsal passed")]
+    assert ["1 images, every" in verdicts[0], f"{len(test)} images" in verdicts[1], "30 images" in verdicts[2]] == [
+        True
+    ] * 3
+    assert "old layout" in verdicts[0] and all("limits 1 CPU, 8 GiB, 10 min" in verdict for verdict in verdicts)
+    packed = submit("--package", "--from", out, "--out", tmp_path / "again")
+    assert packed.returncode == 0, packed.stderr
+    for path in (path for path in (out / "bundle").rglob("*") if path.is_file()):
+        assert (tmp_path / "again" / path.relative_to(out / "bundle")).read_bytes() == path.read_bytes()
+    hint = first.stderr[first.stderr.index("Next:") :].splitlines()[1:]
+    assert len(hint) >= 4 and all("--bundle" in line for line in hint)
+    proposed = submit(
+        "--finals", "--folds", out / "folds.csv", "--candidate", f"all={out}/ensemble-oof.csv",
+        "--candidate", f"resnet={out}/runs/small_resnet/oof.csv",
+    )  # fmt: skip
+    assert proposed.returncode == (0 if "final 1" in proposed.stdout else 2), proposed.stderr
+    assert "final 2" in proposed.stdout or "two different submissions are needed" in proposed.stderr
+    examined = submit("--doctor", "--bundle", out / "bundle")
+    assert examined.returncode == 0 and "offline pip" in examined.stdout, examined.stdout + examined.stderr
+    planned = submit("--submit", "--dry-run", "--bundle", out / "bundle")
+    assert planned.returncode == 0 and "CreateCodeSubmission" in planned.stdout, planned.stdout + planned.stderr
+    before = (out / "submission.csv").read_bytes()
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/fold*/best.safetensors")}
+    second = submit(*arguments)
+    assert second.returncode == 0 and (out / "submission.csv").read_bytes() == before
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps} and "(reused)" in second.stderr
+
+
+@pytest.mark.slow
+def test_a_changed_label_is_trained_again(tiny_dir, tmp_path):
+    data = tmp_path / "competition"
+    shutil.copytree(tiny_dir, data)
+    arguments = ["--ensemble", "--data", data, "--out", tmp_path / "out", "--n-splits", 2, "--recipes", "small_resnet"]
+    assert submit(*arguments).returncode == 0
+    table = pd.read_csv(data / "train.csv")
+    table.loc[0, "label"] = (table.loc[0, "label"] + 1) % 5
+    table.to_csv(data / "train.csv", index=False)
+    again = submit(*arguments)
+    assert again.returncode == 0 and "(reused)" not in again.stderr

@@ -1,0 +1,212 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cleanlab.filter import find_label_issues
+
+from cassava_kit.cli.clean import clean_files
+from cassava_kit.competition import current
+from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.errors import UserError
+from cassava_kit.evidence.noise.decisions import Caps, read_report
+from cassava_kit.evidence.noise.neighbours import neighbour_agreement
+from cassava_kit.evidence.predictions import Header, Predictions, make_predictions, write_predictions
+from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
+from cassava_kit.report.review import ReviewFiles, review_files
+
+N, K = 400, 5
+
+
+@pytest.fixture
+def competition(tmp_path):
+    """A fold file and two members' out-of-fold files over labels of which every tenth is wrong."""
+    rng = np.random.default_rng(0)
+    true = rng.choice(K, N, p=[0.1, 0.15, 0.15, 0.45, 0.15])
+    wrong = np.arange(N) % 10 == 0
+    given = np.where(wrong, (true + 1 + rng.integers(0, K - 1, N)) % K, true)
+    wrong = given != true
+    ids = np.array([f"{i:03d}.jpg" for i in range(N)])
+    split = make_folds(pd.DataFrame({"image_id": ids, "label": given}), n_splits=5, seed=0)
+    write_folds(tmp_path / "folds.csv", split)
+    for m in range(2):
+        p = 0.8 * np.eye(K)[true] + 0.2 * rng.dirichlet(np.ones(K), N)
+        header = Header(name=f"m{m}", kind="oof", fold_hash=split.hash)
+        fold = split.frame["fold"].to_numpy()
+        write_predictions(tmp_path / f"m{m}.csv", make_predictions(ids, p, header=header, fold=fold))
+    return tmp_path, set(ids[wrong])
+
+
+def files(folder):
+    return [folder / "m0.csv", folder / "m1.csv"], folder / "folds.csv", folder / "clean.csv"
+
+
+def test_the_wrong_labels_head_the_report_and_only_the_cap_is_removed(competition):
+    folder, wrong = competition
+    cleaning = clean_files(*files(folder), caps=Caps(0.03, 0.5))
+    report = read_report(folder / "clean.csv")
+    assert len(set(report["image_id"][: len(wrong)]) & wrong) > 0.9 * len(wrong)
+    assert (~report["keep"]).sum() == 12
+    assert set(report["image_id"][~report["keep"]]) <= wrong
+    assert len(report) == N
+    text = str(cleaning)
+    for words in ("m0, m1 on 400 rows, given labels", "12 rows are not kept", "validation keeps every row", "Healthy"):
+        assert words in text
+    header = json.loads((folder / "clean.json").read_text())
+    assert header["removed"] == 12 and header["members"] == ["m0", "m1"] and len(header["noise_matrix"]) == K
+
+
+def test_the_oof_contract_is_enforced_before_anything_is_written(competition):
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    broken = Predictions(
+        make_predictions(np.array(["a"]), np.array([[0.2] * 5]), header=Header(name="x", kind="oof")).frame
+    )
+    write_predictions(folder / "foreign.csv", broken)
+    with pytest.raises(ValueError, match="foreign"):
+        clean_files([*oof, folder / "foreign.csv"], folds, out)
+    assert not out.exists()
+
+
+def test_decisions_reach_the_report(competition):
+    folder, wrong = competition
+    oof, folds, out = files(folder)
+    worst = min(wrong)
+    (folder / "decisions.csv").write_text(f"image_id,decision,label\n{worst},keep,0\n")
+    clean_files(oof, folds, out, caps=Caps(0.1, 1.0), decisions=[folder / "decisions.csv"])
+    report = read_report(out).set_index("image_id")
+    assert report.loc[worst, "keep"] and (~report["keep"]).sum() > 20
+
+
+def test_a_second_look_keeps_the_first_ones_decisions(competition):
+    folder, wrong = competition
+    oof, folds, out = files(folder)
+    first, second = sorted(wrong)[:2]
+    one, two = folder / "one.csv", folder / "two.csv"
+    one.write_text(f"image_id,decision,label\n{first},keep,0\n{second},keep,0\n")
+    two.write_text(f"image_id,decision,label\n{second},drop,0\n")
+    clean_files(oof, folds, out, caps=Caps(0.1, 1.0), decisions=[one, two])
+    report = read_report(out).set_index("image_id")
+    assert report.loc[first, "keep"] and not report.loc[second, "keep"]
+    assert json.loads(out.with_suffix(".json").read_text())["files"]["decisions"] == ["one.csv", "two.csv"]
+    with pytest.raises(ValueError, match="give --out another name"):
+        clean_files(oof, folds, two, decisions=[one, two])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [("new.jpg,keep,0", "new.jpg, which is no row"), ("000.jpg,keep,9", "label 9")]
+)
+def test_decisions_are_checked_before_any_image_is_looked_at(competition, monkeypatch, row, message):
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    (folder / "d.csv").write_text(f"image_id,decision,label\n{row}\n")
+    monkeypatch.setattr("cassava_kit.evidence.noise.clean.backbone_embedding", lambda *_, **__: pytest.fail("looked"))
+    write_backbone(folder / "b.safetensors")
+    (folder / "train_images").mkdir()
+    with pytest.raises(ValueError, match=message):
+        clean_files(oof, folds, out, backbone=(folder / "b.safetensors", folder), decisions=[folder / "d.csv"])
+
+
+def write_backbone(path, **header):
+    """A checkpoint's header with some tensor behind it."""
+    shape = {"model": "resnet18", "input_size": (32, 32), "mean": (0.5,) * 3, "std": (0.2,) * 3, "recipe": "tiny"}
+    info = CheckpointInfo(**{**shape, "n_classes": 0, **header})
+    save_checkpoint(path, {"weight": torch.zeros(2)}, info)
+
+
+def test_a_report_that_its_header_would_replace_is_refused(competition):
+    folder, _ = competition
+    oof, folds, _ = files(folder)
+    with pytest.raises(ValueError, match=r"expected a name that ends in .csv"):
+        clean_files(oof, folds, folder / "c.json")
+    assert not (folder / "c.json").exists()
+
+
+def test_the_counts_the_classes_and_the_noise_matrix_are_told_and_written(competition):
+    folder, _ = competition
+    cleaning = clean_files(*files(folder), caps=Caps(0.1, 0.08))
+    header = json.loads((folder / "clean.json").read_text())
+    evidence = cleaning.evidence
+    mean, labels = evidence.pred_probs.mean(axis=0), evidence.labels
+    flags = find_label_issues(labels, mean, n_jobs=1)
+    assert header["flagged"] == flags.sum() > 10
+    assert header["plain_disagreement"] == (mean.argmax(axis=1) != labels).sum() > 10
+    assert header["never_predicted"] == [] and header["flags_taken_back"] == 0
+    report = read_report(folder / "clean.csv")
+    removed = report[~report["keep"]]["label"].value_counts()
+    for k, row in enumerate(header["classes"]):
+        assert row["rows"] == (labels == k).sum() and row["removed"] == removed.get(k, 0)
+        assert row["removed"] <= 0.08 * row["rows"], "the share of a class is capped"
+    assert sum(row["removed"] for row in header["classes"]) == header["removed"]
+    assert np.sum(header["noise_matrix"], axis=0) == pytest.approx(np.ones(K), abs=1e-5)
+    text = str(cleaning)
+    assert f"{flags.sum():,} of 400 labels (" in text and f"{header['plain_disagreement']:,} (" in text
+    assert "indirectly seen labels of the fold it is scored on" in text and header["labels_seen"] in text
+
+
+def test_a_foreign_file_is_held_to_its_fold_column(competition):
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    (folder / "m0.json").unlink()
+    table = pd.read_csv(oof[0], dtype={"image_id": str}).sample(frac=1, random_state=0)
+    table.to_csv(oof[0], index=False)
+    clean_files(oof, folds, out)
+    table["fold"] = (table["fold"] + (table["image_id"] == "017.jpg")) % 5
+    table.to_csv(oof[0], index=False)
+    with pytest.raises(ValueError, match=r"m0 says fold \d for 017.jpg, the fold file says \d"):
+        clean_files(oof, folds, out)
+
+
+def test_the_report_is_never_written_over_what_it_is_made_from(competition):
+    folder, _ = competition
+    oof, folds, _ = files(folder)
+    for out in (oof[0], folds, folder / "m1.csv"):
+        before = out.read_bytes()
+        with pytest.raises(ValueError, match="give --out another name"):
+            clean_files(oof, folds, out)
+        assert out.read_bytes() == before
+
+
+def test_an_embedding_is_a_second_column_and_flags_nothing(competition):
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    without = clean_files(oof, folds, out).report
+    ids = np.array([f"{i:03d}.jpg" for i in range(N)])
+    vectors = np.random.default_rng(0).normal(size=(N, 4))
+    np.savez(folder / "e.npz", image_id=ids, embedding=vectors)
+    cleaning = clean_files(oof, folds, out, embedding=folder / "e.npz")
+    report = read_report(out)
+    pd.testing.assert_frame_equal(cleaning.report.drop(columns="neighbour_agreement"), without)
+    labels = cleaning.evidence.labels
+    by_id = pd.Series(neighbour_agreement(vectors, labels), index=ids)
+    assert report.set_index("image_id")["neighbour_agreement"].to_dict() == pytest.approx(by_id.to_dict(), abs=1e-5)
+    assert json.loads((folder / "clean.json").read_text())["embedding"] == "e.npz"
+    assert "neighbours in e.npz" in str(cleaning) and "flag nothing" in str(cleaning)
+    with pytest.raises(ValueError, match="not both"):
+        clean_files(oof, folds, out, embedding=folder / "e.npz", backbone=(folder / "b", folder))
+    write_backbone(folder / "b.safetensors")
+    with pytest.raises(FileNotFoundError, match="--data must be the competition folder"):
+        clean_files(oof, folds, out, backbone=(folder / "b.safetensors", folder))
+
+
+@pytest.mark.parametrize("verb", ["clean", "review"])
+def test_a_backbone_that_has_learnt_these_labels_is_refused(competition, verb):
+    """Its features of its own training rows say what their labels say, wrong ones included."""
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    clean_files(oof, folds, out)
+
+    def look():
+        if verb == "clean":
+            clean_files(oof, folds, folder / "again.csv", backbone=(folder / "b.safetensors", folder))
+        else:
+            review_files(out, folder, folder / "r.html", files=ReviewFiles(backbone=folder / "b.safetensors"))
+
+    for learnt in ({"n_classes": 5, "competition": current().slug, "fold": 1}, {"config": {"init": "resnet50-fold1"}}):
+        write_backbone(folder / "b.safetensors", **learnt)
+        with pytest.raises(UserError, match="has learnt labels of these images"):
+            look()
+    write_backbone(folder / "b.safetensors", n_classes=5, competition="another-competition")
+    with pytest.raises(FileNotFoundError):
+        look()

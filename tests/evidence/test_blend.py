@@ -1,0 +1,217 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import minimize
+
+from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.errors import UserError
+from cassava_kit.evidence.blend import (
+    METHODS,
+    blend_report,
+    blend_weights,
+    error_correlation,
+    judge,
+    leave_one_out,
+    nested,
+    read_weights,
+    weigh_files,
+)
+from cassava_kit.evidence.calibration import ece
+from cassava_kit.evidence.compare import compare_files
+from cassava_kit.evidence.oof import Evidence
+from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
+
+K = 5
+
+
+def member(labels, strength, rng):
+    """Probabilities of a model whose logit for the label stands `strength` above noise of unit spread."""
+    logits = rng.normal(size=(len(labels), K)) + strength * np.eye(K)[labels]
+    e = np.exp(2 * logits)
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def evidence(strengths, n=3000, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(K, n, p=[0.05, 0.1, 0.11, 0.62, 0.12])
+    return Evidence(
+        names=tuple(f"m{i}" for i in range(len(strengths))),
+        image_ids=np.arange(n).astype(str),
+        labels=labels,
+        fold=rng.integers(0, 5, n),
+        pred_probs=np.stack([member(labels, s, rng) for s in strengths]),
+        fold_hash="0" * 64,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_lie_on_the_simplex(method):
+    w = blend_weights(evidence([2, 1, 0]), method)
+    assert w.shape == (3,) and w.min() >= 0 and w.sum() == pytest.approx(1)
+
+
+def test_logloss_weights_equal_a_solver_s():
+    e = evidence([2.0, 1.5, 0.5], n=1000)
+    p = e.pred_probs[:, np.arange(1000), e.labels]
+    solved = minimize(
+        lambda w: -np.log(w @ p).mean(),
+        np.full(3, 1 / 3),
+        bounds=[(0, 1)] * 3,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+        options={"ftol": 1e-12},
+    )
+    assert np.abs(blend_weights(e, "logloss") - solved.x).max() < 2e-3
+
+
+def test_stacking_weights_equal_non_negative_least_squares_on_all_rows():
+    from scipy.optimize import nnls
+
+    e = evidence([2.0, 1.0, 0.0], n=400)
+    w, _ = nnls(e.pred_probs.reshape(3, -1).T, np.eye(K)[e.labels].ravel())
+    assert np.abs(blend_weights(e, "stack") - w / w.sum()).max() < 1e-5
+
+
+def test_greedy_selection_never_scores_below_its_best_member():
+    e = evidence([1.5, 1.4, 0.0])
+    blended = np.tensordot(blend_weights(e, "greedy"), e.pred_probs, axes=1)
+    best = max((p.argmax(axis=1) == e.labels).mean() for p in e.pred_probs)
+    assert (blended.argmax(axis=1) == e.labels).mean() >= best
+
+
+def test_every_fold_is_scored_with_weights_found_without_it():
+    """Flipping the labels of one fold changes every other fold's blend and leaves its own."""
+    e = evidence([2.0, 1.0, 0.5], n=500)
+    labels = np.where(e.fold == 2, (e.labels + 1) % K, e.labels)
+    changed = Evidence(e.names, e.image_ids, labels, e.fold, e.pred_probs, e.fold_hash)
+    before, after = nested(e, "logloss"), nested(changed, "logloss")
+    assert np.array_equal(before[e.fold == 2], after[e.fold == 2])
+    assert not np.isclose(before[e.fold == 1], after[e.fold == 1]).all()
+
+
+def test_members_of_one_strength_go_to_the_mean():
+    found = judge(evidence([2.0, 2.0, 2.0]))
+    assert found.chosen == "mean"
+    assert found.weights == pytest.approx([1 / 3] * 3)
+    assert "a tie goes to the mean" in str(found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_guessing_members_do_not_prove_weights(seed):
+    """Five copies of one strength with noise: over seeds the mean must win, or an interval would be too narrow."""
+    assert judge(evidence([1.2] * 4, n=400, seed=seed)).chosen == "mean"
+
+
+def test_a_useless_member_proves_weights_better():
+    found = judge(evidence([2.0, 0.0, 0.0, 0.0]))
+    assert found.chosen != "mean"
+    assert found.weights[0] > 0.7
+    assert found.comparisons[found.chosen].difference > 0
+
+
+def test_the_report_says_what_each_member_adds_or_costs():
+    e = evidence([1.5, 1.5, -0.5])
+    adds = leave_one_out(e)
+    assert adds["m0"].difference > 0 and adds["m0"].proved
+    assert adds["m2"].difference < 0 and adds["m2"].proved
+    text = str(blend_report(e))
+    for word in (
+        "plain mean",
+        "majority",
+        "correlation of errors",
+        "weights judged by nested",
+        "m2",
+        "calibration of the plain mean: ECE",
+    ):
+        assert word in text
+
+
+def test_what_is_not_proved_says_how_many_images_would_prove_it():
+    e = evidence([2.5, 2.4], n=60)
+    adds = leave_one_out(e)
+    assert not any(c.proved for c in adds.values())
+    lines = str(blend_report(e)).splitlines()
+    first = next(line for line in lines if line.startswith("m0") and "±" in line and ": nothing proved" in line)
+    assert f"about {adds['m0'].images_needed:,} images would prove" in first
+    strong = str(blend_report(evidence([1.5, 1.5, -0.5])))
+    assert ": adds" in strong and ": costs" in strong and "nothing proved" not in strong
+
+
+def test_errors_correlate_as_numpy_says():
+    e = evidence([1.5, 1.0, 0.5])
+    assert np.allclose(error_correlation(e), np.corrcoef(e.pred_probs.argmax(axis=2) != e.labels))
+    perfect = Evidence(
+        e.names[:2], e.image_ids, e.labels, e.fold, np.stack([np.eye(K)[e.labels], e.pred_probs[0]]), e.fold_hash
+    )
+    assert np.array_equal(error_correlation(perfect), np.eye(2)), "a member without errors has no correlation, not NaN"
+
+
+def test_one_member_alone_is_reported():
+    report = blend_report(evidence([1.0]))
+    assert report.judgement.chosen == "mean" and report.judgement.weights == pytest.approx([1.0])
+    assert "(one member alone)" in str(report)
+
+
+def test_an_unknown_method_and_a_split_of_one_fold_are_refused():
+    e = evidence([1.0, 2.0], n=50)
+    with pytest.raises(ValueError, match="one of mean, logloss, greedy, stack, got 'best'"):
+        blend_weights(e, "best")
+    with pytest.raises(ValueError, match="at least 2 folds"):
+        judge(Evidence(e.names, e.image_ids, e.labels, np.zeros(50, int), e.pred_probs, e.fold_hash))
+
+
+def test_files_go_in_and_weights_come_out(tmp_path):
+    e = evidence([2.0, 0.0], n=300)
+    split = make_folds(pd.DataFrame({"image_id": e.image_ids, "label": e.labels}), n_splits=3)
+    write_folds(tmp_path / "folds.csv", split)
+    at = pd.Series(range(300), index=e.image_ids)[split.frame["image_id"]].to_numpy()
+    files = [tmp_path / "a" / "oof.csv", tmp_path / "b.csv"]
+    for path, p in zip(files, e.pred_probs, strict=True):
+        header = Header(name="x", kind="oof", fold_hash=split.hash)
+        fold = split.frame["fold"].to_numpy()
+        write_predictions(path, make_predictions(split.frame["image_id"].to_numpy(), p[at], header=header, fold=fold))
+    text = weigh_files(files, tmp_path / "folds.csv", tmp_path / "weights.json")
+    written = json.loads((tmp_path / "weights.json").read_text())
+    assert [m["name"] for m in written["members"]] == ["a", "b"] and written["fold_hash"] == split.hash
+    assert sum(m["weight"] for m in written["members"]) == pytest.approx(1)
+    said = written["report"]
+    assert said["members"]["a"] == pytest.approx((e.pred_probs[0].argmax(axis=1) == e.labels).mean())
+    assert said["calibration"]["ece"][0] == pytest.approx(ece(e.labels, e.pred_probs.mean(axis=0)), abs=1e-6)
+    assert np.allclose(said["error_correlation"], error_correlation(e), atol=1e-5)
+    assert set(said["against_mean"]) == {"logloss", "greedy", "stack"} and set(said["adds"]) == {"a", "b"}
+    assert f"weights: {written['method']} (" in text
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["a", "b", "plain", "majority"]
+    verdict = compare_files(files[1], files[0], tmp_path / "folds.csv")
+    assert verdict.names == ("b", "a") and verdict.proved and verdict.difference > 0
+    with pytest.raises(UserError, match=r"members must differ, got .*/b more than once"):
+        weigh_files([files[1], files[1]], tmp_path / "folds.csv", tmp_path / "weights.json")
+
+
+def test_two_rounds_of_one_recipe_are_told_apart_and_the_weights_file_serves_from_any_folder(tmp_path, monkeypatch):
+    e = evidence([2.0, 1.0], n=100)
+    split = make_folds(pd.DataFrame({"image_id": e.image_ids, "label": e.labels}), n_splits=2)
+    write_folds(tmp_path / "folds.csv", split)
+    at = pd.Series(range(100), index=e.image_ids)[split.frame["image_id"]].to_numpy()
+    for n, p in enumerate(e.pred_probs, start=1):
+        header = Header(name="x", kind="oof", fold_hash=split.hash)
+        path = tmp_path / f"round{n}" / "runs" / "resnet50" / "oof.csv"
+        ids, fold = split.frame["image_id"].to_numpy(), split.frame["fold"].to_numpy()
+        write_predictions(path, make_predictions(ids, p[at], header=header, fold=fold))
+    monkeypatch.chdir(tmp_path)
+    oof = [Path(f"round{n}/runs/resnet50/oof.csv") for n in (1, 2)]
+    text = weigh_files(oof, Path("folds.csv"), Path("weights/w.json"))
+    names = ["round1/runs/resnet50", "round2/runs/resnet50"]
+    assert all(name in text for name in names)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    weights = read_weights(Path("../weights/w.json"))
+    assert list(weights) == names and sum(weight for weight, _ in weights.values()) == pytest.approx(1)
+    assert [path.resolve() for _, path in weights.values()] == [tmp_path / each for each in oof]
+    assert [m["oof"] for m in json.loads((tmp_path / "weights" / "w.json").read_text())["members"]] == [
+        f"../{each}" for each in oof
+    ]
+    verdict = compare_files(*(tmp_path / each for each in oof), tmp_path / "folds.csv")
+    assert verdict.names == tuple(names)

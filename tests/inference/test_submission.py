@@ -1,0 +1,144 @@
+"""The submission file: what is written passes the check, and each thing the competition would refuse is refused."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cassava_kit.competition import CASSAVA
+from cassava_kit.inference.submission import check_submission, submission_ids, write_submission
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["1.jpg", "a b.jpg", "ünï.jpg", 'c,"d".jpg']
+HARD_NAMES = ["cr\r.jpg", "\rfirst.jpg", "cr\r\nlf.jpg", "lf\n.jpg", "comma,.jpg", '"quote.jpg', " space.jpg", "NA.jpg"]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in NAMES:
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def test_what_is_written_passes(images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "submission.csv"
+    write_submission(path, sorted(NAMES), [3, 0, 4, 3])
+    summary = check_submission(path, images)
+    assert (summary.n_images, summary.class_counts) == (4, (1, 0, 0, 2, 1))
+    assert path.read_text(encoding="utf-8").splitlines()[:2] == ["image_id,label", "1.jpg,3"]
+
+
+def test_a_name_that_is_no_utf8_comes_back_as_its_bytes(tmp_path: Path) -> None:
+    name = b"\xff\xfe.jpg"
+    try:
+        (tmp_path / "images").mkdir()
+        Path(str(tmp_path / "images") + "/" + name.decode("utf-8", "surrogateescape")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    path = tmp_path / "submission.csv"
+    write_submission(path, [name.decode("utf-8", "surrogateescape")], [1])
+    assert name in path.read_bytes()
+    assert check_submission(path, tmp_path / "images").n_images == 1
+
+
+def test_a_failed_write_leaves_the_old_file(images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "submission.csv"
+    write_submission(path, sorted(NAMES), [3, 3, 3, 3])
+    before = path.read_bytes()
+    with pytest.raises(ValueError):
+        write_submission(path, sorted(NAMES), [3, 3, 3])
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "submission.csv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "columns image_id,label, got nothing"),
+        ("image,label\n", "columns image_id,label, got image,label"),
+        ("image_id,label,p\n", "columns"),
+        ("image_id,label\n1.jpg,3,0\n", "row 2 must have 2 cells, got 3"),
+        ("image_id,label\n1.jpg,3\na b.jpg,5\n", r"row 3 \(a b.jpg\).*0..4, got '5'"),
+        ("image_id,label\n1.jpg,-1\n", "got '-1'"),
+        ("image_id,label\n1.jpg,3.0\n", r"got '3\.0'"),
+        ("image_id,label\n1.jpg,\n", "got ''"),
+        ("image_id,label\n1.jpg,٣\n", "whole number"),
+        ("image_id,label\n1.jpg,3\n1.jpg,3\n", "row 3 names 1.jpg again"),
+        ("image_id,label\n1.jpg,3\n", r"no row for 3 of the 4 images .*first: a b.jpg"),
+    ],
+)
+def test_refusals_name_the_file_and_the_row(images: Path, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        check_submission(path, images)
+    assert str(path) in str(caught.value)
+
+
+def test_a_row_for_an_image_that_is_not_there_is_refused(images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "submission.csv"
+    write_submission(path, [*sorted(NAMES), "ghost.jpg"], [0] * 5)
+    with pytest.raises(ValueError, match=r"row 6 names ghost\.jpg, which is not an image"):
+        check_submission(path, images)
+
+
+def test_a_missing_file_says_so(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no submission"):
+        check_submission(tmp_path / "none.csv", images)
+
+
+def test_no_images_need_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_submission(tmp_path / "s.csv", [], [], CASSAVA)
+    assert check_submission(tmp_path / "s.csv", tmp_path / "images").n_images == 0
+
+
+def test_a_name_with_an_images_suffix_has_a_row_whatever_is_behind_it(images: Path, tmp_path: Path) -> None:
+    (images / "folder.jpg").mkdir()
+    (images / "gone.JPEG").symlink_to(images / "nothing")
+    (images / ".hidden.jpg").write_bytes(b"x")
+    (images / "notes.txt").write_bytes(b"x")
+    assert submission_ids(images) == sorted([*NAMES, "folder.jpg", "gone.JPEG"])
+    write_submission(tmp_path / "s.csv", sorted(NAMES), [0] * 4)
+    with pytest.raises(ValueError, match=r"no row for 2 of the 6 images .*first: folder\.jpg"):
+        check_submission(tmp_path / "s.csv", images)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        submission_ids(tmp_path / "nowhere")
+
+
+def test_names_with_line_ends_commas_and_quotes_read_back(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in HARD_NAMES:
+        (tmp_path / "images" / name).write_bytes(b"x")
+    path = tmp_path / "s.csv"
+    write_submission(path, submission_ids(tmp_path / "images"), [0, 1, 2, 3, 4, 0, 1, 2])
+    table = pd.read_csv(path, dtype={"image_id": str})
+    assert table["image_id"].tolist() == sorted(HARD_NAMES) and table["label"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    with path.open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["image_id", *sorted(HARD_NAMES)]
+    assert check_submission(path, tmp_path / "images").n_images == 8
+
+
+def test_the_notebooks_first_file_reads_back(tmp_path: Path) -> None:
+    """The first cells of the submission notebook, run as they are, over the same names."""
+    root = tmp_path / "input" / "cassava"
+    (root / "test_images").mkdir(parents=True)
+    (root / "sample_submission.csv").write_text("image_id,label\n")
+    for name in HARD_NAMES:
+        (root / "test_images" / name).write_bytes(b"x")
+    source = (ROOT / "kernels/ensemble-submission/ensemble-submission.py").read_text()
+    settings = {"test_images": "test_images", "sample_submission": "sample_submission.csv", "suffixes": [".jpg"]}
+    settings |= {"ids_have_suffix": True, "columns": ["image_id", "label"], "answer": [3]}
+    start, first_cells = (ROOT / "kernels/start.py").read_text(), source.split("# include: ../bootstrap.py")[0]
+    code = f"SETTINGS = {settings!r}\n{start}\n{first_cells}"
+    places = {"KAGGLE_INPUT_DIR": str(tmp_path / "input"), "KAGGLE_WORKING_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | places, check=True, capture_output=True)
+    table = pd.read_csv(tmp_path / "submission.csv", dtype={"image_id": str})
+    assert table["image_id"].tolist() == sorted(HARD_NAMES) and set(table["label"]) == {3}
+    assert check_submission(tmp_path / "submission.csv", root / "test_images").class_counts == (0, 0, 0, 8, 0)

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+
+from cassava_kit.competition import CASSAVA
+from cassava_kit.kaggle.pack.config import read_config
+from cassava_kit.kaggle.pack.kernels import KERNELS, Kernel, build_kernels, render, settings
+from cassava_kit.kaggle.rehearse.layout import Mount, as_uploaded, competition_mounts, dataset_mounts
+from cassava_kit.kaggle.rehearse.rehearsal import Setting, Stage, perform
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+WRONG = "RECIPE, FOLDS, N_SPLITS = 'no_such_recipe', [0], 2"
+PRETRAIN = "METHOD = 'small_simclr'\nSET = ['epochs=1', 'warmup_epochs=0', 'batch_size=16']"
+
+
+def test_the_repositorys_notebooks_are_fresh() -> None:
+    assert build_kernels(REPOSITORY, check=True) == []
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_every_notebook_is_valid_and_can_be_pushed(kernel) -> None:  # type: ignore[no-untyped-def]
+    folder = REPOSITORY / "kernels" / kernel.name
+    notebook = nbformat.read(folder / f"{kernel.name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    assert (folder / f"{kernel.name}.ipynb").stat().st_size < 1_000_000
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            compile(cell.source, cell.id, "exec")
+            assert not re.search(r"^# (include|ruff):", cell.source, re.MULTILINE)
+    metadata = json.loads((folder / "kernel-metadata.json").read_text())
+    assert metadata["enable_internet"] is False and metadata["is_private"] is True
+    assert metadata.get("machine_shape") == ("NvidiaTeslaT4" if metadata["enable_gpu"] else None)
+    assert metadata["competition_sources"] == ["cassava-leaf-disease-classification"]
+    assert (folder / metadata["code_file"]).is_file()
+    title = metadata["title"]
+    assert 5 <= len(title) <= 50
+    assert metadata["id"].partition("/")[2] == title.lower().replace(" ", "-")
+
+
+def _run(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cassava_kit.kaggle.pack.kernels", "--root", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+
+
+def test_check_fails_on_drift_and_writes_nothing(root: Path) -> None:
+    notebook = root / "kernels" / "ensemble-submission" / "ensemble-submission.ipynb"
+    assert _run("--check", root=root).returncode == 0
+    with (root / "kernels" / "bootstrap.py").open("a") as file:
+        file.write("print('changed')\n")
+    before = notebook.read_bytes()
+    done = _run("--check", root=root)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "ensemble-submission.ipynb" in done.stderr
+    assert notebook.read_bytes() == before
+    assert _run(root=root).returncode == 0
+    assert notebook.read_bytes() != before
+    assert _run("--check", root=root).returncode == 0
+
+
+def test_the_owner_reaches_every_generated_file(root: Path) -> None:
+    path = root / "dataset-metadata.json"
+    path.write_text(path.read_text().replace("your-kaggle-name", "someone"))
+    build_kernels(root)
+    for kernel in KERNELS:
+        text = (root / "kernels" / kernel.name / "kernel-metadata.json").read_text()
+        assert "your-kaggle-name" not in text and '"someone/cassava-kit' in text
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_gpu_that_does_not_compute_stops_training_alone(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a scored notebook raises scores nothing, and the submission finds what computes by itself."""
+    tree = ast.parse((REPOSITORY / "kernels" / "bootstrap.py").read_text())
+    tree.body = [part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name == "check_gpus"]
+    cell: dict[str, Any] = {"SETTINGS": settings(kernel, CASSAVA, {})}
+    exec(compile(tree, "bootstrap", "exec"), cell)
+
+    def ones(*_: int, **__: object) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    for name, value in {"is_available": True, "device_count": 1, "get_device_name": "Old GPU"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch, "ones", ones)
+    if kernel.name in ("train-folds", "pretrain-ssl"):
+        with pytest.raises(RuntimeError, match=r"cannot use Old GPU .*no kernel image"):
+            cell["check_gpus"]()
+    else:
+        cell["check_gpus"]()
+        assert "WARNING: this torch cannot use Old GPU" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sample competition."""
+    from cassava_kit.data.sample.make import make_sample
+
+    return make_sample(tmp_path_factory.mktemp("sample") / "competition", n_train=80, n_test=4)
+
+
+def execute_kernel(
+    name: str, parameters: str, packed: Path, competition: Path, out: Path, *, earlier: tuple[str, Path] | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Run a generated notebook with other parameters in its first code cell; its result and its output folder."""
+    kernel = next(each for each in KERNELS if each.name == name)
+    notebook = nbformat.reads(render(kernel, REPOSITORY)[f"{name}.ipynb"], as_version=4)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    first.source += f"\n{parameters}"
+    out.mkdir(parents=True)
+    path = out / f"{name}.ipynb"
+    nbformat.write(notebook, path)
+    config = read_config(REPOSITORY)
+    with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
+        kit = as_uploaded(packed / "kit", Path(scratch) / "kit")
+        mounts = competition_mounts(competition, "new") + dataset_mounts(kit, config.kit_dataset, "new")
+        if earlier is not None:
+            kernel_id = config.kernel_id(earlier[0])
+            mounts.append(Mount(earlier[1], PurePosixPath("notebooks", *kernel_id.split("/"))))
+        stage = Stage(path, mounts, out / "result", "new", Setting(minutes=5))
+        stage.working.mkdir(parents=True)
+        result, isolation = perform(stage, Path(scratch))
+    assert isolation.network or isolation.name == "sockets"
+    return result, stage.working
+
+
+@pytest.mark.slow
+def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, competition: Path, tmp_path: Path) -> None:
+    parameters = "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nSET = ['epochs=1', 'image_size=32']"
+    result, output = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
+    assert result["error"] == "", result
+    assert "--workers 2" in result["log"], "Kaggle's cores read the pictures ahead of the GPUs"
+    checkpoint = output / "runs" / "small_resnet" / "fold0" / "best.safetensors"
+    first = checkpoint.read_bytes()
+    assert (checkpoint.parent / "oof.csv").is_file()
+    parameters = parameters.replace("[0]", "[0, 1]")
+    result, later = execute_kernel(
+        "train-folds", parameters, packed, competition, tmp_path / "two", earlier=("train-folds", output)
+    )
+    assert result["error"] == "" and result["log"].count("went on from") == 2, result
+    assert "cassava_kit folds" not in result["log"], "the split of the first session holds"
+    assert (later / "runs" / "small_resnet" / "fold0" / "best.safetensors").read_bytes() == first
+    assert (later / "runs" / "small_resnet" / "fold1" / "best.safetensors").is_file()
+    assert len((later / "runs" / "small_resnet" / "oof.csv").read_text().splitlines()) == 81
+    second = (later / "runs" / "small_resnet" / "fold1" / "best.safetensors").read_bytes()
+    parameters = parameters.replace("[0, 1]", "[0]").replace("epochs=1", "epochs=1', 'seed=7")
+    result, changed = execute_kernel(
+        "train-folds", parameters, packed, competition, tmp_path / "three", earlier=("train-folds", later)
+    )
+    assert result["error"] == "" and "not joined: not all 2 folds" in result["log"], result
+    assert (changed / "runs" / "small_resnet" / "fold0" / "best.safetensors").read_bytes() != first
+    assert (changed / "runs" / "small_resnet" / "fold1" / "best.safetensors").read_bytes() == second
+
+
+@pytest.mark.slow
+def test_train_folds_joins_a_run_of_another_name_in_fewer_folds(
+    packed: Path, competition: Path, tmp_path: Path
+) -> None:
+    """The run's folder is named by the settings, and a fold left of a larger split does not count."""
+    old = tmp_path / "earlier" / "runs" / "mine" / "fold2"
+    old.mkdir(parents=True)
+    (old / "oof.csv").write_text("image_id,p0\n")
+    parameters = "RECIPE, FOLDS, N_SPLITS = 'timm:test_resnet', [0, 1], 2"
+    parameters += "\nSET = ['recipe=mine', 'epochs=1', 'image_size=32']"
+    result, output = execute_kernel(
+        "train-folds", parameters, packed, competition, tmp_path / "one", earlier=("train-folds", old.parents[2])
+    )
+    assert result["error"] == "", result
+    assert len((output / "runs" / "mine" / "oof.csv").read_text().splitlines()) == 81
+
+
+@pytest.mark.slow
+def test_train_folds_can_give_a_fold_two_processes(packed: Path, competition: Path, tmp_path: Path) -> None:
+    """Both T4s on one fold: the same option starts two processes where there is no GPU, without a network."""
+    parameters = (
+        "RECIPE, FOLDS, N_SPLITS, GPUS_PER_FOLD = 'small_resnet', [1], 2, 2\nSET = ['epochs=1', 'image_size=32']"
+    )
+    result, output = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
+    assert result["error"] == "", result
+    assert "--fold 1" in result["log"] and "--devices 2 --strategy ddp" in result["log"]
+    run = output / "runs" / "small_resnet" / "fold1"
+    assert (run / "best.safetensors").is_file() and len((run / "oof.csv").read_text().splitlines()) == 41
+
+
+@pytest.mark.slow
+def test_train_folds_stops_itself_before_kaggle_does(packed: Path, competition: Path, tmp_path: Path) -> None:
+    """What the session's time ends is named, and its processes are gone."""
+    parameters = (
+        "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nimport os\nos.environ['CASSAVA_KIT_TIME_LIMIT'] = '12'"
+    )
+    parameters += "\nSET = ['epochs=100000']"
+    result, _ = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
+    assert "no fold ended" in result["error"] and result["seconds"] < 60
+    assert "attach this notebook's output to itself and run again to go on" in result["log"]
+
+
+@pytest.mark.slow
+def test_train_folds_refuses_a_slip_before_anything_is_made(packed: Path, competition: Path, tmp_path: Path) -> None:
+    result, output = execute_kernel("train-folds", WRONG, packed, competition, tmp_path / "one")
+    assert "no recipe 'no_such_recipe'" in result["error"] and not (output / "folds").exists()
+
+
+@pytest.mark.slow
+def test_train_folds_says_when_nothing_was_trained(packed: Path, competition: Path, tmp_path: Path) -> None:
+    parameters = "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [7], 2"
+    result, _ = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
+    assert "no fold ended" in result["error"] and "fold must be in 0..1, got 7" in result["log"]
+
+
+@pytest.mark.slow
+def test_pretrain_ssl_exports_a_backbone_that_train_folds_starts_from(
+    packed: Path, competition: Path, tmp_path: Path
+) -> None:
+    result, output = execute_kernel("pretrain-ssl", PRETRAIN, packed, competition, tmp_path / "one")
+    assert result["error"] == "", result
+    assert (output / "pretrain-small_simclr" / "backbone.safetensors").is_file()
+    doubtful = pd.read_csv(competition / "train.csv").assign(suggested_label=0, label_quality=0.9, keep=True)
+    doubtful.loc[doubtful.index[:9], "keep"] = False
+    doubtful.to_csv(output / "clean.csv", index=False)
+    parameters = "RECIPE, FOLDS, N_SPLITS, WEIGHTS = 'small_ssl_resnet', [0], 2, 'backbone.safetensors'"
+    parameters += "\nCLEAN = 'clean.csv'"
+    parameters += "\nSET = ['epochs=1', 'image_size=32']"
+    result, trained = execute_kernel(
+        "train-folds", parameters, packed, competition, tmp_path / "two", earlier=("pretrain-ssl", output)
+    )
+    given = json.loads((trained / "runs" / "small_ssl_resnet" / "fold0" / "run.json").read_text())["given"]
+    assert given["clean"] and given["weights"], given
+    assert result["error"] == "" and "backbone.safetensors: " in result["log"], result
+
+
+@pytest.mark.slow
+def test_eda_shows_the_data(packed: Path, competition: Path, tmp_path: Path) -> None:
+    result, output = execute_kernel("eda", "N_DUPLICATES = 40", packed, competition, tmp_path / "one")
+    assert result["error"] == "", result
+    assert (output / "classes.png").stat().st_size > 10_000
+    assert "Cassava Mosaic Disease" in result["log"] and "near-duplicates" in result["log"]

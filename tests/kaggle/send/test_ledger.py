@@ -1,0 +1,67 @@
+"""Where submissions are written down and outputs are kept: beside the folder that `make clean` removes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cassava_kit.cli.kaggle import LEDGER, OLD_LEDGER, OUTPUTS, adopt_old_ledger, confirmed, output_folder
+from cassava_kit.files import read_json, write_json
+from cassava_kit.kaggle.pack.bundle import Bundle
+from cassava_kit.kaggle.pack.kernels import find_kernel
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def test_what_cannot_be_made_again_is_kept_by_clean_and_by_git() -> None:
+    recipe = (REPOSITORY / "Makefile").read_text().partition("clean:")[2].partition("\n\n")[0]
+    ignored = (REPOSITORY / ".gitignore").read_text().splitlines()
+    for kept in (LEDGER, LEDGER.with_suffix(""), OUTPUTS):
+        assert kept.parts[0] not in recipe.split() and "build" in recipe.split()
+        assert f"/{kept}" in ignored or f"/{kept}/" in ignored
+
+
+def test_an_old_ledger_is_copied_once_with_its_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert adopt_old_ledger(LEDGER) == LEDGER and not LEDGER.exists(), "there is none"
+    Path("build/submissions/7").mkdir(parents=True)
+    Path("build/submissions/7/oof.csv").write_text("evidence")
+    entries = [{"ref": 7, "evidence": "build/submissions/7"}, {"ref": 8, "evidence": "build/submissions/8"}]
+    write_json(OLD_LEDGER, {"submissions": entries})
+    assert adopt_old_ledger(Path("mine.json")) == Path("mine.json") and not LEDGER.exists()
+    adopt_old_ledger(LEDGER)
+    assert capsys.readouterr().out.count("\n") == 1
+    assert [entry["evidence"] for entry in read_json(LEDGER)["submissions"]] == ["submissions/7", "submissions/8"]
+    assert Path("submissions/7/oof.csv").read_text() == "evidence" and OLD_LEDGER.is_file()
+    write_json(LEDGER, {"submissions": []})
+    adopt_old_ledger(LEDGER)
+    assert not read_json(LEDGER)["submissions"], "it is there"
+
+
+def test_outputs_of_earlier_versions_are_moved_out_of_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "build/kernels"
+    trainer = Bundle(home / "kit", home / "weights", home / "kernel", "b" * 64, find_kernel("train-folds"))
+    (home / "output-train-folds/runs").mkdir(parents=True)
+    assert output_folder(trainer) == OUTPUTS / "train-folds" and (OUTPUTS / "train-folds/runs").is_dir()
+    assert "moved" in capsys.readouterr().out
+    (home / "output-train-folds/others").mkdir(parents=True)
+    assert output_folder(trainer) == OUTPUTS / "train-folds" and not capsys.readouterr().out, "never into another one"
+    first, second = (
+        Bundle(home / "kit", home / "weights", home / "kernel", build * 64, find_kernel("ensemble-submission"))
+        for build in "ab"
+    )
+    assert output_folder(first) != output_folder(second)
+
+
+def test_without_a_terminal_the_last_submission_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not confirmed("Make it?")
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    for answer, agreed in (("y", True), ("Yes ", True), ("", False), ("n", False)):
+        monkeypatch.setattr("builtins.input", lambda prompt, answer=answer: answer)
+        assert confirmed("Make it?") is agreed

@@ -1,0 +1,361 @@
+"""Pushing and submitting against a Kaggle in memory: what is sent once, taken up again, refused, and asked before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cassava_kit.files import read_json, write_json
+from cassava_kit.kaggle.pack.bundle import Bundle
+from cassava_kit.kaggle.pack.config import METADATA_FILE
+from cassava_kit.kaggle.pack.kernels import KERNEL_METADATA, find_kernel
+from cassava_kit.kaggle.pack.manifest import MANIFESTS, write_manifest
+from cassava_kit.kaggle.send.datasets import JOURNAL, Trip, send_dataset
+from cassava_kit.kaggle.send.push import push, submit
+from cassava_kit.kaggle.send.remote import KaggleError, Patience, Submission
+
+DATASET, KERNEL = "me/kit", "me/kit-ensemble-submission"
+ANSWERS = b"image_id,label\n1.jpg,3\n"
+
+
+class Killed(BaseException):
+    """Ends the program in the middle of a call."""
+
+
+class Memory:
+    """A Kaggle in memory: one dataset, one kernel with its versions, and submissions."""
+
+    def __init__(self) -> None:
+        self.calls = list[str]()
+        self.kill_after = ""  # the call that is carried out and not answered
+        self.status, self.served, self.number = "ready", "old", 1
+        self.versions, self.statuses = list[str](), dict[int, list[str]]()
+        self.output = {"submission.csv": ANSWERS}
+        self.made, self.left, self.scored = list[Submission](), 3, "complete"
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.kill_after:
+            raise Killed
+
+    def owner(self) -> str:
+        return "me"
+
+    def gpu_hours_left(self) -> float | None:
+        return 30.0
+
+    def dataset_status(self, dataset: str) -> str | None:
+        return self.status
+
+    def dataset_build(self, dataset: str, manifest: str) -> str | None:
+        return self.served
+
+    def dataset_sizes(self, dataset: str) -> dict[str, int] | None:
+        return None
+
+    def dataset_version(self, dataset: str) -> int | None:
+        return self.number
+
+    def create_dataset(self, folder: Path) -> None:
+        self._called("create")
+
+    def create_version(self, folder: Path, notes: str, before: int | None) -> None:
+        """Kaggle goes on serving the version before while it processes this one."""
+        self.number, self.status = self.number + 1, "blobsreceived"
+        self._called("version")
+
+    def push_kernel(self, folder: Path, newer_than: int = 0) -> int:
+        self.versions.append((folder / "ensemble-submission.ipynb").read_text())
+        self._called("push")
+        return len(self.versions)
+
+    def kernel_version(self, kernel: str, source: str) -> int | None:
+        return len(self.versions) if self.versions and self.versions[-1] == source else None
+
+    def kernel_status(self, kernel: str, version: int | None = None) -> tuple[str, str]:
+        """Without a version it is the status of an earlier run, as Kaggle says for a while after a push."""
+        self.calls.append(f"status {version}")
+        states = self.statuses.setdefault(version or 0, ["complete"])
+        return (states.pop(0) if len(states) > 1 else states[0]), ""
+
+    def kernel_log(self, kernel: str, version: int | None = None) -> str:
+        return f"log of {version}"
+
+    def kernel_output(self, kernel: str, out: Path, pattern: str, *, version: int | None = None) -> None:
+        self.calls.append(f"output {version}")
+        for name, content in self.output.items():
+            (out / name).write_bytes(content)
+
+    def submissions_left(self) -> int | None:
+        return self.left
+
+    def submit(self, kernel: str, version: int, description: str) -> int:
+        self._called("submit")
+        self.made.append(Submission(100 + len(self.made), description, self.scored, "0.9", "Timeout"))
+        return self.made[-1].ref
+
+    def submissions(self) -> Iterator[Submission]:
+        yield from self.made[::-1]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """A bundle of one dataset and a notebook, as small as can be."""
+    home = tmp_path / "bundle"
+    for kind, facts in (("kit", {"wheels": {}, "tested": {}}), ("weights", {})):
+        (home / kind).mkdir(parents=True)
+        (home / kind / "a.bin").write_bytes(b"abc")
+        write_manifest(home / kind, kind, facts)
+        write_json(home / kind / METADATA_FILE, {"id": DATASET})
+    (home / "kernel").mkdir()
+    notebook = {"cells": [{"cell_type": "code", "source": ["a = 1\n", "b = 2"]}], "metadata": {}}
+    write_json(home / "kernel" / "ensemble-submission.ipynb", notebook)
+    metadata = {
+        "id": KERNEL,
+        "code_file": "ensemble-submission.ipynb",
+        "enable_gpu": True,
+        "dataset_sources": [DATASET],
+    }
+    write_json(home / "kernel" / KERNEL_METADATA, metadata)
+    return Bundle(home / "kit", home / "weights", home / "kernel", "b" * 64, find_kernel("ensemble-submission"))
+
+
+@pytest.fixture
+def kaggle() -> Memory:
+    return Memory()
+
+
+class Clock:
+    """Time that only sleeping moves; `ready_at` is when the dataset becomes ready and serves `build`."""
+
+    def __init__(self, kaggle: Memory, build: str) -> None:
+        self.now, self.ready_at, self.kaggle, self.build = 0.0, float("inf"), kaggle, build
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now >= self.ready_at:
+            self.kaggle.status, self.kaggle.served = "ready", self.build
+
+
+@pytest.fixture
+def clock(kaggle: Memory, bundle: Bundle) -> Clock:
+    return Clock(kaggle, read_json(bundle.kit_dir / MANIFESTS["kit"])["build_id"])
+
+
+@pytest.fixture
+def trip(bundle: Bundle, kaggle: Memory, clock: Clock) -> Trip:
+    return Trip(bundle, kaggle, Patience(sleep=clock.sleep, clock=lambda: clock.now), say=[].append)  # type: ignore[arg-type]
+
+
+def send_kit(trip: Trip) -> None:
+    send_dataset(trip, trip.bundle.kit_dir, "kit")
+
+
+def test_nothing_is_uploaded_twice_while_a_version_is_processed(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+    for _ in range(3):
+        with pytest.raises(KaggleError, match=r"still processing .*nothing is uploaded twice"):
+            send_kit(trip)
+    assert kaggle.calls == ["version"]
+    clock.ready_at = clock.now + 100
+    send_kit(trip)
+    assert kaggle.calls == ["version"]
+
+
+def test_nor_after_a_kill_right_behind_the_upload(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+    kaggle.kill_after = "version"
+    with pytest.raises(Killed):
+        send_kit(trip)
+    clock.ready_at = 100
+    send_kit(trip)
+    assert kaggle.calls == ["version"] and kaggle.served == clock.build
+
+
+def test_nor_where_it_is_ready_and_the_old_manifest_is_still_served(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+    kaggle.kill_after = "version"
+    with pytest.raises(Killed):
+        send_kit(trip)
+    kaggle.status, clock.ready_at = "ready", 100
+    send_kit(trip)
+    assert kaggle.calls == ["version"]
+
+
+def test_an_upload_that_was_killed_before_it_arrived_is_made_again(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+    kaggle.kill_after = "version"
+    with pytest.raises(Killed):
+        send_kit(trip)
+    kaggle.kill_after, kaggle.number, kaggle.status, clock.ready_at = "", 1, "ready", 100  # as if it had not
+    send_kit(trip)
+    assert kaggle.calls == ["version", "version"]
+
+
+def test_a_version_that_came_after_ours_is_replaced(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+    clock.ready_at = 100
+    send_kit(trip)
+    kaggle.number, kaggle.served, clock.ready_at = 3, "somebody's", clock.now + 100
+    send_kit(trip)
+    assert kaggle.calls == ["version", "version"]
+
+
+def test_a_version_that_kaggle_could_not_process_is_sent_again(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+    with pytest.raises(KaggleError, match="still processing"):
+        send_kit(trip)
+    kaggle.status = "failed"
+    with pytest.raises(KaggleError, match="could not process"):
+        send_kit(trip)
+    clock.ready_at = clock.now + 10
+    send_kit(trip)
+    assert kaggle.calls == ["version", "version"]
+
+
+def test_a_version_that_is_never_served_is_sent_again_when_asked(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+    with pytest.raises(KaggleError, match="still processing"):
+        send_kit(trip)
+    kaggle.status = "ready"
+    with pytest.raises(KaggleError, match=r"serves another build .* --again to upload it once more"):
+        send_kit(trip)
+    assert kaggle.calls == ["version"]
+    clock.ready_at = clock.now + 10
+    send_kit(replace(trip, again=True))
+    assert kaggle.calls == ["version", "version"]
+
+
+def test_the_journal_of_an_earlier_kit_is_believed(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+    write_json(trip.bundle.home / JOURNAL, {DATASET: clock.build})
+    kaggle.status, clock.ready_at = "blobsreceived", 100
+    send_kit(trip)
+    assert not kaggle.calls
+
+
+@pytest.fixture
+def ready(trip: Trip, kaggle: Memory, monkeypatch: pytest.MonkeyPatch) -> Trip:
+    """One whose datasets are there."""
+    monkeypatch.setattr("cassava_kit.kaggle.send.push.send_dataset", lambda *given: None)
+    return trip
+
+
+def pushes(kaggle: Memory) -> int:
+    return kaggle.calls.count("push")
+
+
+def test_a_notebook_that_says_the_same_is_not_another_one(ready: Trip, kaggle: Memory) -> None:
+    push(ready)
+    for name in ("ensemble-submission.ipynb", KERNEL_METADATA):
+        path = ready.bundle.kernel_dir / name
+        path.write_text(json.dumps(dict(reversed(read_json(path).items())), indent=7))
+    notebook = ready.bundle.notebook
+    content = read_json(notebook)
+    content["cells"][0]["source"] = "a = 1\nb = 2"
+    notebook.write_text(json.dumps(content))
+    push(ready)
+    assert pushes(kaggle) == 1
+    content["cells"][0]["source"] = "a = 1\nb = 3"
+    notebook.write_text(json.dumps(content))
+    push(ready)
+    metadata = read_json(ready.bundle.kernel_dir / KERNEL_METADATA)
+    write_json(ready.bundle.kernel_dir / KERNEL_METADATA, metadata | {"dataset_sources": []})
+    push(ready)
+    assert pushes(kaggle) == 3
+
+
+def test_a_push_that_was_killed_takes_up_the_same_session(ready: Trip, kaggle: Memory) -> None:
+    kaggle.kill_after, kaggle.statuses = "push", {1: ["running", "running", "complete"]}
+    with pytest.raises(Killed):
+        push(ready)
+    assert push(ready).version == 1 and pushes(kaggle) == 1
+
+
+def test_a_finished_version_before_ours_is_not_taken_for_it(ready: Trip, kaggle: Memory) -> None:
+    """Without a version the status is of the run before: complete."""
+    kaggle.statuses = {1: ["queued", "running", "running", "complete"]}
+    push(ready)
+    assert [call for call in kaggle.calls if call != "push"] == ["status 1"] * 4 + ["output 1"]
+
+
+@pytest.mark.parametrize("status", ["error", "cancel_requested", "cancel_acknowledged"])
+def test_a_run_that_failed_or_was_cancelled_ends_the_wait(ready: Trip, kaggle: Memory, status: str) -> None:
+    kaggle.statuses = {1: ["running", status]}
+    with pytest.raises(KaggleError, match=f"ended with {status}: .*push again"):
+        push(ready)
+    assert kaggle.calls.count("status 1") == 2 and "output 1" not in kaggle.calls
+    push(ready)
+    assert pushes(kaggle) == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({"submission.csv": b"image_id,label\n1.jpg,9\n"}, "not submitted: .*got '9'"),
+        ({"submission.csv": b"image_id,label\n"}, "has no rows"),
+        ({"submission.csv": ANSWERS, "run.json": b'{"members": 3}'}, "no report of a submission run"),
+        ({"submission.csv": ANSWERS, "run.json": b"[1, 2]"}, "no report of a submission run"),
+        ({"submission.csv": ANSWERS, "run.json": b"<html>"}, "not submitted: .*run.json"),
+        ({"run.json": b"{}"}, "left no submission.csv"),
+    ],
+)
+def test_a_bad_output_names_the_way_on(
+    ready: Trip, kaggle: Memory, output: dict[str, bytes], message: str, bundle: Bundle
+) -> None:
+    kaggle.output = output
+    for _ in range(2):
+        with pytest.raises(KaggleError, match=message) as error:
+            push(ready)
+        assert "--again" in str(error.value) and "\n" not in str(error.value)
+    kaggle.output = {"submission.csv": ANSWERS}
+    pushed = push(replace(ready, again=True))
+    assert pushed.version == 2 and pushes(kaggle) == 2
+
+
+def test_after_a_submission_error_again_goes_on(ready: Trip, kaggle: Memory) -> None:
+    kaggle.scored = "error"
+    for _ in range(2):
+        with pytest.raises(KaggleError, match=r"not scored: Timeout; .*submit --again"):
+            submit(ready, push(ready))
+    kaggle.scored, again = "complete", replace(ready, again=True)
+    assert submit(again, push(again)).score == "0.9"
+    assert [each.description[-9:] for each in kaggle.made] == ["version 1", "version 2"]
+
+
+def asked(trip: Trip, answer: bool) -> tuple[Trip, list[str]]:
+    """Return a trip whose user answers, and the questions."""
+    questions = list[str]()
+    return replace(trip, confirm=lambda question: questions.append(question) or answer), questions  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(("left", "questions"), [(None, 0), (5, 0), (2, 0), (1, 1)])
+def test_the_last_submission_of_the_day_is_asked_for(
+    ready: Trip, kaggle: Memory, left: int | None, questions: int
+) -> None:
+    kaggle.left = left  # type: ignore[assignment]
+    trip, heard = asked(ready, True)
+    pushed = push(trip)
+    submit(trip, pushed)
+    submit(trip, pushed)
+    assert len(heard) == questions and len(kaggle.made) == 1
+
+
+def test_the_last_submission_is_kept_and_none_is_made_beyond_it(ready: Trip, kaggle: Memory) -> None:
+    kaggle.left = 1
+    pushed = push(ready)
+    with pytest.raises(KaggleError, match="it would be the last submission of today; --yes"):
+        submit(asked(ready, False)[0], pushed)
+    kaggle.left = 0
+    trip, heard = asked(ready, True)
+    with pytest.raises(KaggleError, match="no submission is left today"):
+        submit(trip, pushed)
+    assert not kaggle.made and not heard
+
+
+def test_a_submission_of_this_build_is_not_asked_for_again(ready: Trip, kaggle: Memory) -> None:
+    from cassava_kit.kaggle.send.push import was_submitted
+
+    assert not was_submitted(ready)
+    submit(ready, push(ready))
+    assert was_submitted(ready) and not was_submitted(replace(ready, again=True))
+    kaggle.made.clear()
+    assert was_submitted(ready), "the journal says so"
+    (ready.bundle.home / JOURNAL).unlink()
+    assert not was_submitted(ready)

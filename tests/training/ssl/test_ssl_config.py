@@ -1,0 +1,104 @@
+"""A method without further fields is its paper; what does not fit dies at construction."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from cassava_kit.settings import replace
+from cassava_kit.training.ssl.config import METHOD_FIELDS, METHODS, PretrainConfig, configure
+from cassava_kit.training.ssl.recipes import RECIPES, recipe
+from cassava_kit.training.ssl.view import View
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_field_has_its_sentence(method):
+    for model in (PretrainConfig, View):
+        for name, field in model.model_fields.items():
+            assert field.description and field.description.endswith("."), name
+
+
+def test_the_defaults_are_the_papers():
+    byol, swav, simclr, moco = (configure(method) for method in ("byol", "swav", "simclr", "moco"))
+    assert (byol.momentum, byol.momentum_end, byol.weight_decay, byol.warmup_epochs) == (0.996, 1.0, 1.5e-6, 10)
+    assert (byol.hidden_dim, byol.output_dim, byol.predictor_dim, byol.lr) == (4096, 256, 4096, 0.2)
+    assert [(v.blur_prob, v.solarize_prob) for v in byol.views] == [(1.0, 0.0), (0.1, 0.2)]
+    assert [(v.size, v.count, v.scale) for v in swav.views] == [(224, 2, (0.14, 1.0)), (96, 6, (0.05, 0.14))]
+    assert (swav.temperature, swav.sinkhorn_eps, swav.sinkhorn_iterations) == (0.1, 0.05, 3)
+    assert (swav.queue_size, swav.queue_from_epoch, swav.prototypes_frozen_epochs) == (3840, 15, 1)
+    assert (simclr.temperature, simclr.base_lr, simclr.weight_decay, simclr.output_dim) == (0.1, 0.3, 1e-6, 128)
+    assert (moco.temperature, moco.momentum, moco.momentum_end, moco.queue_size) == (0.2, 0.999, 0.999, 65536)
+    assert (moco.optimizer, moco.base_lr, moco.head_norm) == ("sgd", 0.03, "none")
+
+
+def test_the_learning_rate_follows_the_images_of_a_step():
+    config = configure("byol", batch_size=64, accumulate=4, devices=2)
+    assert config.step_images == 512
+    assert config.lr == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_setting_of_another_method_is_refused(method):
+    for name in frozenset().union(*METHOD_FIELDS.values()) - METHOD_FIELDS[method]:
+        value = {"symmetric": True, "momentum": 0.5, "momentum_end": 0.5}.get(name, 4)
+        with pytest.raises(ValueError, match=f"{method} has no {name}"):
+            configure(method, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        ("byol", {"epochs": 5}, "warmup_epochs must be less than epochs"),
+        ("byol", {"weight_decay": 0}, "lars adapts only what has weight decay"),
+        ("byol", {"colour": 1}, "colour"),
+        ("byol", {"views": ({"count": 3},)}, "exactly two views, got 3"),
+        ("byol", {"views": ({"size": 64}, {"size": 96})}, "views of one size"),
+        ("swav", {"views": ({"count": 1}, {"count": 6})}, "two full views"),
+        ("swav", {"epochs": 10}, "queue_from_epoch=15 is never reached in 10 epochs"),
+        ("swav", {"queue_size": 0}, "queue_from_epoch needs a queue_size"),
+        ("moco", {"queue_size": 0}, "queue_size of at least 1"),
+        ("moco", {"batch_size": 12}, "multiple of bn_groups"),
+        ("moco", {"batch_size": 8}, "fewer than two images a group"),
+        ("simclr", {"temperature": None}, "simclr needs temperature"),
+        ("simclr", {"temperature": -1}, "temperature"),
+        ("simclr", {"views": ({"count": 2, "scale": (0.5, 0.2)},)}, "scale must be"),
+        ("simclr", {"optimizer": "adamw", "sgd_momentum": 0.8}, "belongs to lars and sgd"),
+        ("simclr", {"seed": 2**32}, "seed: .*less than or equal to 4294967295, got 4294967296"),
+        ("dino", {}, "method"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(method, settings, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        configure(method, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("function", RECIPES, ids=lambda function: function.__name__)
+def test_recipes_go_through_json_and_back(function):
+    config = function()
+    assert config.name == function.__name__
+    assert PretrainConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+    assert recipe(config.name) == config
+
+
+def test_the_published_runs():
+    assert (recipe("byol_resnet50").epochs, recipe("byol_resnet50").batch_size) == (81, 256)
+    assert recipe("swav_resnet50").backbone == "resnet50"
+    assert recipe("byol") == configure("byol", name="byol")
+    with pytest.raises(ValueError, match="byol_resnet50"):
+        recipe("byol_resnet")
+
+
+def test_settings_from_the_command_line():
+    config = recipe("byol").with_settings(
+        ["epochs=40", "backbone=vit_small_patch16_224", 'model_args={"img_size": 96}']
+    )
+    assert (config.epochs, config.backbone, config.model_args) == (40, "vit_small_patch16_224", {"img_size": 96})
+    with pytest.raises(ValueError, match="no setting 'epoch'"):
+        config.with_settings(["epoch=4"])
+    assert replace(config, epochs=41).epochs == 41
+
+
+def test_a_configuration_is_frozen():
+    with pytest.raises(ValidationError):
+        recipe("byol").epochs = 3

@@ -1,0 +1,448 @@
+"""Whole runs in seconds: export, metrics, resume, momentum, freezing, and what is refused before slow work."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cassava_kit.errors import UserError
+from cassava_kit.models.checkpoint import CheckpointInfo, load_model, read_info, save_checkpoint
+from cassava_kit.settings import replace
+from cassava_kit.training.diverged import DivergedError
+from cassava_kit.training.ssl import callbacks
+from cassava_kit.training.ssl.config import METHODS, configure
+from cassava_kit.training.ssl.pretrain import accumulation_warnings, describe, make_module, pretrain
+
+VIT = {
+    "backbone": "vit_tiny_patch16_224",
+    "model_args": {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1},
+}
+RESNET = {"backbone": "resnet18", "model_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
+SHARED = {
+    **VIT,
+    "image_size": 16,
+    "store_size": (16, 20),
+    "epochs": 3,
+    "warmup_epochs": 0,
+    "batch_size": 8,
+    "hidden_dim": 16,
+    "output_dim": 8,
+    "watch_every": 2,
+    "num_workers": 0,
+    "accelerator": "cpu",
+}
+PER_METHOD = {
+    "simclr": {"views": ({"size": 16, "count": 2},)},
+    "moco": {"views": ({"size": 16, "count": 2},), "queue_size": 20, "bn_groups": 2},
+    "byol": {"views": ({"size": 16}, {"size": 16, "solarize_prob": 0.2}), "predictor_dim": 16},
+    "swav": {
+        "views": ({"size": 16, "count": 2}, {"size": 16, "count": 2, "scale": (0.1, 0.3)}),
+        "prototypes": 6,
+        "queue_size": 16,
+        "queue_from_epoch": 1,
+    },
+}
+
+
+def tiny(method, **settings):
+    return configure(method, **{**SHARED, **PER_METHOD[method], **settings})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """26 small pictures of two kinds: bright with dark spots, and dark with bright stripes."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    paths = []
+    for k in range(26):
+        picture = rng.integers(160, 255, (24, 32, 3)) if k % 2 else rng.integers(0, 90, (24, 32, 3))
+        picture[:: 2 + k % 3] = 255 - picture[:: 2 + k % 3]
+        paths.append(folder / f"{k:02d}.png")
+        cv2.imwrite(str(paths[-1]), picture.astype(np.uint8))
+    return paths
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_exports_a_plain_timm_backbone(method, images, tmp_path):
+    import timm
+
+    config = tiny(method)
+    before = make_seeded(config).backbone.state_dict()
+    path = pretrain(config, images, tmp_path)
+    info = read_info(path)
+    assert (info.model, info.n_classes, info.input_size, info.config["n_images"]) == (config.backbone, 0, (16, 16), 26)
+    assert info.config["method"] == method and info.config["pretrain"] == config.model_dump(mode="json")
+    plain = timm.create_model(config.backbone, pretrained=False, num_classes=0, **config.model_args)
+    plain.load_state_dict(load_model(path)[0].state_dict(), strict=True)
+    moved = [name for name, value in load_model(path)[0].state_dict().items() if not torch.equal(value, before[name])]
+    assert "blocks.0.attn.qkv.weight" in moved
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 4 and rows[0].startswith("epoch,step,loss,lr")
+    assert [float(row.split(",")[1]) for row in rows[1:]] == [3, 6, 9]
+    assert all(np.isfinite(float(row.split(",")[2])) for row in rows[1:])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "backbone.safetensors",
+        "config.json",
+        "last.ckpt",
+        "metrics.csv",
+    ]
+
+
+def make_seeded(config):
+    torch.manual_seed(config.seed)
+    return make_module(config)
+
+
+def weights(path):
+    return load_model(path)[0].state_dict()
+
+
+def assert_equal_states(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+class KilledError(RuntimeError):
+    """Stands in for a kill."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backbone", [VIT, RESNET], ids=["vit", "resnet"])
+def test_a_resumed_run_equals_an_unbroken_one(method, backbone, images, tmp_path, monkeypatch):
+    config = tiny(method, **backbone, accumulate=1)
+    labels = np.arange(26) % 2
+    whole = pretrain(config, images, tmp_path / "whole", labels=labels)
+
+    step = callbacks.Progress.on_train_batch_end
+
+    def kill(self, trainer, module, outputs, batch, batch_idx):
+        step(self, trainer, module, outputs, batch, batch_idx)
+        if trainer.global_step == 5:  # in the middle of the second epoch
+            raise KilledError
+
+    monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", kill)
+    with pytest.raises(KilledError):
+        pretrain(config, images, tmp_path / "broken", labels=labels)
+    assert not (tmp_path / "broken" / "backbone.safetensors").exists()
+    monkeypatch.setattr(callbacks.Progress, "on_train_batch_end", step)
+    resumed = pretrain(config, images, tmp_path / "broken", labels=labels)
+    assert_equal_states(weights(whole), weights(resumed))
+    states = [torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("whole", "broken")]
+    assert_equal_states(*(state["state_dict"] for state in states))
+    assert states[0]["global_step"] == states[1]["global_step"] == 9
+    columns = [
+        [row.rsplit(",", 1)[0] for row in (tmp_path / run / "metrics.csv").read_text().splitlines()]
+        for run in ("whole", "broken")
+    ]
+    assert columns[0] == columns[1]
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(images, tmp_path):
+    config = tiny("moco", epochs=40)
+    code = f"""
+        import sys
+        from pathlib import Path
+        from cassava_kit.training.ssl.config import PretrainConfig
+        from cassava_kit.training.ssl.pretrain import pretrain
+        config = PretrainConfig.model_validate_json({config.model_dump_json()!r})
+        pretrain(config, sorted(Path({str(images[0].parent)!r}).glob("*.png")), Path(sys.argv[1]))
+    """
+    run = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run([*run, str(tmp_path / "whole")], check=True)
+    process = subprocess.Popen([*run, str(tmp_path / "killed")])
+    while not (tmp_path / "killed" / "last.ckpt").is_file():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "backbone.safetensors").exists()
+    subprocess.run([*run, str(tmp_path / "killed")], check=True)
+    assert_equal_states(
+        weights(tmp_path / "whole" / "backbone.safetensors"), weights(tmp_path / "killed" / "backbone.safetensors")
+    )
+
+
+def test_a_complete_run_returns_at_once_and_another_is_refused(images, tmp_path, monkeypatch):
+    config = tiny("simclr", epochs=1)
+    path = pretrain(config, images, tmp_path)
+    written = path.stat().st_mtime_ns
+    assert pretrain(config, images, tmp_path) == path and path.stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="another configuration"):
+        pretrain(replace(config, epochs=2), images, tmp_path)
+    with pytest.raises(ValueError, match="another configuration"):
+        pretrain(config, images[1:], tmp_path)
+
+
+def test_a_run_knows_its_images_by_their_bytes(images, tmp_path):
+    """As training does: another picture of the same name and size is another run, a copied folder is the same."""
+    config = tiny("simclr", epochs=1)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for path in images:
+            shutil.copy(path, tmp_path / folder / path.name)
+    a, b = (sorted((tmp_path / folder).glob("*.png")) for folder in ("a", "b"))
+    path = pretrain(config, a, tmp_path / "run")
+    written = path.stat().st_mtime_ns
+    assert pretrain(config, b, tmp_path / "run").stat().st_mtime_ns == written
+    content = bytearray(b[3].read_bytes())
+    content[len(content) // 2] ^= 1
+    b[3].write_bytes(content)
+    assert describe(config, b, None) != describe(config, a, None)
+    with pytest.raises(UserError, match="another configuration"):
+        pretrain(config, b, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_diverges_is_stopped_named_and_may_start_anew(method, images, tmp_path, monkeypatch):
+    loss_of, calls = make_class(method).loss_of, []
+
+    def broken(self, views):
+        calls.append(1)
+        return loss_of(self, views) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(make_class(method), "loss_of", broken)
+    config, run = tiny(method), tmp_path / "run"
+    for _ in range(2):  # the same command again says so at once
+        with pytest.raises(DivergedError if len(calls) < 5 else UserError, match="epoch 2, step 2: the loss is not"):
+            pretrain(config, images, run)
+    assert len(calls) == 5
+    assert not (run / "backbone.safetensors").exists() and (run / "failed.json").is_file()
+    assert len((run / "metrics.csv").read_text().splitlines()) == 2, "one whole epoch, none of NaN"
+    lower = replace(config, base_lr=config.base_lr / 2)
+    assert pretrain(lower, images, run).is_file()
+    assert len(calls) == 5 + 9, "from the first epoch on"
+    assert sorted(p.name for p in run.iterdir()) == ["backbone.safetensors", "config.json", "last.ckpt", "metrics.csv"]
+    monkeypatch.undo()
+    assert_equal_states(weights(pretrain(lower, images, tmp_path / "whole")), weights(run / "backbone.safetensors"))
+
+
+def make_class(method):
+    return type(make_module(tiny(method)))
+
+
+def test_a_run_starts_from_given_weights(images, tmp_path):
+    first = pretrain(tiny("simclr", epochs=1), images, tmp_path / "first")
+    module = make_module(tiny("byol"), init=first)
+    assert_equal_states(module.backbone.state_dict(), weights(first))
+    assert_equal_states(module.momentum_backbone.state_dict(), weights(first))
+    with pytest.raises(FileNotFoundError):
+        pretrain(tiny("byol"), images, tmp_path / "second", init=tmp_path / "nowhere.safetensors")
+
+
+def test_a_vit_is_made_for_the_size_it_is_pretrained_at(images, tmp_path):
+    small = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 1}
+    path = pretrain(tiny("simclr", epochs=1, model_args=small), images, tmp_path)
+    info = read_info(path)
+    assert info.model_args["img_size"] == 16 and info.config["pretrain"]["model_args"] == small
+    assert load_model(path)[0](torch.zeros(1, 3, 16, 16)).shape == (1, 16)
+
+
+def test_a_backbone_says_whose_labels_its_first_weights_had_learnt(images, tmp_path):
+    config = tiny("simclr", epochs=1)
+    said = {"fold": 3, "n_splits": 5, "fold_hash": "ab" * 32, "competition": "cassava-leaf-disease-classification"}
+    shape = {"input_size": (16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "model_args": config.model_args}
+    info = CheckpointInfo(model=config.backbone, n_classes=5, recipe="vit", **said, **shape)
+    save_checkpoint(tmp_path / "classifier.safetensors", make_module(config).backbone.state_dict(), info)
+    first = pretrain(config, images, tmp_path / "first", init=tmp_path / "classifier.safetensors")
+    again = pretrain(config, images, tmp_path / "again", init=first)
+    for path in (first, again):
+        header = read_info(path)
+        assert (header.n_classes, header.fold, header.fold_hash) == (0, 3, "ab" * 32) and header.config["init"]
+    plain = read_info(pretrain(config, images, tmp_path / "plain"))
+    assert plain.fold_hash is None and "init" not in plain.config
+
+
+class Watcher(callbacks.pl.Callback):
+    """Notes networks after each optimizer step."""
+
+    def __init__(self):
+        self.states, self.gradients, self.steps = [], [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step > (self.steps[-1] if self.steps else 0):
+            self.steps.append(trainer.global_step)
+            self.states.append(
+                [
+                    {k: v.clone() for k, v in net.state_dict().items()}
+                    for pair in module.momentum_pairs()
+                    for net in pair
+                ]
+            )
+            self.gradients += [p.grad for _, follower in module.momentum_pairs() for p in follower.parameters()]
+
+
+@pytest.mark.parametrize("method", ["byol", "moco"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_momentum_network_moves_by_its_schedule_once_a_step(method, accumulate, images, tmp_path, monkeypatch):
+    from cassava_kit.training.ssl import pretrain as module_under_test
+    from cassava_kit.training.ssl.parts import momentum_at
+
+    config = tiny(method, **RESNET, epochs=4, accumulate=accumulate, momentum=0.6, momentum_end=0.9)
+    config = replace(config, optimizer="sgd", base_lr=1.0)
+    watcher, make_trainer = Watcher(), module_under_test.make_trainer
+    monkeypatch.setattr(module_under_test, "make_trainer", lambda c, extra: make_trainer(c, [*extra, watcher]))
+    start = [
+        {k: v.clone() for k, v in net.state_dict().items()}
+        for pair in make_seeded(config).momentum_pairs()
+        for net in pair
+    ]
+    pretrain(config, images, tmp_path)
+    steps = 12 // accumulate
+    assert watcher.steps == list(range(1, steps + 1))
+    before = start
+    for k, state in enumerate(watcher.states):
+        share = momentum_at(k, steps, 0.6, 0.9)
+        for network, follower, earlier in ((state[0], state[1], before[1]), (state[2], state[3], before[3])):
+            for name in (n for n in follower if n.endswith(("weight", "bias"))):
+                expected = share * earlier[name] + (1 - share) * network[name]
+                assert torch.allclose(follower[name], expected, rtol=1e-5, atol=1e-7), name
+        before = state
+    first, last = start[1], watcher.states[-1][1]
+    assert (last["conv1.weight"] - first["conv1.weight"]).abs().max() > 1e-3
+    assert not torch.equal(first["bn1.running_mean"], last["bn1.running_mean"]), "statistics move as well"
+    assert watcher.gradients and all(gradient is None for gradient in watcher.gradients)
+
+
+def test_prototypes_stand_still_at_first(images, tmp_path, monkeypatch):
+    from cassava_kit.training.ssl import pretrain as module_under_test
+
+    seen = []
+
+    class Note(callbacks.pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seen.append(module.prototypes.heads[0].weight.detach().clone())
+
+    make_trainer = module_under_test.make_trainer
+    monkeypatch.setattr(module_under_test, "make_trainer", lambda c, extra: make_trainer(c, [*extra, Note()]))
+    config = tiny("swav", epochs=4, prototypes_frozen_epochs=2, base_lr=5.0)
+    start = make_seeded(config).prototypes
+    start.normalize()
+    pretrain(config, images, tmp_path)
+    assert torch.allclose(seen[0], start.heads[0].weight, atol=1e-6)
+    assert torch.allclose(seen[1], seen[0], atol=1e-6)
+    assert (seen[2] - seen[1]).abs().max() > 1e-4
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing(images, tmp_path):
+    pretrain(tiny("simclr", epochs=6, warmup_epochs=2, base_lr=0.32), images, tmp_path)
+    rates = [float(row.split(",")[3]) for row in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    assert rates[1] == pytest.approx(0.01, rel=0.02)
+    assert rates[0] < rates[1] and rates[1:] == sorted(rates[1:], reverse=True) and rates[-1] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_training_lowers_the_loss(method, images, tmp_path):
+    epochs = 40 if method == "moco" else 16
+    config = tiny(
+        method, **RESNET, epochs=epochs, optimizer="adamw", base_lr=0.06, weight_decay=1e-4, on_collapse="warn"
+    )
+    pretrain(config, images, tmp_path)
+    losses = [float(row.split(",")[2]) for row in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    # MoCo's first negatives are random vectors, which are easy: its loss rises while the queue fills.
+    assert np.mean(losses[-3:]) < 0.93 * max(losses[1:4]), losses
+
+
+def test_the_probe_is_reported_and_labels_do_not_reach_the_weights(images, tmp_path, capsys):
+    config = tiny("simclr", epochs=2, knn_every=1)
+    labels = np.arange(26) % 2
+    labels[:4] = -1
+    with_labels = pretrain(config, images, tmp_path / "a", labels=labels)
+    assert "kNN balanced accuracy" in capsys.readouterr().out
+    without = pretrain(config, images, tmp_path / "b")
+    assert_equal_states(weights(with_labels), weights(without))
+    header, *rows = (tmp_path / "a" / "metrics.csv").read_text().splitlines()
+    at = header.split(",").index("knn_balanced")
+    assert all(0 <= float(row.split(",")[at]) <= 1 for row in rows)
+    with pytest.raises(ValueError, match="one an image"):
+        pretrain(config, images, tmp_path / "c", labels=[0, 1])
+    with pytest.raises(ValueError, match="two classes"):
+        pretrain(config, images, tmp_path / "d", labels=[-1] * 26)
+
+
+def test_broken_images_are_left_out(images, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8 not an image")
+    with pytest.warns(UserWarning, match="left out 1 of 27"):
+        path = pretrain(tiny("simclr", epochs=1), [*images, broken], tmp_path / "run")
+    assert read_info(path).config["n_images"] == 26
+
+
+def test_views_from_files_train_too(images, tmp_path):
+    config = tiny("byol", epochs=1, store_size=None)
+    assert pretrain(config, images, tmp_path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batch_size": 32}, "26 images do not fill one batch of 32"),
+        ({"backbone": "resnet5000"}, "no model"),
+        ({"image_size": 24}, "does not take 24 x 24 pixels"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_work(settings, says, images, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        pretrain(tiny("simclr", **settings), images, tmp_path)
+
+
+def test_a_run_that_was_refused_leaves_its_folder_to_the_corrected_one(images, tmp_path):
+    with pytest.raises(ValueError, match="does not take 24 x 24 pixels"):
+        pretrain(tiny("simclr", epochs=1, image_size=24), images, tmp_path)
+    assert pretrain(tiny("simclr", epochs=1), images, tmp_path).is_file()
+
+
+@pytest.mark.parametrize("changes", [{"on_collapse": "warn"}, {"watch_every": 1, "min_std": 0.01, "knn_every": 2}])
+def test_settings_that_change_no_weight_leave_a_run_its_folder(changes, images, tmp_path):
+    config = tiny("simclr", epochs=1)
+    path = pretrain(config, images, tmp_path)
+    assert pretrain(replace(config, **changes), images, tmp_path) == path
+
+
+def test_the_largest_seed_trains(images, tmp_path):
+    assert pretrain(tiny("moco", epochs=1, seed=2**32 - 1), images, tmp_path).is_file()
+
+
+def test_accumulation_is_warned_of_where_it_does_not_enlarge_the_batch(images, tmp_path):
+    assert accumulation_warnings(tiny("simclr")) == []
+    assert "moco" in accumulation_warnings(tiny("simclr", accumulate=2))[0]
+    assert "queue" in accumulation_warnings(tiny("swav", accumulate=2))[0]
+    assert "BatchNorm" in accumulation_warnings(tiny("byol", accumulate=2))[0]
+    assert accumulation_warnings(tiny("byol", accumulate=2, head_norm="layer")) == []
+    with pytest.warns(UserWarning, match="does not make a larger batch"):
+        pretrain(tiny("simclr", epochs=1, accumulate=2), images, tmp_path)
+
+
+def test_byol_accumulates_exactly_without_batchnorm():
+    module = make_seeded(tiny("byol", head_norm="layer"))
+    views = [torch.randn(16, 3, 16, 16) for _ in range(2)]
+    module.loss_of(views).backward()
+    whole = [p.grad.clone() for p in module.parameters() if p.requires_grad]
+    module.zero_grad()
+    for part in range(4):
+        (module.loss_of([view[4 * part : 4 * part + 4] for view in views]) / 4).backward()
+    parts = [p.grad for p in module.parameters() if p.requires_grad]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, parts, strict=True))
+
+
+def test_no_hydra():
+    code = "import cassava_kit.training.ssl.pretrain as p, cassava_kit.training.ssl.callbacks, cassava_kit.training.ssl.recipes as r, sys; "
+    code += "from cassava_kit.training.ssl import byol, moco, simclr, swav, loader; "
+    code += "print([name for name in sys.modules if name.split('.')[0] in ('hydra', 'omegaconf')])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_the_command_line_can_import_it_for_nothing():
+    code = "import cassava_kit.training.ssl.pretrain, cassava_kit.training.ssl.recipes, cassava_kit.training.ssl.config, sys; "
+    code += "print([name for name in ('torch', 'lightning', 'lightly', 'timm', 'sklearn') if name in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
