@@ -1,3 +1,5 @@
 """Cassava Kit: from a downloaded image-classification code competition to a scored submission."""
 
-__version__ = "0.1.0"
+from cassava_kit.files import KIT_VERSION as __version__
+
+__all__ = ["__version__"]

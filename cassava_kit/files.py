@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+# The kit's version, which every file that it writes names; `pyproject.toml` reads it here.
+KIT_VERSION = "0.1.0"
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cassava_kit import __version__
 from cassava_kit.competition import Metric, Task, read_task
 from cassava_kit.errors import UserError
-from cassava_kit.files import atomic_path, header_path, read_csv, read_json, write_json
+from cassava_kit.files import KIT_VERSION, atomic_path, header_path, read_csv, read_json, write_json
 
 
 class Source(BaseModel):
@@ -43,7 +42,7 @@ class Header(BaseModel):
     metric: Metric | None = None
     classes: tuple[str, ...] = ()
     id_column: str = "image_id"
-    kit_version: str = __version__
+    kit_version: str = KIT_VERSION
 
     @property
     def task(self) -> Task | None:

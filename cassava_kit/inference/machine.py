@@ -105,9 +105,9 @@ def describe_device(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a prediction."""
-    from cassava_kit import __version__
+    from cassava_kit.files import KIT_VERSION
 
-    found = {"python": platform.python_version(), "cassava_kit": __version__}
+    found = {"python": platform.python_version(), "cassava_kit": KIT_VERSION}
     for name in REPORTED_PACKAGES:
         try:
             found[name] = version(name)

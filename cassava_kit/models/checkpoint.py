@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cassava_kit import __version__
-from cassava_kit.files import CHECKPOINT_FILE, atomic_path
+from cassava_kit.files import CHECKPOINT_FILE, KIT_VERSION, atomic_path
 from cassava_kit.models.weights import load_tensors
 
 METADATA_KEY = "cassava_kit"
@@ -41,7 +40,7 @@ class CheckpointInfo(BaseModel):
     oof_accuracy: float | None = None
     oof_rows: int | None = None
     prior: tuple[Share, ...] | None = None
-    kit_version: str = __version__
+    kit_version: str = KIT_VERSION
     config: dict[str, Any] = {}
 
     @property

@@ -22,10 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cassava_kit import __version__
 from cassava_kit.competition import CASSAVA, COMPETITION_FILE, VARIABLE, Competition, current, read_facts, write_facts
 from cassava_kit.errors import UserError
-from cassava_kit.files import read_json, sha256_bytes, write_json, write_text
+from cassava_kit.files import KIT_VERSION, read_json, sha256_bytes, write_json, write_text
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, write_ensemble
 from cassava_kit.kaggle.pack.config import EXTRA_WHEELS, METADATA_FILE, PLACEHOLDER_OWNER, library_ranges, read_config
 from cassava_kit.kaggle.pack.credentials import known_secrets, refuse_secrets, refuse_written_secrets
@@ -104,7 +103,7 @@ def package(
         for name, source in checkpoints.items():
             shutil.copyfile(source, folder / name)
         write_ensemble(folder / ENSEMBLE_FILE, ensemble)
-        weights_build = write_manifest(folder, "weights", {"kit_version": __version__})["build_id"]
+        weights_build = write_manifest(folder, "weights", {"kit_version": KIT_VERSION})["build_id"]
         config = read_config(root, owner=owner)
         write_json(folder / METADATA_FILE, config.dataset_metadata(config.weights_dataset))
         refuse_secrets(folder, secrets)
@@ -181,7 +180,7 @@ def package_kit(out: Path, root: Path, *, owner: str | None = None) -> str:
     with _replaced(out, MANIFESTS["kit"]) as folder:
         wheels = {"cassava-kit": build_kit_wheel(root, folder).name}
         wheels |= {name: pure_wheel(name, folder, wheelhouse=house).name for name in EXTRA_WHEELS}
-        facts = {"kit_version": __version__, "tested": library_ranges(root), "wheels": wheels}
+        facts = {"kit_version": KIT_VERSION, "tested": library_ranges(root), "wheels": wheels}
         manifest = write_manifest(folder, "kit", facts)
         write_json(folder / METADATA_FILE, config.dataset_metadata(config.kit_dataset))
         refuse_secrets(folder, secrets)
