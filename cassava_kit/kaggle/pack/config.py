@@ -15,7 +15,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 
 METADATA_FILE = "dataset-metadata.json"
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[2]
 # What an installed wheel carries of the repository: kernels/, pyproject.toml, dataset-metadata.json.
 INSTALLED_PROJECT = PACKAGE / "project"
 PLACEHOLDER_OWNER = "your-kaggle-name"
