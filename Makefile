@@ -22,14 +22,14 @@ check: $(VENV)/developer.stamp  ## style, types, and kernels that are what their
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m cassava_kit.kaggle.pack.kernels --check
+	$(BIN)/python -m cassava_kit kernels --check
 
 format: $(VENV)/developer.stamp  ## put the sources into the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 kernels: $(VENV)/user.stamp  ## make the notebooks from their sources
-	$(BIN)/python -m cassava_kit.kaggle.pack.kernels
+	$(BIN)/python -m cassava_kit kernels
 
 rehearse-image: $(VENV)/user.stamp  ## run the demo's notebook with the versions of Kaggle's image (5 GB the first time)
 	test -d build/sample-v1/bundle || $(BIN)/python submit.py --ensemble

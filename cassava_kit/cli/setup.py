@@ -1,4 +1,4 @@
-"""Verbs that come before all others: another competition's facts (init), published weights (weights)."""
+"""Verbs that set something up: facts of a competition (init), published weights (weights), notebooks (kernels)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from cassava_kit.errors import UserError
 
-def init(
+
+def init_command(
     slug: Annotated[str | None, typer.Option(help="Last part of the competition's address on kaggle.com.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Competition folder: what it shows is read from it, and checked against it.")
@@ -70,7 +72,7 @@ def init(
     print(init_competition(given, out, data=data, ask=ask, force=force))
 
 
-def weights(
+def weights_command(
     names: Annotated[
         list[str], typer.Argument(metavar="RECIPE...", help="Recipes, or timm:NAME, to fetch weights for.")
     ],
@@ -84,6 +86,40 @@ def weights(
 
     for line in fetch_weights(names, out, owner=owner):
         print(line)
+
+
+def kernels_command(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is out of date.")] = False,
+) -> int:
+    """Generate the notebooks of `kernels/` and their metadata from their sources."""
+    from cassava_kit.kaggle.pack.config import INSTALLED_PROJECT, project_root
+    from cassava_kit.kaggle.pack.kernels import build_kernels
+
+    root = project_root()
+    if root == INSTALLED_PROJECT:
+        raise UserError("the notebooks are generated in the repository, this kit is installed; clone it and call there")
+    stale = ", ".join(str(path) for path in build_kernels(root, check))
+    if check and stale:
+        print(f"out of date: {stale}; run: cassava-kit kernels")
+        return 1
+    print(f"written: {stale}" if stale else "every notebook is up to date")
+    return 0
+
+
+def kernels(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 where a notebook is stale.")] = False,
+    root: Annotated[Path | None, typer.Option(help="The repository; default: the one of this kit.")] = None,
+) -> int:
+    """Generate the notebooks of kernels/ from their sources."""
+    from cassava_kit.kaggle.pack.config import project_root
+    from cassava_kit.kaggle.pack.kernels import build_kernels
+
+    stale = ", ".join(map(str, build_kernels(root or project_root(), check=check)))
+    if check and stale:
+        print(f"out of date: {stale}; run: cassava-kit kernels", file=sys.stderr)
+        return 1
+    print(f"written: {stale}" if stale else "every notebook is up to date")
+    return 0
 
 
 def _ask(question: str, usual: str) -> str:

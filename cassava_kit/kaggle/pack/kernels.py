@@ -6,11 +6,9 @@ install, the builds it was made for), `# include: <file>` by a file of `kernels/
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,23 +255,3 @@ def build_kernels(root: str | Path, check: bool = False) -> list[Path]:
                 if not check:
                     write_text(path, text)
     return stale
-
-
-def main() -> int:
-    """Entry point: `--check` writes nothing and exits with 1 where a generated file is out of date."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cassava_kit.kaggle.pack.kernels", description="Generate the kernels."
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 on drift")
-    parser.add_argument("--root", type=Path, default=Path(), help="the repository (default: this folder)")
-    options = parser.parse_args()
-    stale = ", ".join(str(path) for path in build_kernels(options.root, options.check))
-    if options.check and stale:
-        print(f"out of date: {stale}; run: python -m cassava_kit.kaggle.pack.kernels", file=sys.stderr)
-        return 1
-    print(f"written: {stale}" if stale else "every kernel is up to date")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -52,7 +52,7 @@ def test_every_notebook_is_valid_and_can_be_pushed(kernel) -> None:  # type: ign
 
 
 def _run(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cassava_kit.kaggle.pack.kernels", "--root", str(root), *arguments]
+    command = [sys.executable, "-m", "cassava_kit", "kernels", "--root", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
 
 
