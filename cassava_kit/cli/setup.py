@@ -89,7 +89,9 @@ def weights_command(
 
 
 def kernels_command(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is out of date.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is out of date.")
+    ] = False,
 ) -> int:
     """Generate the notebooks of `kernels/` and their metadata from their sources."""
     from cassava_kit.kaggle.pack.config import INSTALLED_PROJECT, project_root
@@ -99,22 +101,6 @@ def kernels_command(
     if root == INSTALLED_PROJECT:
         raise UserError("the notebooks are generated in the repository, this kit is installed; clone it and call there")
     stale = ", ".join(str(path) for path in build_kernels(root, check))
-    if check and stale:
-        print(f"out of date: {stale}; run: cassava-kit kernels")
-        return 1
-    print(f"written: {stale}" if stale else "every notebook is up to date")
-    return 0
-
-
-def kernels(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 where a notebook is stale.")] = False,
-    root: Annotated[Path | None, typer.Option(help="The repository; default: the one of this kit.")] = None,
-) -> int:
-    """Generate the notebooks of kernels/ from their sources."""
-    from cassava_kit.kaggle.pack.config import project_root
-    from cassava_kit.kaggle.pack.kernels import build_kernels
-
-    stale = ", ".join(map(str, build_kernels(root or project_root(), check=check)))
     if check and stale:
         print(f"out of date: {stale}; run: cassava-kit kernels", file=sys.stderr)
         return 1

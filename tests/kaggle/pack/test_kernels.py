@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -52,8 +53,10 @@ def test_every_notebook_is_valid_and_can_be_pushed(kernel) -> None:  # type: ign
 
 
 def _run(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cassava_kit", "kernels", "--root", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    """The verb of the copy of the kit in `root`."""
+    command = [sys.executable, "-m", "cassava_kit", "kernels", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=environment)
 
 
 def test_check_fails_on_drift_and_writes_nothing(root: Path) -> None:
