@@ -13,7 +13,7 @@ from cassava_kit.evidence.noise.clean import Cleaning, clean
 from cassava_kit.evidence.noise.decisions import Caps, check_decisions, read_decisions, write_report
 from cassava_kit.evidence.oof import gather_files
 from cassava_kit.files import header_path, write_json
-from cassava_kit.inference.features import check_source, embedding_of
+from cassava_kit.inference.features import check_embedding_source, embed_images
 
 
 def clean_files(
@@ -32,12 +32,12 @@ def clean_files(
     Of several files of `decisions` a later one decides again what an earlier one did.
     """
     check_out(out, folds, [*oof, *decisions, *filter(None, [embedding])])
-    check_source(embedding, backbone and backbone[0])
+    check_embedding_source(embedding, backbone and backbone[0])
     decided = read_decisions(decisions) if decisions else None
     evidence = gather_files(oof, read_folds(folds))
     if decided is not None:
         check_decisions(decided, evidence.image_ids, evidence.pred_probs.shape[2])
-    vectors, source = embedding_of(evidence.image_ids, embedding, backbone)
+    vectors, source = embed_images(evidence.image_ids, embedding, backbone)
     found = clean(evidence, caps=caps, embedding=vectors, decisions=decided)
     cleaning = replace(found, embedding=source)
     write_report(out, cleaning.report)

@@ -1,4 +1,4 @@
-"""cassava_kit.inference.features."""
+"""Vectors of images, from a file of any tool or a frozen backbone: `embed_images`, `extract_features`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,35 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path, cache_dir, sha256_bytes
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-def check_source(embedding: Path | None, backbone: Path | None, competition: Competition | None = None) -> None:
+FEATURE_BATCH = 64
+FEATURE_CHUNK = 1024  # images between two steps of the bar, and in one file of the cache
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How images enter a backbone: side in pixels, and mean and std of RGB in 0..1."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def check_embedding_source(
+    embedding: Path | None, backbone: Path | None, competition: Competition | None = None
+) -> None:
     """Refuse what neighbours cannot come from, before slow work.
 
     Raises:
@@ -41,13 +57,16 @@ def check_source(embedding: Path | None, backbone: Path | None, competition: Com
         )
 
 
-def embedding_of(
+def embed_images(
     image_ids: np.ndarray,
     embedding: Path | None,
     backbone: tuple[Path, Path] | None,
     competition: Competition | None = None,
 ) -> tuple[np.ndarray | None, str | None]:
-    """Vectors (N, D) of images from a file or a checkpoint, and what they are called; none where neither is given."""
+    """Return vectors (N, D) of images from a file or a checkpoint, and its name; (None, None) where neither is given.
+
+    `backbone` is a checkpoint and the competition folder with the images.
+    """
     competition = competition or current()
     if embedding is not None:
         return read_embedding(embedding, image_ids), embedding.name
@@ -62,26 +81,31 @@ def embedding_of(
 
 
 def read_embedding(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
-    """The embedding (N, D) of these images, joined by id.
+    """Read the vectors (N, D) of these images, joined by id.
 
-    From an .npz file with `image_id` and `embedding`, or from a .csv with the column image_id and numbers beside it.
+    The file is an .npz with the arrays `image_id` and `embedding`, or a .csv with the column image_id and numbers
+    beside it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it has another form, an image twice or not at all, or a number that is not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no embedding {path}")
     ids, vectors = _read_csv(path) if path.suffix == ".csv" else _read_npz(path)
     if vectors.ndim != 2 or len(ids) != len(vectors) or not vectors.shape[1]:
-        raise ValueError(f"{path} must hold one vector an image, got {len(ids)} ids and shape {vectors.shape}")
+        raise UserError(f"{path} must hold one vector an image, got {len(ids)} ids and shape {vectors.shape}")
     at = pd.Series(np.arange(len(ids)), index=ids)
     if at.index.has_duplicates:
-        raise ValueError(f"{path} names {at.index[at.index.duplicated()][0]} more than once")
+        raise UserError(f"{path} names {at.index[at.index.duplicated()][0]} more than once")
     rows = at.reindex(np.asarray(image_ids).astype(str))
     if rows.isna().any():
-        raise ValueError(f"{path} has no vector for {rows.index[rows.isna()][0]}; embed every training image")
+        raise UserError(f"{path} has no vector for {rows.index[rows.isna()][0]}; embed every training image")
     found = vectors[rows.to_numpy(int)]
     broken = ~np.isfinite(found).all(axis=1)
     if broken.any():
-        raise ValueError(f"{path} has a number that is not finite for {rows.index[broken][0]}; compute it again")
+        raise UserError(f"{path} has a number that is not finite for {rows.index[broken][0]}; compute it again")
     return found
 
 
@@ -94,7 +118,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with np.load(path, allow_pickle=False) as stored:
             return stored["image_id"].astype(str), stored["embedding"].astype(np.float32)
     except (LookupError, ValueError, OSError, EOFError, AttributeError, TypeError, BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} must be an .npz file with the arrays image_id and embedding ({error})") from None
+        raise UserError(f"{path} must be an .npz file with the arrays image_id and embedding ({error})") from None
 
 
 def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -102,16 +126,15 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
         table = pd.read_csv(path, dtype={"image_id": str})
         vectors = table.drop(columns="image_id").to_numpy(np.float32)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} must have the column image_id and only numbers beside it ({error})") from None
+        raise UserError(f"{path} must have the column image_id and only numbers beside it ({error})") from None
     return table["image_id"].to_numpy(str), vectors
 
 
 def backbone_embedding(checkpoint: Path, paths: Sequence[Path], *, cache: Path | None = None) -> np.ndarray:
-    """Features (N, D) of image files from a checkpoint of the kit, supervised or self-supervised, without its head.
+    """Return features (N, D) of image files from a checkpoint of the kit, without its head.
 
     An image that cannot be read gets the mean vector. `cache` is a folder for the features.
     """
-    from cassava_kit.inference.features import Pixels, readable_features
     from cassava_kit.inference.machine import usable_devices
     from cassava_kit.models.checkpoint import read_info
     from cassava_kit.models.network import create_model
@@ -124,35 +147,22 @@ def backbone_embedding(checkpoint: Path, paths: Sequence[Path], *, cache: Path |
     return readable_features(model.to(usable_devices("auto")[0]), paths, pixels, cache=cache)
 
 
-FEATURE_BATCH = 64
-
-
-CHUNK = 1024  # images between two steps of the bar, and in one file of the cache
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How images enter a backbone: side in pixels, and mean and std of RGB in 0..1."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-@torch.no_grad()
 def extract_features(
     backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, *, cache: Path | None = None
 ) -> np.ndarray:
-    """Features (N, D) float32 of image files through the evaluation pixels; the backbone is left in its mode.
+    """Return features (N, D) float32 of image files, decoded as for evaluation; the backbone keeps its mode.
 
-    With `cache`, a folder, they are kept there under the weights', files' and pixels' hash, and read back next time.
+    With `cache`, a folder, they are stored there under the hash of weights, files and pixels, and read back next time.
     """
+    import torch
+
     kept = None if cache is None else Path(cache) / f"features-{_features_key(backbone, paths, pixels)}.npy"
     if kept is not None and kept.is_file():
         return np.load(kept, allow_pickle=False)
     training, device = backbone.training, next(backbone.parameters()).device
-    backbone.eval().to(memory_format=torch.channels_last)  # less than half the time on a processor
-    parts = [_features(backbone, batch, device) for batch in pixel_batches(paths, pixels)]
+    backbone.eval().to(memory_format=torch.channels_last)  # less than half the time on a CPU
+    with torch.no_grad():
+        parts = [_features(backbone, batch, device) for batch in pixel_batches(paths, pixels)]
     backbone.train(training)
     features = np.concatenate(parts)
     if kept is not None:
@@ -164,7 +174,11 @@ def extract_features(
 def readable_features(
     backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, *, cache: Path | None = None
 ) -> np.ndarray:
-    """`extract_features` of files of which some are broken: these get the mean vector, which is near to nothing."""
+    """Return `extract_features` of files, some of which may be broken: these get the mean vector.
+
+    Raises:
+        FileNotFoundError: none of the images can be read.
+    """
     from rich.console import Console
     from rich.progress import track
 
@@ -174,9 +188,9 @@ def readable_features(
     if not whole.any():
         raise FileNotFoundError(f"none of the images can be read (first: {paths[0]}); --data must be their folder")
     readable = [path for path, good in zip(paths, whole, strict=True) if good]
-    starts = track(range(0, len(readable), CHUNK), "Features", console=Console(stderr=True), transient=True)
+    starts = track(range(0, len(readable), FEATURE_CHUNK), "Features", console=Console(stderr=True), transient=True)
     features = np.concatenate(
-        [extract_features(backbone, readable[start : start + CHUNK], pixels, cache=cache) for start in starts]
+        [extract_features(backbone, readable[start : start + FEATURE_CHUNK], pixels, cache=cache) for start in starts]
     )
     vectors = np.tile(features.mean(axis=0), (len(paths), 1))
     vectors[whole] = features
@@ -184,11 +198,15 @@ def readable_features(
 
 
 def _features(backbone: nn.Module, batch: torch.Tensor, device: torch.device) -> np.ndarray:
+    import torch
+
     return backbone(batch.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
 
 
 def pixel_batches(paths: Sequence[Path], pixels: Pixels) -> Any:
-    """Normalised batches (B, 3, size, size) of the files, a few at a time."""
+    """Yield normalised batches (B, 3, size, size) of the files, `FEATURE_BATCH` at a time."""
+    import torch
+
     from cassava_kit.data.images import load_image
     from cassava_kit.data.transforms import normalize
 
@@ -199,7 +217,9 @@ def pixel_batches(paths: Sequence[Path], pixels: Pixels) -> Any:
 
 
 def _features_key(backbone: nn.Module, paths: Sequence[Path], pixels: Pixels) -> str:
-    """A name that changes with any weight, file or pixel setting."""
+    """Return a name that changes with any weight, file or pixel setting."""
+    import torch
+
     weights = b"".join(
         name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         if value.ndim

@@ -15,11 +15,12 @@ import pandas as pd
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import read_folds
 from cassava_kit.data.images import in_threads
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import read_report
 from cassava_kit.evidence.noise.neighbours import nearest
 from cassava_kit.evidence.oof import Evidence, gather_files
 from cassava_kit.files import cache_dir, header_path, read_json, sha256_bytes, write_text
-from cassava_kit.inference.features import check_source, embedding_of
+from cassava_kit.inference.features import check_embedding_source, embed_images
 from cassava_kit.report.page import check_out
 from cassava_kit.report.thumbnails import NEIGHBOUR, PHOTO, thumbnail
 
@@ -71,7 +72,7 @@ class ReviewFiles:
         if not self.oof:
             return None
         if self.folds is None:
-            raise ValueError("--oof needs --folds FILE: members' votes are checked against the split")
+            raise UserError("--oof needs --folds FILE: members' votes are checked against the split")
         return gather_files(self.oof, read_folds(self.folds))
 
 
@@ -211,7 +212,7 @@ def review_files(
     competition = competition or current()
     asked = files or ReviewFiles()
     check_out(out)
-    check_source(asked.embedding, asked.backbone, competition)
+    check_embedding_source(asked.embedding, asked.backbone, competition)
     report = read_report(clean)
     given = asked.or_those_of(clean)
     evidence = given.evidence()
@@ -222,7 +223,7 @@ def review_files(
     groups = dict(zip(ids[there], group_duplicates(prints).tolist(), strict=True))
     shown = [row["id"] for row in review_rows(report, Extras(groups=groups), limit=limit)]
     backbone = None if given.backbone is None else (given.backbone, Path(data))
-    vectors, source = embedding_of(ids, given.embedding, backbone, competition)
+    vectors, source = embed_images(ids, given.embedding, backbone, competition)
     if vectors is None:
         ids, vectors, source = ids[there], layout(prints.thumbnails), "coarse layout alone (give --embedding)"
     known = set(ids)

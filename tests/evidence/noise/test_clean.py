@@ -8,7 +8,7 @@ from cleanlab.filter import find_label_issues
 
 from cassava_kit.cli.clean import clean_files
 from cassava_kit.competition import current
-from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import Caps, read_report
 from cassava_kit.evidence.noise.neighbours import neighbour_agreement
@@ -28,7 +28,7 @@ def competition(tmp_path):
     given = np.where(wrong, (true + 1 + rng.integers(0, K - 1, N)) % K, true)
     wrong = given != true
     ids = np.array([f"{i:03d}.jpg" for i in range(N)])
-    split = make_folds(pd.DataFrame({"image_id": ids, "label": given}), n_splits=5, seed=0)
+    split = split_folds(pd.DataFrame({"image_id": ids, "label": given}), n_splits=5, seed=0)
     write_folds(tmp_path / "folds.csv", split)
     for m in range(2):
         p = 0.8 * np.eye(K)[true] + 0.2 * rng.dirichlet(np.ones(K), N)
@@ -101,7 +101,7 @@ def test_decisions_are_checked_before_any_image_is_looked_at(competition, monkey
     folder, _ = competition
     oof, folds, out = files(folder)
     (folder / "d.csv").write_text(f"image_id,decision,label\n{row}\n")
-    monkeypatch.setattr("cassava_kit.evidence.noise.clean.backbone_embedding", lambda *_, **__: pytest.fail("looked"))
+    monkeypatch.setattr("cassava_kit.inference.features.backbone_embedding", lambda *_, **__: pytest.fail("looked"))
     write_backbone(folder / "b.safetensors")
     (folder / "train_images").mkdir()
     with pytest.raises(ValueError, match=message):
