@@ -12,25 +12,26 @@ from typing import TYPE_CHECKING
 
 from cassava_kit.cli.parameters import check_parameters, rehearsal_parameters
 from cassava_kit.errors import UserError
-from cassava_kit.files import read_json, write_json
-from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.kaggle.pack.bundle import Bundle, package, package_kernel, packed_changes, read_bundle
 from cassava_kit.kaggle.pack.config import project_root
 from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Changes, Kernel, kernel_parameters
-from cassava_kit.kaggle.pack.packing import EVIDENCE, Selection, from_dry_run, from_runs, keep_evidence
+from cassava_kit.kaggle.pack.packing import Selection, from_dry_run, from_runs, keep_evidence
 from cassava_kit.kaggle.rehearse.layout import LAYOUTS, Layout, competition_mounts
 from cassava_kit.kaggle.rehearse.rehearsal import Rehearsal, Setting, rehearse, rehearse_training
-from cassava_kit.kaggle.send.datasets import Trip
-from cassava_kit.kaggle.send.push import Pushed, adopt_owner, ask_before_last, push, submit, was_submitted
-from cassava_kit.kaggle.send.remote import KaggleError, Patience, Submission
+from cassava_kit.kaggle.send.job import PushJob, adopt_owner
+from cassava_kit.kaggle.send.ledger import LEDGER, adopt_old_ledger, record_submission
+from cassava_kit.kaggle.send.push import Pushed, push
+from cassava_kit.kaggle.send.remote import KaggleError
+from cassava_kit.kaggle.send.retry import WaitPolicy
+from cassava_kit.kaggle.send.submit import ask_before_last, submit, was_submitted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 ROOT = project_root()
-# In the folder of the call; `make clean` removes neither.
-LEDGER, OUTPUTS = Path("submissions.json"), Path("outputs")
-OLD_LEDGER = Path("build/submissions.json")
+# In the current folder; `make clean` keeps it.
+OUTPUTS = Path("outputs")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ def pack_kernel(kernel: Kernel, out: Path, *, owner: str | None = None, changes:
     return 0
 
 
+def repack_kernel(home: Path, kernel: Kernel, changes: Changes | None, *, owner: str | None = None) -> Bundle:
+    """Pack a kernel without weights again, as the code may have changed; without `changes` it keeps its last ones."""
+    return package_kernel(home, kernel, root=ROOT, owner=owner, changes=changes, check=check_parameters)
+
+
 def rehearse_kernel(
     kernel: Kernel, out: Path, data: Path | None, setting: Setting, *, changes: Changes | None = None
 ) -> int:
@@ -183,9 +189,9 @@ def examine(bundle: Path, kernel: Kernel = SUBMISSION_KERNEL) -> int:
     return int(any(check.status == "failed" for check in checks))
 
 
-def plan(bundle: Bundle, *, submit: bool = False) -> int:
+def print_calls(bundle: Bundle, *, submit: bool = False) -> int:
     """Print every call that sending the bundle would make; none is made."""
-    from cassava_kit.kaggle.send.push import planned_calls
+    from cassava_kit.kaggle.send.plan import planned_calls
 
     print(*planned_calls(bundle, submit=submit), sep="\n")
     return 0
@@ -196,13 +202,11 @@ def send(bundle: Bundle, ledger: Path = LEDGER, *, submit: bool = False, again: 
 
     With `ask` the last submission of the day is made only when the terminal's user agrees.
     """
-    from cassava_kit.cli.kaggle import go
-
     ledger = adopt_old_ledger(ledger)
     confirm = confirmed if ask else lambda question: True
-    pushed = go(ROOT, bundle, send=submit, again=again, confirm=confirm, output=output_folder(bundle))
+    pushed = push_bundle(bundle, send=submit, again=again, confirm=confirm, output=output_folder(bundle))
     if pushed.submission is not None:
-        write_down(ledger, bundle, pushed.submission)
+        record_submission(ledger, bundle, pushed.submission)
         print(f"written into {ledger}; next, with two or more of them: python submit.py --finals")
     return 0
 
@@ -227,49 +231,6 @@ def output_folder(bundle: Bundle) -> Path:
     return folder
 
 
-def adopt_old_ledger(ledger: Path) -> Path:
-    """Return the ledger; where the default one is missing, it is first copied from its old place in build/."""
-    if ledger != LEDGER or ledger.is_file() or not OLD_LEDGER.is_file():
-        return ledger
-    entries = read_json(OLD_LEDGER)["submissions"]
-    for entry in entries:
-        folder = evidence_folder(ledger, entry["ref"])
-        if Path(entry["evidence"]).is_dir():
-            shutil.copytree(entry["evidence"], ledger.parent / folder, dirs_exist_ok=True)
-        entry["evidence"] = folder.as_posix()
-    write_json(ledger, {"submissions": entries})
-    print(f"copied {len(entries)} submissions from {OLD_LEDGER}, which `make clean` removes, to {ledger}")
-    return ledger
-
-
-def evidence_folder(ledger: Path, ref: int) -> Path:
-    """Return the folder of a submission's evidence, relative to the ledger's."""
-    return Path(ledger.stem, str(ref))
-
-
-def write_down(ledger: Path, bundle: Bundle, submission: Submission) -> None:
-    """Record a submission with its evidence, which is copied: the bundle's folder may be packed anew."""
-    from cassava_kit.evidence.finals import record
-
-    ensemble = read_ensemble(bundle.weights_dir / ENSEMBLE_FILE)
-    names = "+".join(member.name for member in ensemble.members)
-    folder = evidence_folder(ledger, submission.ref)
-    (ledger.parent / folder).mkdir(parents=True, exist_ok=True)
-    for path in sorted((bundle.home / EVIDENCE).glob("*")):
-        shutil.copyfile(path, ledger.parent / folder / path.name)
-    entry = {
-        "ref": submission.ref,
-        "name": f"{names}@{bundle.build_id[:8]}",
-        "build_id": bundle.build_id,
-        "competition": bundle.competition.slug,
-        "description": submission.description,
-        "public_score": submission.score,
-        "members": len(ensemble.members),
-        "evidence": folder.as_posix(),
-    }
-    record(ledger, entry)
-
-
 def finals(ledger: Path, folds: Path | None, candidates: Sequence[str]) -> int:
     """Propose two different finals among the submissions of the ledger, or among those that are given."""
     from cassava_kit.evidence.finals import parse_candidates, propose, read_ledger
@@ -286,44 +247,43 @@ def finals(ledger: Path, folds: Path | None, candidates: Sequence[str]) -> int:
 
 def fetch(bundle: Bundle) -> int:
     """Fetch and check what the pushed kernel's latest run left."""
-    from cassava_kit.kaggle.send.push import fetch as fetch_latest
+    from cassava_kit.kaggle.send.push import fetch_pushed
 
-    print(f"fetched and checked: {fetch_latest(bundle, output=output_folder(bundle))}")
+    print(f"fetched and checked: {fetch_pushed(bundle, output=output_folder(bundle))}")
     return 0
 
 
-def go(
-    root: Path,
+def push_bundle(
     bundle: Bundle,
     *,
     send: bool = False,
     again: bool = False,
-    confirm: Callable[[str], bool] | None = None,
-    patience: Patience | None = None,
+    confirm: Callable[[str], bool] = lambda question: False,
+    waits: WaitPolicy | None = None,
     output: Path | None = None,
 ) -> Pushed:
-    """Examine the bundle with Kaggle's help, push it, and with `send` submit it; every step is printed.
+    """Examine the bundle, asking Kaggle too, then push it, and with `send` submit it; every step is printed.
 
-    `again` runs a kernel once more that ran already, as a training goes on from its own output. `confirm` answers
-    whether the last submission of the day is made; without it, it is not. `output` is the folder for what is fetched.
+    `again` runs a kernel once more that ran already: a training goes on from its own output. `confirm` answers whether
+    the last submission of the day is made. `output` is the folder for what is fetched.
 
     Raises:
-        KaggleError: the doctor finds a cause that would end the submission; nothing has been uploaded then.
+        KaggleError: The doctor finds a cause that would end the submission; nothing has been uploaded then.
     """
     from cassava_kit.kaggle.doctor import doctor
     from cassava_kit.kaggle.send.client import KaggleClient
 
-    patience = patience or Patience()
-    remote = KaggleClient(bundle.competition.slug, patience=patience)
+    waits = waits or WaitPolicy()
+    remote = KaggleClient(bundle.competition.slug, waits=waits)
     adopt_owner(bundle, remote.owner())
-    trip = Trip(bundle, remote, patience, again=again, output=output, **({"confirm": confirm} if confirm else {}))
-    submits = send and not was_submitted(trip)
-    checks = doctor(root, bundle.home, remote=remote, kernel=bundle.kernel, submits=submits)
+    job = PushJob(bundle, remote, waits, again=again, output=output, confirm=confirm)
+    submits = send and not was_submitted(job)
+    checks = doctor(ROOT, bundle.home, remote=remote, kernel=bundle.kernel, submits=submits)
     failed = [str(check) for check in checks if check.status == "failed"]
     print("\n".join(map(str, checks)))
     if failed:
         raise KaggleError(f"not pushed: {'; '.join(failed)}")
     if submits:
-        trip = ask_before_last(trip)
-    pushed = push(trip)
-    return replace(pushed, submission=submit(trip, pushed)) if send else pushed
+        job = ask_before_last(job)
+    pushed = push(job)
+    return replace(pushed, submission=submit(job, pushed)) if send else pushed

@@ -15,7 +15,7 @@ from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Kernel
 from cassava_kit.kaggle.pack.manifest import MANIFESTS, read_manifest
 from cassava_kit.kaggle.pack.wheels import check_pure
 from cassava_kit.kaggle.rehearse.image import image_versions
-from cassava_kit.kaggle.send.causes import NO_QUOTA
+from cassava_kit.kaggle.send.advice import NO_QUOTA
 from cassava_kit.kaggle.send.remote import FEWEST_HOURS, KaggleError, Remote
 from cassava_kit.models.checkpoint import read_info
 

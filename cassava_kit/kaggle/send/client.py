@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 from cassava_kit.files import read_json
 from cassava_kit.kaggle.pack.config import METADATA_FILE
 from cassava_kit.kaggle.pack.credentials import known_secrets, redact, without_queries
-from cassava_kit.kaggle.send.causes import NO_CREDENTIALS, explain
-from cassava_kit.kaggle.send.remote import KaggleError, Patience, Say, Submission
-from cassava_kit.kaggle.send.strict import answer_text, checked_api, code_cells, http_status, may_pass, pause_before
+from cassava_kit.kaggle.send.advice import NO_CREDENTIALS, with_advice
+from cassava_kit.kaggle.send.notebook import code_cells
+from cassava_kit.kaggle.send.official import make_official_api
+from cassava_kit.kaggle.send.remote import KaggleError, Say, Submission
+from cassava_kit.kaggle.send.retry import WaitPolicy, answer_text, http_status, may_pass, pause_before
 
 T = TypeVar("T")
 GONE = (403, 404)  # how Kaggle answers for what is not there, or not yours to see
@@ -31,10 +33,8 @@ ARRIVED = object()  # stands for the answer of a call that was carried out altho
 class KaggleClient:
     """The real one. Every call retries what may pass (429, 5xx, lost connections) and raises KaggleError otherwise."""
 
-    def __init__(
-        self, competition: str, *, patience: Patience | None = None, say: Say = print, api: Any = None
-    ) -> None:
-        self.competition, self.patience, self.say = competition, patience or Patience(), say
+    def __init__(self, competition: str, *, waits: WaitPolicy | None = None, say: Say = print, api: Any = None) -> None:
+        self.competition, self.waits, self.say = competition, waits or WaitPolicy(), say
         self._secrets = known_secrets()
         self._api = api or self._sign_in()
         self._answered = False  # whether Kaggle has answered before: only then is a lost connection an outage
@@ -42,7 +42,7 @@ class KaggleClient:
     def _sign_in(self) -> Any:
         with self._quietly():
             try:
-                return checked_api()
+                return make_official_api()
             except ImportError as error:
                 raise KaggleError(f"the Kaggle client does not start ({error}); run: pip install kaggle six") from None
             except SystemExit:
@@ -62,7 +62,7 @@ class KaggleClient:
         `done` belongs to calls that change something: it returns the answer of one that was carried out although its
         own answer was lost. Such a call is not repeated for hours where Kaggle answers with an error.
         """
-        began = self.patience.clock()
+        began = self.waits.clock()
         for attempt in count(1):
             with self._quietly() as said:
                 try:
@@ -77,29 +77,29 @@ class KaggleClient:
                     ) from None
                 except (OSError, ValueError, SystemExit) as error:  # requests' errors are OSErrors
                     failure = error
-            pause = pause_before(failure, self.patience, attempt)
-            waited = self.patience.clock() - began + pause
+            pause = pause_before(failure, self.waits, attempt)
+            waited = self.waits.clock() - began + pause
             if not may_pass(failure) or not self._goes_on(attempt, waited, failure, reads=done is None):
                 break
             if done is not None and (found := done()) is not None:
                 return found
             self.say(f"{what}: {self._said(failure)}; again in {pause:.0f} s")
-            self.patience.sleep(pause)
+            self.waits.sleep(pause)
         reason = f"{failure} {answer_text(failure)} {said.getvalue()[-300:] if isinstance(failure, SystemExit) else ''}"
         raise KaggleError(f"{what} failed: {self._explained(reason)}") from None
 
     def _goes_on(self, attempt: int, waited: float, failure: BaseException, *, reads: bool) -> bool:
         """Return whether to try again after `attempt` tries and `waited` seconds."""
-        if attempt < self.patience.attempts:
+        if attempt < self.waits.attempts:
             return True
         outlasts = self._answered and (reads or http_status(failure) is None)
-        return outlasts and waited <= self.patience.outage
+        return outlasts and waited <= self.waits.outage
 
     def _said(self, error: BaseException) -> str:
         return " ".join(self._cleaned(str(error)).split())[:200]
 
     def _explained(self, reason: str) -> str:
-        return explain(self._cleaned(reason), self.competition)
+        return with_advice(self._cleaned(reason), self.competition)
 
     def _cleaned(self, text: str) -> str:
         """The text without secrets and signed addresses: before it is cut, which would leave a part of one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,36 +27,6 @@ class Submission:
     status: str
     score: str
     error: str
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait, in seconds, and the clock to wait by.
-
-    Polls start `first` seconds apart and slow down to `longest`. A call that fails with what may pass is tried
-    `attempts` times; a read, or any call without an answer, is tried for `outage` seconds once Kaggle has answered
-    before. `dataset`, `kernel` and `score` limit the waits. `sleep` and `clock` are replaced in tests.
-    """
-
-    first: float = 2.0
-    longest: float = 60.0
-    attempts: int = 6
-    outage: float = 2 * 3600.0
-    dataset: float = 3600.0
-    kernel: float = 12 * 3600.0
-    score: float = 12 * 3600.0
-    sleep: Callable[[float], None] = time.sleep
-    clock: Callable[[], float] = time.monotonic
-
-    def polls(self, limit: float) -> Iterator[None]:
-        """Yield at once and then after growing pauses, until `limit` seconds have passed."""
-        pause, end = self.first, self.clock() + limit
-        while True:
-            yield
-            if self.clock() + pause > end:
-                return
-            self.sleep(pause)
-            pause = min(1.5 * pause, self.longest)
 
 
 class Remote(Protocol):

@@ -13,8 +13,9 @@ import pytest
 import requests
 
 from cassava_kit.kaggle.send.client import KaggleClient
-from cassava_kit.kaggle.send.remote import KaggleError, Patience
-from cassava_kit.kaggle.send.strict import http_status, may_pass, upload_error
+from cassava_kit.kaggle.send.official import upload_error
+from cassava_kit.kaggle.send.remote import KaggleError
+from cassava_kit.kaggle.send.retry import WaitPolicy, http_status, may_pass
 
 SECRET = "PLANTED-SECRET-0123456789"
 
@@ -56,11 +57,11 @@ class Api:
         return call
 
 
-def client(api: Any, time: Time | None = None, **patience: float) -> tuple[KaggleClient, list[str]]:
+def client(api: Any, time: Time | None = None, **limits: float) -> tuple[KaggleClient, list[str]]:
     """Return a client and what it says."""
     time, said = time or Time(), list[str]()
-    waits = Patience(sleep=time.sleep, clock=lambda: time.now, **patience)  # type: ignore[arg-type]
-    return KaggleClient("leaves", patience=waits, say=said.append, api=api), said
+    waits = WaitPolicy(sleep=time.sleep, clock=lambda: time.now, **limits)  # type: ignore[arg-type]
+    return KaggleClient("leaves", waits=waits, say=said.append, api=api), said
 
 
 COMPLETE = SimpleNamespace(status=SimpleNamespace(name="COMPLETE"), failure_message=None)
@@ -149,7 +150,7 @@ def test_the_official_client_is_made_to_say_why_an_upload_failed(
     from kaggle.api.kaggle_api_extended import ResumableUploadContext
     from kagglesdk.blobs.types.blob_api_service import ApiBlobType, ApiStartBlobUploadResponse
 
-    from cassava_kit.kaggle.send.strict import checked_api
+    from cassava_kit.kaggle.send.official import make_official_api
 
     def put(*arguments: Any, **options: Any) -> requests.Response:
         if answer is None:
@@ -158,7 +159,7 @@ def test_the_official_client_is_made_to_say_why_an_upload_failed(
 
     started = ApiStartBlobUploadResponse.from_dict({"token": "t", "createUrl": "http://localhost/upload"})
     blobs = SimpleNamespace(blob_api_client=SimpleNamespace(start_blob_upload=lambda request: started))
-    api, folder, request = checked_api(), tmp_path / "data", SimpleNamespace(files=[])
+    api, folder, request = make_official_api(), tmp_path / "data", SimpleNamespace(files=[])
     monkeypatch.setattr(requests.Session, "put", put)
     monkeypatch.setattr(api, "build_kaggle_client", lambda: contextlib.nullcontext(SimpleNamespace(blobs=blobs)))
     folder.mkdir()

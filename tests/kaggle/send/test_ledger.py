@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cassava_kit.cli.kaggle import LEDGER, OLD_LEDGER, OUTPUTS, adopt_old_ledger, confirmed, output_folder
+from cassava_kit.cli.kaggle import OUTPUTS, confirmed, output_folder
 from cassava_kit.files import read_json, write_json
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.kernels import find_kernel
+from cassava_kit.kaggle.send.ledger import LEDGER, OLD_LEDGER, adopt_old_ledger
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -20,7 +20,7 @@ class Left:
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
 
-    def kernel_output(self, kernel: str, out: Path, pattern: str) -> None:
+    def kernel_output(self, kernel: str, out: Path, pattern: str, *, version: int | None = None) -> None:
         for name, content in {**self.files, "kernel.log": b"log"}.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(content)

@@ -17,8 +17,8 @@ from kaggle_stub import KEY, USER, Dataset, Stub, environment, running
 from cassava_kit.files import read_json
 from cassava_kit.kaggle.pack.bundle import Bundle, package_kernel
 from cassava_kit.kaggle.pack.kernels import Changes, find_kernel
-from cassava_kit.kaggle.send.datasets import JOURNAL
-from cassava_kit.kaggle.send.push import planned_calls
+from cassava_kit.kaggle.send.job import JOURNAL
+from cassava_kit.kaggle.send.plan import planned_calls
 
 # Every test starts the real client in a process of its own, some several times.
 pytestmark = pytest.mark.slow
@@ -33,21 +33,23 @@ import sys
 from pathlib import Path
 from cassava_kit.kaggle.pack.bundle import read_bundle
 from cassava_kit.kaggle.pack.kernels import find_kernel
-from cassava_kit.kaggle.send.push import fetch, go
-from cassava_kit.kaggle.send.remote import KaggleError, Patience
-from cassava_kit.cli.kaggle import write_down
-root, home, name, action = sys.argv[1:]
-patience = Patience(first=0.05, longest=0.2, attempts=4, outage=5, dataset=2, kernel=3, score=3)
+from cassava_kit.cli.kaggle import push_bundle
+from cassava_kit.kaggle.send.ledger import record_submission
+from cassava_kit.kaggle.send.push import fetch_pushed
+from cassava_kit.kaggle.send.remote import KaggleError
+from cassava_kit.kaggle.send.retry import WaitPolicy
+home, name, action = sys.argv[1:]
+waits = WaitPolicy(first=0.05, longest=0.2, attempts=4, outage=5, dataset=2, kernel=3, score=3)
 try:
     bundle = read_bundle(home, find_kernel(name))
     if action == "fetch":
-        print(fetch(bundle, patience=patience))
+        print(fetch_pushed(bundle, waits=waits))
     else:
-        yes = None if os.environ.get("KEEP_LAST") else lambda question: True
+        yes = (lambda question: False) if os.environ.get("KEEP_LAST") else lambda question: True
         send, again = action.startswith("submit"), "again" in action
-        pushed = go(Path(root), bundle, send=send, again=again, patience=patience, confirm=yes)
+        pushed = push_bundle(bundle, send=send, again=again, waits=waits, confirm=yes)
         if pushed.submission:
-            write_down(Path(home) / "submissions.json", bundle, pushed.submission)
+            record_submission(Path(home) / "submissions.json", bundle, pushed.submission)
 except (KaggleError, ValueError) as error:
     print("error:", error)
     sys.exit(2)
@@ -77,7 +79,6 @@ class Traveller:
             sys.executable,
             "-c",
             SCRIPT,
-            str(REPOSITORY),
             str(self.bundle.home),
             self.bundle.kernel.name,
             action,
@@ -379,7 +380,7 @@ def test_no_credentials_at_all(traveller: Traveller, stub: Stub) -> None:
     variables = environment(stub, traveller.home, os.environ["PATH"])
     del variables["KAGGLE_USERNAME"], variables["KAGGLE_KEY"]
     name = traveller.bundle.kernel.name
-    command = [sys.executable, "-c", SCRIPT, str(REPOSITORY), str(traveller.bundle.home), name, "submit"]
+    command = [sys.executable, "-c", SCRIPT, str(traveller.bundle.home), name, "submit"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=variables)
     assert done.returncode == 2 and "error: no Kaggle credentials" in done.stdout and done.stdout.count("\n") == 1
     assert not stub.seen

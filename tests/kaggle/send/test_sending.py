@@ -14,9 +14,12 @@ from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.config import METADATA_FILE
 from cassava_kit.kaggle.pack.kernels import KERNEL_METADATA, find_kernel
 from cassava_kit.kaggle.pack.manifest import MANIFESTS, write_manifest
-from cassava_kit.kaggle.send.datasets import JOURNAL, Trip, send_dataset
-from cassava_kit.kaggle.send.push import push, submit
-from cassava_kit.kaggle.send.remote import KaggleError, Patience, Submission
+from cassava_kit.kaggle.send.datasets import send_dataset
+from cassava_kit.kaggle.send.job import JOURNAL, PushJob
+from cassava_kit.kaggle.send.push import push
+from cassava_kit.kaggle.send.remote import KaggleError, Submission
+from cassava_kit.kaggle.send.retry import WaitPolicy
+from cassava_kit.kaggle.send.submit import submit, was_submitted
 
 DATASET, KERNEL = "me/kit", "me/kit-ensemble-submission"
 ANSWERS = b"image_id,label\n1.jpg,3\n"
@@ -147,101 +150,101 @@ def clock(kaggle: Memory, bundle: Bundle) -> Clock:
 
 
 @pytest.fixture
-def trip(bundle: Bundle, kaggle: Memory, clock: Clock) -> Trip:
-    return Trip(bundle, kaggle, Patience(sleep=clock.sleep, clock=lambda: clock.now), say=[].append)  # type: ignore[arg-type]
+def job(bundle: Bundle, kaggle: Memory, clock: Clock) -> PushJob:
+    return PushJob(bundle, kaggle, WaitPolicy(sleep=clock.sleep, clock=lambda: clock.now), say=[].append)  # type: ignore[arg-type]
 
 
-def send_kit(trip: Trip) -> None:
-    send_dataset(trip, trip.bundle.kit_dir, "kit")
+def send_kit(job: PushJob) -> None:
+    send_dataset(job, job.bundle.kit_dir, "kit")
 
 
-def test_nothing_is_uploaded_twice_while_a_version_is_processed(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+def test_nothing_is_uploaded_twice_while_a_version_is_processed(job: PushJob, kaggle: Memory, clock: Clock) -> None:
     for _ in range(3):
         with pytest.raises(KaggleError, match=r"still processing .*nothing is uploaded twice"):
-            send_kit(trip)
+            send_kit(job)
     assert kaggle.calls == ["version"]
     clock.ready_at = clock.now + 100
-    send_kit(trip)
+    send_kit(job)
     assert kaggle.calls == ["version"]
 
 
-def test_nor_after_a_kill_right_behind_the_upload(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+def test_nor_after_a_kill_right_behind_the_upload(job: PushJob, kaggle: Memory, clock: Clock) -> None:
     kaggle.kill_after = "version"
     with pytest.raises(Killed):
-        send_kit(trip)
+        send_kit(job)
     clock.ready_at = 100
-    send_kit(trip)
+    send_kit(job)
     assert kaggle.calls == ["version"] and kaggle.served == clock.build
 
 
-def test_nor_where_it_is_ready_and_the_old_manifest_is_still_served(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+def test_nor_where_it_is_ready_and_the_old_manifest_is_still_served(job: PushJob, kaggle: Memory, clock: Clock) -> None:
     kaggle.kill_after = "version"
     with pytest.raises(Killed):
-        send_kit(trip)
+        send_kit(job)
     kaggle.status, clock.ready_at = "ready", 100
-    send_kit(trip)
+    send_kit(job)
     assert kaggle.calls == ["version"]
 
 
-def test_an_upload_that_was_killed_before_it_arrived_is_made_again(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+def test_an_upload_that_was_killed_before_it_arrived_is_made_again(job: PushJob, kaggle: Memory, clock: Clock) -> None:
     kaggle.kill_after = "version"
     with pytest.raises(Killed):
-        send_kit(trip)
+        send_kit(job)
     kaggle.kill_after, kaggle.number, kaggle.status, clock.ready_at = "", 1, "ready", 100  # as if it had not
-    send_kit(trip)
+    send_kit(job)
     assert kaggle.calls == ["version", "version"]
 
 
-def test_a_version_that_came_after_ours_is_replaced(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+def test_a_version_that_came_after_ours_is_replaced(job: PushJob, kaggle: Memory, clock: Clock) -> None:
     clock.ready_at = 100
-    send_kit(trip)
+    send_kit(job)
     kaggle.number, kaggle.served, clock.ready_at = 3, "somebody's", clock.now + 100
-    send_kit(trip)
+    send_kit(job)
     assert kaggle.calls == ["version", "version"]
 
 
-def test_a_version_that_kaggle_could_not_process_is_sent_again(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+def test_a_version_that_kaggle_could_not_process_is_sent_again(job: PushJob, kaggle: Memory, clock: Clock) -> None:
     with pytest.raises(KaggleError, match="still processing"):
-        send_kit(trip)
+        send_kit(job)
     kaggle.status = "failed"
     with pytest.raises(KaggleError, match="could not process"):
-        send_kit(trip)
+        send_kit(job)
     clock.ready_at = clock.now + 10
-    send_kit(trip)
+    send_kit(job)
     assert kaggle.calls == ["version", "version"]
 
 
-def test_a_version_that_is_never_served_is_sent_again_when_asked(trip: Trip, kaggle: Memory, clock: Clock) -> None:
+def test_a_version_that_is_never_served_is_sent_again_when_asked(job: PushJob, kaggle: Memory, clock: Clock) -> None:
     with pytest.raises(KaggleError, match="still processing"):
-        send_kit(trip)
+        send_kit(job)
     kaggle.status = "ready"
     with pytest.raises(KaggleError, match=r"serves another build .* --again to upload it once more"):
-        send_kit(trip)
+        send_kit(job)
     assert kaggle.calls == ["version"]
     clock.ready_at = clock.now + 10
-    send_kit(replace(trip, again=True))
+    send_kit(replace(job, again=True))
     assert kaggle.calls == ["version", "version"]
 
 
-def test_the_journal_of_an_earlier_kit_is_believed(trip: Trip, kaggle: Memory, clock: Clock) -> None:
-    write_json(trip.bundle.home / JOURNAL, {DATASET: clock.build})
+def test_the_journal_of_an_earlier_kit_is_believed(job: PushJob, kaggle: Memory, clock: Clock) -> None:
+    write_json(job.bundle.home / JOURNAL, {DATASET: clock.build})
     kaggle.status, clock.ready_at = "blobsreceived", 100
-    send_kit(trip)
+    send_kit(job)
     assert not kaggle.calls
 
 
 @pytest.fixture
-def ready(trip: Trip, kaggle: Memory, monkeypatch: pytest.MonkeyPatch) -> Trip:
+def ready(job: PushJob, kaggle: Memory, monkeypatch: pytest.MonkeyPatch) -> PushJob:
     """One whose datasets are there."""
     monkeypatch.setattr("cassava_kit.kaggle.send.push.send_dataset", lambda *given: None)
-    return trip
+    return job
 
 
 def pushes(kaggle: Memory) -> int:
     return kaggle.calls.count("push")
 
 
-def test_a_notebook_that_says_the_same_is_not_another_one(ready: Trip, kaggle: Memory) -> None:
+def test_a_notebook_that_says_the_same_is_not_another_one(ready: PushJob, kaggle: Memory) -> None:
     push(ready)
     for name in ("ensemble-submission.ipynb", KERNEL_METADATA):
         path = ready.bundle.kernel_dir / name
@@ -261,14 +264,14 @@ def test_a_notebook_that_says_the_same_is_not_another_one(ready: Trip, kaggle: M
     assert pushes(kaggle) == 3
 
 
-def test_a_push_that_was_killed_takes_up_the_same_session(ready: Trip, kaggle: Memory) -> None:
+def test_a_push_that_was_killed_takes_up_the_same_session(ready: PushJob, kaggle: Memory) -> None:
     kaggle.kill_after, kaggle.statuses = "push", {1: ["running", "running", "complete"]}
     with pytest.raises(Killed):
         push(ready)
     assert push(ready).version == 1 and pushes(kaggle) == 1
 
 
-def test_a_finished_version_before_ours_is_not_taken_for_it(ready: Trip, kaggle: Memory) -> None:
+def test_a_finished_version_before_ours_is_not_taken_for_it(ready: PushJob, kaggle: Memory) -> None:
     """Without a version the status is of the run before: complete."""
     kaggle.statuses = {1: ["queued", "running", "running", "complete"]}
     push(ready)
@@ -276,7 +279,7 @@ def test_a_finished_version_before_ours_is_not_taken_for_it(ready: Trip, kaggle:
 
 
 @pytest.mark.parametrize("status", ["error", "cancel_requested", "cancel_acknowledged"])
-def test_a_run_that_failed_or_was_cancelled_ends_the_wait(ready: Trip, kaggle: Memory, status: str) -> None:
+def test_a_run_that_failed_or_was_cancelled_ends_the_wait(ready: PushJob, kaggle: Memory, status: str) -> None:
     kaggle.statuses = {1: ["running", status]}
     with pytest.raises(KaggleError, match=f"ended with {status}: .*push again"):
         push(ready)
@@ -297,7 +300,7 @@ def test_a_run_that_failed_or_was_cancelled_ends_the_wait(ready: Trip, kaggle: M
     ],
 )
 def test_a_bad_output_names_the_way_on(
-    ready: Trip, kaggle: Memory, output: dict[str, bytes], message: str, bundle: Bundle
+    ready: PushJob, kaggle: Memory, output: dict[str, bytes], message: str, bundle: Bundle
 ) -> None:
     kaggle.output = output
     for _ in range(2):
@@ -309,7 +312,7 @@ def test_a_bad_output_names_the_way_on(
     assert pushed.version == 2 and pushes(kaggle) == 2
 
 
-def test_after_a_submission_error_again_goes_on(ready: Trip, kaggle: Memory) -> None:
+def test_after_a_submission_error_again_goes_on(ready: PushJob, kaggle: Memory) -> None:
     kaggle.scored = "error"
     for _ in range(2):
         with pytest.raises(KaggleError, match=r"not scored: Timeout; .*submit --again"):
@@ -319,39 +322,37 @@ def test_after_a_submission_error_again_goes_on(ready: Trip, kaggle: Memory) -> 
     assert [each.description[-9:] for each in kaggle.made] == ["version 1", "version 2"]
 
 
-def asked(trip: Trip, answer: bool) -> tuple[Trip, list[str]]:
-    """Return a trip whose user answers, and the questions."""
+def asked(job: PushJob, answer: bool) -> tuple[PushJob, list[str]]:
+    """Return a job whose user answers, and the questions."""
     questions = list[str]()
-    return replace(trip, confirm=lambda question: questions.append(question) or answer), questions  # type: ignore[func-returns-value]
+    return replace(job, confirm=lambda question: questions.append(question) or answer), questions  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize(("left", "questions"), [(None, 0), (5, 0), (2, 0), (1, 1)])
 def test_the_last_submission_of_the_day_is_asked_for(
-    ready: Trip, kaggle: Memory, left: int | None, questions: int
+    ready: PushJob, kaggle: Memory, left: int | None, questions: int
 ) -> None:
     kaggle.left = left  # type: ignore[assignment]
-    trip, heard = asked(ready, True)
-    pushed = push(trip)
-    submit(trip, pushed)
-    submit(trip, pushed)
+    job, heard = asked(ready, True)
+    pushed = push(job)
+    submit(job, pushed)
+    submit(job, pushed)
     assert len(heard) == questions and len(kaggle.made) == 1
 
 
-def test_the_last_submission_is_kept_and_none_is_made_beyond_it(ready: Trip, kaggle: Memory) -> None:
+def test_the_last_submission_is_kept_and_none_is_made_beyond_it(ready: PushJob, kaggle: Memory) -> None:
     kaggle.left = 1
     pushed = push(ready)
     with pytest.raises(KaggleError, match="it would be the last submission of today; --yes"):
         submit(asked(ready, False)[0], pushed)
     kaggle.left = 0
-    trip, heard = asked(ready, True)
+    job, heard = asked(ready, True)
     with pytest.raises(KaggleError, match="no submission is left today"):
-        submit(trip, pushed)
+        submit(job, pushed)
     assert not kaggle.made and not heard
 
 
-def test_a_submission_of_this_build_is_not_asked_for_again(ready: Trip, kaggle: Memory) -> None:
-    from cassava_kit.kaggle.send.push import was_submitted
-
+def test_a_submission_of_this_build_is_not_asked_for_again(ready: PushJob, kaggle: Memory) -> None:
     assert not was_submitted(ready)
     submit(ready, push(ready))
     assert was_submitted(ready) and not was_submitted(replace(ready, again=True))

@@ -6,7 +6,7 @@ import re
 
 NO_QUOTA = "this week's GPU quota is used up; it is renewed every Saturday (kaggle.com/settings shows it)"
 # The first pattern that is found in the reply decides; {competition} is filled in.
-CAUSES = (
+ADVICE = (
     (
         r"certificate",
         "Kaggle's certificate is not trusted here; behind a proxy put the path of its own into REQUESTS_CA_BUNDLE",
@@ -53,10 +53,10 @@ NO_CREDENTIALS = (
 )
 
 
-def explain(reply: str, competition: str) -> str:
+def with_advice(reply: str, competition: str) -> str:
     """The reply as one line, and what to do about it where that is known."""
     said = " ".join(reply.split())[:400] or "no reason given"
-    for pattern, advice in CAUSES:
+    for pattern, advice in ADVICE:
         if re.search(pattern, said, re.IGNORECASE):
             return f"{said}: {advice.format(competition=competition)}"
     return said

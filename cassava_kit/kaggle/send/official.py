@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cassava_kit.kaggle.pack.config import METADATA_FILE
-from cassava_kit.kaggle.send.remote import Patience
 
 
-def checked_api() -> Any:
+def make_official_api() -> Any:
     """Return the official client, signed in, with three changes.
 
     A file that failed to upload stops the upload, with Kaggle's answer in the error: the client's own says no more than
@@ -54,35 +53,3 @@ def upload_error(message: str, response: Any) -> OSError:
     if response is None:
         return ConnectionError(f"connection lost: {message}")
     return HTTPError(f"{message}: HTTP {response.status_code}", response=response)
-
-
-def http_status(error: BaseException) -> int | None:
-    """The HTTP status behind an error, None where there was no answer."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def answer_text(error: BaseException) -> str:
-    """The beginning of the answer behind an error."""
-    response = getattr(error, "response", None)
-    return str(getattr(response, "text", ""))[:300]
-
-
-def may_pass(error: BaseException) -> bool:
-    """Return whether another attempt may succeed: HTTP 429 and 5xx, and connections that are lost or time out."""
-    status = http_status(error)
-    if not isinstance(error, OSError) or (status is not None and status != 429 and status < 500):
-        return False
-    # An error number without an answer is one of this machine's files, unless it is a connection's.
-    return status is not None or error.errno is None or isinstance(error, ConnectionError | TimeoutError)
-
-
-def pause_before(error: BaseException, patience: Patience, attempt: int) -> float:
-    """Return the seconds to wait before attempt `attempt + 1`: what Kaggle asks for, or twice as long each time."""
-    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    wait = float(asked) if str(asked).isdigit() else patience.first * 2.0 ** min(attempt - 1, 30)
-    return min(wait, patience.longest)
-
-
-def code_cells(notebook: dict[str, Any]) -> list[str]:
-    """What a notebook's cells say, whichever way their lines are kept."""
-    return ["".join(cell["source"]) for cell in notebook["cells"]]

@@ -7,9 +7,8 @@ import requests
 from urllib3.exceptions import ProtocolError
 
 from cassava_kit.kaggle.pack.credentials import redact, without_queries
-from cassava_kit.kaggle.send.causes import CAUSES, explain
-from cassava_kit.kaggle.send.remote import Patience
-from cassava_kit.kaggle.send.strict import may_pass, pause_before
+from cassava_kit.kaggle.send.advice import ADVICE, with_advice
+from cassava_kit.kaggle.send.retry import WaitPolicy, may_pass, pause_before
 
 
 @pytest.mark.parametrize(
@@ -27,11 +26,11 @@ from cassava_kit.kaggle.send.strict import may_pass, pause_before
     ],
 )
 def test_each_reply_has_its_advice(reply: str, advice: str) -> None:
-    assert advice in explain(reply, "leaves").removeprefix(reply)
+    assert advice in with_advice(reply, "leaves").removeprefix(reply)
 
 
 def test_advice_is_one_line_and_names_the_competition() -> None:
-    for _, advice in CAUSES:
+    for _, advice in ADVICE:
         filled = advice.format(competition="leaves")
         assert "\n" not in filled and "<" not in filled
 
@@ -44,7 +43,7 @@ def test_only_what_may_pass_is_tried_again() -> None:
     assert not may_pass(ValueError("no such kernel"))
     lost = requests.exceptions.ConnectionError(ProtocolError("Connection aborted."))
     assert may_pass(lost)
-    pauses = [pause_before(lost, Patience(first=2.0, longest=60.0), attempt) for attempt in (1, 2, 3, 6, 1000)]
+    pauses = [pause_before(lost, WaitPolicy(first=2.0, longest=60.0), attempt) for attempt in (1, 2, 3, 6, 1000)]
     assert pauses == [2.0, 4.0, 8.0, 60.0, 60.0]
 
 

@@ -1,0 +1,57 @@
+"""The ledger of submissions, which finals are chosen from: `record_submission`; its default place is `LEDGER`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cassava_kit.evidence.finals import record
+from cassava_kit.files import read_json, write_json
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
+from cassava_kit.kaggle.pack.bundle import Bundle
+from cassava_kit.kaggle.pack.packing import EVIDENCE
+from cassava_kit.kaggle.send.remote import Submission
+
+# In the current folder; `make clean` keeps the first and removes the second, where earlier versions had it.
+LEDGER, OLD_LEDGER = Path("submissions.json"), Path("build/submissions.json")
+
+
+def adopt_old_ledger(ledger: Path) -> Path:
+    """Return the ledger; where the default one is missing, it is first copied from its old place in build/."""
+    if ledger != LEDGER or ledger.is_file() or not OLD_LEDGER.is_file():
+        return ledger
+    entries = read_json(OLD_LEDGER)["submissions"]
+    for entry in entries:
+        folder = evidence_folder(ledger, entry["ref"])
+        if Path(entry["evidence"]).is_dir():
+            shutil.copytree(entry["evidence"], ledger.parent / folder, dirs_exist_ok=True)
+        entry["evidence"] = folder.as_posix()
+    write_json(ledger, {"submissions": entries})
+    print(f"copied {len(entries)} submissions from {OLD_LEDGER}, which `make clean` removes, to {ledger}")
+    return ledger
+
+
+def evidence_folder(ledger: Path, ref: int) -> Path:
+    """Return the folder of a submission's evidence, relative to the ledger's."""
+    return Path(ledger.stem, str(ref))
+
+
+def record_submission(ledger: Path, bundle: Bundle, submission: Submission) -> None:
+    """Record a submission with its evidence, which is copied: the bundle's folder may be packed anew."""
+    ensemble = read_ensemble(bundle.weights_dir / ENSEMBLE_FILE)
+    names = "+".join(member.name for member in ensemble.members)
+    folder = evidence_folder(ledger, submission.ref)
+    (ledger.parent / folder).mkdir(parents=True, exist_ok=True)
+    for path in sorted((bundle.home / EVIDENCE).glob("*")):
+        shutil.copyfile(path, ledger.parent / folder / path.name)
+    entry = {
+        "ref": submission.ref,
+        "name": f"{names}@{bundle.build_id[:8]}",
+        "build_id": bundle.build_id,
+        "competition": bundle.competition.slug,
+        "description": submission.description,
+        "public_score": submission.score,
+        "members": len(ensemble.members),
+        "evidence": folder.as_posix(),
+    }
+    record(ledger, entry)

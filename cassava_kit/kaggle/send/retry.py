@@ -1,0 +1,64 @@
+"""How long to wait for Kaggle and which errors are retried; start with `WaitPolicy` and `may_pass`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WaitPolicy:
+    """How long to wait, in seconds, and the clock to wait by.
+
+    Polls start `first` seconds apart and slow down to `longest`. A call that fails with what may pass is tried
+    `attempts` times; a read, or any call without an answer, is tried for `outage` seconds once Kaggle has answered
+    before. `dataset`, `kernel` and `score` limit the waits. `sleep` and `clock` are replaced in tests.
+    """
+
+    first: float = 2.0
+    longest: float = 60.0
+    attempts: int = 6
+    outage: float = 2 * 3600.0
+    dataset: float = 3600.0
+    kernel: float = 12 * 3600.0
+    score: float = 12 * 3600.0
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def polls(self, limit: float) -> Iterator[None]:
+        """Yield at once and then after growing pauses, until `limit` seconds have passed."""
+        pause, end = self.first, self.clock() + limit
+        while True:
+            yield
+            if self.clock() + pause > end:
+                return
+            self.sleep(pause)
+            pause = min(1.5 * pause, self.longest)
+
+
+def http_status(error: BaseException) -> int | None:
+    """The HTTP status behind an error, None where there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def answer_text(error: BaseException) -> str:
+    """The beginning of the answer behind an error."""
+    response = getattr(error, "response", None)
+    return str(getattr(response, "text", ""))[:300]
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether another attempt may succeed: HTTP 429 and 5xx, and connections that are lost or time out."""
+    status = http_status(error)
+    if not isinstance(error, OSError) or (status is not None and status != 429 and status < 500):
+        return False
+    # An error number without an answer is one of this machine's files, unless it is a connection's.
+    return status is not None or error.errno is None or isinstance(error, ConnectionError | TimeoutError)
+
+
+def pause_before(error: BaseException, policy: WaitPolicy, attempt: int) -> float:
+    """Return the seconds to wait before attempt `attempt + 1`: what Kaggle asks for, or twice as long each time."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    wait = float(asked) if str(asked).isdigit() else policy.first * 2.0 ** min(attempt - 1, 30)
+    return min(wait, policy.longest)
