@@ -81,11 +81,11 @@ def drawn_task(folder: Path, per_class: int) -> Task:
 
 def real_task(folder: Path) -> Task:
     """A competition folder's labelled photographs over five folds."""
-    from cassava_kit.data.folds import make_folds
+    from cassava_kit.data.folds import split_folds
     from cassava_kit.data.table import read_competition
 
     table = read_competition(folder)
-    frame = make_folds(table.frame, n_splits=5, seed=42).frame
+    frame = split_folds(table.frame, n_splits=5, seed=42).frame
     fold = frame["fold"].to_numpy()
     paths = [table.image_dir / name for name in frame["image_id"]]
     return Task("real photographs", paths, frame["label"].to_numpy(), [(fold != k, fold == k) for k in range(5)])

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cassava_kit.competition import CASSAVA
-from cassava_kit.data.folds import make_folds
+from cassava_kit.data.folds import split_folds
 from cassava_kit.data.transforms import normalize
 from cassava_kit.models.network import create_model, image_statistics
 from cassava_kit.settings import replace
@@ -37,7 +37,7 @@ from cassava_kit.training.fit import make_trainer
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import training_bar
 from cassava_kit.training.recipes import small_resnet
-from cassava_kit.training.rows import Session
+from cassava_kit.training.rows import TrainOptions
 
 SMALL = replace(small_resnet(), schedule="cosine", epochs=1)
 LARGE = RunConfig(recipe="large", model="resnet18", image_size=160, batch_size=16, epochs=1)
@@ -97,7 +97,7 @@ def kit(config: RunConfig, batches: DataLoader, folder: Path) -> float:
     clock = Clock()
     with training_bar(Console(file=io.StringIO(), force_terminal=True)) as progress:
         callbacks = [Metrics(folder, CASSAVA.classes, lambda _: None), Resume(folder), Bar(progress, "bench"), clock]
-        trainer = make_trainer(config, callbacks, folder, Session(tensorboard=True))
+        trainer = make_trainer(config, callbacks, folder, TrainOptions(tensorboard=True))
         trainer.fit(module, batches, in_memory(config, 1))
     return clock.seconds / len(batches)
 
@@ -123,7 +123,7 @@ def folds(rounds: int) -> float:
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
-        make_folds(table, n_splits=5, seed=42)
+        split_folds(table, n_splits=5, seed=42)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

@@ -18,7 +18,7 @@ from results_probe import mean_over_views, nested_probe
 
 from cassava_kit.competition import current
 from cassava_kit.data.duplicates import find_duplicates
-from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.data.table import read_competition
 from cassava_kit.evidence.oof import average, fold_predictions, gather, join_folds
 from cassava_kit.evidence.predictions import Predictions, read_predictions, write_predictions
@@ -27,7 +27,7 @@ from cassava_kit.settings import replace
 from cassava_kit.training.ablation import own_report
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.recipes import recipe
-from cassava_kit.training.rows import Session, TrainData
+from cassava_kit.training.rows import TrainData, TrainOptions
 from cassava_kit.training.ssl.config import METHODS
 
 SEED, N_SPLITS = 42, 5
@@ -109,7 +109,7 @@ def open_shop(plan: Plan) -> Shop:
     table = read_competition(plan.data)
     groups = find_duplicates([table.image_dir / name for name in table.frame["image_id"]], progress=False)
     grouped = len(groups) - len(np.unique(groups))
-    split = make_folds(table.frame, n_splits=N_SPLITS, seed=SEED, groups=groups if grouped else None)
+    split = split_folds(table.frame, n_splits=N_SPLITS, seed=SEED, groups=groups if grouped else None)
     write_folds(plan.work / "folds.csv", split)
     return Shop(plan, TrainData(table, split), grouped)
 
@@ -159,9 +159,9 @@ def train(
     from cassava_kit.training.recipe_run import train_recipe
 
     cache = shop.plan.work / "pixels" if config.train_pixels else None
-    session = Session(weights=weights, clean=clean, clean_action=action, cache=cache)
+    options = TrainOptions(weights=weights, clean=clean, clean_action=action, cache=cache)
     data = shop.data
-    result = train_recipe(config, data.table, data.folds, shop.plan.work / "runs", session=session)
+    result = train_recipe(config, data.table, data.folds, shop.plan.work / "runs", options=options)
     assert result.oof is not None  # all folds were asked for
     seconds = sum(fold.seconds for fold in result.folds)
     return Made(read_predictions(result.oof), seconds, tuple(fold.checkpoint for fold in result.folds))

@@ -70,8 +70,9 @@ def csv_text(frame: pd.DataFrame) -> str:
     # pandas leaves a lone carriage return unquoted, and takes it for the end of a row when it reads.
     texts = (column for _, column in frame.items() if column.dtype.kind not in "biuf")
     odd = any(column.astype(str).str.contains("\r", regex=False).any() for column in texts)
-    quoting = csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL
-    return frame.to_csv(index=False, lineterminator="\n", quoting=quoting)
+    if odd:
+        return frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:

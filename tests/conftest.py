@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cassava_kit.data.folds import Folds, make_folds
+from cassava_kit.data.folds import Folds, split_folds
 from cassava_kit.data.sample.make import make_sample
 from cassava_kit.data.table import TrainTable, read_competition
 
@@ -31,4 +31,4 @@ def tiny_table(tiny_dir) -> TrainTable:
 
 @pytest.fixture(scope="session")
 def tiny_folds(tiny_table) -> Folds:
-    return make_folds(tiny_table.frame, n_splits=2, seed=0)
+    return split_folds(tiny_table.frame, n_splits=2, seed=0)

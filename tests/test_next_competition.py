@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from cassava_kit.competition import CASSAVA, VARIABLE, Competition, checked, current, facts, read_facts, write_facts
-from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.data.new_competition import new_competition
 from cassava_kit.data.table import as_written, read_competition
 from cassava_kit.evidence.blend import weigh_files
@@ -124,7 +124,7 @@ def test_macro_f1_with_labels_through_the_library(data, tmp_path, monkeypatch):
     table = read_competition(data).frame
     assert table["image_id"].tolist() == [f"p{n:02}.png" for n in range(40)]
     assert as_written(table, other).to_csv(index=False, lineterminator="\n") == (data / "train.csv").read_text()
-    split = make_folds(table, n_splits=2)
+    split = split_folds(table, n_splits=2)
     write_folds(tmp_path / "folds.csv", split)
     rng = np.random.default_rng(1)
     for name, sharpness in (("a", 3.0), ("b", 0.5)):

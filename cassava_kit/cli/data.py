@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def sample(
+def sample_command(
     out: Annotated[Path | None, typer.Option(help="Folder to make it in; default: the cache folder.")] = None,
 ) -> None:
     """Make the embedded sample competition: drawn leaves in Kaggle's exact layout."""
@@ -25,7 +25,7 @@ def sample(
     print(ensure_sample(out))
 
 
-def sheet(
+def sheet_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="Picture to write, .png or .jpg.")] = Path("sheet.png"),
     columns: Annotated[int, typer.Option(min=1, help="Pictures of each class.")] = 8,
@@ -36,7 +36,7 @@ def sheet(
     print(contact_sheet(data, out, columns=columns))
 
 
-def tfrecords(
+def tfrecords_command(
     source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tfrec files, or one of them.")],
     out: Annotated[Path, typer.Option(help="Competition folder to make: train.csv and train_images/.")],
 ) -> None:
@@ -52,7 +52,7 @@ DataOrNone = Annotated[
 Labels = Annotated[Path | None, typer.Option("--labels", help="A table image_id,label alone; no image is opened.")]
 
 
-def folds(
+def folds_command(
     data: DataOrNone = None,
     labels: Labels = None,
     n_splits: Annotated[int | None, typer.Option(min=2, help="Number of folds; default: 5.")] = None,
@@ -80,7 +80,7 @@ def folds(
 ) -> None:
     """Split the labels into stratified folds, or once (--holdout): the same file, byte for byte, every time."""
     from cassava_kit.competition import current
-    from cassava_kit.data.folds import make_folds, make_holdout, write_folds
+    from cassava_kit.data.folds import split_folds, split_holdout, write_folds
 
     if holdout is not None and n_splits is not None:
         raise UserError(f"--holdout {holdout} is one split; give it or --n-splits {n_splits}")
@@ -90,9 +90,9 @@ def folds(
     frame, group_ids = _rows(data, labels, groups)
     task = current().task
     if shares is None:
-        split = make_folds(frame, n_splits=n_splits or 5, seed=seed, groups=group_ids, task=task)
+        split = split_folds(frame, n_splits=n_splits or 5, seed=seed, groups=group_ids, task=task)
     else:
-        split = make_holdout(frame, shares, seed=seed, groups=group_ids, task=task)
+        split = split_holdout(frame, shares, seed=seed, groups=group_ids, task=task)
     kind = f"kfold{split.n_splits}" if holdout is None else f"holdout{holdout}"
     out = out or Path("folds") / f"{kind}-seed{seed}{'' if group_ids is None else '-groups'}.csv"
     write_folds(out, split, replace=replace)

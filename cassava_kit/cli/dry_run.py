@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -18,13 +19,13 @@ from cassava_kit.cli.app import named_file
 from cassava_kit.cli.kaggle import ROOT, PlannedRehearsal, rehearse_all
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.duplicates import table_groups
-from cassava_kit.data.folds import Folds, make_folds, write_folds
+from cassava_kit.data.folds import Folds, split_folds, write_folds
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable, list_images, read_competition
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.blend import Judgement, judge, nested
-from cassava_kit.evidence.metrics import NAMES, Score, accuracy, baseline, measure, told
-from cassava_kit.evidence.oof import Evidence, average, gather
+from cassava_kit.evidence.blend import Judgement, judge, nested, nested_predictions
+from cassava_kit.evidence.metrics import METRIC_NAMES, Score, accuracy, baseline, format_score, score
+from cassava_kit.evidence.oof import Evidence, gather
 from cassava_kit.evidence.predictions import read_predictions, write_predictions
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
@@ -43,7 +44,8 @@ class DryRun:
     """Options of one dry run.
 
     `data` is a competition folder, None the embedded sample; `recipes` and `weights` (recipe, file) give the members;
-    `setting` holds limits of the rehearsal and its number of hidden images.
+    `setting` holds limits of the rehearsal and its number of hidden images. `existing` says what happens to finished
+    runs that differ, as `TrainOptions.existing` does.
     """
 
     data: Path | None = None
@@ -55,6 +57,7 @@ class DryRun:
     groups: bool = True
     views: str = "flips"
     owner: str | None = None
+    existing: Literal["refuse", "replace", "keep"] = "refuse"
     setting: Setting = field(default_factory=Setting)
     competition: Competition = field(init=False, default_factory=current)
 
@@ -128,10 +131,10 @@ def dry_run(plan: DryRun) -> Path:
     with stages("Ensemble"):
         judgement = judge(evidence)
         ensemble = compose_ensemble(plan, evidence, judgement, checkpoints)
-        blended = average(evidence, judgement.weights)
+        blended = nested_predictions(evidence, judgement.weights, judgement.chosen, "ensemble")
         write_predictions(out / "ensemble-oof.csv", blended)
-        score = measure(evidence.metric, evidence.labels, nested(evidence, judgement.chosen))
-        console.print(f"weights: {judgement.chosen}; OOF {told(score)}")
+        found = score(evidence.labels, blended.probabilities, evidence.metric)
+        console.print(f"weights: {judgement.chosen}; OOF {format_score(found)}")
     with stages("Bundle"):
         files = {bundle_name(name, k): path for name, paths in checkpoints.items() for k, path in enumerate(paths)}
         bundle = package(out / "bundle", ensemble=ensemble, checkpoints=files, root=ROOT, owner=plan.owner)
@@ -222,7 +225,7 @@ def split_table(plan: DryRun, table: TrainTable, out: Path, console: Console) ->
     """Stratified folds, near-duplicates together unless the plan says otherwise, written to `out/folds.csv`."""
     groups = table_groups(table) if plan.groups else None
     task = plan.competition.task
-    split = make_folds(table.frame, n_splits=plan.n_splits, seed=plan.seed, groups=groups, task=task)
+    split = split_folds(table.frame, n_splits=plan.n_splits, seed=plan.seed, groups=groups, task=task)
     write_folds(out / "folds.csv", split, replace=True)  # runs on another split are trained anew
     copies = "" if groups is None else f", {len(groups) - len(set(groups))} near-duplicates kept with their originals"
     console.print(f"{split.n_splits} stratified folds{copies}: {out / 'folds.csv'} (hash {split.hash[:12]})")
@@ -240,24 +243,30 @@ def train_members(
     """Train or reuse every member over all folds; return the out-of-fold evidence and checkpoints by recipe."""
     from cassava_kit.training.checks import check_run
     from cassava_kit.training.recipe_run import train_recipe
-    from cassava_kit.training.rows import Session, TrainData
+    from cassava_kit.training.rows import TrainData, TrainOptions
 
     oof, checkpoints = [], {}
     for config, weights in configs:
-        check_run(config, TrainData(table, split, plan.competition), range(split.n_splits), Session(weights=weights))
+        options = TrainOptions(weights=weights, existing=plan.existing)
+        check_run(config, TrainData(table, split, plan.competition), range(split.n_splits), options)
     for config, weights in configs:
         if config.recipe == SSL_RECIPE and weights is None:
-            weights = pretrained_backbone(table, out / "pretrain")
-        session = Session(weights=weights, cache=out / "pixels" if config.train_pixels else None)
-        result = train_recipe(config, table, split, out / "runs", competition=plan.competition, session=session)
+            weights = pretrained_backbone(table, out / "pretrain", replace=plan.existing == "replace")
+        cache = out / "pixels" if config.train_pixels else None
+        options = TrainOptions(weights=weights, cache=cache, existing=plan.existing)
+        result = train_recipe(config, table, split, out / "runs", competition=plan.competition, options=options)
         assert result.oof is not None  # all folds were asked for
         oof.append(read_predictions(result.oof))
         checkpoints[config.recipe] = [fold.checkpoint for fold in result.folds]
     return gather(oof, split, list(checkpoints)), checkpoints
 
 
-def pretrained_backbone(table: TrainTable, out: Path) -> Path:
-    """Return the self-supervised member's backbone, trained on all training images without labels, or reused."""
+def pretrained_backbone(table: TrainTable, out: Path, *, replace: bool = False) -> Path:
+    """Return the self-supervised member's backbone, trained on all training images without labels, or reused.
+
+    Raises:
+        UserError: Another pretraining is in `out`, and `replace` is not given.
+    """
     from cassava_kit.training.ssl.pretrain import CONFIG, describe, pretrain
     from cassava_kit.training.ssl.recipes import small_simclr
 
@@ -267,6 +276,10 @@ def pretrained_backbone(table: TrainTable, out: Path) -> Path:
     if len(images) < config.batch_size:
         config = config.with_settings([f"batch_size={len(images)}"])
     if (out / CONFIG).is_file() and read_json(out / CONFIG) != describe(config, images, None):
+        if not replace:
+            raise UserError(
+                f"{out} was pretrained on other images or by other settings; give --replace or another --out"
+            )
         shutil.rmtree(out)
     return pretrain(config, images, out)
 
@@ -292,7 +305,7 @@ def compose_ensemble(
         views=plan.views,
         prior=tuple((counts / counts.sum()).tolist()),
         fold_hash=evidence.fold_hash,
-        oof=oof_facts(evidence, judgement.weights),
+        oof=oof_facts(evidence, judgement.weights, judgement.chosen),
     )
 
 
@@ -307,17 +320,17 @@ def print_summary(
     """Print the members' scores, the seconds by stage, and the path of the submission."""
     metric, labels = evidence.metric, evidence.labels
     scores: list[tuple[str, Score, float | None]] = [
-        (name, measure(metric, labels, p), float(weight))
+        (name, score(labels, p, metric), float(weight))
         for name, p, weight in zip(evidence.names, evidence.pred_probs, judgement.weights, strict=True)
     ]
     blended = nested(evidence, judgement.chosen)  # weights found on all rows would be flattered by them
-    scores.append(("ensemble", measure(metric, labels, blended), None))
+    scores.append(("ensemble", score(labels, blended, metric), None))
     scores.append(("majority class", baseline(metric, labels, blended.shape[1]), None))
-    table = Table(title=f"Out-of-fold {NAMES[metric]} on {len(labels)} given labels")
-    for heading in ("member", f"{NAMES[metric]} ± s.e.", "weight"):
+    table = Table(title=f"Out-of-fold {METRIC_NAMES[metric]} on {len(labels)} given labels")
+    for heading in ("member", f"{METRIC_NAMES[metric]} ± s.e.", "weight"):
         table.add_column(heading)
-    for name, score, weight in scores:
-        table.add_row(name, str(score), "" if weight is None else f"{weight:.3f}")
+    for name, found, weight in scores:
+        table.add_row(name, str(found), "" if weight is None else f"{weight:.3f}")
     console.print(table)
     times = Table(title="Seconds by stage")
     for heading in ("stage", "seconds"):

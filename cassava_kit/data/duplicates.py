@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.data.images import ImageError, decode_small, in_threads
-from cassava_kit.data.table import TrainTable
+from cassava_kit.data.table import TrainTable, list_images
 from cassava_kit.files import atomic_path, cache_dir
 
 FINGERPRINT_CACHE = "fingerprints.npz"
@@ -48,12 +48,31 @@ class Fingerprints:
     digests: np.ndarray
 
 
-def find_duplicates(paths: Sequence[Path], *, cache: Path | None = None, progress: bool = True) -> np.ndarray:
-    """Group of each image, (N,) int64: near-duplicates share one; groups are numbered in order of appearance.
+def find_duplicates(
+    images: str | Path | Sequence[str | Path], *, cache: Path | None = None, progress: bool = True
+) -> np.ndarray:
+    """Return the group of each image, (N,) int64: near-duplicates share one, in order of appearance from 0.
 
-    `cache` names a file that keeps the fingerprints, by file name, size and time of change, for the next call.
+    `images` are files, or a folder, whose images are taken by name (`list_images`). The groups fit
+    `make_folds(groups=)`. `cache` names a file that keeps the fingerprints for the next call, by file name, size and
+    time of change. An image that cannot be decoded is a group of its own.
+
+    Raises:
+        FileNotFoundError: A file or the folder is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image, ImageOps
+        >>> folder, rng = Path(tempfile.mkdtemp()), np.random.default_rng(0)
+        >>> one, other = (Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((160, 120)) for _ in "ab")
+        >>> one.save(folder / "a.jpg"); ImageOps.mirror(one).save(folder / "b.jpg"); other.save(folder / "c.jpg")
+        >>> find_duplicates(folder, progress=False).tolist()
+        [0, 0, 1]
     """
-    return group_duplicates(fingerprint(paths, cache=cache, progress=progress), progress=progress)
+    if isinstance(images, str | Path):
+        images = [Path(images) / name for name in list_images(images)]
+    prints = fingerprint([Path(path) for path in images], cache=cache, progress=progress)
+    return group_duplicates(prints, progress=progress)
 
 
 def table_groups(table: TrainTable, *, progress: bool = True) -> np.ndarray:
@@ -156,9 +175,10 @@ def match(a: np.ndarray, b: np.ndarray) -> float:
     `detail_agreement` at the best place, scaled so that `MIN_AGREEMENT` there is `MIN_MATCH` here.
     """
     best, place = -1.0, None
+    flat = {window: _flat_places(b, window) for window in WINDOWS}
     for scale in SCALES:
         side = round(SIDE * scale)
-        found = _best_place(_scaled(a, side), b)
+        found = _best_place(_scaled(a, side), b, flat)
         if found is not None and found[0] > best:
             best, place = found[0], (side, found[1])
     if place is None or best < MIN_MATCH:
@@ -173,27 +193,31 @@ def _scaled(image: np.ndarray, side: int) -> np.ndarray:
     return image if side == len(image) else cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
 
 
-def _best_place(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[int, int]] | None:
+def _flat_places(image: np.ndarray, window: int) -> np.ndarray:
+    """Which windows of an image lack contrast, bool by the window's corner: a correlation with them is 0/0."""
+    import cv2
+
+    wide = image.astype(np.float64)
+    mean, square = (cv2.blur(each, (window, window), anchor=(0, 0)) for each in (wide, wide**2))
+    places = slice(0, SIDE - window + 1)
+    return (square - mean**2)[places, places] < MIN_CONTRAST**2
+
+
+def _best_place(a: np.ndarray, b: np.ndarray, flat: dict[int, np.ndarray]) -> tuple[float, tuple[int, int]] | None:
     """Highest correlation of a's middle with a window of b, and where a's corner then lies in b (row, column).
 
-    None where no window of `WINDOWS` has contrast in both.
+    The window is the first of `WINDOWS` with contrast in a; None where none has. `flat` are b's windows without any.
     """
     import cv2
 
     for window in WINDOWS:
         at = (len(a) - window) // 2
         middle = a[at : at + window, at : at + window]
-        if at < 0 or middle.std() < MIN_CONTRAST:
-            continue
-        # Without variance the correlation is 0/0, which OpenCV takes for 1.
-        wide = b.astype(np.float64)
-        mean = cv2.boxFilter(wide, -1, (window, window), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
-        square = cv2.boxFilter(wide**2, -1, (window, window), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
-        places = slice(0, SIDE - window + 1)
-        flat = (square - mean**2)[places, places] < MIN_CONTRAST**2
-        correlation = np.where(flat, -1.0, cv2.matchTemplate(b, middle, cv2.TM_CCOEFF_NORMED))
-        row, column = np.unravel_index(correlation.argmax(), correlation.shape)
-        return float(correlation[row, column]), (int(row) - at, int(column) - at)
+        if at >= 0 and middle.std() >= MIN_CONTRAST:
+            correlation = cv2.matchTemplate(b, middle, cv2.TM_CCOEFF_NORMED)
+            correlation[flat[window]] = -1
+            row, column = np.unravel_index(correlation.argmax(), correlation.shape)
+            return float(correlation[row, column]), (int(row) - at, int(column) - at)
     return None
 
 

@@ -86,6 +86,61 @@ class Folds:
 
 
 def make_folds(
+    table: pd.DataFrame | Sequence[Any] | np.ndarray,
+    n_splits: int = 5,
+    *,
+    seed: int = 42,
+    groups: str | Sequence[Any] | np.ndarray | None = None,
+    id_column: str = "image_id",
+    label_column: str = "label",
+) -> pd.DataFrame:
+    """Return the validation fold of each row, stratified by label.
+
+    `table` has one row an image, N in all, with its id and its label (a number or text); a sequence of labels will do,
+    whose ids are then 0..N-1. Rows of one group, e.g. near-duplicates (`find_duplicates`) or photographs of one plant,
+    stay in one fold; `groups` names a column of the table, or has a group for each row. Without groups each class's
+    count in every fold is within one row of its share. The folds depend on ids, labels, groups and seed, not on the
+    order of the rows.
+
+    Returns:
+        The columns `id_column`, `label_column` and `fold` (int, 0..n_splits-1), with the table's rows and index.
+
+    Raises:
+        UserError: A column is missing, an id repeated, a label or group missing, a class has fewer rows than there are
+            folds, or a group is so large that a fold would lack a class.
+
+    Example:
+        >>> train = pd.DataFrame({"image_id": list("abcdef"), "label": ["cat", "dog"] * 3})
+        >>> make_folds(train, n_splits=3, seed=0)["fold"].value_counts().tolist()
+        [2, 2, 2]
+        >>> make_folds([0, 0, 1, 1], n_splits=2, groups=["p", "q", "q", "p"]).query("fold == 0")["image_id"].tolist()
+        [1, 2]
+    """
+    if not isinstance(table, pd.DataFrame):
+        table = pd.DataFrame({id_column: range(len(table)), label_column: list(table)})
+    wanted = [id_column, label_column, *([groups] if isinstance(groups, str) else [])]
+    if missing := [column for column in wanted if column not in table.columns]:
+        raise UserError(
+            f"expected the columns {', '.join(wanted)}, got {', '.join(map(str, table.columns))}; {missing[0]!r} is "
+            "missing: name it by id_column=, label_column= or groups="
+        )
+    group_ids = table[groups] if isinstance(groups, str) else None if groups is None else pd.Series(list(groups))
+    rows = pd.DataFrame({"image_id": table[id_column].to_numpy(), "label": table[label_column].to_numpy()})
+    for name, column in ((id_column, rows["image_id"]), (label_column, rows["label"]), ("groups", group_ids)):
+        if column is not None and column.isna().any():
+            raise UserError(f"{name} has no value in row {int(np.argmax(column.isna()))}; every row needs one")
+    if (repeated := rows["image_id"].duplicated()).any():
+        raise UserError(
+            f"{id_column} names {rows['image_id'][repeated].iloc[0]!r} more than once; each row has its own"
+        )
+    # Groups may be of any kind, tuples included: their codes will do.
+    codes = None if group_ids is None else pd.factorize(group_ids)[0]
+    split = split_folds(rows, n_splits=n_splits, seed=seed, groups=codes)
+    fold = split.frame.set_index("image_id")["fold"].loc[rows["image_id"]].to_numpy()
+    return table[[id_column, label_column]].assign(fold=fold)
+
+
+def split_folds(
     labels: pd.DataFrame,
     *,
     n_splits: int = 5,
@@ -126,7 +181,7 @@ def make_folds(
     return Folds(frame.assign(fold=fold), "stratified-kfold", seed, task=task)
 
 
-def make_holdout(
+def split_holdout(
     labels: pd.DataFrame,
     shares: Sequence[float],
     *,

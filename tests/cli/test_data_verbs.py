@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cassava_kit.__main__ import app
 from cassava_kit.cli.app import run_app
+from cassava_kit.cli.verbs import app
 from cassava_kit.data.duplicates import find_duplicates
-from cassava_kit.data.folds import make_folds, make_holdout, read_folds
+from cassava_kit.data.folds import read_folds, split_folds, split_holdout
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_parts_have_their_shares_of_every_class(tiny_dir, tiny_table, tmp_path, 
     for part, share in zip((-1, 0, -2), shares, strict=False):
         ideal = share * tiny_table.frame["label"].value_counts().sort_index()
         assert (np.abs(counts.loc[part].to_numpy() - ideal.to_numpy()) < 1).all()
-    assert split.hash == make_holdout(tiny_table.frame, shares, seed=3).hash
+    assert split.hash == split_holdout(tiny_table.frame, shares, seed=3).hash
     told = capsys.readouterr().out
     assert split.hash[:12] in told and "training alone" in told and ("test part" in told) == (len(shares) == 3)
 
@@ -103,7 +103,7 @@ def test_another_split_is_not_written_over(tiny_dir, tiny_table, tmp_path, capsy
     assert run(*arguments, "--n-splits", 2) == 2
     assert "is another split" in capsys.readouterr().err and out.read_bytes() == before
     assert run(*arguments, "--n-splits", 2, "--replace") == 0
-    assert read_folds(out).hash == make_folds(tiny_table.frame, n_splits=2).hash
+    assert read_folds(out).hash == split_folds(tiny_table.frame, n_splits=2).hash
 
 
 @pytest.mark.parametrize(

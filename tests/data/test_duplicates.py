@@ -87,6 +87,17 @@ def test_planted_copies_are_found_and_nothing_else(folder, change):
     assert len(set(group.values())) == 10
 
 
+def test_a_folder_is_its_images_by_name(folder):
+    COPIES["flipped"](photograph(7)).save(folder / "1-copy.jpg", quality=60)
+    (folder / "notes.txt").write_text("")
+    (folder / ".7.jpg").write_bytes((folder / "7.jpg").read_bytes())
+    assert find_duplicates(folder, progress=False).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 1, 8, 9]
+    assert find_duplicates([], progress=False).tolist() == []
+    for missing in (folder / "nowhere", [folder / "nowhere.jpg"]):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            find_duplicates(missing, progress=False)
+
+
 def test_groups_are_numbered_in_order_of_appearance(folder):
     files = [*paths(folder), folder / "0.jpg", folder / "3.jpg"]
     assert find_duplicates(files, progress=False).tolist() == [*range(10), 0, 3]

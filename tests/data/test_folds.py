@@ -10,7 +10,16 @@ import pandas as pd
 import pytest
 
 from cassava_kit.competition import CASSAVA
-from cassava_kit.data.folds import Folds, GroupCounts, labels_hash, make_folds, make_holdout, read_folds, write_folds
+from cassava_kit.data.folds import (
+    Folds,
+    GroupCounts,
+    labels_hash,
+    make_folds,
+    read_folds,
+    split_folds,
+    split_holdout,
+    write_folds,
+)
 from cassava_kit.errors import UserError
 
 
@@ -26,7 +35,7 @@ def table(n: int, seed: int = 0, n_classes: int = 5) -> pd.DataFrame:
 @pytest.mark.parametrize("n_splits", [2, 3, 5, 10])
 @pytest.mark.parametrize("seed", range(5))
 def test_each_class_is_within_one_image_of_its_share_in_every_fold(n_splits, seed):
-    folds = make_folds(table(60 + 131 * seed, seed), n_splits=n_splits, seed=seed)
+    folds = split_folds(table(60 + 131 * seed, seed), n_splits=n_splits, seed=seed)
     counts = pd.crosstab(folds.frame["label"], folds.frame["fold"]).to_numpy()
     assert counts.shape == (5, n_splits)
     assert np.abs(counts - counts.sum(axis=1, keepdims=True) / n_splits).max() < 1
@@ -34,7 +43,7 @@ def test_each_class_is_within_one_image_of_its_share_in_every_fold(n_splits, see
 
 def test_folds_cover_every_row_once_with_its_label():
     labels = table(237)
-    folds = make_folds(labels, n_splits=5)
+    folds = split_folds(labels, n_splits=5)
     held_out = pd.concat([folds.validation(k) for k in range(5)])
     assert sorted(held_out["image_id"]) == sorted(labels["image_id"])
     for k in range(5):
@@ -50,11 +59,11 @@ def test_the_order_of_rows_does_not_matter_and_the_seed_does(grouped):
     labels = table(200)
     groups = np.arange(200) // 2 if grouped else None
     shuffled = np.random.default_rng(1).permutation(200)
-    first = make_folds(labels, seed=7, groups=groups)
-    second = make_folds(labels.iloc[shuffled], seed=7, groups=None if groups is None else groups[shuffled])
+    first = split_folds(labels, seed=7, groups=groups)
+    second = split_folds(labels.iloc[shuffled], seed=7, groups=None if groups is None else groups[shuffled])
     assert first.hash == second.hash
     assert first.frame.equals(second.frame)
-    assert make_folds(labels, seed=8, groups=groups).hash != first.hash
+    assert split_folds(labels, seed=8, groups=groups).hash != first.hash
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -62,7 +71,7 @@ def test_groups_never_part(seed):
     labels = table(300, seed)
     rng = np.random.default_rng(seed)
     groups = np.where(rng.random(300) < 0.4, rng.integers(0, 40, 300), 1000 + np.arange(300))
-    folds = make_folds(labels, n_splits=4, seed=seed, groups=groups)
+    folds = split_folds(labels, n_splits=4, seed=seed, groups=groups)
     fold_of = dict(zip(folds.frame["image_id"], folds.frame["fold"], strict=True))
     sides = pd.Series([fold_of[name] for name in labels["image_id"]]).groupby(groups).nunique()
     assert (sides == 1).all()
@@ -73,7 +82,7 @@ def test_pairs_of_duplicates_leave_the_classes_even():
     labels = table(500).sort_values("label", ignore_index=True)
     groups = np.concatenate([np.repeat(np.arange(25), 2), 1000 + np.arange(450)])
     shuffled = np.random.default_rng(0).permutation(500)
-    folds = make_folds(labels.iloc[shuffled], n_splits=5, groups=groups[shuffled])
+    folds = split_folds(labels.iloc[shuffled], n_splits=5, groups=groups[shuffled])
     counts = pd.crosstab(folds.frame["label"], folds.frame["fold"]).to_numpy()
     assert np.abs(counts - counts.sum(axis=1, keepdims=True) / 5).max() <= 2
 
@@ -91,7 +100,7 @@ def parts_of(folds: Folds) -> dict[str, list[str]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_holdouts_classes_are_within_one_image_of_their_shares(shares, seed):
     labels = table(60 + 131 * seed, seed)
-    folds = make_holdout(labels, shares, seed=seed)
+    folds = split_holdout(labels, shares, seed=seed)
     counts = pd.crosstab(folds.frame["label"], folds.frame["fold"])[[-1, 0, -2][: len(shares)]].to_numpy()
     assert np.abs(counts - np.outer(counts.sum(axis=1), shares)).max() < 1
     merged = folds.frame.merge(labels, on="image_id", suffixes=("", "_given"))
@@ -100,7 +109,7 @@ def test_a_holdouts_classes_are_within_one_image_of_their_shares(shares, seed):
 
 @pytest.mark.parametrize("shares", SHARES)
 def test_a_holdout_is_one_fold_and_its_test_part_is_never_seen(shares, tmp_path):
-    write_folds(tmp_path / "a.csv", make_holdout(table(200), shares))
+    write_folds(tmp_path / "a.csv", split_holdout(table(200), shares))
     folds = read_folds(tmp_path / "a.csv")
     parts = parts_of(folds)
     assert folds.n_splits == 1
@@ -113,7 +122,7 @@ def test_a_holdout_is_one_fold_and_its_test_part_is_never_seen(shares, tmp_path)
 
 
 def test_k_folds_score_every_row():
-    folds = make_folds(table(100))
+    folds = split_folds(table(100))
     assert folds.scored.equals(folds.frame) and folds.test.empty
 
 
@@ -123,25 +132,25 @@ def test_a_holdouts_groups_stay_in_one_part(shares, seed):
     labels = table(400, seed)
     rng = np.random.default_rng(seed)
     groups = np.where(rng.random(400) < 0.3, rng.integers(0, 40, 400), 1000 + np.arange(400))
-    folds = make_holdout(labels, shares, seed=seed, groups=groups)
+    folds = split_holdout(labels, shares, seed=seed, groups=groups)
     fold = folds.frame.set_index("image_id")["fold"]
     assert fold[labels["image_id"]].groupby(groups).nunique().max() == 1
-    assert make_holdout(labels, shares, seed=seed, groups=1000 - groups).hash == folds.hash
+    assert split_holdout(labels, shares, seed=seed, groups=1000 - groups).hash == folds.hash
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.6), (1.2, -0.2), (0.25,) * 4, ()])
 def test_shares_must_make_sense(shares):
     with pytest.raises(UserError, match="two or three positive numbers that sum to 1"):
-        make_holdout(table(60), shares)
+        split_holdout(table(60), shares)
 
 
 def test_a_class_too_small_for_the_parts_is_named():
     labels = pd.DataFrame({"image_id": list("abcdefg"), "label": [0, 0, 0, 0, 0, 7, 7]})
     with pytest.raises(UserError, match="needs 3 images of every class; class 7 has 2"):
-        make_holdout(labels, (0.6, 0.2, 0.2))
+        split_holdout(labels, (0.6, 0.2, 0.2))
     with pytest.raises(UserError, match="the validation part of 99-1 would have no image of class 0, which has 5"):
-        make_holdout(labels, (0.99, 0.01))
-    for make in (lambda rows: make_holdout(rows, (0.7, 0.3)), make_folds):
+        split_holdout(labels, (0.99, 0.01))
+    for make in (lambda rows: split_holdout(rows, (0.7, 0.3)), split_folds):
         with pytest.raises(UserError, match="the table is empty"):
             make(labels.iloc[:0])
 
@@ -154,30 +163,30 @@ def test_a_group_too_large_for_the_folds_is_refused_and_named():
         r"would have no image of class .*: the group of near-duplicates around 000\.jpg has 48 .* 50 images \(96 in"
     )
     with pytest.raises(UserError, match=message):
-        make_folds(labels, n_splits=5, groups=groups)
+        split_folds(labels, n_splits=5, groups=groups)
     with pytest.raises(UserError, match=r"part of 60-20-20 would have no image of class .* around 000\.jpg"):
-        make_holdout(labels, (0.6, 0.2, 0.2), groups=np.where(np.arange(100) < 98, 0, np.arange(100)))
+        split_holdout(labels, (0.6, 0.2, 0.2), groups=np.where(np.arange(100) < 98, 0, np.arange(100)))
     one = np.zeros(100, int)
     with pytest.raises(UserError, match=r"fold \d would have no image of class 0.* has 50 of the class's 50"):
-        make_folds(labels, n_splits=2, groups=one)
+        split_folds(labels, n_splits=2, groups=one)
 
 
 def test_a_class_that_is_one_group_is_refused():
     labels = pd.DataFrame({"image_id": [f"{n:03}.jpg" for n in range(100)], "label": (np.arange(100) >= 90) * 1})
     groups = np.where(np.arange(100) >= 90, 1000, np.arange(100))
     with pytest.raises(UserError, match=r"class 1: .* around 090\.jpg has 10 of the class's 10"):
-        make_folds(labels, n_splits=5, groups=groups)
+        split_folds(labels, n_splits=5, groups=groups)
 
 
 def test_groups_of_another_number_of_rows_are_refused():
     with pytest.raises(UserError, match="groups must name one group for each of 100 rows, got 3"):
-        make_folds(table(100), groups=np.arange(3))
+        split_folds(table(100), groups=np.arange(3))
 
 
 def test_the_header_says_competition_metric_and_groups(tmp_path):
     labels = table(100)
     groups = np.concatenate([[0, 0, 0, 1, 1], 10 + np.arange(95)])
-    write_folds(tmp_path / "a.csv", make_folds(labels, groups=groups, task=CASSAVA.task))
+    write_folds(tmp_path / "a.csv", split_folds(labels, groups=groups, task=CASSAVA.task))
     header = json.loads((tmp_path / "a.json").read_text())
     assert header["competition"] == "cassava-leaf-disease-classification"
     assert (header["metric"], header["classes"][3], header["id_column"]) == (
@@ -188,7 +197,7 @@ def test_the_header_says_competition_metric_and_groups(tmp_path):
     assert header["near_duplicates"] == {"groups": 2, "images": 5, "largest": 3}
     back = read_folds(tmp_path / "a.csv")
     assert (back.task, back.near_duplicates) == (CASSAVA.task, GroupCounts(2, 5, 3))
-    write_folds(tmp_path / "b.csv", make_folds(labels))
+    write_folds(tmp_path / "b.csv", split_folds(labels))
     plain = read_folds(tmp_path / "b.csv")
     assert (plain.task, plain.near_duplicates) == (None, None)
 
@@ -196,38 +205,38 @@ def test_the_header_says_competition_metric_and_groups(tmp_path):
 def test_names_of_any_characters_come_back(tmp_path):
     names = ["007", "NA", "1e5", "null", 'a"b', "a,b", "a\rb", "a\nb", "\u2028", " x ", "\ufeff", "#"]
     labels = pd.DataFrame({"image_id": names, "label": np.arange(12) % 2})
-    write_folds(tmp_path / "a.csv", make_folds(labels, n_splits=2))
+    write_folds(tmp_path / "a.csv", split_folds(labels, n_splits=2))
     assert set(read_folds(tmp_path / "a.csv").frame["image_id"]) == set(names)
 
 
 def test_another_split_is_not_written_over(tmp_path):
     labels = table(100)
     path = tmp_path / "a.csv"
-    write_folds(path, make_folds(labels))
+    write_folds(path, split_folds(labels))
     before = path.read_bytes()
-    write_folds(path, make_folds(labels, task=CASSAVA.task))  # the same split, a fuller header
+    write_folds(path, split_folds(labels, task=CASSAVA.task))  # the same split, a fuller header
     assert read_folds(path).task == CASSAVA.task
     with pytest.raises(UserError, match=r"a\.csv is another split.*--replace"):
-        write_folds(path, make_folds(labels, n_splits=2))
+        write_folds(path, split_folds(labels, n_splits=2))
     assert path.read_bytes() == before and read_folds(path).n_splits == 5
-    write_folds(path, make_folds(labels, n_splits=2), replace=True)
+    write_folds(path, split_folds(labels, n_splits=2), replace=True)
     assert read_folds(path).n_splits == 2
 
 
 def test_files_are_the_same_byte_for_byte_and_come_back(tmp_path: Path):
     labels = table(200)
-    write_folds(tmp_path / "a.csv", make_folds(labels, n_splits=5, seed=3))
-    write_folds(tmp_path / "b.csv", make_folds(labels.sample(frac=1, random_state=0), n_splits=5, seed=3))
+    write_folds(tmp_path / "a.csv", split_folds(labels, n_splits=5, seed=3))
+    write_folds(tmp_path / "b.csv", split_folds(labels.sample(frac=1, random_state=0), n_splits=5, seed=3))
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     back = read_folds(tmp_path / "a.csv")
-    assert back.hash == make_folds(labels, n_splits=5, seed=3).hash
+    assert back.hash == split_folds(labels, n_splits=5, seed=3).hash
     assert (back.n_splits, back.seed, back.method) == (5, 3, "stratified-kfold")
 
 
 def test_a_file_whose_rows_were_shuffled_is_the_same_split(tmp_path: Path):
     path = tmp_path / "a.csv"
-    folds = make_folds(table(100))
+    folds = split_folds(table(100))
     write_folds(path, folds)
     header, *rows = path.read_text().splitlines()
     path.write_text("\n".join([header, *reversed(rows)]) + "\n")
@@ -235,7 +244,7 @@ def test_a_file_whose_rows_were_shuffled_is_the_same_split(tmp_path: Path):
 
 
 def test_the_hash_knows_every_change():
-    frame = make_folds(table(100)).frame
+    frame = split_folds(table(100)).frame
     hashes = {Folds(frame).hash}
     for column, value in (("image_id", "other.jpg"), ("label", 4 - frame["label"][3]), ("fold", 4 - frame["fold"][3])):
         changed = frame.copy()
@@ -246,7 +255,7 @@ def test_the_hash_knows_every_change():
 
 def test_the_labels_hash_ignores_folds_and_order():
     labels = table(100)
-    first, second = make_folds(labels, seed=1).frame, make_folds(labels, seed=2).frame
+    first, second = split_folds(labels, seed=1).frame, split_folds(labels, seed=2).frame
     assert labels_hash(first) == labels_hash(second) == labels_hash(labels.iloc[::-1])
     assert labels_hash(labels.assign(label=labels["label"].to_numpy()[::-1])) != labels_hash(labels)
 
@@ -254,18 +263,18 @@ def test_the_labels_hash_ignores_folds_and_order():
 @pytest.mark.parametrize("n_splits", [-1, 0, 1])
 def test_fewer_than_two_folds_are_refused(n_splits):
     with pytest.raises(ValueError, match=f"n_splits must be at least 2, got {n_splits}"):
-        make_folds(table(100), n_splits=n_splits)
+        split_folds(table(100), n_splits=n_splits)
 
 
 def test_a_class_smaller_than_the_folds_is_named():
     labels = pd.DataFrame({"image_id": list("abcdefghi"), "label": [0] * 6 + [2] * 3})
     with pytest.raises(ValueError, match="needs 5 images of every class, class 2 has 3"):
-        make_folds(labels, n_splits=5)
+        split_folds(labels, n_splits=5)
 
 
 @pytest.mark.parametrize("fold", [-1, 5])
 def test_a_fold_out_of_range_is_refused(fold):
-    folds = make_folds(table(100))
+    folds = split_folds(table(100))
     with pytest.raises(ValueError, match=rf"fold must be in 0\.\.4, got {fold}"):
         folds.validation(fold)
     with pytest.raises(ValueError, match=r"fold must be in 0\.\.4"):
@@ -296,7 +305,7 @@ def test_a_bad_fold_file_is_refused(tmp_path: Path, content, message):
 
 def test_a_fold_file_that_is_not_its_headers_is_refused(tmp_path: Path):
     path = tmp_path / "a.csv"
-    folds = make_folds(table(100))
+    folds = split_folds(table(100))
     write_folds(path, folds)
     swapped = folds.frame.assign(fold=folds.frame["fold"].to_numpy()[::-1])
     path.write_text(swapped.to_csv(index=False))
@@ -305,3 +314,79 @@ def test_a_fold_file_that_is_not_its_headers_is_refused(tmp_path: Path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no fold file"):
         read_folds(path)
+
+
+# --- the public function -------------------------------------------------------------------------------------------
+
+
+def named(labels: pd.DataFrame, names: dict[int, str]) -> pd.DataFrame:
+    return labels.rename(columns={"image_id": "file", "label": "disease"}).assign(disease=labels["label"].map(names))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_make_folds_is_the_kits_split_in_the_order_given(grouped):
+    labels = table(200)
+    groups = np.random.default_rng(0).integers(0, 90, 200) if grouped else None
+    kit = split_folds(labels, n_splits=4, seed=3, groups=groups).frame.set_index("image_id")["fold"]
+    made = make_folds(labels, n_splits=4, seed=3, groups=groups)
+    assert list(made.columns) == ["image_id", "label", "fold"]
+    assert made["image_id"].tolist() == labels["image_id"].tolist()
+    assert made["fold"].tolist() == kit[labels["image_id"]].tolist()
+    names = named(labels, dict(enumerate("ABCDE"))).assign(plant=groups if grouped else 0).set_index(np.arange(200) * 2)
+    other = make_folds(names, 4, seed=3, groups="plant" if grouped else None, id_column="file", label_column="disease")
+    assert list(other.columns) == ["file", "disease", "fold"] and other.index.equals(names.index)
+    assert other["fold"].tolist() == made["fold"].tolist()
+
+
+@pytest.mark.parametrize("kind", [list, np.array, pd.Series])
+def test_make_folds_takes_labels_alone(kind):
+    labels = kind(["a", "b", "a", "b", "a", "b"])
+    made = make_folds(labels, n_splits=3)
+    assert made["image_id"].tolist() == list(range(6))
+    assert pd.crosstab(made["label"], made["fold"]).to_numpy().tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+def test_make_folds_agrees_with_scikit_learn_on_what_a_good_split_is():
+    """Reference: scikit-learn's StratifiedGroupKFold on the same rows is no more even, and keeps the same promises."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = table(600, seed=2)
+    groups = np.random.default_rng(1).integers(0, 250, 600)
+    made = make_folds(labels, groups=groups)
+    theirs = np.empty(600, int)
+    split = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(labels, labels["label"], groups)
+    for k, (_, held_out) in enumerate(split):
+        theirs[held_out] = k
+
+    def unevenness(fold) -> float:
+        counts = pd.crosstab(labels["label"].to_numpy(), np.asarray(fold)).to_numpy()
+        return float(np.abs(counts - counts.mean(axis=1, keepdims=True)).max())
+
+    assert pd.Series(made["fold"].to_numpy()).groupby(groups).nunique().max() == 1
+    assert unevenness(made["fold"]) <= unevenness(theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"id_column": "file"}, "expected the columns file, label, got image_id, label; 'file' is missing"),
+        ({}, {"groups": "plant"}, "expected the columns image_id, label, plant, got image_id, label"),
+        ({}, {"groups": [1, 2, 3]}, "groups must name one group for each of 100 rows, got 3"),
+        ({"label": [None, *[1] * 99]}, {}, "label has no value in row 0"),
+        ({"image_id": ["x"] * 100}, {}, "image_id names 'x' more than once"),
+        ({}, {"n_splits": 1}, "n_splits must be at least 2, got 1"),
+        ({"label": ["rare", *["usual"] * 99]}, {}, "class rare has 1"),
+    ],
+)
+def test_make_folds_says_what_was_expected(change, options, message):
+    with pytest.raises(UserError, match=message):
+        make_folds(table(100).assign(**change), **options)
+
+
+@pytest.mark.parametrize("module", ["folds", "duplicates"])
+def test_examples_are_true(module):
+    import doctest
+    from importlib import import_module
+
+    tested = doctest.testmod(import_module(f"cassava_kit.data.{module}"))
+    assert tested.attempted and not tested.failed

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.blend import (
     METHODS,
@@ -164,7 +164,7 @@ def test_an_unknown_method_and_a_split_of_one_fold_are_refused():
 
 def test_files_go_in_and_weights_come_out(tmp_path):
     e = evidence([2.0, 0.0], n=300)
-    split = make_folds(pd.DataFrame({"image_id": e.image_ids, "label": e.labels}), n_splits=3)
+    split = split_folds(pd.DataFrame({"image_id": e.image_ids, "label": e.labels}), n_splits=3)
     write_folds(tmp_path / "folds.csv", split)
     at = pd.Series(range(300), index=e.image_ids)[split.frame["image_id"]].to_numpy()
     files = [tmp_path / "a" / "oof.csv", tmp_path / "b.csv"]
@@ -192,7 +192,7 @@ def test_files_go_in_and_weights_come_out(tmp_path):
 
 def test_two_rounds_of_one_recipe_are_told_apart_and_the_weights_file_serves_from_any_folder(tmp_path, monkeypatch):
     e = evidence([2.0, 1.0], n=100)
-    split = make_folds(pd.DataFrame({"image_id": e.image_ids, "label": e.labels}), n_splits=2)
+    split = split_folds(pd.DataFrame({"image_id": e.image_ids, "label": e.labels}), n_splits=2)
     write_folds(tmp_path / "folds.csv", split)
     at = pd.Series(range(100), index=e.image_ids)[split.frame["image_id"]].to_numpy()
     for n, p in enumerate(e.pred_probs, start=1):

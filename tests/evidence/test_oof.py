@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cassava_kit.competition import Task
-from cassava_kit.data.folds import Folds, make_folds
+from cassava_kit.data.folds import Folds, split_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import accuracy, majority
 from cassava_kit.evidence.oof import (
@@ -32,7 +32,7 @@ N, K = 60, 3
 @pytest.fixture(scope="module")
 def folds():
     labels = pd.DataFrame({"image_id": [f"{i:03d}.jpg" for i in range(N)], "label": np.arange(N) % K})
-    return make_folds(labels, n_splits=5, seed=0)
+    return split_folds(labels, n_splits=5, seed=0)
 
 
 def sources(folds, which=range(5)):
@@ -72,7 +72,7 @@ def test_a_whole_file_is_accepted_through_the_disk(folds, tmp_path, header):
 
 
 def test_another_split_is_refused(folds):
-    other = make_folds(folds.frame, n_splits=5, seed=1)
+    other = split_folds(folds.frame, n_splits=5, seed=1)
     with pytest.raises(ValueError, match=r"theirs: .*another split"):
         check_oof(oof(folds), other, "theirs")
     with pytest.raises(ValueError, match=r"theirs was made on .* one split throughout"):

@@ -10,7 +10,7 @@ import pytest
 from chrome import FETCHED, console_errors, open_chromium, show
 
 from cassava_kit.cli.clean import clean_files
-from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.evidence.noise.decisions import Caps, read_decisions, read_report, write_report
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
@@ -293,7 +293,7 @@ def journey(tmp_path, monkeypatch):
         cv2.imwrite(str(images / name), cv2.resize(picture, (160, 120), interpolation=cv2.INTER_CUBIC))
     (images / "008.jpg").write_bytes((images / "007.jpg").read_bytes())
     given = np.where(np.isin(np.arange(60), [3, 21, 40]), (true + 1) % CLASSES, true)
-    split = make_folds(pd.DataFrame({"image_id": ids, "label": given}), n_splits=3, seed=0)
+    split = split_folds(pd.DataFrame({"image_id": ids, "label": given}), n_splits=3, seed=0)
     write_folds(tmp_path / "folds.csv", split)
     p = 0.9 * np.eye(CLASSES)[true] + 0.1 * rng.dirichlet(np.ones(CLASSES), 60)
     header = Header(name="sure", kind="oof", fold_hash=split.hash)

@@ -5,10 +5,10 @@ import pytest
 from tiny import SILENT, TINY
 
 from cassava_kit.data.dataset import ImageDataset
-from cassava_kit.data.folds import make_holdout, write_folds
+from cassava_kit.data.folds import split_holdout, write_folds
 from cassava_kit.evidence.oof import gather_files
 from cassava_kit.evidence.predictions import read_predictions
-from cassava_kit.inference.folder import predict_folder
+from cassava_kit.inference.folder import write_folder_predictions
 from cassava_kit.settings import replace
 from cassava_kit.training.baseline import LogReg, predict_fold, read_pixels, train_baseline
 from cassava_kit.training.recipe_run import train_recipe
@@ -17,7 +17,7 @@ from cassava_kit.training.rows import TrainData
 
 @pytest.fixture
 def split(tiny_table):
-    return make_holdout(tiny_table.frame, (0.6, 0.2, 0.2), seed=1)
+    return split_holdout(tiny_table.frame, (0.6, 0.2, 0.2), seed=1)
 
 
 def test_all_folds_are_one_run_that_never_reads_the_test_part(tiny_table, split, tmp_path, monkeypatch):
@@ -31,9 +31,9 @@ def test_all_folds_are_one_run_that_never_reads_the_test_part(tiny_table, split,
             original(self, paths, *more, **named),
         )[1],
     )
-    result = train_recipe(replace(TINY, epochs=1), tiny_table, split, tmp_path, session=SILENT)
+    result = train_recipe(replace(TINY, epochs=1), tiny_table, split, tmp_path, options=SILENT)
     assert [one.run_dir.name for one in result.folds] == ["fold0"]
-    oof = read_predictions(result.oof)
+    oof = read_predictions(result.oof_file)
     assert set(oof.ids) == set(split.validation(0)["image_id"]) and set(oof.frame["fold"]) == {0}
     assert result.score.n == len(split.validation(0)) == 24
     assert read == set(split.training(0)["image_id"]) | set(oof.ids)
@@ -46,12 +46,12 @@ def test_all_folds_are_one_run_that_never_reads_the_test_part(tiny_table, split,
     images.mkdir()
     for name in split.test["image_id"]:
         (images / name).symlink_to(tiny_table.image_dir / name)
-    said = predict_folder([result.folds[0].checkpoint], images, folds=folds, out=tmp_path / "test.csv")
+    said = write_folder_predictions([result.folds[0].checkpoint], images, tmp_path / "test.csv", folds=folds)
     assert f"on {len(split.test)} given labels" in said
     name = split.training(0)["image_id"].iloc[0]
     (images / name).symlink_to(tiny_table.image_dir / name)
     with pytest.raises(ValueError, match=f"was trained on 1 of these rows .first: {name}"):
-        predict_folder([result.folds[0].checkpoint], images, folds=folds, out=tmp_path / "test.csv")
+        write_folder_predictions([result.folds[0].checkpoint], images, tmp_path / "test.csv", folds=folds)
 
 
 def test_logreg_learns_from_the_training_part_alone(tiny_table, split, tmp_path):
