@@ -30,7 +30,7 @@ from cassava_kit.evidence.predictions import read_predictions, write_predictions
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
-from cassava_kit.kaggle.pack.packing import Selection, keep_evidence, oof_facts
+from cassava_kit.kaggle.pack.selection import Selection, keep_evidence, oof_facts
 from cassava_kit.kaggle.rehearse.rehearsal import Rehearsal, Setting
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.recipes import recipe, recipe_names
@@ -111,7 +111,7 @@ def dry_run(plan: DryRun) -> Path:
         UserError: An option is wrong, or the rehearsal failed.
         FileNotFoundError: The competition folder lacks a file.
     """
-    from cassava_kit.inference.submission import check_submission
+    from cassava_kit.inference.submission import check_answers
     from cassava_kit.inference.tta import make_views
     from cassava_kit.kaggle.pack.bundle import package, package_kit
 
@@ -145,7 +145,7 @@ def dry_run(plan: DryRun) -> Path:
         rehearsal = rehearse_stage(plan, bundle, data_dir, out, console)
     submission = out / "submission.csv"
     with stages("Check"):
-        check_submission(rehearsal.submission, data_dir / plan.competition.test_images, plan.competition)
+        check_answers(rehearsal.submission, data_dir / plan.competition.test_images, plan.competition)
         shutil.copyfile(rehearsal.submission, submission)
     print_summary(console, evidence, judgement=judgement, stages=stages, submission=submission)
     console.print(next_commands(out / "bundle", plan))
@@ -255,8 +255,8 @@ def train_members(
         cache = out / "pixels" if config.train_pixels else None
         options = TrainOptions(weights=weights, cache=cache, existing=plan.existing)
         result = train_recipe(config, table, split, out / "runs", competition=plan.competition, options=options)
-        assert result.oof is not None  # all folds were asked for
-        oof.append(read_predictions(result.oof))
+        assert result.oof_file is not None  # all folds were asked for
+        oof.append(read_predictions(result.oof_file))
         checkpoints[config.recipe] = [fold.checkpoint for fold in result.folds]
     return gather(oof, split, list(checkpoints)), checkpoints
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cassava_kit.cli.options import CleanAction, Data, FoldFile, Settings, Weights
+from cassava_kit.cli.options import CleanAction, Data, FoldFile, SettingChanges, Weights
 from cassava_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cassava_kit.training.ssl.config import PretrainConfig
 
 
-def recipes(
+def recipes_command(
     name: Annotated[str | None, typer.Argument(help="Recipe to print in full.")] = None,
     hours: Annotated[
         bool, typer.Option(help="Estimate hours of Kaggle's two T4s for all folds, from counted operations.")
@@ -84,7 +84,7 @@ def _recipe(name: str) -> RunConfig | PretrainConfig:
     return pretraining(name) if name in [function.__name__ for function in PRETRAINING] else recipe(name)
 
 
-def train(
+def train_command(
     name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, timm:NAME, or logreg.")],
     data: Data,
     folds: FoldFile,
@@ -97,7 +97,7 @@ def train(
     partial_weights: Annotated[
         bool, typer.Option("--partial-weights", help="Let tensors of the backbone that the file lacks stay random.")
     ] = False,
-    settings: Settings = None,
+    settings: SettingChanges = None,
     run_name: Annotated[
         str | None,
         typer.Option("--name", help="Name of the run's folder; default: the recipe's, with the settings changed."),
@@ -135,12 +135,12 @@ def train(
         given += (limit, clean, clean_action, cache, workers, tensorboard, spread)
         if any(given):
             raise UserError("train logreg takes --data, --folds, --fold and --out alone: it trains no network")
-        from cassava_kit.evidence.metrics import told
+        from cassava_kit.evidence.metrics import format_score
         from cassava_kit.training.baseline import train_logreg
 
         split = read_folds(folds)
         score = train_logreg(read_competition(data), split, out, folds=_fold_numbers(fold, split))
-        print(f"logreg: OOF {told(score)} on {score.n} given labels: {out / 'logreg'}")
+        print(f"logreg: OOF {format_score(score)} on {score.n} given labels: {out / 'logreg'}")
         return
     if clean_action is not None and clean is None:
         raise UserError("--clean-action goes with --clean FILE")
@@ -155,10 +155,10 @@ def train(
         config = with_fields(config, name=run_name)
     from cassava_kit.training.devices import Devices
     from cassava_kit.training.recipe_run import train_recipe
-    from cassava_kit.training.rows import Session
+    from cassava_kit.training.rows import TrainOptions
 
     split = read_folds(folds)
-    session = Session(
+    options = TrainOptions(
         weights=weights,
         partial_weights=partial_weights,
         limit=limit,
@@ -170,7 +170,7 @@ def train(
         tensorboard=tensorboard,
         existing="replace" if replace else "keep" if keep else "refuse",
     )
-    train_recipe(config, read_competition(data), split, out, folds=_fold_numbers(fold, split), session=session)
+    train_recipe(config, read_competition(data), split, out, folds=_fold_numbers(fold, split), options=options)
 
 
 def _fold_numbers(given: list[int] | None, split: Folds) -> list[int]:

@@ -16,7 +16,7 @@ from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.calibration import Calibration, calibrate
 from cassava_kit.evidence.compare import Comparison, compare, correct
-from cassava_kit.evidence.metrics import Score, baseline, gain, measure, statistic
+from cassava_kit.evidence.metrics import Score, baseline, gain, score, statistic
 from cassava_kit.evidence.oof import Evidence, average, gather_files
 from cassava_kit.evidence.predictions import Predictions
 from cassava_kit.files import read_json, write_json
@@ -165,7 +165,8 @@ def nested_predictions(evidence: Evidence, weights: np.ndarray, method: str | No
     if method not in METHODS:
         return marked(average(evidence, weights, name), WEIGHTS_SEEN)
     blended = replace(evidence, names=(name,), pred_probs=nested(evidence, method)[None])
-    return marked(average(blended, np.ones(1), name), METHOD_SEEN)
+    predictions = average(blended, np.ones(1), name)
+    return predictions if method == "mean" else marked(predictions, METHOD_SEEN)
 
 
 def marked(predictions: Predictions, labels_seen: str) -> Predictions:
@@ -226,11 +227,11 @@ def leave_one_out(evidence: Evidence) -> dict[str, Comparison]:
 def blend_report(evidence: Evidence) -> BlendReport:
     """Members' scores, the plain mean's, the majority's, errors' correlation, leave-one-out, judgement, calibration."""
     plain, labels = evidence.pred_probs.mean(axis=0), evidence.labels
-    score = partial(measure, evidence.metric, labels)
+    score_of = partial(score, labels, metric=evidence.metric)
     return BlendReport(
         names=evidence.names,
-        members={n: score(p) for n, p in zip(evidence.names, evidence.pred_probs, strict=True)},
-        ensemble=score(plain),
+        members={n: score_of(p) for n, p in zip(evidence.names, evidence.pred_probs, strict=True)},
+        ensemble=score_of(plain),
         majority=baseline(evidence.metric, labels, plain.shape[1]),
         error_correlation=error_correlation(evidence),
         adds=leave_one_out(evidence),

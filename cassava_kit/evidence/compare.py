@@ -17,7 +17,7 @@ import numpy as np
 from cassava_kit.competition import Metric
 from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.metrics import Score, gain, measure, row_counts, statistic
+from cassava_kit.evidence.metrics import Score, gain, row_counts, score, statistic
 from cassava_kit.evidence.oof import gather_files
 
 DRAWS = 10_000
@@ -153,7 +153,7 @@ def compare(
             f"labels and both predictions must be of the same rows, got {len(labels)}, {len(first)} and "
             f"{len(second)}; join them by image_id first"
         )
-    scores = measure(metric, labels, first), measure(metric, labels, second)
+    scores = score(labels, first, metric), score(labels, second, metric)
     difference = gain(metric, scores[0].value, scores[1].value)
     if metric == "accuracy":
         right_a, right_b = first.argmax(axis=1) == labels, second.argmax(axis=1) == labels
@@ -206,10 +206,10 @@ def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ensemble's methods and members, finals, ablation, the report on self-supervision.
 
     Example:
-        >>> labels = [0, 1] * 50
-        >>> lucky = compare(labels, [0] * 94 + labels[94:], [0] * 80 + labels[80:])
-        >>> lucky.proved, [each.proved for each in correct([lucky] * 9)]
-        (True, [True, True, True, True, True, True, True, True, True])
+        >>> labels, a = [1] * 100, [0] * 10 + [1] * 90
+        >>> lucky = compare(labels, a, [0] * 3 + [1] * 97)
+        >>> lucky.proved, correct([lucky] * 9)[0].proved
+        (True, False)
     """
     adjusted = holm([comparison.p_value for comparison in comparisons])
     return [replace(each, adjusted_p=p) for each, p in zip(comparisons, adjusted, strict=True)]

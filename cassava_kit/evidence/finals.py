@@ -18,7 +18,7 @@ from cassava_kit.data.folds import Folds, read_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.blend import nested_predictions, read_weights
 from cassava_kit.evidence.compare import DRAWS, LEVEL, Comparison, compare, correct
-from cassava_kit.evidence.metrics import NAMES, Score, gain, measure, row_counts, statistic
+from cassava_kit.evidence.metrics import METRIC_NAMES, Score, gain, row_counts, score, statistic
 from cassava_kit.evidence.oof import check_oof, gather_files
 from cassava_kit.evidence.predictions import Predictions, read_predictions
 from cassava_kit.files import read_json, write_json
@@ -108,7 +108,7 @@ def propose(candidates: Sequence[Candidate], *, rows: int | None = None, seed: i
     metric, rows = task.metric, rows or _private_images(task)
     predicted = np.stack([candidate.predicted for candidate in candidates])
     probs = [candidate.oof.probabilities for candidate in candidates]
-    scores = tuple(measure(metric, labels, p) for p in probs)
+    scores = tuple(score(labels, p, metric) for p in probs)
     worth = [gain(metric, 0.0, score.value) for score in scores]
     order = sorted(range(len(candidates)), key=lambda c: (-worth[c], candidates[c].members or np.inf, c))
     best = order[0]
@@ -194,10 +194,10 @@ def _different(one: Candidate, other: Candidate, metric: Metric) -> bool:
 def report(finals: Finals) -> str:
     """The proposal in plain words, for someone who will act on it."""
     best, hedge = finals.names[finals.best], finals.names[finals.hedge]
-    width, n, name_of = max(map(len, finals.names)), finals.scores[0].n, NAMES[finals.metric]
+    width, n, name_of = max(map(len, finals.names)), finals.scores[0].n, METRIC_NAMES[finals.metric]
     lines = [f"{len(finals.names)} submissions on the same {n:,} rows: out-of-fold {name_of} ± standard error"]
-    for name, score, public, win in zip(finals.names, finals.scores, finals.public, finals.win, strict=True):
-        lines.append(f"  {name:{width}}  {score}  best of all in {win:4.0%}" + (f"  public {public}" if public else ""))
+    for name, found, public, win in zip(finals.names, finals.scores, finals.public, finals.win, strict=True):
+        lines.append(f"  {name:{width}}  {found}  best of all in {win:4.0%}" + (f"  public {public}" if public else ""))
     low, high = finals.gain_interval
     return "\n".join(
         [

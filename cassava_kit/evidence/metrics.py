@@ -1,8 +1,8 @@
-"""A competition's metric on labels and probabilities: its value, its standard error, what a constant answer gets.
+"""Metrics of probabilities against labels, with standard errors; entry point `score`.
 
-`accuracy` is scored as everywhere in the kit (`oof.accuracy`). `macro_f1` is the mean of the classes' F1 of the most
-probable class, `log_loss` the mean of -log p(label), of which less is better. Values are scikit-learn's; the bootstrap
-weighs rows by how often they are drawn, on sums that are made once, for scikit-learn would take minutes for its draws.
+`macro_f1` is the mean of the classes' F1 of the most probable class, `log_loss` the mean of -log p(label), where less
+is better. Values are scikit-learn's. The bootstrap weighs rows by how often they are drawn, on sums that are made once,
+because scikit-learn would take minutes for its draws.
 """
 
 from __future__ import annotations
@@ -14,23 +14,58 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.competition import Metric
+from cassava_kit.errors import UserError
 
-DRAWS = 1000
-NAMES: dict[Metric, str] = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss"}
+RESAMPLES = 1000
+METRIC_NAMES: dict[Metric, str] = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss"}
 LESS_IS_BETTER = frozenset({"log_loss"})
 
 Statistic = Callable[[np.ndarray], float]
 
 
-def measure(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> Score:
-    """Return the score of probabilities (N, K) by a metric against labels (N,)."""
-    right = accuracy(labels, pred_probs)
+def score(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric = "accuracy") -> Score:
+    """Score probabilities against labels by a metric.
+
+    Args:
+        labels: given labels (N,), whole numbers 0..K-1.
+        pred_probs: class probabilities (N, K), rows that sum to 1.
+        metric: `accuracy`, `macro_f1` or `log_loss`.
+
+    Raises:
+        UserError: where labels and probabilities do not fit together, or the metric is unknown.
+
+    Example:
+        >>> print(score([0, 1, 1, 1], [[.9, .1], [.2, .8], [.6, .4], [.3, .7]]))
+        0.7500 ± 0.2165
+    """
+    labels, p = check_scored(labels, pred_probs, metric)
+    right = accuracy(labels, p)
     if metric == "accuracy":
         return right
-    score = statistic(metric, labels, pred_probs)
-    redrawn = [score(counts) for counts in row_counts(len(labels))]
-    error = float(np.std(redrawn))
-    return Score(value(metric, labels, pred_probs), error, len(labels), metric, accuracy_beside=right.value)
+    of_counts = statistic(metric, labels, p)
+    error = float(np.std([of_counts(counts) for counts in row_counts(len(labels))]))
+    return Score(metric_value(metric, labels, p), error, len(labels), metric, accuracy_beside=right.value)
+
+
+def check_scored(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels (N,) and probabilities (N, K) as arrays; UserError where they do not fit together."""
+    if metric not in METRIC_NAMES:
+        raise UserError(f"metric must be one of {', '.join(METRIC_NAMES)}, got {metric!r}")
+    labels, p = np.asarray(labels), np.asarray(pred_probs, dtype=float)
+    if p.ndim != 2 or labels.shape != p.shape[:1] or not len(labels):
+        raise UserError(
+            f"expected labels (N,) and probabilities (N, K) of the same rows, got shapes {labels.shape} and {p.shape}; "
+            "join them by image_id first"
+        )
+    k = p.shape[1]
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= k:
+        raise UserError(f"labels must be whole numbers in 0..{k - 1}, one for each column of probabilities")
+    if not np.isfinite(p).all() or p.min() < 0 or np.abs(p.sum(axis=1) - 1).max() > 1e-3:
+        row = int(np.argmax(~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > 1e-3)))
+        raise UserError(
+            f"row {row} must hold probabilities that sum to 1, got {p[row].round(4).tolist()}; apply softmax"
+        )
+    return labels, p
 
 
 def baseline(metric: Metric, labels: np.ndarray, n_classes: int) -> Score:
@@ -39,15 +74,15 @@ def baseline(metric: Metric, labels: np.ndarray, n_classes: int) -> Score:
         return majority(labels)
     shares = np.bincount(labels, minlength=n_classes) / len(labels)
     answer = shares if metric == "log_loss" else np.eye(n_classes)[shares.argmax()]
-    return measure(metric, labels, np.tile(answer, (len(labels), 1)))
+    return score(labels, np.tile(answer, (len(labels), 1)), metric)
 
 
-def told(score: Score) -> str:
+def format_score(score: Score) -> str:
     """Return a score with its metric's name."""
     return f"accuracy {score}" if score.metric == "accuracy" else str(score)
 
 
-def value(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> float:
+def metric_value(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> float:
     """The metric itself, as scikit-learn computes it; probabilities (N, K) of rows that may lack a class."""
     from sklearn.metrics import accuracy_score, f1_score, log_loss
 
@@ -90,7 +125,7 @@ def _normalised(pred_probs: np.ndarray) -> np.ndarray:
     return np.asarray(pred_probs / pred_probs.sum(axis=1, keepdims=True))
 
 
-def row_counts(n: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[np.ndarray]:
+def row_counts(n: int, *, draws: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
     """How often each of n rows is in each of the bootstrap's draws, (n,) each; the same for every call."""
     rng = np.random.default_rng(seed)
     for _ in range(draws):
@@ -121,7 +156,7 @@ class Score:
         if self.metric == "accuracy":
             return figures
         error = (self.accuracy * (1 - self.accuracy) / self.n) ** 0.5
-        return f"{NAMES[self.metric]} {figures} (accuracy {self.accuracy:.4f} ± {error:.4f})"
+        return f"{METRIC_NAMES[self.metric]} {figures} (accuracy {self.accuracy:.4f} ± {error:.4f})"
 
 
 def accuracy(labels: np.ndarray, pred_probs: np.ndarray) -> Score:

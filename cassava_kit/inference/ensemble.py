@@ -77,14 +77,14 @@ def loss_without(
     """
     import numpy as np
 
-    from cassava_kit.evidence.metrics import gain, value
+    from cassava_kit.evidence.metrics import gain, metric_value
 
     w = np.asarray(weights, float)
-    whole = value(metric, labels, np.tensordot(w, pred_probs, axes=1))
+    whole = metric_value(metric, labels, np.tensordot(w, pred_probs, axes=1))
     found = {}
     for m, name in enumerate(names):
         others = np.where(np.arange(len(w)) == m, 0.0, w)
         if others.sum() > 1e-9:
             rest = np.tensordot(others, pred_probs, axes=1)
-            found[name] = gain(metric, value(metric, labels, rest), whole)
+            found[name] = gain(metric, metric_value(metric, labels, rest), whole)
     return found

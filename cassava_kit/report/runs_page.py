@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cassava_kit.competition import Competition, current
+from cassava_kit.competition import Competition, Task, common_task, current
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.table import read_table
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.calibration import BINS
 from cassava_kit.evidence.compare import Comparison
-from cassava_kit.evidence.metrics import LESS_IS_BETTER, NAMES, gain, told
+from cassava_kit.evidence.metrics import LESS_IS_BETTER, METRIC_NAMES, format_score, gain
 from cassava_kit.report import charts
 from cassava_kit.report.charts import Chart
-from cassava_kit.report.page import check_out, short_names, slug, write_page
+from cassava_kit.report.page import check_out, number, short_names, slug, write_page
 from cassava_kit.report.runs import Run, differing_settings, find_runs, findings
 from cassava_kit.report.runs_scores import (
-    Scored,
+    ScoredRun,
     compare_pairs,
     majority_of,
     read_split,
@@ -42,15 +43,15 @@ class Report:
 
     runs: list[Run]
     folds: Folds | None
-    scored: list[Scored]
-    baseline: Scored | None
+    scored: list[ScoredRun]
+    baseline: ScoredRun | None
     pairs: list[Comparison]
     competition: Competition
 
     @property
     def metric_name(self) -> str:
         """What runs are ranked by, in words."""
-        return NAMES[self.competition.metric]
+        return METRIC_NAMES[self.competition.metric]
 
 
 def write_report(
@@ -84,19 +85,31 @@ def gather_report(
     found = find_runs(runs)
     table = None if data is None else read_table(data / competition.train_csv, competition)
     split = read_split(found, folds, table)
+    task = _task(found, split) or competition.task
+    title = competition.title if competition.slug == task.competition else task.competition
     if split is None:
-        return Report(found, None, [], None, [], competition)
+        return Report(found, None, [], None, [], task, title)
     _check_labels(split, table)
-    scored = [one for run in found if (one := score_run(run, split, competition.metric)) is not None]
+    scored = [one for run in found if (one := score_run(run, split, task.metric)) is not None]
     if not scored:
-        return Report(found, split, [], None, [], competition)
+        return Report(found, split, [], None, [], task, title)
     widths = {one.name: one.probabilities.shape[1] for one in scored}
     if len(set(widths.values())) > 1:
-        told = ", ".join(f"{name} {width}" for name, width in widths.items())
-        raise ValueError(f"the runs must predict the same classes, got {told}; report runs of one competition together")
+        shown = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise UserError(f"the runs must predict the same classes, got {shown}; report runs of one competition together")
     rows = np.unique(np.concatenate([one.rows for one in scored]))
-    baseline = majority_of(split, rows, scored[0].probabilities.shape[1], competition.metric)
-    return Report(found, split, scored, baseline, compare_pairs([baseline, *scored]), competition)
+    baseline = majority_of(split, rows, scored[0].probabilities.shape[1], task.metric)
+    return Report(found, split, scored, baseline, compare_pairs([baseline, *scored]), task, title)
+
+
+def _task(runs: Sequence[Run], split: Folds | None) -> Task | None:
+    """Return what the fold file and the runs say that they are of; None where no file says it."""
+    tasks = {"the fold file": split.task if split else None}
+    for run in runs:
+        files = {f"{run.name} fold {k}": part for k, part in run.parts.items()}
+        files |= {run.name: run.whole} if run.whole is not None else {}
+        tasks |= {name: file.header.task for name, file in files.items() if file.header is not None}
+    return common_task(tasks) if any(tasks.values()) else None
 
 
 def _check_labels(split: Folds, table: pd.DataFrame | None) -> None:
@@ -107,7 +120,7 @@ def _check_labels(split: Folds, table: pd.DataFrame | None) -> None:
     differs = both[both["label"] != both["label_table"]]
     if both.empty or len(differs):
         what = f"{differs['image_id'].iloc[0]} has another label there" if len(differs) else "they share no image"
-        raise ValueError(f"the fold file and --data are of different tables: {what}; give the data of these folds")
+        raise UserError(f"the fold file and --data are of different tables: {what}; give the data of these folds")
 
 
 def unique_slugs(names: Sequence[str]) -> list[str]:
@@ -139,12 +152,12 @@ def _scores_chart(report: Report) -> Chart:
     scores = [(one.name, one.score) for one in report.scored]
     half = [INTERVAL_Z * score.standard_error for _, score in scores]
     values = np.array([(s.value, s.value - h, s.value + h) for (_, s), h in zip(scores, half, strict=True)])
-    better = ", less is better" if report.competition.metric in LESS_IS_BETTER else ""
+    better = ", less is better" if report.task.metric in LESS_IS_BETTER else ""
     alt = f"Out-of-fold {report.metric_name} with 95 % intervals{better}; the broken line is the majority's."
     return charts.intervals("scores", alt, [n for n, _ in scores], values, zero=report.baseline.score.value)
 
 
-def _score_charts(one: Scored, key: str, names: Sequence[str]) -> list[Chart]:
+def _score_charts(one: ScoredRun, key: str, names: Sequence[str]) -> list[Chart]:
     right = one.predicted == one.labels
     confidence = one.probabilities.max(axis=1)
     on = f"{one.name}, {len(one.rows):,} out-of-fold rows"
@@ -158,9 +171,9 @@ def _score_charts(one: Scored, key: str, names: Sequence[str]) -> list[Chart]:
     ]
 
 
-def _class_names(report: Report, one: Scored) -> list[str]:
+def _class_names(report: Report, one: ScoredRun) -> list[str]:
     """Short names of the classes; numbers where the member predicts more than the competition has."""
-    names = short_names(report.competition)
+    names = short_names(report.task.classes)
     return [names[k] if k < len(names) else f"class {k}" for k in range(one.probabilities.shape[1])]
 
 
@@ -175,42 +188,49 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
         "scored": by_name,
         "head": headline(report),
         "score_rows": score_rows(report),
-        "said": {one.name: told(one.score) for one in report.scored},
+        "said": {one.name: format_score(one.score) for one in report.scored},
         "stored_rows": stored_rows(report),
         "pair_rows": [_pair_row(pair) for pair in report.pairs],
         "settings": differing_settings([run for run in report.runs if run.configs]),
         "configured": [run.name for run in report.runs if run.configs],
         "findings": {run.name: findings(run) for run in report.runs},
         "one_class": {one.name: one_class(one) for one in report.scored},
+        "never": {one.name: never_predicted(report, one) for one in report.scored},
         "last_rows": {run.name: _last_rows(run) for run in report.runs},
         "recall_rows": {one.name: _recall_rows(report, one) for one in report.scored},
         "calibrations": {one.name: one.calibration for one in report.scored},
         "mistakes": {name: rows.to_dict("records") for name, rows in mistakes.items()},
         "pictures": None if image_dir is None else thumbnails(image_dir, wanted),
-        "classes": _class_names(report, report.scored[0]) if report.scored else short_names(report.competition),
+        "classes": _class_names(report, report.scored[0]) if report.scored else short_names(report.task.classes),
     }
 
 
-def mistakes_of(report: Report, one: Scored) -> pd.DataFrame:
+def mistakes_of(report: Report, one: ScoredRun) -> pd.DataFrame:
     """The run's worst mistakes."""
     assert report.folds is not None
     return worst_mistakes(one, report.folds, MISTAKES)
 
 
 def headline(report: Report) -> str:
-    """Return the page's first sentence: the best run, and whether it is proved better than the next and the majority.
-
-    The best is chosen by its score, so that proof means proof among all pairs.
-    """
+    """Return the page's first sentences: classes never predicted, then the best run and whether that is proved."""
     if report.baseline is None:
         return "No run has finished a fold whose labels are known, so that nothing is scored here."
-    metric = report.competition.metric
+    metric = report.task.metric
     ranked = sorted(report.scored, key=lambda one: -gain(metric, 0.0, one.score.value))
     best = ranked[0]
+    missing = [f"{one.name} never predicts {text}" for one in ranked if (text := never_predicted(report, one))]
+    first = f"{'; '.join(missing)}. " if missing else ""
     text = f"{best.name} has the best {report.metric_name}, {_figure(best)} on {best.score.n:,} out-of-fold rows"
     others = [one.name for one in ranked[1:2]] + [report.baseline.name]
-    said = [_against(report, best.name, other) for other in others]
-    return f"{text}: {', and '.join(filter(None, said))}."
+    verdicts = [_against(report, best.name, other) for other in others]
+    return f"{first}{text}: {', and '.join(filter(None, verdicts))}."
+
+
+def never_predicted(report: Report, one: ScoredRun) -> str:
+    """Return the classes that have rows and no prediction, with their rows; empty for a run that predicts them all."""
+    names, given, predicted = _class_names(report, one), one.confusion.sum(axis=1), one.confusion.sum(axis=0)
+    missing = np.flatnonzero((predicted == 0) & (given > 0))
+    return ", ".join(f"{names[k]} ({number(int(given[k]), 'row')})" for k in missing)
 
 
 def _against(report: Report, best: str, other: str) -> str:
@@ -223,14 +243,14 @@ def _against(report: Report, best: str, other: str) -> str:
     return f"with no row in common with {other}"
 
 
-def one_class(one: Scored) -> tuple[int, float] | None:
+def one_class(one: ScoredRun) -> tuple[int, float] | None:
     """The class that nearly all predictions sit on, and its share; None for a run that tells classes apart."""
     counts = one.confusion.sum(axis=0)
     share = float(counts.max() / counts.sum())
     return (int(counts.argmax()), share) if share >= ONE_CLASS_SHARE else None
 
 
-def _figure(one: Scored) -> str:
+def _figure(one: ScoredRun) -> str:
     """A run's score and its standard error, without the metric's name."""
     return f"{one.score.value:.4f} ± {one.score.standard_error:.4f}"
 
@@ -286,7 +306,7 @@ def _last_rows(run: Run) -> list[list[str]]:
     ]
 
 
-def _recall_rows(report: Report, one: Scored) -> list[list[str]]:
+def _recall_rows(report: Report, one: ScoredRun) -> list[list[str]]:
     """A row a class: recall with its interval, precision, rows, and predictions."""
     confusion, rows = one.confusion, []
     for k, (name, (recall, low, high)) in enumerate(zip(_class_names(report, one), recalls(one), strict=True)):

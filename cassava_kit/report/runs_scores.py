@@ -13,9 +13,10 @@ import pandas as pd
 
 from cassava_kit.competition import Metric
 from cassava_kit.data.folds import TEST, Folds, read_folds
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.calibration import Calibration, calibrate, ece, logloss
 from cassava_kit.evidence.compare import Comparison, compare, correct
-from cassava_kit.evidence.metrics import Score, measure
+from cassava_kit.evidence.metrics import Score, score
 from cassava_kit.evidence.oof import check_oof, refuse_in_sample
 from cassava_kit.evidence.predictions import Predictions
 from cassava_kit.report.runs import Run
@@ -24,7 +25,7 @@ MAJORITY = "majority"
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRun:
     """A run on the rows that it held out: `rows` (n,) are their numbers in the fold file; probabilities (n, K).
 
     `metric` is what it is judged by.
@@ -45,7 +46,7 @@ class Scored:
     @cached_property
     def score(self) -> Score:
         """The metric's value with its standard error."""
-        return measure(self.metric, self.labels, self.probabilities)
+        return score(self.labels, self.probabilities, self.metric)
 
     @property
     def ece(self) -> float:
@@ -88,10 +89,10 @@ def read_split(runs: Sequence[Run], folds: Path | None, table: pd.DataFrame | No
         if len(rows) == len(table) and set(rows["image_id"]) == set(table["image_id"]):
             made = table.merge(rows, on="image_id").sort_values("image_id", kind="stable").reset_index(drop=True)
             return Folds(made[["image_id", "label", "fold"]])
-    raise ValueError("no run predicts every row of the table, so that its folds are not known; give --folds FILE")
+    raise UserError("no run predicts every row of the table, so that its folds are not known; give --folds FILE")
 
 
-def score_run(run: Run, folds: Folds, metric: Metric) -> Scored | None:
+def score_run(run: Run, folds: Folds, metric: Metric) -> ScoredRun | None:
     """The run on the rows it held out, its contract checked; None where no fold is finished."""
     if run.whole is not None:
         frame = check_oof(run.whole, folds, run.name)
@@ -108,11 +109,11 @@ def score_run(run: Run, folds: Folds, metric: Metric) -> Scored | None:
     labels = folds.frame["label"].to_numpy()[rows]
     probabilities = frame.probabilities[order]
     if labels.max() >= probabilities.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"{run.name} predicts classes 0..{probabilities.shape[1] - 1}, the fold file has label {labels.max()}; "
             "both must be of one competition"
         )
-    return Scored(run.name, rows, labels, folds.frame["fold"].to_numpy()[rows], probabilities, metric)
+    return ScoredRun(run.name, rows, labels, folds.frame["fold"].to_numpy()[rows], probabilities, metric)
 
 
 def _check_part(run: Run, k: int, part: Predictions, folds: Folds) -> None:
@@ -121,7 +122,7 @@ def _check_part(run: Run, k: int, part: Predictions, folds: Folds) -> None:
     folds.check_fold(k)
     made_on = part.header.fold_hash if part.header is not None else None
     if made_on is not None and made_on != folds.hash:
-        raise ValueError(
+        raise UserError(
             f"{name} was made on another split ({made_on[:12]}, this fold file is {folds.hash[:12]}); "
             "give the fold file it was trained with"
         )
@@ -129,21 +130,21 @@ def _check_part(run: Run, k: int, part: Predictions, folds: Folds) -> None:
     expected = set(folds.validation(k)["image_id"])
     differing = expected.symmetric_difference(part.ids)
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{name}: its {len(part.ids)} rows are not the {len(expected)} of fold {k} of this fold file "
             f"(first that differs: {min(differing)}); give the fold file it was trained with"
         )
 
 
-def majority_of(folds: Folds, rows: np.ndarray, n_classes: int, metric: Metric) -> Scored:
+def majority_of(folds: Folds, rows: np.ndarray, n_classes: int, metric: Metric) -> ScoredRun:
     """The class shares of the split's labels for every row: the baseline of every comparison."""
     labels = folds.frame["label"].to_numpy()
     known = labels[folds.frame["fold"].to_numpy() != TEST]
     shares = np.tile(np.bincount(known, minlength=n_classes) / len(known), (len(rows), 1))
-    return Scored(MAJORITY, rows, labels[rows], folds.frame["fold"].to_numpy()[rows], shares, metric)
+    return ScoredRun(MAJORITY, rows, labels[rows], folds.frame["fold"].to_numpy()[rows], shares, metric)
 
 
-def compare_pairs(scored: Sequence[Scored]) -> list[Comparison]:
+def compare_pairs(scored: Sequence[ScoredRun]) -> list[Comparison]:
     """Compare every pair on the rows both held out, the later against the earlier, corrected for their number.
 
     The verb `compare` says the same of a pair that is given in this order. Pairs without common rows are left out.
@@ -158,7 +159,7 @@ def compare_pairs(scored: Sequence[Scored]) -> list[Comparison]:
     return correct(found)
 
 
-def recalls(scored: Scored) -> np.ndarray:
+def recalls(scored: ScoredRun) -> np.ndarray:
     """Each class's recall with its 95 % interval (Wilson 1927), (K, 3); a class without rows has none (nan)."""
     from scipy.stats import binomtest
 
@@ -172,7 +173,7 @@ def recalls(scored: Scored) -> np.ndarray:
     return np.array(rows)
 
 
-def worst_mistakes(scored: Scored, folds: Folds, n: int) -> pd.DataFrame:
+def worst_mistakes(scored: ScoredRun, folds: Folds, n: int) -> pd.DataFrame:
     """The `n` rows whose given label got the least probability: `image_id,label,predicted,p_label,p_predicted`."""
     at = np.arange(len(scored.labels))
     frame = pd.DataFrame(

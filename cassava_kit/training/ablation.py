@@ -16,7 +16,7 @@ import pandas as pd
 
 from cassava_kit.data.folds import Folds, read_folds
 from cassava_kit.evidence.compare import Comparison, compare, correct
-from cassava_kit.evidence.metrics import NAMES
+from cassava_kit.evidence.metrics import METRIC_NAMES
 from cassava_kit.evidence.oof import gather_files
 from cassava_kit.files import write_text
 from cassava_kit.settings import parse_setting, replace
@@ -24,7 +24,7 @@ from cassava_kit.training.config import RunConfig
 
 if TYPE_CHECKING:
     from cassava_kit.data.table import TrainTable
-    from cassava_kit.training.rows import Session
+    from cassava_kit.training.rows import TrainOptions
 
 BASE = "as it is"
 CLEANED = "cleaned"
@@ -73,7 +73,7 @@ class Ablation:
         """The table for a README, and what it rests on."""
         first = next(iter(self.comparisons.values()))
         lines = [
-            f"| {self.recipe} | {NAMES[first.metric]} | against `{BASE}` | interval | images that would prove it |",
+            f"| {self.recipe} | {METRIC_NAMES[first.metric]} | against `{BASE}` | interval | images that would prove it |",
             "|---|---|---|---|---|",
             f"| {BASE} | {first.a} | | | |",
         ]
@@ -130,26 +130,26 @@ def compared(names: Sequence[str], oof: Sequence[Path], folds: Folds) -> dict[st
 
 
 def ablate(
-    plan: Sequence[Variant], table: TrainTable, split: Folds, out: Path, *, session: Session | None = None
+    plan: Sequence[Variant], table: TrainTable, split: Folds, out: Path, *, options: TrainOptions | None = None
 ) -> Ablation:
     """Train all variants over all folds, `out/<recipe>--<change>/` each; finished runs are reused.
 
-    A cleaned variant takes the session's noise report; without one, a report that confident learning makes of the
+    A cleaned variant takes the options's noise report; without one, a report that confident learning makes of the
     unchanged recipe's own out-of-fold predictions.
     """
     from dataclasses import replace as with_fields
 
     from cassava_kit.training.checks import check_row_weights, check_run
     from cassava_kit.training.recipe_run import train_recipe
-    from cassava_kit.training.rows import Session, TrainData
+    from cassava_kit.training.rows import TrainData, TrainOptions
 
-    given = session or Session()
+    given = options or TrainOptions()
     plain = with_fields(given, clean=None)
     for variant in plan:
         if variant.cleaned:
             check_row_weights(variant.config, given.clean_action)  # a report of its own is not there to check yet
-        session = given if variant.cleaned else plain
-        check_run(variant.config, TrainData(table, split), range(split.n_splits), session)
+        options = given if variant.cleaned else plain
+        check_run(variant.config, TrainData(table, split), range(split.n_splits), options)
     oof: dict[str, Path] = {}
     seconds: dict[str, float] = {}
     for variant in plan:
@@ -157,9 +157,9 @@ def ablate(
         if variant.cleaned:
             report = given.clean or own_report(oof[BASE], split, out / variant.config.recipe / "clean.csv")
             chosen = with_fields(given, clean=report)
-        result = train_recipe(variant.config, table, split, out, session=chosen)
-        assert result.oof is not None, "all folds were asked for"
-        oof[variant.name] = result.oof
+        result = train_recipe(variant.config, table, split, out, options=chosen)
+        assert result.oof_file is not None, "all folds were asked for"
+        oof[variant.name] = result.oof_file
         seconds[variant.name] = sum(fold.seconds for fold in result.folds)
     return Ablation(plan[0].config.recipe, oof, compared(list(oof), list(oof.values()), split), seconds)
 
@@ -182,14 +182,14 @@ def ablate_files(
     *,
     changes: Sequence[str] = (),
     cleaning: bool = False,
-    session: Session | None = None,
+    options: TrainOptions | None = None,
 ) -> str:
     """The verb `ablate`: trains, writes `out/<recipe>-ablation.csv` and `.md`, and returns what to tell the user."""
     from cassava_kit.data.table import read_competition
 
-    plan = variants(config, changes, cleaned=cleaning or (session is not None and session.clean is not None))
+    plan = variants(config, changes, cleaned=cleaning or (options is not None and options.clean is not None))
     split = read_folds(folds)
-    found = ablate(plan, read_competition(data), split, out, session=session)
+    found = ablate(plan, read_competition(data), split, out, options=options)
     path = out / f"{config.recipe}-ablation.csv"
     write_text(path, found.table().to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     write_text(path.with_suffix(".md"), found.markdown() + "\n")

@@ -14,7 +14,7 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import TEST, Folds
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes, resize
 from cassava_kit.data.table import TrainTable
-from cassava_kit.evidence.metrics import Score, accuracy, measure, score_record
+from cassava_kit.evidence.metrics import Score, accuracy, score, score_record
 from cassava_kit.evidence.oof import fold_predictions, join_folds
 from cassava_kit.evidence.predictions import Predictions, write_predictions
 from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, write_json
@@ -85,7 +85,7 @@ def train_baseline(
     if len(numbers) == data.folds.n_splits:
         write_predictions(run_dir / OOF_FILE, join_folds(parts, data.folds, settings.recipe))
     labels = np.concatenate([data.folds.validation(k)["label"] for k in numbers])
-    return measure(data.competition.metric, labels, np.concatenate([part.probabilities for part in parts]))
+    return score(labels, np.concatenate([part.probabilities for part in parts]), data.competition.metric)
 
 
 def read_pixels(paths: Sequence[Path], side: int, *, progress: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -148,10 +148,10 @@ def write_fold(
     """Write a fold's folder as a recipe's run has it, weights aside; `run.json` comes last and says it is whole."""
     (run_dir / DONE_FILE).unlink(missing_ok=True)
     part = fold_predictions(data.folds, fold, probabilities, f"{config['recipe']}-fold{fold}")
-    score = accuracy(data.folds.validation(fold)["label"].to_numpy(), probabilities)
+    right = accuracy(data.folds.validation(fold)["label"].to_numpy(), probabilities)
     write_json(run_dir / CONFIG_FILE, config)
     write_predictions(run_dir / OOF_FILE, part)
-    write_json(run_dir / DONE_FILE, {**score_record(score), **facts})
+    write_json(run_dir / DONE_FILE, {**score_record(right), **facts})
     return part
 
 

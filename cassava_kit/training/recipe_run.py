@@ -15,15 +15,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.table import TrainTable
-from cassava_kit.evidence.metrics import Score, accuracy, baseline, measure, told
+from cassava_kit.evidence.metrics import Score, accuracy, baseline, format_score, score
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import is_main
-from cassava_kit.training.fit import train_fold
+from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.loaders import fill_cache
 from cassava_kit.training.recipes import first_weights, run_name
-from cassava_kit.training.rows import Session, TrainData
-from cassava_kit.training.run_dir import FoldResult, fingerprint, join_runs, reusable
+from cassava_kit.training.rows import TrainData, TrainOptions
+from cassava_kit.training.run_dir import FoldResult, find_reusable, join_runs, run_fingerprint
 
 PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False}
 
@@ -34,7 +34,7 @@ class RecipeResult:
 
     config: RunConfig
     folds: tuple[FoldResult, ...]
-    oof: Path | None
+    oof_file: Path | None
     score: Score | None
     seconds: float
 
@@ -52,33 +52,33 @@ def train_recipe(
     *,
     folds: Sequence[int] | None = None,
     competition: Competition | None = None,
-    session: Session | None = None,
+    options: TrainOptions | None = None,
 ) -> RecipeResult:
     """Train a recipe on each of `folds` (default: all) and say what came out, a line a fold.
 
-    The session's progress bar and its voice are made here.
+    The options's progress bar and its voice are made here.
     """
-    session = session or Session()
+    options = options or TrainOptions()
     console = Console(stderr=True, file=sys.stderr, quiet=not is_main())
     numbers = list(range(split.n_splits)) if folds is None else list(folds)
     data = TrainData(table, split, competition or current())
-    check_run(config, data, numbers, session)
+    check_run(config, data, numbers, options)
     wanted = first_weights(config)
-    if session.weights is None and wanted is not None:
+    if options.weights is None and wanted is not None:
         console.print(f"{config.recipe} starts from random weights, not from {wanted}: give --weights FILE", **PLAIN)
     results = []
     name = run_name(config)
     for fold in numbers:  # all refusals before the first fold is trained
-        reusable(out / name / f"fold{fold}", fingerprint(config, data, fold, session), session)
-    if session.cache is not None:
-        fill_cache(config, data.paths(split.frame), session.cache)
+        find_reusable(out / name / f"fold{fold}", run_fingerprint(config, data, fold, options), options)
+    if options.cache is not None:
+        fill_cache(config, data.paths(split.frame), options.cache)
     with training_bar(console) as progress:
         tell = partial(progress.console.print, **PLAIN)
-        session = replace(session, progress=progress, tell=tell)
+        options = replace(options, progress=progress, tell=tell)
         for fold in numbers:
-            result = train_fold(config, data, fold, out, session=session)
+            result = fit_fold(config, data, fold, out, options=options)
             how = "reused" if result.reused else f"{result.seconds:.0f} s"
-            right = str(result.score) if data.competition.metric == "accuracy" else told(result.score)
+            right = str(result.score) if data.competition.metric == "accuracy" else format_score(result.score)
             tell(f"{name} fold {fold}: {right} out of fold ({how})")
             results.append(result)
     seconds = sum(0.0 if result.reused else result.seconds for result in results)
@@ -86,21 +86,9 @@ def train_recipe(
         return RecipeResult(config, tuple(results), None, None, seconds)
     path, whole = join_runs(results, split, out, name)
     labels = split.scored["label"].to_numpy()
-    score = accuracy(labels, whole.probabilities)
-    found = measure(data.competition.metric, labels, whole.probabilities)
+    right = accuracy(labels, whole.probabilities)
+    found = score(labels, whole.probabilities, data.competition.metric)
     least = baseline(data.competition.metric, labels, whole.probabilities.shape[1])
-    console.print(f"{name}: OOF {told(found)} on {score.n} given labels (majority class {least}): {path}", **PLAIN)
-    return RecipeResult(config, tuple(results), path, score, seconds)
-
-
-def training_bar(console: Console) -> Progress:
-    """The bar of a training: steps, figures of the last epoch, time gone and to come."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+    majority = f"majority class {least}"
+    console.print(f"{name}: OOF {format_score(found)} on {found.n} given labels ({majority}): {path}", **PLAIN)
+    return RecipeResult(config, tuple(results), path, right, seconds)

@@ -6,7 +6,17 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from cassava_kit.evidence.blend import greedy_weights, judge
 from cassava_kit.evidence.compare import compare
-from cassava_kit.evidence.metrics import accuracy, baseline, gain, majority, measure, row_counts, statistic, told, value
+from cassava_kit.evidence.metrics import (
+    accuracy,
+    baseline,
+    format_score,
+    gain,
+    majority,
+    metric_value,
+    row_counts,
+    score,
+    statistic,
+)
 from cassava_kit.evidence.oof import Evidence
 
 
@@ -33,8 +43,8 @@ def test_the_bootstraps_sums_are_the_metric_on_the_rows_drawn(metric):
     for counts in row_counts(len(labels), draws=20):
         rows = np.repeat(np.arange(len(labels)), counts)
         assert statistic(metric, labels, p)(counts) == pytest.approx(sklearn_value(metric, labels[rows], p[rows]))
-    assert value(metric, labels, p) == pytest.approx(sklearn_value(metric, labels, p))
-    assert measure(metric, labels, p).value == pytest.approx(value(metric, labels, p))
+    assert metric_value(metric, labels, p) == pytest.approx(sklearn_value(metric, labels, p))
+    assert score(labels, p, metric).value == pytest.approx(metric_value(metric, labels, p))
 
 
 def test_a_class_without_rows_counts_as_in_sklearn():
@@ -47,17 +57,17 @@ def test_a_class_without_rows_counts_as_in_sklearn():
 
 def test_the_standard_error_is_that_of_repeated_samples():
     for metric in ("macro_f1", "log_loss"):
-        values = [value(metric, *task(seed=seed)) for seed in range(0, 400, 2)]
-        assert measure(metric, *task()).standard_error == pytest.approx(np.std(values), rel=0.25)
+        values = [metric_value(metric, *task(seed=seed)) for seed in range(0, 400, 2)]
+        assert score(*task(), metric).standard_error == pytest.approx(np.std(values), rel=0.25)
 
 
 def test_accuracy_stays_what_it_was_and_stands_beside_the_others():
     labels, p = task()
-    assert measure("accuracy", labels, p) == accuracy(labels, p) and baseline("accuracy", labels, 4) == majority(labels)
-    assert told(accuracy(labels, p)) == f"accuracy {accuracy(labels, p)}"
-    assert str(measure("log_loss", labels, p)).endswith(f"(accuracy {accuracy(labels, p)})")
-    assert measure("log_loss", labels, p).accuracy == accuracy(labels, p).value
-    assert told(measure("macro_f1", labels, p)).startswith("macro F1 0.")
+    assert score(labels, p, "accuracy") == accuracy(labels, p) and baseline("accuracy", labels, 4) == majority(labels)
+    assert format_score(accuracy(labels, p)) == f"accuracy {accuracy(labels, p)}"
+    assert str(score(labels, p, "log_loss")).endswith(f"(accuracy {accuracy(labels, p)})")
+    assert score(labels, p, "log_loss").accuracy == accuracy(labels, p).value
+    assert format_score(score(labels, p, "macro_f1")).startswith("macro F1 0.")
 
 
 def test_the_baseline_knows_the_class_shares_alone():
@@ -119,7 +129,7 @@ def test_the_interval_is_of_the_paired_difference():
     other = p * np.random.default_rng(3).uniform(0.99, 1.01, p.shape)
     other /= other.sum(axis=1, keepdims=True)
     paired = compare(labels, p, other, metric="log_loss")
-    assert paired.half_width < measure("log_loss", labels, p).standard_error / 10
+    assert paired.half_width < score(labels, p, "log_loss").standard_error / 10
 
 
 def test_weights_are_judged_by_the_competitions_metric():

@@ -11,21 +11,22 @@ import pandas as pd
 import pytest
 from cells import Cells
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, recall_score
+from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
-from cassava_kit.__main__ import app
 from cassava_kit.cli.app import run_app
-from cassava_kit.competition import CASSAVA
-from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.cli.verbs import app
+from cassava_kit.competition import CASSAVA, Task
+from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.evidence.calibration import ece, logloss
 from cassava_kit.evidence.compare import compare
-from cassava_kit.evidence.metrics import accuracy, majority, measure
+from cassava_kit.evidence.metrics import accuracy, majority
+from cassava_kit.evidence.metrics import score as score_of
 from cassava_kit.evidence.predictions import Header, Source, make_predictions, read_predictions, write_predictions
 from cassava_kit.report.charts import INK, chart
 from cassava_kit.report.runs import differing_settings, find_runs, findings
-from cassava_kit.report.runs_page import gather_report, unique_slugs, write_report
-from cassava_kit.report.runs_scores import Scored, compare_pairs, majority_of, recalls, worst_mistakes
+from cassava_kit.report.runs_page import gather_report, headline, unique_slugs, write_report
+from cassava_kit.report.runs_scores import ScoredRun, compare_pairs, majority_of, recalls, worst_mistakes
 from cassava_kit.training.baseline import train_logreg
 
 NOTE = "predicts class 3 (Cassava Mosaic Disease (CMD)) for 98% of <the> validation images"
@@ -76,7 +77,7 @@ def metrics(epochs, note=""):
 def material(tiny_table, tmp_path_factory):
     """Folder with a fold file of three folds, runs/good, runs/fair, and runs/part (fold 0 alone)."""
     root = tmp_path_factory.mktemp("material")
-    split = make_folds(tiny_table.frame, n_splits=3, seed=0)
+    split = split_folds(tiny_table.frame, n_splits=3, seed=0)
     write_folds(root / "folds.csv", split)
     labels = split.frame["label"].to_numpy()
     write_run(root / "runs" / "good", split, guesses(labels, 4.0, 1))
@@ -161,7 +162,7 @@ def test_recall_and_confusion(material, written):
 
 
 def test_a_class_without_rows_has_no_recall():
-    one = Scored("a", np.arange(2), np.array([0, 1]), np.zeros(2), np.array([[1.0, 0, 0], [0, 1, 0]]))
+    one = ScoredRun("a", np.arange(2), np.array([0, 1]), np.zeros(2), np.array([[1.0, 0, 0], [0, 1, 0]]))
     assert np.isnan(recalls(one)[2]).all() and recalls(one)[:2, 0].tolist() == [1, 1]
 
 
@@ -242,6 +243,35 @@ def test_a_run_stuck_on_one_class_is_told_so(material, tmp_path):
     assert "Not proved: stuck and majority are right equally often on 120 rows" in text
 
 
+def test_a_class_that_is_never_predicted_is_said_first(material, tmp_path):
+    _, split = material
+    labels = split.frame["label"].to_numpy()
+    answers = guesses(labels, 4.0, 1)
+    answers[:, 2] = 0
+    write_run(tmp_path / "blind", split, answers / answers.sum(axis=1, keepdims=True))
+    write_folds(tmp_path / "folds.csv", split)
+    report = gather_report([tmp_path / "blind"], folds=tmp_path / "folds.csv")
+    rows = int((labels == 2).sum())
+    assert headline(report).startswith(f"blind never predicts 2 CGM ({rows} rows). blind has the best accuracy")
+    write_report([tmp_path / "blind"], tmp_path / "r.html", folds=tmp_path / "folds.csv")
+    assert f"It never predicts 2 CGM ({rows} rows)." in Cells((tmp_path / "r.html").read_text("utf-8")).text
+
+
+def test_metric_and_classes_are_the_files_own(material, tmp_path, monkeypatch):
+    _, split = material
+    task = Task("zoo", "macro_f1", tuple("abcde"))
+    split = replace(split, task=task)
+    write_folds(tmp_path / "folds.csv", split)
+    labels = split.frame["label"].to_numpy()
+    write_run(tmp_path / "one", split, guesses(labels, 2.0, 1))
+    monkeypatch.chdir(tmp_path)
+    report = gather_report([tmp_path / "one"], folds=tmp_path / "folds.csv")
+    answers = report.scored[0].probabilities.argmax(axis=1)
+    expected = f1_score(report.scored[0].labels, answers, average="macro")
+    assert report.scored[0].score.value == pytest.approx(expected)
+    assert (report.title, report.metric_name) == ("zoo", "macro F1")
+
+
 def test_without_the_fold_file_it_is_made_from_a_whole_run(material, tiny_dir):
     root, split = material
     report = gather_report([root / "runs"], data=tiny_dir)
@@ -315,7 +345,7 @@ def test_the_competitions_metric_ranks_charts_and_proves(material, tmp_path):
     assert pair.difference == pytest.approx(expected.difference, rel=1e-3)
     write_report(runs, tmp_path / "r.html", folds=folds, competition=by_loss)
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
-    page, score = Cells(html), measure("log_loss", labels, mild)
+    page, score = Cells(html), score_of(labels, mild, "log_loss")
     assert page.row("mild", f"{score.value:.4f} ± {score.standard_error:.4f}")[0] == f"{score.accuracy:.4f}"
     assert "mild has the best log loss, " in page.text and "Proved: mild has a better log loss on 120 rows" in page.text
     assert f"Out of fold {score} on 120 rows" in page.text and "always answers the class shares" in page.text
@@ -331,7 +361,7 @@ def test_macro_f1_stands_beside_accuracy_and_log_loss(material, tmp_path):
     write_report([root / "runs"], tmp_path / "r.html", folds=root / "folds.csv", competition=competition)
     page = Cells((tmp_path / "r.html").read_text(encoding="utf-8"))
     labels, probabilities = joined(root, "good", split)
-    score = measure("macro_f1", labels, probabilities)
+    score = score_of(labels, probabilities, "macro_f1")
     assert [
         "run",
         "macro F1 ± s.e.",
@@ -354,7 +384,7 @@ def test_a_pair_keeps_the_order_given_and_pairs_without_rows_are_left_out(materi
     parts = []
     for name, skill, k in (("a", 9.0, 0), ("b", 0.0, 0), ("c", 1.0, 1)):
         rows = np.flatnonzero(fold == k)
-        parts.append(Scored(name, rows, labels[rows], fold[rows], guesses(labels[rows], skill, 7)))
+        parts.append(ScoredRun(name, rows, labels[rows], fold[rows], guesses(labels[rows], skill, 7)))
     assert [pair.names for pair in compare_pairs(parts)] == [("a", "b")]
     assert compare_pairs(parts)[0].difference < 0 < compare_pairs(parts[1::-1])[0].difference
 
@@ -363,7 +393,7 @@ def test_every_pair_is_corrected_for_all(material):
     """Ten runs that differ by chance from one another: the best of them looks proved alone, and is not."""
     _, split = material
     labels, fold, rows = split.frame["label"].to_numpy(), split.frame["fold"].to_numpy(), np.arange(120)
-    runs = [Scored(str(k), rows, labels, fold, guesses(labels, 1.0, 50 + k)) for k in range(14)]
+    runs = [ScoredRun(str(k), rows, labels, fold, guesses(labels, 1.0, 50 + k)) for k in range(14)]
     pairs = compare_pairs(runs)
     assert len(pairs) == 91 and any(pair.proved_alone for pair in pairs) and not any(pair.proved for pair in pairs)
     first = min(pairs, key=lambda pair: pair.p_value)
@@ -424,7 +454,7 @@ def test_errors_are_one_line(material, tmp_path, capsys, arguments, message):
     root, split = material
     empty, other = tmp_path / "empty", tmp_path / "other.csv"
     empty.mkdir()
-    write_folds(other, make_folds(split.frame[["image_id", "label"]], n_splits=3, seed=9))
+    write_folds(other, split_folds(split.frame[["image_id", "label"]], n_splits=3, seed=9))
     filled = [text.format(root=root, empty=empty, other=other) for text in arguments]
     out = [] if "--out" in filled else ["--out", str(tmp_path / "r.html")]
     assert run_app(app, ["report", *filled, *out]) == 2

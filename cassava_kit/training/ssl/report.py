@@ -12,13 +12,13 @@ import pandas as pd
 from cassava_kit.competition import Metric
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.compare import Comparison, compare, correct
-from cassava_kit.evidence.metrics import Score, baseline, gain, measure, told
+from cassava_kit.evidence.metrics import Score, baseline, format_score, gain, score
 from cassava_kit.files import write_json, write_text
 from cassava_kit.inference.features import Pixels, readable_features
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.fit import train_fold
-from cassava_kit.training.rows import Session, TrainData, usable_rows
+from cassava_kit.training.fit import fit_fold
+from cassava_kit.training.rows import TrainData, TrainOptions, usable_rows
 from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs, linear_probs
 
 RANDOM = "random"
@@ -89,7 +89,7 @@ def ssl_report(
     *,
     shares: Sequence[float] = SHARES,
     finetune: bool = True,
-    session: Session | None = None,
+    options: TrainOptions | None = None,
 ) -> SslReport:
     """Probe and finetune the recipe's network from random weights and from each file, and write the report to `out`.
 
@@ -99,7 +99,7 @@ def ssl_report(
     """
     check_request(inits, shares)
     for weights in (None, *inits.values()):
-        check_run(config, data, range(data.folds.n_splits), replace(session or Session(), weights=weights))
+        check_run(config, data, range(data.folds.n_splits), replace(options or TrainOptions(), weights=weights))
     starts: dict[str, Path | None] = {RANDOM: None, **inits}
     labels = data.folds.scored["label"].to_numpy()
     results: list[Result] = []
@@ -111,7 +111,7 @@ def ssl_report(
                 results.append(result_of((name, how, share), labels, *probe_oof(features, data, share, probe), metric))
             if finetune:
                 arguments = (config, data, share, out / FINETUNE / name / f"{share:g}")
-                probs, n = finetune_oof(*arguments, weights=weights, session=session)
+                probs, n = finetune_oof(*arguments, weights=weights, options=options)
                 results.append(result_of((name, FINETUNE, share), labels, probs, n, metric))
     report = judge(results, labels)
     write_report(report, out)
@@ -181,7 +181,7 @@ def probe_oof(
 
 
 def finetune_oof(
-    config: RunConfig, data: TrainData, share: float, out: Path, *, weights: Path | None, session: Session | None
+    config: RunConfig, data: TrainData, share: float, out: Path, *, weights: Path | None, options: TrainOptions | None
 ) -> tuple[np.ndarray, int]:
     """Return the out-of-fold pred_probs (N, K) of the trainer from these weights, and the labels it had in a fold."""
     from cassava_kit.evidence.predictions import read_predictions
@@ -191,10 +191,10 @@ def finetune_oof(
     probs, n = np.zeros((len(scored), data.competition.n_classes)), 0
     for fold, rows in labelled_rows(data, share):
         limit = labels_limit(data, fold, share)
-        result = train_fold(
-            config, data, fold, out, session=replace(session or Session(), weights=weights, limit=limit)
+        result = fit_fold(
+            config, data, fold, out, options=replace(options or TrainOptions(), weights=weights, limit=limit)
         )
-        part = read_predictions(result.oof)
+        part = read_predictions(result.oof_file)
         probs[position[part.ids].to_numpy()] = part.probabilities
         n += len(rows)
     return probs, n // data.folds.n_splits
@@ -211,7 +211,7 @@ def result_of(
     """Probabilities (N, K) of a start, a method and a share, scored; `metric` is the competition's."""
     own = judged_by(name[1], metric)
     balanced = balanced_accuracy(labels, balanced_answers(probs, labels))
-    return Result(*name, n_labels, own, measure(own, labels, probs), balanced, probs)
+    return Result(*name, n_labels, own, score(labels, probs, own), balanced, probs)
 
 
 def judge(results: Sequence[Result], labels: np.ndarray) -> SslReport:
@@ -267,7 +267,7 @@ def markdown(report: SslReport) -> str:
         "# Did self-supervised pretraining help?",
         "",
         *(f"- {sentence}" for sentence in report.verdict.splitlines()),
-        f"- One answer for every image: {'; '.join(map(told, report.baselines.values()))}.",
+        f"- One answer for every image: {'; '.join(map(format_score, report.baselines.values()))}.",
         "",
         "| start | evaluation | labels | score | balanced accuracy | gain over random weights |",
         "|---|---|---|---|---|---|",
@@ -275,6 +275,6 @@ def markdown(report: SslReport) -> str:
     for result in report.results:
         against = report.comparisons.get((result.init, result.how, result.share))
         verdict_of = against.verdict() if against else ""
-        cells = (result.init, result.how, f"{result.n_labels:,} ({result.share:.0%})", told(result.score))
+        cells = (result.init, result.how, f"{result.n_labels:,} ({result.share:.0%})", format_score(result.score))
         lines.append(f"| {' | '.join(cells)} | {result.balanced:.3f} | {verdict_of} |")
     return "\n".join(lines) + "\n"
