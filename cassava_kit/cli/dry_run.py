@@ -23,9 +23,9 @@ from cassava_kit.data.folds import Folds, split_folds, write_folds
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable, list_images, read_competition
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.blend import Judgement, judge, nested, nested_predictions
+from cassava_kit.evidence.blend import Judgement, blend_nested, judge_methods, nested_predictions
 from cassava_kit.evidence.metrics import METRIC_NAMES, Score, accuracy, baseline, format_score, score
-from cassava_kit.evidence.oof import Evidence, gather
+from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.evidence.predictions import read_predictions, write_predictions
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
@@ -129,7 +129,7 @@ def dry_run(plan: DryRun) -> Path:
     with stages("Members"):
         evidence, checkpoints = train_members(plan, configs, table=table, split=split, out=out)
     with stages("Ensemble"):
-        judgement = judge(evidence)
+        judgement = judge_methods(evidence)
         ensemble = compose_ensemble(plan, evidence, judgement, checkpoints)
         blended = nested_predictions(evidence, judgement.weights, judgement.chosen, "ensemble")
         write_predictions(out / "ensemble-oof.csv", blended)
@@ -258,7 +258,7 @@ def train_members(
         assert result.oof_file is not None  # all folds were asked for
         oof.append(read_predictions(result.oof_file))
         checkpoints[config.recipe] = [fold.checkpoint for fold in result.folds]
-    return gather(oof, split, list(checkpoints)), checkpoints
+    return make_evidence(oof, split, list(checkpoints)), checkpoints
 
 
 def pretrained_backbone(table: TrainTable, out: Path, *, replace: bool = False) -> Path:
@@ -323,7 +323,7 @@ def print_summary(
         (name, score(labels, p, metric), float(weight))
         for name, p, weight in zip(evidence.names, evidence.pred_probs, judgement.weights, strict=True)
     ]
-    blended = nested(evidence, judgement.chosen)  # weights found on all rows would be flattered by them
+    blended = blend_nested(evidence, judgement.chosen)  # weights found on all rows would be flattered by them
     scores.append(("ensemble", score(labels, blended, metric), None))
     scores.append(("majority class", baseline(metric, labels, blended.shape[1]), None))
     table = Table(title=f"Out-of-fold {METRIC_NAMES[metric]} on {len(labels)} given labels")

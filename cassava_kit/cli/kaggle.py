@@ -16,7 +16,7 @@ from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.kaggle.pack.bundle import Bundle, package, package_kernel, packed_changes, read_bundle
 from cassava_kit.kaggle.pack.config import project_root
 from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Changes, Kernel, kernel_parameters
-from cassava_kit.kaggle.pack.packing import Selection, from_dry_run, from_runs, keep_evidence
+from cassava_kit.kaggle.pack.selection import Selection, from_dry_run, from_runs, keep_evidence
 from cassava_kit.kaggle.rehearse.layout import LAYOUTS, Layout, competition_mounts
 from cassava_kit.kaggle.rehearse.rehearsal import Rehearsal, Setting, rehearse, rehearse_training
 from cassava_kit.kaggle.send.job import PushJob, adopt_owner
@@ -233,15 +233,15 @@ def output_folder(bundle: Bundle) -> Path:
 
 def finals(ledger: Path, folds: Path | None, candidates: Sequence[str]) -> int:
     """Propose two different finals among the submissions of the ledger, or among those that are given."""
-    from cassava_kit.evidence.finals import parse_candidates, propose, read_ledger
+    from cassava_kit.evidence.finals import parse_candidates, propose_finals, read_ledger
 
     if folds is not None:
-        print(propose(parse_candidates(candidates, folds)))
+        print(propose_finals(parse_candidates(candidates, folds)))
         return 0
     found, left_out = read_ledger(adopt_old_ledger(ledger))
     for reason in left_out:
         print(f"left out: {reason}")
-    print(propose(found))
+    print(propose_finals(found))
     return 0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -220,7 +221,7 @@ def check_members(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:
     for name, source in checkpoints.items():
         info = read_info(source)
         classes.add(info.n_classes)
-        if name != f"{info.name}.safetensors":
+        if name != f"{info.name}.safetensors" and not re.fullmatch(rf"m\d+-{re.escape(info.name)}\.safetensors", name):
             raise UserError(f"{source} is {info.name} by its header, the bundle calls it {name}; use its own name")
         if info.competition not in (None, here.slug):
             raise UserError(f"{source} was trained for {info.competition}, this folder is for {here.slug}; {remedy}")

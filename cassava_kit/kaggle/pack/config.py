@@ -1,4 +1,4 @@
-"""The one place that says what the datasets and kernels are called on Kaggle: the root's `dataset-metadata.json`."""
+"""Names on Kaggle of datasets and kernels, from the repository's `dataset-metadata.json`: `read_config`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cassava_kit.files import read_json
 
 METADATA_FILE = "dataset-metadata.json"
 PACKAGE = Path(__file__).resolve().parents[2]
-# What an installed wheel carries of the repository: kernels/, pyproject.toml, dataset-metadata.json.
+# The part of the repository inside an installed wheel: kernels/, pyproject.toml, dataset-metadata.json.
 INSTALLED_PROJECT = PACKAGE / "project"
 PLACEHOLDER_OWNER = "your-kaggle-name"
-# What the kernels need and Kaggle's image lacks; all are pure Python, so one wheel serves every Python of the image.
+# Packages that the kernels need and Kaggle's image lacks. All are pure Python: one wheel serves both images.
 COMMAND_LINE = ("typer", "rich", "shellingham", "annotated-doc")
 EXTRA_WHEELS = ("ttach", "cleanlab", "lightly", "lightning", *COMMAND_LINE)
 # Names of licences that Kaggle lists for datasets (docs/datasets_metadata.md of its client).
@@ -40,7 +40,7 @@ TESTED_LIBRARIES = ("torch", "torchvision", "timm", "albumentations")
 
 @dataclass(frozen=True)
 class KaggleConfig:
-    """Owner, dataset slug and title, and the licence; every other name on Kaggle is made from these."""
+    """Owner, dataset slug and title, and licence, from which every other name on Kaggle is derived."""
 
     owner: str
     slug: str
@@ -49,24 +49,24 @@ class KaggleConfig:
 
     @property
     def kit_dataset(self) -> str:
-        """Id of the dataset that carries the code, owner/slug."""
+        """Id of the dataset of the code, owner/slug."""
         return f"{self.owner}/{self.slug}"
 
     @property
     def weights_dataset(self) -> str:
-        """Id of the dataset that carries the weights."""
+        """Id of the dataset of the weights, owner/slug."""
         return f"{self.owner}/{self.slug}-weights"
 
     def kernel_id(self, name: str) -> str:
-        """Id of the kernel kept in `kernels/<name>`."""
+        """Return the id of the kernel `kernels/<name>`, owner/slug."""
         return f"{self.owner}/{self.slug}-{name}"
 
     def kernel_title(self, name: str) -> str:
-        """A title whose slug is the kernel's: Kaggle makes the slug from the title and warns where they differ."""
+        """Return the title of a kernel. Kaggle derives the slug from the title and warns where the two differ."""
         return f"{self.slug}-{name}".replace("-", " ").title()
 
     def dataset_metadata(self, dataset: str) -> dict[str, Any]:
-        """The `dataset-metadata.json` of the kit's or the weights' dataset."""
+        """Return the content of `dataset-metadata.json` for the kit's or the weights' dataset."""
         title = self.title if dataset == self.kit_dataset else f"{self.title} Weights"
         return {
             "id": dataset,
@@ -84,9 +84,9 @@ def project_root() -> Path:
 
 
 def read_config(root: str | Path, *, owner: str | None = None, competition: Competition | None = None) -> KaggleConfig:
-    """Read and check `dataset-metadata.json`; `owner` stands in for the one written there.
+    """Read and check `dataset-metadata.json` in `root`.
 
-    A competition that has a `dataset` of its own gives slug and title.
+    `owner` replaces the owner in the file. The `dataset` of a competition replaces slug and title.
 
     Raises:
         FileNotFoundError: `root` has no such file.

@@ -1,23 +1,22 @@
-"""The ledger of submissions, which finals are chosen from: `record_submission`; its default place is `LEDGER`."""
+"""The ledger of submissions, from which finals are chosen: `record_submission`."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from cassava_kit.evidence.finals import record
 from cassava_kit.files import read_json, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
-from cassava_kit.kaggle.pack.packing import EVIDENCE
+from cassava_kit.kaggle.pack.selection import EVIDENCE
 from cassava_kit.kaggle.send.remote import Submission
 
-# In the current folder; `make clean` keeps the first and removes the second, where earlier versions had it.
+# In the current folder. Earlier versions wrote the ledger to build/, which `make clean` removes.
 LEDGER, OLD_LEDGER = Path("submissions.json"), Path("build/submissions.json")
 
 
 def adopt_old_ledger(ledger: Path) -> Path:
-    """Return the ledger; where the default one is missing, it is first copied from its old place in build/."""
+    """Return `ledger`; a missing default one is first copied from its old place in build/, with the evidence."""
     if ledger != LEDGER or ledger.is_file() or not OLD_LEDGER.is_file():
         return ledger
     entries = read_json(OLD_LEDGER)["submissions"]
@@ -37,7 +36,7 @@ def evidence_folder(ledger: Path, ref: int) -> Path:
 
 
 def record_submission(ledger: Path, bundle: Bundle, submission: Submission) -> None:
-    """Record a submission with its evidence, which is copied: the bundle's folder may be packed anew."""
+    """Record a submission and copy its evidence beside the ledger, as the bundle may be packed again."""
     ensemble = read_ensemble(bundle.weights_dir / ENSEMBLE_FILE)
     names = "+".join(member.name for member in ensemble.members)
     folder = evidence_folder(ledger, submission.ref)
@@ -54,4 +53,4 @@ def record_submission(ledger: Path, bundle: Bundle, submission: Submission) -> N
         "members": len(ensemble.members),
         "evidence": folder.as_posix(),
     }
-    record(ledger, entry)
+    record_submission(ledger, entry)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import nnls
 
 from cassava_kit.data.folds import Folds, read_folds, write_folds
 from cassava_kit.evidence.oof import check_oof
@@ -19,7 +20,7 @@ from cassava_kit.evidence.predictions import Header, make_predictions, read_pred
 from cassava_kit.files import read_json, write_json
 from cassava_kit.inference.ensemble import read_ensemble, write_ensemble
 from cassava_kit.kaggle.pack.bundle import package
-from cassava_kit.kaggle.pack.packing import from_dry_run, from_runs, keep_evidence
+from cassava_kit.kaggle.pack.selection import from_dry_run, from_runs, keep_evidence
 from cassava_kit.models.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from cassava_kit.models.weights import load_tensors
 
@@ -71,17 +72,41 @@ def test_the_verbs_weights_file_is_enough(trained: Path) -> None:
     split = read_folds(trained / "folds.csv")
     selection = from_runs([], weights=trained / "weights.json", folds=trained / "folds.csv")
     assert [(member.name, member.weight) for member in selection.ensemble.members] == [("vit_a", 0.25), ("vit_b", 0.75)]
-    parts = [read_predictions(trained / "runs" / name / "oof.csv").probabilities for name in NAMES]
-    blended = 0.25 * parts[0] + 0.75 * parts[1]
+    parts = np.stack([read_predictions(trained / "runs" / name / "oof.csv").probabilities for name in NAMES])
+    fold, labels = split.frame["fold"].to_numpy(), split.frame["label"].to_numpy()
+    blended = np.zeros_like(parts[0])
+    for out in (0, 1):  # weights of the method `stack`, found on the other fold by scipy's least squares
+        rest = fold != out
+        weights, _ = nnls(parts[:, rest].reshape(2, -1).T, np.eye(5)[labels[rest]].ravel())
+        blended[~rest] = np.tensordot(weights / weights.sum(), parts[:, ~rest], axes=1)
     assert selection.evidence is not None
-    assert selection.evidence[0].probabilities == pytest.approx(blended, abs=1e-6)
-    right = (blended.argmax(axis=1) == split.frame["label"]).mean()
+    assert selection.evidence[0].probabilities == pytest.approx(blended, abs=1e-5)
+    right = (blended.argmax(axis=1) == labels).mean()
     assert selection.ensemble.oof["accuracy"] == pytest.approx(right)
+    assert selection.ensemble.oof["labels_seen"], "the method was chosen on these rows"
     keep_evidence(selection, trained / "packed")
     kept = trained / "packed" / "evidence"
     check_oof(read_predictions(kept / "oof.csv"), read_folds(kept / "folds.csv"), "kept")
     keep_evidence(from_runs([], weights=trained / "weights.json"), trained / "packed")
     assert not list(kept.iterdir()), "evidence of another packing does not stay"
+
+
+def test_two_rounds_of_one_recipe_are_packed_side_by_side(trained: Path, root: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "runs", trained / "round2" / "runs")
+    folders = [trained / "runs" / "vit_a", trained / "round2" / "runs" / "vit_a", trained / "runs" / "vit_b"]
+    selection = from_runs(folders)
+    names = [member.name for member in selection.ensemble.members]
+    assert names == ["trained/runs/vit_a", "round2/runs/vit_a", "vit_b"]
+    assert {name: str(path.relative_to(trained)) for name, path in selection.checkpoints.items()} == {
+        "m1-vit_a-fold0.safetensors": "runs/vit_a/fold0/best.safetensors",
+        "m1-vit_a-fold1.safetensors": "runs/vit_a/fold1/best.safetensors",
+        "m2-vit_a-fold0.safetensors": "round2/runs/vit_a/fold0/best.safetensors",
+        "m2-vit_a-fold1.safetensors": "round2/runs/vit_a/fold1/best.safetensors",
+        "vit_b-fold0.safetensors": "runs/vit_b/fold0/best.safetensors",
+        "vit_b-fold1.safetensors": "runs/vit_b/fold1/best.safetensors",
+    }
+    made = package(tmp_path / "a", ensemble=selection.ensemble, checkpoints=selection.checkpoints, root=root)
+    assert len(list(made.weights_dir.glob("*.safetensors"))) == 6
 
 
 def test_a_member_without_weight_is_left_out_and_a_missing_fold_is_named(trained: Path) -> None:
@@ -91,7 +116,7 @@ def test_a_member_without_weight_is_left_out_and_a_missing_fold_is_named(trained
     shutil.rmtree(trained / "runs" / "vit_b" / "fold0")
     selection = from_runs([], weights=trained / "weights.json")
     assert list(selection.checkpoints) == ["vit_b-fold1.safetensors"]
-    assert {"vit_a has no weight and is left out", "vit_b: fold 0 of 2 is not trained"} <= set(selection.notes)
+    assert {"vit_a has weight 0 and is left out", "vit_b: fold 0 of 2 is not trained"} <= set(selection.notes)
 
 
 def _other_split(trained: Path) -> None:
@@ -103,8 +128,8 @@ def _other_split(trained: Path) -> None:
     ("spoil", "members", "message"),
     [
         (_other_split, [], "must be of one split"),
-        (lambda t: None, ["vit_a"], "weighs vit_a, vit_b, the run folders are of vit_a"),
-        (lambda t: None, ["vit_a", "vit_a"], "need distinct names, got vit_a more than once"),
+        (lambda t: None, ["vit_a"], "has weights for vit_a, vit_b, the run folders are of vit_a"),
+        (lambda t: None, ["vit_a", "vit_a"], r"must differ, got .*runs/vit_a more than once"),
         (lambda t: shutil.rmtree(t / "runs" / "vit_b"), [], r"vit_b holds no fold\*/best.safetensors"),
         (lambda t: (t / "weights.json").write_text("{}"), [], "no weights file of the verb ensemble"),
         (lambda t: (t / "weights.json").unlink(), [], "no weights file"),
@@ -129,7 +154,7 @@ def test_an_earlier_ensemble_is_packed_as_it_was(trained: Path, root: Path, tmp_
     assert from_dry_run(trained, "d4").ensemble.views == "d4"
     with pytest.raises(ValueError, match="views"):
         from_dry_run(trained, "upside-down")
-    with pytest.raises(FileNotFoundError, match=r"run: python submit\.py --ensemble"):
+    with pytest.raises(FileNotFoundError, match=r"run: python submit\.py ensemble"):
         from_dry_run(tmp_path)
 
 
@@ -146,7 +171,7 @@ def test_a_call_on_another_split_that_was_stopped_is_not_packed(trained: Path) -
     with pytest.raises(ValueError, match="must be of one split"):
         from_dry_run(trained)
     path.write_bytes(before)
-    write_folds(trained / "folds.csv", other)
+    write_folds(trained / "folds.csv", other, replace=True)
     with pytest.raises(ValueError, match=r"ensemble-oof\.csv was made on"):
         from_dry_run(trained)
 
