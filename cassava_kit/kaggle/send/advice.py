@@ -1,11 +1,11 @@
-"""What Kaggle's replies mean and what to do about them, in one line each."""
+"""What to do about a refusal of Kaggle's: `with_advice`."""
 
 from __future__ import annotations
 
 import re
 
 NO_QUOTA = "this week's GPU quota is used up; it is renewed every Saturday (kaggle.com/settings shows it)"
-# The first pattern that is found in the reply decides; {competition} is filled in.
+# The advice of the first pattern found in the reply is given; {competition} is filled in.
 ADVICE = (
     (
         r"certificate",
@@ -54,7 +54,7 @@ NO_CREDENTIALS = (
 
 
 def with_advice(reply: str, competition: str) -> str:
-    """The reply as one line, and what to do about it where that is known."""
+    """Return the reply as one line, with advice where its cause is known."""
     said = " ".join(reply.split())[:400] or "no reason given"
     for pattern, advice in ADVICE:
         if re.search(pattern, said, re.IGNORECASE):

@@ -1,7 +1,8 @@
-"""Kaggle's official client, behind the few calls the kit makes: its replies are believed, not its exit codes.
+"""The calls to Kaggle by its official client: `KaggleClient`.
 
-`import kaggle` signs in and makes its configuration folder, so it happens here and late. Whatever the client
-prints is kept back: it may hold request headers, and says "successfully" where the reply says otherwise.
+Success is decided by the content of a reply, never by an exit code. `import kaggle` signs in and creates a folder, so
+it is imported late. What the client prints is discarded: it may hold request headers, and says "successfully" where
+the reply says otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 from cassava_kit.files import read_json
 from cassava_kit.kaggle.pack.config import METADATA_FILE
-from cassava_kit.kaggle.pack.credentials import known_secrets, redact, without_queries
+from cassava_kit.kaggle.pack.credentials import collect_secrets, redact, strip_queries
 from cassava_kit.kaggle.send.advice import NO_CREDENTIALS, with_advice
 from cassava_kit.kaggle.send.notebook import code_cells
 from cassava_kit.kaggle.send.official import make_official_api
@@ -25,19 +26,22 @@ from cassava_kit.kaggle.send.remote import KaggleError, Say, Submission
 from cassava_kit.kaggle.send.retry import WaitPolicy, answer_text, http_status, may_pass, pause_before
 
 T = TypeVar("T")
-GONE = (403, 404)  # how Kaggle answers for what is not there, or not yours to see
+GONE = (403, 404)  # the answers for what does not exist or belongs to someone else
 PAGE = 100  # submissions asked for at once
-ARRIVED = object()  # stands for the answer of a call that was carried out although its answer was lost
+ARRIVED = object()  # replaces the lost answer of a call that was carried out
 
 
 class KaggleClient:
-    """The real one. Every call retries what may pass (429, 5xx, lost connections) and raises KaggleError otherwise."""
+    """Kaggle over the network. Every call retries HTTP 429, 5xx and lost connections; other errors are a KaggleError.
+
+    `waits` says how long, `say` prints a line, `api` replaces the official client in tests.
+    """
 
     def __init__(self, competition: str, *, waits: WaitPolicy | None = None, say: Say = print, api: Any = None) -> None:
         self.competition, self.waits, self.say = competition, waits or WaitPolicy(), say
-        self._secrets = known_secrets()
+        self._secrets = collect_secrets()
         self._api = api or self._sign_in()
-        self._answered = False  # whether Kaggle has answered before: only then is a lost connection an outage
+        self._answered = False  # before the first answer a lost connection is no outage
 
     def _sign_in(self) -> Any:
         with self._quietly():
@@ -57,10 +61,10 @@ class KaggleClient:
             yield said
 
     def _call(self, what: str, function: Callable[[], T], *, done: Callable[[], T | None] | None = None) -> T:
-        """Call, and call again while the failure may pass.
+        """Return the answer of a call, repeated while its failure may pass.
 
-        `done` belongs to calls that change something: it returns the answer of one that was carried out although its
-        own answer was lost. Such a call is not repeated for hours where Kaggle answers with an error.
+        Calls that change something have a `done`: it returns the answer of a call that was carried out although the
+        answer was lost, else None. Such a call is not repeated for hours where Kaggle answers with an error.
         """
         began = self.waits.clock()
         for attempt in count(1):
@@ -102,11 +106,11 @@ class KaggleClient:
         return with_advice(self._cleaned(reason), self.competition)
 
     def _cleaned(self, text: str) -> str:
-        """The text without secrets and signed addresses: before it is cut, which would leave a part of one."""
-        return redact(without_queries(text), self._secrets)
+        """Return the text without secrets and signed addresses; call it before the text is cut."""
+        return redact(strip_queries(text), self._secrets)
 
     def _unless_gone(self, what: str, function: Callable[[], T]) -> T | None:
-        """The answer, or None where there is no such thing."""
+        """Return the answer, or None where the thing asked for does not exist."""
 
         def ask() -> T | None:
             try:
@@ -119,14 +123,14 @@ class KaggleClient:
         return self._call(what, ask)
 
     def owner(self) -> str:
-        """The user name that the credentials belong to."""
+        """Return the user name of the credentials."""
         name = self._api.get_config_value("username")
         if not name:
             raise KaggleError(NO_CREDENTIALS)
         return str(name)
 
     def gpu_hours_left(self) -> float | None:
-        """GPU hours left this week; None where Kaggle does not say."""
+        """Return the GPU hours left this week; None where Kaggle does not say."""
         try:
             with self._quietly():
                 quota = self._api.quota_view().gpu_quota
@@ -135,11 +139,11 @@ class KaggleClient:
             return None
 
     def dataset_status(self, dataset: str) -> str | None:
-        """`ready`, `failed`, or a step on the way there; None if there is no such dataset."""
+        """Return `ready`, `failed`, or a step before them; None if the dataset does not exist."""
         return self._unless_gone(f"status of dataset {dataset}", lambda: str(self._api.dataset_status(dataset)))
 
     def dataset_build(self, dataset: str, manifest: str) -> str | None:
-        """The build id in the manifest that Kaggle holds; None where it cannot be fetched."""
+        """Return the build id in the manifest that Kaggle serves; None where it cannot be fetched."""
 
         def fetch() -> str | None:
             with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +157,7 @@ class KaggleClient:
             return None
 
     def dataset_sizes(self, dataset: str) -> dict[str, int] | None:
-        """Name -> size of the files that Kaggle lists; None where it lists none."""
+        """Return name -> bytes of the files that Kaggle lists; None where it lists no file."""
 
         def ask() -> dict[str, int] | None:
             sizes: dict[str, int] = {}
@@ -171,7 +175,7 @@ class KaggleClient:
             return None
 
     def create_dataset(self, folder: Path) -> None:
-        """Upload a new private dataset; the reply must not hold an error."""
+        """Upload a new private dataset."""
         dataset = read_json(folder / METADATA_FILE)["id"]
 
         def done() -> Any:
@@ -194,7 +198,7 @@ class KaggleClient:
         self._believe(what, reply)
 
     def dataset_version(self, dataset: str) -> int | None:
-        """The number of a dataset's latest version; None where Kaggle does not say."""
+        """Return the number of a dataset's latest version; None where Kaggle does not say."""
 
         def ask() -> int | None:
             from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest
@@ -211,9 +215,9 @@ class KaggleClient:
             return None
 
     def _believe(self, what: str, reply: Any, *, forgiven: str = "") -> None:
-        """Raise what a reply complains about: its HTTP status and the client's exit code say nothing of it.
+        """Raise the error that a reply holds; its HTTP status may be 200 all the same.
 
-        `forgiven` is a source that may be missing: a kernel's own output, before it has ever run.
+        `forgiven` is a source that may be missing: a kernel's own output, before its first run.
         """
         listed = {
             name.removeprefix("invalid_").replace("_", " ")[:-1]: getattr(reply, name, None) or []
@@ -228,9 +232,9 @@ class KaggleClient:
             raise KaggleError(f"{what} failed: {self._explained('; '.join(filter(None, parts)))}")
 
     def push_kernel(self, folder: Path, newer_than: int = 0) -> int:
-        """Save and run a kernel; its version number (0 where Kaggle does not say).
+        """Save and run a kernel; return its version number (0 where Kaggle does not say).
 
-        Where the answer is lost, a version with this source that is `newer_than` that number is taken for ours.
+        If the answer is lost, a version with this source and a number above `newer_than` is the one that was pushed.
         """
         metadata = read_json(folder / "kernel-metadata.json")
         kernel, source = metadata["id"], (folder / metadata["code_file"]).read_text(encoding="utf-8")
@@ -251,7 +255,7 @@ class KaggleClient:
         return int(reply.version_number or 0)
 
     def kernel_version(self, kernel: str, source: str) -> int | None:
-        """The version that Kaggle holds, if it is this very source; None otherwise."""
+        """Return the number of Kaggle's latest version if it has this source; None otherwise."""
 
         def ask() -> int | None:
             from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
@@ -269,7 +273,7 @@ class KaggleClient:
             return None
 
     def kernel_status(self, kernel: str, version: int | None = None) -> tuple[str, str]:
-        """Return the status of a version's run (the latest without one), and the message of a failure.
+        """Return the status of a version's run (default: the latest), and the message of a failure.
 
         The status is queued, running, complete, error, cancel_requested or cancel_acknowledged.
         """
@@ -280,7 +284,7 @@ class KaggleClient:
         return reply.status.name.lower(), self._cleaned(reply.failure_message or "")
 
     def kernel_log(self, kernel: str, version: int | None = None) -> str:
-        """Return what a version's run printed (the latest's without one)."""
+        """Return what a version's run printed (default: the latest)."""
         run = versioned(kernel, version)
         log = self._call(f"log of {run}", lambda: self._api.kernels_logs(run))
         try:
@@ -290,14 +294,14 @@ class KaggleClient:
         return redact(text, self._secrets)
 
     def kernel_output(self, kernel: str, out: Path, pattern: str, *, version: int | None = None) -> None:
-        """Fetch what a version's run left (the latest's without one): files whose name matches a regular expression."""
+        """Fetch the output files of a version's run (default: the latest) whose name matches a regular expression."""
         run = versioned(kernel, version)
 
         def fetch() -> Any:
             return self._api.kernels_output(run, str(out), file_pattern=pattern, force=True)
 
         self._call(f"output of {run}", fetch)
-        for log in out.glob("*.log"):  # the client writes what the run printed beside its files
+        for log in out.glob("*.log"):  # the client writes the run's log beside its files
             log.write_text(redact(log.read_text(encoding="utf-8"), self._secrets), encoding="utf-8")
 
     def submissions_left(self) -> int | None:
@@ -328,7 +332,7 @@ class KaggleClient:
             return None
 
     def submit(self, kernel: str, version: int, description: str) -> int:
-        """Submit a kernel's `submission.csv`; a submission that already has this description is not made again."""
+        """Submit a kernel's `submission.csv` and return the reference; never twice with the same description."""
 
         def make() -> int:
             reply = self._api.competition_submit_code(
@@ -344,7 +348,7 @@ class KaggleClient:
         return self._call(f"submitting {kernel} version {version}", make, done=done)
 
     def submissions(self) -> Iterator[Submission]:
-        """Yield the submissions to the competition, newest first; further pages are asked for as they are needed."""
+        """Yield the submissions to the competition, newest first; pages are fetched when they are needed."""
         from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
 
         token = ""

@@ -1,7 +1,7 @@
-"""The datasets on their way up: created or versioned once, waited for, and held against their manifests.
+"""Upload a bundle's datasets once and verify them: `send_dataset`.
 
-`push.json` in the bundle's folder remembers what Kaggle has accepted, by build id; Kaggle itself is asked first
-wherever it can tell. So a second call after a crash goes on where the first one stopped. Nothing is ever deleted.
+The journal `push.json` in the bundle's folder holds the build that was sent last. Kaggle is asked first where it can
+tell. So a second call continues after a crash. Nothing is deleted on Kaggle.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from typing import Any
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 from cassava_kit.kaggle.pack.config import METADATA_FILE
-from cassava_kit.kaggle.pack.manifest import MANIFESTS, problems, read_manifest
+from cassava_kit.kaggle.pack.manifest import MANIFESTS, find_problems, read_manifest
 from cassava_kit.kaggle.send.job import PushJob
 from cassava_kit.kaggle.send.remote import KaggleError
 
 
 def send_dataset(job: PushJob, folder: Path, kind: str) -> None:
-    """Create or version one dataset, unless this build was sent already; then wait until it is ready and verified."""
-    if found := problems(folder, kind):
+    """Create or version one dataset, unless this build was sent before; then wait until it is ready and verified.
+
+    Raises:
+        UserError: `folder` differs from its manifest.
+        KaggleError: Kaggle refuses the dataset, cannot process it, or is not ready in time.
+    """
+    if found := find_problems(folder, kind):
         raise UserError(f"{folder} is damaged: {'; '.join(found)}; package it again")
     remote, build = job.remote, read_manifest(folder, kind)["build_id"]
     dataset = read_json(folder / METADATA_FILE)["id"]
@@ -34,7 +39,7 @@ def send_dataset(job: PushJob, folder: Path, kind: str) -> None:
 
 
 def _upload(job: PushJob, folder: Path, dataset: str, build: str, *, new: bool) -> None:
-    """Send a build; the journal says so before and after, as a run may be killed in between."""
+    """Upload a build and write the journal before and after, so that a run killed in between is recognized."""
     before = 0 if new else job.remote.dataset_version(dataset)
     sending = {"build": build, "before": before}
     job.remember(**{dataset: sending | {"sent": False}})
@@ -48,16 +53,16 @@ def _upload(job: PushJob, folder: Path, dataset: str, build: str, *, new: bool) 
 
 
 def _holds(job: PushJob, dataset: str, kind: str, build: str) -> bool:
-    """Return whether Kaggle serves this build; the journal answers where the manifest cannot be fetched."""
+    """Return whether Kaggle serves this build; without a manifest from Kaggle the journal decides."""
     held, entry = job.remote.dataset_build(dataset, MANIFESTS[kind]), _journal_entry(job, dataset)
     return held == build if held is not None else bool(entry["build"] == build and entry["sent"])
 
 
 def _was_sent(job: PushJob, dataset: str, build: str, status: str) -> bool:
-    """Return whether this build was sent although Kaggle serves another one, as it does while it processes a version.
+    """Return whether this build was sent although Kaggle serves another one.
 
-    The journal is believed until the dataset is ready; then the number of the latest version tells whether ours did
-    arrive and whether a later one was uploaded elsewhere.
+    While Kaggle processes a version it serves the one before: until the dataset is ready the journal decides. After
+    that the number of the latest version shows whether this build arrived and whether another one came after it.
     """
     entry = _journal_entry(job, dataset)
     if entry["build"] != build or status != "ready":
@@ -69,18 +74,22 @@ def _was_sent(job: PushJob, dataset: str, build: str, status: str) -> bool:
 
 
 def _journal_entry(job: PushJob, dataset: str) -> dict[str, Any]:
-    """Return what the journal holds of a dataset: build, version before it, and whether Kaggle accepted it."""
+    """Return the journal's entry of a dataset: `build`, the version `before` it, and whether it was `sent`."""
     entry = job.known().get(dataset)
-    if isinstance(entry, str):  # the build alone, as earlier journals have it
+    if isinstance(entry, str):  # an earlier journal: the build id alone
         entry = {"build": entry, "sent": True}
     return {"build": None, "before": None, "sent": False} | (entry or {})
 
 
 def wait_for_dataset(job: PushJob, folder: Path, kind: str) -> None:
-    """Poll until the dataset is ready and what it holds is what was packed."""
+    """Poll until the dataset is ready and holds the files that were packed.
+
+    Raises:
+        KaggleError: Kaggle cannot process the dataset, or the wait is over.
+    """
     dataset = read_json(folder / METADATA_FILE)["id"]
     status: str | None = None
-    verdict = "not looked at"
+    verdict = "not compared"
     for _ in job.waits.polls(job.waits.dataset):
         status = job.remote.dataset_status(dataset)
         if status in ("failed", "deleted"):
@@ -102,7 +111,14 @@ def wait_for_dataset(job: PushJob, folder: Path, kind: str) -> None:
 
 
 def verify_dataset(job: PushJob, folder: Path, kind: str) -> str:
-    """`verified ...`, `stale` (Kaggle still serves something else), or why it could not be looked at."""
+    """Compare what Kaggle serves with the manifest of `folder`.
+
+    Returns:
+        `verified ...`, `stale` (Kaggle serves another build), or why the content could not be compared.
+
+    Raises:
+        KaggleError: A file is missing or has another size.
+    """
     manifest, dataset = read_manifest(folder, kind), read_json(folder / METADATA_FILE)["id"]
     held = job.remote.dataset_build(dataset, MANIFESTS[kind])
     if held is not None and held != manifest["build_id"]:
@@ -121,5 +137,5 @@ def verify_dataset(job: PushJob, folder: Path, kind: str) -> str:
         if wrong:
             return "stale"
     if held is None and sizes is None:
-        return "its content could not be listed (the notebook will hold it against the manifest)"
+        return "its content could not be listed (the notebook will check it against the manifest)"
     return "verified against the manifest"

@@ -20,23 +20,24 @@ JOURNAL = "push.json"
 
 @dataclass(frozen=True)
 class PushJob:
-    """One way to Kaggle and back: the bundle, who does the calls, and how long to wait."""
+    """One push of a bundle: its settings, and the journal of what Kaggle has accepted.
+
+    `again` repeats what was done before. `output` is the folder for fetched files (None: in the bundle's folder).
+    `confirm` answers a question before the last submission of the day; `asked` is true once it was answered.
+    """
 
     bundle: Bundle
     remote: Remote
     waits: WaitPolicy
     say: Say = print
-    # Whether what was done already is done once more.
     again: bool = False
-    # Where the output is put; None: in the bundle's folder.
     output: Path | None = None
-    # Answers a question before the last submission of the day is made; `asked`: it was answered, or need not be.
     confirm: Callable[[str], bool] = lambda question: False
     asked: bool = False
 
     @property
     def journal(self) -> Path:
-        """The file that remembers what was accepted."""
+        """The path of the journal."""
         return self.bundle.home / JOURNAL
 
     def remember(self, **facts: Any) -> None:
@@ -44,12 +45,16 @@ class PushJob:
         write_json(self.journal, self.known() | facts)
 
     def known(self) -> dict[str, Any]:
-        """What the journal holds."""
+        """Return the facts in the journal."""
         return dict(read_json(self.journal)) if self.journal.is_file() else {}
 
 
 def adopt_owner(bundle: Bundle, owner: str) -> None:
-    """Put the user's name where the bundle still has a placeholder; ValueError where it names somebody else."""
+    """Replace the placeholder owner in the bundle's metadata by `owner`.
+
+    Raises:
+        KaggleError: The bundle names another owner.
+    """
     for path in (*(folder / METADATA_FILE for _, folder in bundle.datasets), bundle.kernel_dir / KERNEL_METADATA):
         metadata = read_json(path)
         written = metadata["id"].partition("/")[0]

@@ -17,9 +17,12 @@ FAILED = ("error", "cancel_requested", "cancel_acknowledged")
 
 
 def send_kernel(job: PushJob) -> int:
-    """Push the notebook, unless this very notebook runs or ran already; returns its version number.
+    """Push the notebook unless the same notebook runs or ran; return its version number.
 
-    With `job.again` one that ran to its end is run once more; one that still runs is waited for all the same.
+    With `job.again` a complete run is repeated; one that still runs is waited for.
+
+    Raises:
+        KaggleError: Kaggle refuses the notebook, or too few GPU hours are left.
     """
     folder, remote = job.bundle.kernel_dir, job.remote
     metadata = read_json(folder / KERNEL_METADATA)
@@ -29,7 +32,7 @@ def send_kernel(job: PushJob) -> int:
     before = int(known.get("version") or known.get("newer_than") or 0)
     if known.get("sha256") in (None, pushed):
         version = known.get("version")
-        if version is None:  # stopped while pushing, or the journal is lost: did it arrive?
+        if version is None:  # killed while pushing, or without a journal: ask whether it arrived
             held = remote.kernel_version(metadata["id"], source)
             version = held if held is not None and held > before else None
         taken_up = ("queued", "running") if job.again else ("queued", "running", "complete")
@@ -49,7 +52,7 @@ def send_kernel(job: PushJob) -> int:
 
 
 def notebook_hash(metadata: dict[str, Any], source: str) -> str:
-    """Return the hash of a notebook's cells and its metadata, whichever way their JSON is written."""
+    """Return the hash of a notebook's cells and metadata; it does not depend on how their JSON is written."""
     content = {"cells": code_cells(json.loads(source)), "metadata": metadata}
     return sha256_bytes(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
 
@@ -60,7 +63,7 @@ def _journal_key(job: PushJob) -> str:
 
 
 def pushed_before(job: PushJob) -> dict[str, Any]:
-    """Return what the journal holds of the latest push: hash and version (None: not known to have arrived)."""
+    """Return the journal's entry of the latest push: `sha256` and `version` (None: it may not have arrived)."""
     return dict(job.known().get(_journal_key(job)) or {})
 
 
@@ -68,7 +71,7 @@ def wait_for_kernel(job: PushJob, kernel: str, version: int | None = None) -> No
     """Poll until a version's run has ended.
 
     Raises:
-        KaggleError: the run failed (with its message; the end of its log is printed), was cancelled, or has not ended.
+        KaggleError: The run failed or was cancelled (the end of its log is printed), or has not ended in time.
     """
     said = ""
     for _ in job.waits.polls(job.waits.kernel):
@@ -85,9 +88,9 @@ def wait_for_kernel(job: PushJob, kernel: str, version: int | None = None) -> No
         if status != said:
             job.say(f"{kernel} is {status}")
             said = status
-    raise KaggleError(f"{kernel} did not end in {job.waits.kernel / 3600:g} h; call again, it goes on from here")
+    raise KaggleError(f"{kernel} did not end in {job.waits.kernel / 3600:g} h; call again to go on waiting")
 
 
 def code_cells(notebook: dict[str, Any]) -> list[str]:
-    """What a notebook's cells say, whichever way their lines are kept."""
+    """Return the source of each cell, whether it is stored as one string or as lines."""
     return ["".join(cell["source"]) for cell in notebook["cells"]]

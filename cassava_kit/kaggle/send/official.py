@@ -1,4 +1,4 @@
-"""The official client, made strict, and what its errors say about trying again."""
+"""The official Kaggle client, corrected where it hides a failed upload: `make_official_api`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cassava_kit.kaggle.pack.config import METADATA_FILE
 def make_official_api() -> Any:
     """Return the official client, signed in, with three changes.
 
-    A file that failed to upload stops the upload, with Kaggle's answer in the error: the client's own says no more than
-    that it failed (2.2.5), or goes on without the file (2.2.4). A dataset is not made again by the client itself when
-    the answer was lost: the first one may have been made.
+    A failed upload raises an error that holds Kaggle's answer; the client's own says only that the upload failed. A
+    file that the client leaves out (its ignore patterns) is an error. The client does not repeat the creation of a
+    dataset when the answer is lost: the first call may have created it.
     """
     from kaggle.api.kaggle_api_extended import KaggleApi
 
     class CheckedApi(KaggleApi):
-        refusal: Any = None  # the answer to the latest upload, where it was an error
+        refusal: Any = None  # the answer to the latest upload, if it was an error
 
         def upload_complete(self, *arguments: Any, **options: Any) -> Any:
             self.refusal = None
@@ -47,7 +47,7 @@ def make_official_api() -> Any:
 
 
 def upload_error(message: str, response: Any) -> OSError:
-    """Return an error that is retried, or not, by the answer to the upload; no answer is a lost connection."""
+    """Return the error of a failed upload; `response` decides whether it is retried (None: the connection was lost)."""
     from requests import HTTPError
 
     if response is None:

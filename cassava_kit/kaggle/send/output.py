@@ -1,4 +1,4 @@
-"""What a kernel left on Kaggle, fetched and checked before anything is done with it."""
+"""Fetch and check the output of a kernel's run: `fetch_output`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.send.remote import KaggleError, Remote
 
 SUBMISSION_FILES = r"^(submission\.csv|run\.json)$"
-# Anything else that a kernel leaves, but no name that leads out of the folder it is fetched into.
+# All files except names that lead out of the folder they are fetched into.
 ALL_FILES = r"^(?!/)(?!.*\.\.(/|$)).+$"
 
 # The next step after an output that cannot be submitted.
@@ -22,13 +22,13 @@ MEND = "mend it and package anew, or push --again to run this build once more"
 def fetch_output(
     remote: Remote, bundle: Bundle, kernel_id: str, *, version: int | None = None, out: Path | None = None
 ) -> Path:
-    """Fetch what a version's run left (the latest's without one), check it, and return its folder.
+    """Fetch the output of a version's run (default: the latest) into `out`, check it, and return the folder.
 
-    That is `out`, or one in the bundle's folder. What a run that trains left takes its place among what earlier ones
-    did only when all of it is whole.
+    `out` defaults to a folder in the bundle's. The files of a training run are moved to those of earlier runs only
+    after all of them are checked.
 
     Raises:
-        KaggleError: a submission is not whole, or a training run's file is not what its name says.
+        KaggleError: The submission is invalid, or a file of a training run cannot be read.
     """
     kernel = bundle.kernel
     output = out or bundle.home / ("output" if kernel.weights else f"output-{kernel.name}")
@@ -49,14 +49,18 @@ def fetch_output(
 
 
 def check_runs(output: Path, kernel_id: str) -> list[Path]:
-    """The files in a folder; KaggleError for none at all, or for one that is not what its name says."""
+    """Return the files in a folder, each read once to check it.
+
+    Raises:
+        KaggleError: There is no file, or one cannot be read.
+    """
     from cassava_kit.data.folds import read_folds
     from cassava_kit.evidence.predictions import read_predictions
     from cassava_kit.models.checkpoint import read_info
 
     files = sorted(path for path in output.rglob("*") if path.is_file())
     if all(path.suffix == ".log" for path in files):  # the client always writes one
-        raise KaggleError(f"{kernel_id} left no files; see its log on kaggle.com")
+        raise KaggleError(f"{kernel_id} left no files; see its log on kaggle.com, then push --again")
     try:
         for path in files:
             if path.suffix == ".safetensors":
@@ -69,15 +73,15 @@ def check_runs(output: Path, kernel_id: str) -> list[Path]:
                 read_folds(path)
     except ValueError as error:
         reason = str(error).replace(f"{output}/", "")
-        raise KaggleError(f"what {kernel_id} left did not arrive whole: {reason}; fetch it again") from None
+        raise KaggleError(f"the output of {kernel_id} is damaged: {reason}; fetch it again, or push --again") from None
     return files
 
 
 def check_output(output: Path, competition: Competition) -> None:
-    """Check what is to be submitted: the form of the file, and the run's own report.
+    """Check `submission.csv` and the run's report before they are submitted.
 
     Raises:
-        KaggleError: either is not whole; with what to do.
+        KaggleError: One of them is invalid; the message says what to do.
     """
     from cassava_kit.inference.report import read_run
 

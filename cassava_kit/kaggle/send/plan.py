@@ -1,4 +1,4 @@
-"""What a push would do, without doing it: `planned_calls`."""
+"""List the calls of a push without making them: `planned_calls`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def planned_calls(bundle: Bundle, *, submit: bool = False) -> list[str]:
         dataset = read_json(folder / METADATA_FILE)["id"]
         files = sorted(path for path in folder.iterdir() if path.name != METADATA_FILE)
         calls.append(f"GetDatasetStatus {dataset}")
-        calls.append(f"DownloadDataset {dataset} {MANIFESTS[kind]}: if it is this build, the upload is left out")
+        calls.append(f"DownloadDataset {dataset} {MANIFESTS[kind]}: if it is this build, nothing is uploaded")
         calls += [f"StartBlobUpload {path.name}, PUT {path.stat().st_size} bytes" for path in files]
         calls.append(f"CreateDataset {dataset}, private (GetDataset and CreateDatasetVersion if it exists)")
         calls.append(f"GetDatasetStatus {dataset} until it is ready")
-        calls.append(f"DownloadDataset {dataset} {MANIFESTS[kind]}, held against what was packed")
-        calls.append(f"ListDatasetFiles {dataset}, held against the manifest")
+        calls.append(f"DownloadDataset {dataset} {MANIFESTS[kind]}, compared with what was packed")
+        calls.append(f"ListDatasetFiles {dataset}, compared with the manifest")
     metadata = read_json(bundle.kernel_dir / KERNEL_METADATA)
     sources = metadata["dataset_sources"] + metadata["competition_sources"] + metadata["kernel_sources"]
     given = ", ".join(sources)

@@ -18,7 +18,7 @@ from cassava_kit.kaggle.send.retry import WaitPolicy
 
 @dataclass(frozen=True)
 class Pushed:
-    """A kernel that ran to its end on Kaggle, where its checked output lies here, and its submission if it was made."""
+    """A kernel version that ran to its end, the folder of its checked output, and its submission if one was made."""
 
     kernel: str
     version: int
@@ -27,7 +27,7 @@ class Pushed:
 
 
 def push(job: PushJob) -> Pushed:
-    """Send the datasets, run the kernel, fetch its output; each is checked."""
+    """Upload the datasets, run the kernel and fetch its output; each step is checked."""
     bundle, remote = job.bundle, job.remote
     adopt_owner(bundle, remote.owner())
     for kind, folder in bundle.datasets:
@@ -36,15 +36,15 @@ def push(job: PushJob) -> Pushed:
     kernel = read_json(bundle.kernel_dir / KERNEL_METADATA)["id"]
     wait_for_kernel(job, kernel, version)
     output = fetch_output(remote, bundle, kernel, version=version, out=job.output)
-    left = "its submission.csv is" if bundle.kernel.weights else "what it left is"
-    job.say(f"{kernel} version {version} ran to its end; {left} in {output}")
+    what = "its submission.csv" if bundle.kernel.weights else "its output"
+    job.say(f"{kernel} version {version} is complete; {what} is in {output}")
     return Pushed(kernel, version, output)
 
 
 def fetch_pushed(bundle: Bundle, *, waits: WaitPolicy | None = None, output: Path | None = None) -> Path:
-    """Fetch and check what the pushed version of a kernel left, without pushing anything; returns the folder.
+    """Fetch and check the output of the version that was pushed last; return the folder. Nothing is pushed.
 
-    Without a journal of the push it is what the latest version left.
+    Without a journal it is the output of the latest version.
     """
     from cassava_kit.kaggle.send.client import KaggleClient
 

@@ -1,4 +1,4 @@
-"""What pushing needs of Kaggle: the calls, what they answer, how long to wait, and how a refusal is told."""
+"""The calls to Kaggle that a push makes (`Remote`), and the error for its refusals (`KaggleError`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Protocol
 from cassava_kit.errors import UserError
 
 Say = Callable[[str], None]
-# With less than this a GPU session is not worth its start.
+# A GPU session is not started with fewer GPU hours left.
 FEWEST_HOURS = 0.25
 
 
 class KaggleError(UserError):
-    """A refusal of Kaggle's, in one line, with what to do about it."""
+    """Kaggle refused a call or does not answer; the message says in one line what to do."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Submission:
 
 
 class Remote(Protocol):
-    """What pushing needs of Kaggle: the real client, or one that only says what it would call."""
+    """The calls that a push makes; `KaggleClient` makes them, tests replace it."""
 
     def owner(self) -> str: ...
     def gpu_hours_left(self) -> float | None: ...

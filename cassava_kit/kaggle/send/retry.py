@@ -11,9 +11,9 @@ from dataclasses import dataclass
 class WaitPolicy:
     """How long to wait, in seconds, and the clock to wait by.
 
-    Polls start `first` seconds apart and slow down to `longest`. A call that fails with what may pass is tried
-    `attempts` times; a read, or any call without an answer, is tried for `outage` seconds once Kaggle has answered
-    before. `dataset`, `kernel` and `score` limit the waits. `sleep` and `clock` are replaced in tests.
+    The first two polls are `first` seconds apart; the pause grows to `longest`. A call that fails for a passing reason
+    is tried `attempts` times. Once Kaggle has answered any call, reads and calls without an answer are tried for
+    `outage` seconds. `dataset`, `kernel` and `score` limit the waits. Tests replace `sleep` and `clock`.
     """
 
     first: float = 2.0
@@ -38,12 +38,12 @@ class WaitPolicy:
 
 
 def http_status(error: BaseException) -> int | None:
-    """The HTTP status behind an error, None where there was no answer."""
+    """Return the HTTP status of the answer that an error reports; None without an answer."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def answer_text(error: BaseException) -> str:
-    """The beginning of the answer behind an error."""
+    """Return the first 300 characters of the answer that an error reports."""
     response = getattr(error, "response", None)
     return str(getattr(response, "text", ""))[:300]
 
@@ -53,7 +53,7 @@ def may_pass(error: BaseException) -> bool:
     status = http_status(error)
     if not isinstance(error, OSError) or (status is not None and status != 429 and status < 500):
         return False
-    # An error number without an answer is one of this machine's files, unless it is a connection's.
+    # Without an answer, an error number that is no connection's belongs to a file of this machine.
     return status is not None or error.errno is None or isinstance(error, ConnectionError | TimeoutError)
 
 

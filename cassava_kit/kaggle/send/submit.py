@@ -13,7 +13,7 @@ from cassava_kit.kaggle.send.remote import KaggleError, Submission
 
 
 def was_submitted(job: PushJob) -> bool:
-    """Return whether a version of this build was submitted, and is not to be submitted again."""
+    """Return whether a version of this build was submitted; False with `job.again`, which submits it again."""
     if job.again:
         return False
     begins, known = f"{_description(job.bundle)},", job.known().get("submission") or {}
@@ -26,7 +26,7 @@ def ask_before_last(job: PushJob) -> PushJob:
     """Print how many submissions are left today, where Kaggle says so, and ask before the last one.
 
     Raises:
-        KaggleError: none is left today, or the last one is to be kept.
+        KaggleError: No submission is left today, or the user keeps the last one.
     """
     left = job.remote.submissions_left()
     if left is not None:
@@ -39,7 +39,11 @@ def ask_before_last(job: PushJob) -> PushJob:
 
 
 def submit(job: PushJob, pushed: Pushed) -> Submission:
-    """Submit the pushed version once, and wait for its score."""
+    """Submit the pushed version once, and wait for its score.
+
+    Raises:
+        KaggleError: Kaggle refuses the submission or cannot score it, or the user keeps the last one of the day.
+    """
     description = f"{_description(job.bundle)}, version {pushed.version}"
     known = job.known().get("submission") or {}
     made = known if known.get("description") == description else _listed(job, description)
@@ -66,12 +70,16 @@ def _description(bundle: Bundle) -> str:
 
 
 def _listed(job: PushJob, description: str) -> dict[str, Any]:
-    """The submission of that description, if it is among the latest that Kaggle lists; empty otherwise."""
+    """Return the listed submission with that description as a dict; empty where Kaggle lists none."""
     return next((asdict(each) for each in job.remote.submissions() if each.description == description), {})
 
 
 def wait_for_score(job: PushJob, ours: Callable[[Submission], bool]) -> Submission:
-    """Poll until the submission has a score; KaggleError with Kaggle's reason where it has none."""
+    """Poll until the submission has a score.
+
+    Raises:
+        KaggleError: Kaggle could not score it (with its reason), or has not in time.
+    """
     for _ in job.waits.polls(job.waits.score):
         found = next((each for each in job.remote.submissions() if ours(each)), None)
         if found is not None and found.status == "error":
@@ -82,4 +90,4 @@ def wait_for_score(job: PushJob, ours: Callable[[Submission], bool]) -> Submissi
             )
         if found is not None and found.status == "complete":
             return found
-    raise KaggleError("the submission has no score yet; call again later, it is not submitted twice")
+    raise KaggleError("the submission has no score yet; call again later: it is not submitted twice")

@@ -6,7 +6,7 @@ import pytest
 import requests
 from urllib3.exceptions import ProtocolError
 
-from cassava_kit.kaggle.pack.credentials import redact, without_queries
+from cassava_kit.kaggle.pack.credentials import redact, strip_queries
 from cassava_kit.kaggle.send.advice import ADVICE, with_advice
 from cassava_kit.kaggle.send.retry import WaitPolicy, may_pass, pause_before
 
@@ -61,4 +61,4 @@ def test_a_secret_that_begins_with_another_leaves_no_tail() -> None:
     ],
 )
 def test_signed_addresses_are_not_printed(said: str, left: str | None) -> None:
-    assert without_queries(said) == (left or said)
+    assert strip_queries(said) == (left or said)

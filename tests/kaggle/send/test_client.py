@@ -143,7 +143,7 @@ def test_an_upload_that_kaggle_refused_is_not(tmp_path: Path) -> None:
 def test_the_official_client_is_made_to_say_why_an_upload_failed(
     answer: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against its own code: 2.2.5 raises a ValueError without a cause, 2.2.4 goes on without the file."""
+    """Against its own code, which raises a ValueError without a cause."""
     for name, value in (("CONFIG_DIR", str(tmp_path)), ("USERNAME", "me"), ("KEY", "a-key-of-no-use")):
         monkeypatch.setenv(f"KAGGLE_{name}", value)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -209,6 +209,61 @@ def test_nor_do_logs_failure_messages_and_fetched_files(tmp_path: Path, monkeypa
     (tmp_path / "k.log").write_text(f"token {SECRET}")
     client(Api(([], None)))[0].kernel_output("me/k", tmp_path, ".*")
     assert (tmp_path / "k.log").read_text() == "token ***"
+
+
+def reply(**fields: Any) -> SimpleNamespace:
+    """Return an answer of HTTP 200 and exit code 0."""
+    return SimpleNamespace(**{"error": "", "status": "ok", "version_number": 4} | fields)
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Path:
+    """A folder with a notebook to push."""
+    (tmp_path / "n.ipynb").write_text('{"cells": []}')
+    (tmp_path / "kernel-metadata.json").write_text(json.dumps({"id": "me/k", "code_file": "n.ipynb"}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (reply(error="Maximum batch GPU session count of 2 reached."), "two GPU sessions are already running"),
+        (reply(invalid_dataset_sources=["me/d"]), "dataset source refused: me/d"),
+        (reply(invalid_competition_sources=["leaves"]), "competition source refused: leaves: join the competition"),
+        (reply(invalid_kernel_sources=["me/k", "me/other"]), "kernel source refused: me/other"),
+    ],
+)
+def test_a_reply_that_complains_is_an_error_although_its_status_is_200(
+    notebook: Path, answer: Any, message: str
+) -> None:
+    with pytest.raises(KaggleError, match=f"pushing me/k failed: .*{message}"):
+        client(Api(answer))[0].push_kernel(notebook)
+    assert client(Api(reply(invalid_kernel_sources=["me/k"])))[0].push_kernel(notebook) == 4, (
+        "its own, before a first run"
+    )
+
+
+def test_a_dataset_whose_creation_failed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "dataset-metadata.json").write_text(json.dumps({"id": "me/d"}))
+    for answer, message in (
+        (reply(status="error"), "error"),
+        (reply(error="Dataset creation error"), "creation error"),
+    ):
+        remote, _ = client(Api(answer))
+        with pytest.raises(KaggleError, match=f"creating me/d failed: .*{message}"):
+            remote.create_dataset(tmp_path)
+        with pytest.raises(KaggleError, match=f"new version of me/d failed: .*{message}"):
+            remote.create_version(tmp_path, "build", 1)
+    with pytest.raises(KaggleError, match=r"submitting me/k version 3 failed: .*limit of 5 per day.*after midnight"):
+        client(Api(reply(ref=0, message="Submission limit of 5 per day reached")))[0].submit("me/k", 3, "build")
+
+
+def test_a_call_whose_answer_is_lost_is_not_made_twice(notebook: Path) -> None:
+    api = Api(LOST, reply(version_number=9))
+    remote, _ = client(api)
+    remote.kernel_version = lambda kernel, source: 7  # type: ignore[method-assign]
+    assert remote.push_kernel(notebook, newer_than=6) == 7 and len(api.calls) == 1
+    assert remote.push_kernel(notebook, newer_than=7) == 9, "version 7 was there before"
 
 
 def test_a_version_is_asked_for_by_its_number(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def fetched(bundle: Bundle, files: dict[str, bytes]) -> Path:
 def test_an_error_page_in_a_files_place_is_refused(training: Bundle, name: str) -> None:
     whole = {"notes.json": b"{}", "runs/a/metrics.csv": b"epoch\n1\n"}
     assert {path.name for path in fetched(training, whole).rglob("*.*")} == {"notes.json", "metrics.csv", "kernel.log"}
-    with pytest.raises(KaggleError, match=f"left did not arrive whole: {name}.*fetch it again"):
+    with pytest.raises(KaggleError, match=f"is damaged: {name}.*fetch it again"):
         fetched(training, whole | {"notes.json": b"[1]", name: PAGE})
     output = training.home / "output-train-folds"
     assert (output / "notes.json").read_bytes() == b"{}" and not (output / name).exists()

@@ -226,7 +226,7 @@ def test_a_crash_in_the_middle_goes_on_where_it_stopped(traveller: Traveller, st
 
 
 def test_a_file_that_does_not_arrive_stops_before_the_dataset_is_made(traveller: Traveller, stub: Stub) -> None:
-    """Version 2.2.4 of the client would make the dataset without it, and exit with 0; what is refused is sent once."""
+    """A file that Kaggle refuses is sent once."""
     stub.instead["PUT"] = [(400, {})] * 100
     code, printed = traveller.go()
     assert code == 2 and "HTTP 400" in printed and stub.counts["PUT"] == 1
@@ -520,7 +520,7 @@ def test_fetching_pushes_nothing(trainer: Traveller, stub: Stub) -> None:
     ("output", "message"),
     [
         ({}, "left no files"),
-        ({"runs/x/fold0/best.safetensors": b"<html>503</html>"}, "did not arrive whole"),
+        ({"runs/x/fold0/best.safetensors": b"<html>503</html>"}, "is damaged"),
         ({"runs/x/oof.csv": b"image_id,p0,p1\n1.jpg,0.5,0.9\n"}, "probabilities that sum to 1"),
     ],
 )
