@@ -31,13 +31,14 @@ from cassava_kit.data.folds import split_folds
 from cassava_kit.data.transforms import normalize
 from cassava_kit.models.network import create_model, image_statistics
 from cassava_kit.settings import replace
-from cassava_kit.training.callbacks import Bar, Metrics, Resume
+from cassava_kit.training.callbacks import Bar, Metrics, Resume, training_bar
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.fit import make_trainer
+from cassava_kit.training.devices import Devices
+from cassava_kit.training.fit import make_logger
 from cassava_kit.training.module import Classifier
-from cassava_kit.training.recipe_run import training_bar
 from cassava_kit.training.recipes import small_resnet
 from cassava_kit.training.rows import TrainOptions
+from cassava_kit.training.trainer import make_trainer
 
 SMALL = replace(small_resnet(), schedule="cosine", epochs=1)
 LARGE = RunConfig(recipe="large", model="resnet18", image_size=160, batch_size=16, epochs=1)
@@ -96,8 +97,10 @@ def kit(config: RunConfig, batches: DataLoader, folder: Path) -> float:
     module = Classifier(config, CASSAVA.classes, len(batches))
     clock = Clock()
     with training_bar(Console(file=io.StringIO(), force_terminal=True)) as progress:
-        callbacks = [Metrics(folder, CASSAVA.classes, lambda _: None), Resume(folder), Bar(progress, "bench"), clock]
-        trainer = make_trainer(config, callbacks, folder, TrainOptions(tensorboard=True))
+        metrics = Metrics(folder, CASSAVA.classes, lambda _: None)
+        bar = Bar(progress, metrics, label="bench", column="val_accuracy")
+        logger = make_logger(folder, TrainOptions(tensorboard=True))
+        trainer = make_trainer(config, [metrics, Resume(folder), bar, clock], devices=Devices(), logger=logger)
         trainer.fit(module, batches, in_memory(config, 1))
     return clock.seconds / len(batches)
 

@@ -20,7 +20,7 @@ from cassava_kit.competition import current
 from cassava_kit.data.duplicates import find_duplicates
 from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.data.table import read_competition
-from cassava_kit.evidence.oof import average, fold_predictions, gather, join_folds
+from cassava_kit.evidence.oof import average_members, fold_predictions, join_folds, make_evidence
 from cassava_kit.evidence.predictions import Predictions, read_predictions, write_predictions
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
 from cassava_kit.settings import replace
@@ -162,9 +162,9 @@ def train(
     options = TrainOptions(weights=weights, clean=clean, clean_action=action, cache=cache)
     data = shop.data
     result = train_recipe(config, data.table, data.folds, shop.plan.work / "runs", options=options)
-    assert result.oof is not None  # all folds were asked for
+    assert result.oof_file is not None  # all folds were asked for
     seconds = sum(fold.seconds for fold in result.folds)
-    return Made(read_predictions(result.oof), seconds, tuple(fold.checkpoint for fold in result.folds))
+    return Made(read_predictions(result.oof_file), seconds, tuple(fold.checkpoint for fold in result.folds))
 
 
 def small_config(name: str, shop: Shop) -> RunConfig:
@@ -193,9 +193,9 @@ def finetuned(shop: Shop, name: str = FINETUNED, *, pretrained: bool = True, **c
 
 def cleaned(shop: Shop, name: str, action: str) -> Made:
     """Finetuned on what confident learning leaves, by the finetuned member's and the probe's mean."""
-    evidence = gather([shop.made[name].predictions for name in (FINETUNED, PROBE)], shop.data.folds, (FINETUNED, PROBE))
+    evidence = make_evidence([shop.made[name].predictions for name in (FINETUNED, PROBE)], shop.data.folds, (FINETUNED, PROBE))
     suspects = shop.plan.work / "suspects.csv"
-    write_predictions(suspects, average(evidence, np.full(2, 0.5)))
+    write_predictions(suspects, average_members(evidence, np.full(2, 0.5)))
     report = own_report(suspects, shop.data.folds, shop.plan.work / "clean.csv")
     config = replace(finetuned_config(shop), recipe=name)
     return train(shop, config, weights=shop.plan.weights[1], clean=report, action=action)

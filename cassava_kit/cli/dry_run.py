@@ -23,8 +23,8 @@ from cassava_kit.data.folds import Folds, split_folds, write_folds
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable, list_images, read_competition
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.blend import Judgement, blend_nested, judge_methods, nested_predictions
 from cassava_kit.evidence.metrics import METRIC_NAMES, Score, accuracy, baseline, format_score, score
+from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods, nested_predictions
 from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.evidence.predictions import read_predictions, write_predictions
 from cassava_kit.files import read_json

@@ -7,33 +7,32 @@ from typing import Annotated
 
 import typer
 
-from cassava_kit.cli.options import CleanAction, Data, FoldFile, Settings, Weights
+from cassava_kit.cli.options import CleanAction, Data, FoldFile, SettingChanges, Views, Weights
 from cassava_kit.errors import UserError
 
 
-def predict(
+def predict_command(
     member: Annotated[
         list[Path],
         typer.Option(help="Checkpoint, or folder of a recipe's runs; may be repeated, the mean of all is written."),
     ],
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     out: Annotated[Path, typer.Option(help="Prediction file to write; its .json header goes beside it.")],
-    views: Annotated[str, typer.Option(help="Test-time views: none, flips, d4 or d4+zoom.")] = "none",
+    views: Views = "none",
     folds: Annotated[
         Path | None,
         typer.Option(help="Fold file: also score, which is refused where a member was trained on an image."),
     ] = None,
+    test_part: Annotated[bool, typer.Option(help="Predict and score the fold file's test part alone.")] = False,
 ) -> None:
     """Predict every image of a folder with one or more checkpoints; with --folds, score them out of sample."""
-    from cassava_kit.inference.folder import predict_folder
-    from cassava_kit.models.checkpoint import fold_checkpoints
+    from cassava_kit.inference.folder import find_checkpoints, write_folder_predictions
 
-    members = [path for given in member for path in (fold_checkpoints(given) if given.is_dir() else [given])]
-    summary = predict_folder(members, images, views=views, folds=folds, out=out)
-    print(summary)
+    files = find_checkpoints(member)
+    print(write_folder_predictions(files, images, out, views=views, folds=folds, test_part=test_part))
 
 
-def ensemble(
+def ensemble_command(
     oof: Annotated[list[Path], typer.Option(help="Out-of-fold prediction file of a member; repeat for each.")],
     folds: FoldFile,
     out: Annotated[Path, typer.Option(help="Weights file to write.")] = Path("runs/ensemble-weights.json"),
@@ -44,7 +43,7 @@ def ensemble(
     print(weigh_files(oof, folds, out))
 
 
-def compare(
+def compare_command(
     a: Annotated[Path, typer.Argument(help="Out-of-fold prediction file.")],
     b: Annotated[Path, typer.Argument(help="The one that may be better.")],
     folds: FoldFile,
@@ -63,7 +62,7 @@ Backbone = Annotated[
 ]
 
 
-def clean(
+def clean_command(
     oof: Annotated[list[Path], typer.Option(help="Out-of-fold prediction file of a member; repeat for each.")],
     folds: FoldFile,
     out: Annotated[Path, typer.Option(help="Noise report to write, most suspicious row first.")] = Path("clean.csv"),
@@ -89,7 +88,7 @@ def clean(
     print(out)
 
 
-def review(
+def review_command(
     report: Annotated[Path, typer.Argument(metavar="CLEAN.CSV", help="Noise report of the verb clean.")],
     data: Data,
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("review.html"),
@@ -108,7 +107,7 @@ def review(
     print(review_files(report, data, out, files=files, limit=limit))
 
 
-def ablate(
+def ablate_command(
     name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, or timm:NAME for any timm model.")],
     data: Data,
     folds: FoldFile,
@@ -124,7 +123,7 @@ def ablate(
     ] = None,
     clean_action: CleanAction = None,
     out: Annotated[Path, typer.Option(help="Folder of the variants' runs and of the table.")] = Path("runs/ablation"),
-    settings: Settings = None,
+    settings: SettingChanges = None,
     weights: Weights = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
@@ -141,8 +140,8 @@ def ablate(
     if clean_action is not None and not cleaning and clean is None:
         raise UserError("--clean-action goes with --clean FILE or --cleaning")
     config = recipe(name).with_settings(settings or [])
-    from cassava_kit.training.rows import Session
+    from cassava_kit.training.rows import TrainOptions
 
     action = clean_action or "drop"
-    session = Session(weights=weights, limit=limit, clean=clean, clean_action=action, workers=workers, cache=cache)
-    print(ablate_files(config, data, folds, out, changes=change or [], cleaning=cleaning, session=session))
+    options = TrainOptions(weights=weights, limit=limit, clean=clean, clean_action=action, workers=workers, cache=cache)
+    print(ablate_files(config, data, folds, out, changes=change or [], cleaning=cleaning, options=options))

@@ -104,7 +104,7 @@ def _parsed(kernel: Kernel, values: Mapping[str, Any]) -> Parameters:
 
 
 def _check_training(given: TrainFolds) -> None:
-    from cassava_kit.models.network import check_size
+    from cassava_kit.models.network import check_image_size
 
     if given.RECIPE == BASELINE:
         if given.SET or given.WEIGHTS or given.CLEAN or given.EXISTING or given.GPUS_PER_FOLD > 1:
@@ -113,7 +113,7 @@ def _check_training(given: TrainFolds) -> None:
             )
         return
     config = _training(given)
-    check_size(config.model, config.image_size, config.model_args)
+    check_image_size(config.model, config.image_size, config.model_args)
 
 
 def _training(given: TrainFolds) -> RunConfig:
@@ -123,11 +123,11 @@ def _training(given: TrainFolds) -> RunConfig:
 
 
 def _pretraining(given: PretrainSsl) -> PretrainConfig:
-    from cassava_kit.models.network import check_size
+    from cassava_kit.models.network import check_image_size
     from cassava_kit.training.ssl.recipes import recipe
 
     config = recipe(given.METHOD).with_settings(given.SET)
-    check_size(config.backbone, config.image_size, config.model_args)
+    check_image_size(config.backbone, config.image_size, config.model_args)
     return config
 
 

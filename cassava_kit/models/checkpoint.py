@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import CHECKPOINT_FILE, KIT_VERSION, atomic_path
-from cassava_kit.models.weights import load_tensors
 
 METADATA_KEY = "cassava_kit"
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -69,14 +69,14 @@ def read_info(path: str | Path) -> CheckpointInfo:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole .safetensors file ({error}); copy or train it again") from None
+        raise UserError(f"{path} is not a whole .safetensors file ({error}); copy or train it again") from None
     if text is None:
-        raise ValueError(f"{path} has no {METADATA_KEY} header; only checkpoints written by the kit say what they are")
+        raise UserError(f"{path} has no {METADATA_KEY} header; only checkpoints written by the kit say what they are")
     try:
         return CheckpointInfo.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(
+        raise UserError(
             f"{path} has a header this kit cannot read ({'.'.join(map(str, first['loc']))}: {first['msg']})"
         ) from None
 
@@ -98,6 +98,7 @@ def fold_checkpoints(folder: str | Path) -> list[Path]:
 def load_model(path: str | Path) -> tuple[Any, CheckpointInfo]:
     """The model (eval mode, CPU, strict load) and its header; ValueError where the weights are not the model's."""
     from cassava_kit.models.network import create_model
+    from cassava_kit.models.weights import load_tensors
 
     info = read_info(path)
     model = create_model(info.model, info.n_classes, model_args=info.model_args, head=info.head)
@@ -105,7 +106,7 @@ def load_model(path: str | Path) -> tuple[Any, CheckpointInfo]:
         model.load_state_dict(load_tensors(path))
     except RuntimeError as error:  # a title, and then a line for every kind of weights that do not fit
         reason = str(error).splitlines()[:2][-1].strip()[:200]
-        raise ValueError(
+        raise UserError(
             f"{path} does not fit {info.model} of this timm: {reason}; install the timm it was trained with, or train "
             "it again"
         ) from None

@@ -40,9 +40,13 @@ def create_model(
     return model
 
 
-def check_size(name: str, size: int, model_args: dict[str, Any] | None = None) -> None:
-    """ValueError where a model cannot take square images of `size` pixels; no weights are made."""
-    model, image = shapes_alone(name, size, model_args=model_args)
+def check_image_size(name: str, size: int, model_args: dict[str, Any] | None = None) -> None:
+    """Refuse a model that cannot take square images of `size` pixels; no weights are made.
+
+    Raises:
+        UserError: It cannot, even where it is made for this size.
+    """
+    model, image = shapes_alone(name, size, model_args=sized_args(name, size, model_args))
     try:
         with torch.no_grad():
             model(image)

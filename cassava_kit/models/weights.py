@@ -1,4 +1,4 @@
-"""cassava_kit.models.weights."""
+"""Weights from files, matched to a timm model by name and shape: `load_weights`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cassava_kit.models.network import head_parameters
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
-    """The weights of a `.safetensors` file, on the CPU."""
+    """Return the tensors of a `.safetensors` file by name, on the CPU."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole .safetensors file ({error}); copy or train it again") from None
+        raise UserError(f"{path} is not a whole .safetensors file ({error}); copy or train it again") from None
 
 
 @dataclass(frozen=True)

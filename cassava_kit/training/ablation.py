@@ -17,7 +17,7 @@ import pandas as pd
 from cassava_kit.data.folds import Folds, read_folds
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import METRIC_NAMES
-from cassava_kit.evidence.oof import gather_files
+from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.files import write_text
 from cassava_kit.settings import parse_setting, replace
 from cassava_kit.training.config import RunConfig
@@ -120,7 +120,7 @@ def variants(config: RunConfig, changes: Sequence[str], *, cleaned: bool = False
 
 def compared(names: Sequence[str], oof: Sequence[Path], folds: Folds) -> dict[str, Comparison]:
     """Every later out-of-fold file against the first, on the same rows; corrected for their number."""
-    evidence = gather_files(oof, folds)
+    evidence = read_evidence(oof, folds)
     first, *others = evidence.pred_probs
     pairs = [
         compare(evidence.labels, first, other, metric=evidence.metric, names=(names[0], name))
@@ -166,11 +166,11 @@ def ablate(
 
 def own_report(oof: Path, split: Folds, out: Path) -> Path:
     """A noise report from a recipe's own out-of-fold predictions, at the default caps."""
-    from cassava_kit.evidence.noise.clean import clean
-    from cassava_kit.evidence.noise.decisions import write_report
+    from cassava_kit.evidence.noise.clean import clean_labels
+    from cassava_kit.evidence.noise.decisions import write_noise_report
 
-    found = clean(gather_files([oof], split))
-    write_report(out, found.report)
+    found = clean_labels(read_evidence([oof], split))
+    write_noise_report(out, found.report)
     return out
 
 

@@ -9,20 +9,20 @@ from tempfile import gettempdir
 import numpy as np
 import pandas as pd
 
-from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_report, read_report
+from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_noise_report, read_noise_report
 from cassava_kit.models.checkpoint import labels_learnt
-from cassava_kit.models.network import check_size, shapes_alone, sized_args
+from cassava_kit.models.network import check_image_size, shapes_alone, sized_args
 from cassava_kit.models.weights import match_weights
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import check_devices
 from cassava_kit.training.losses import make_loss
-from cassava_kit.training.rows import Session, TrainData
+from cassava_kit.training.rows import TrainData, TrainOptions
 
 
-def check_run(config: RunConfig, data: TrainData, folds: Sequence[int], session: Session) -> None:
+def check_run(config: RunConfig, data: TrainData, folds: Sequence[int], options: TrainOptions) -> None:
     """All that can be refused before the slow work of training these folds, as ValueError or FileNotFoundError."""
-    check_session(config, data, session)
-    check_start(config, data, folds, session.weights, partial=session.partial_weights)
+    check_session(config, data, options)
+    check_start(config, data, folds, options.weights, partial=options.partial_weights)
 
 
 def check_start(
@@ -86,24 +86,24 @@ def check_table(data: TrainData) -> None:
         )
 
 
-def check_session(config: RunConfig, data: TrainData, session: Session) -> None:
+def check_session(config: RunConfig, data: TrainData, options: TrainOptions) -> None:
     """Everything that can be refused before slow work: table, model, devices, first weights, noise report, log."""
     check_table(data)
-    check_size(config.model, config.image_size, sized_args(config.model, config.image_size, config.model_args))
-    check_devices(session.devices, config)
-    if session.weights is not None and not session.weights.is_file():
-        raise FileNotFoundError(f"no weights file {session.weights}")
-    if session.clean_action not in ACTIONS:
-        raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {session.clean_action!r}")
-    if session.clean is not None:
-        check_report(read_report(session.clean), data.folds.frame, data.competition.n_classes)
-        check_row_weights(config, session.clean_action)
-    if session.workers and len(gettempdir()) > LONGEST_TEMPORARY:
+    check_image_size(config.model, config.image_size, config.model_args)
+    check_devices(options.devices, config)
+    if options.weights is not None and not options.weights.is_file():
+        raise FileNotFoundError(f"no weights file {options.weights}")
+    if options.clean_action not in ACTIONS:
+        raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {options.clean_action!r}")
+    if options.clean is not None:
+        check_noise_report(read_noise_report(options.clean), data.folds.frame, data.competition.n_classes)
+        check_row_weights(config, options.clean_action)
+    if options.workers and len(gettempdir()) > LONGEST_TEMPORARY:
         raise ValueError(
             f"--workers needs a temporary folder of at most {LONGEST_TEMPORARY} characters, for the sockets of its "
             f"processes, got {gettempdir()}; set TMPDIR=/tmp"
         )
-    if session.tensorboard:
+    if options.tensorboard:
         from importlib.util import find_spec
 
         if find_spec("tensorboard") is None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,27 +20,28 @@ from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume, StopEarly
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.devices import is_main, make_strategy, whole_state
+from cassava_kit.training.devices import is_main, whole_state
 from cassava_kit.training.diverged import DivergedError, StopDiverged
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipes import run_name
-from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
+from cassava_kit.training.rows import TrainData, TrainOptions, clean_rows, usable_rows
 from cassava_kit.training.run_dir import (
     FoldResult,
     checkpoint_info,
-    fingerprint,
+    find_reusable,
     finish,
-    finished,
     mark_failed,
     prepare_run_dir,
-    reusable,
+    read_finished,
+    run_fingerprint,
     write_oof,
 )
+from cassava_kit.training.trainer import make_trainer, quiet_lightning
 
 
-def train_fold(
-    config: RunConfig, data: TrainData, fold: int, out: Path, *, session: Session | None = None
+def fit_fold(
+    config: RunConfig, data: TrainData, fold: int, out: Path, *, options: TrainOptions | None = None
 ) -> FoldResult:
     """Train on all folds but one, predict that one, and write `out/<run name>/fold<k>/` by contract.
 
@@ -50,30 +49,30 @@ def train_fold(
     unfinished one goes on from its last finished epoch. With several processes each calls this; the first one writes.
 
     Raises:
-        UserError: Something cannot be trained, or a finished run would be replaced (see `Session.existing`).
+        UserError: Something cannot be trained, or a finished run would be replaced (see `TrainOptions.existing`).
         DivergedError: The loss became NaN or infinite; the folder is marked as failed, and holds no checkpoint.
     """
-    session = session or Session()
+    options = options or TrainOptions()
     if not is_main():
-        session = replace(session, progress=None, tell=lambda _: None)
-    check_run(config, data, [fold], session)
-    training, validation, broken = usable_rows(data, fold, session.limit)
-    training = cleaned_rows(training, session)
+        options = replace(options, progress=None, tell=lambda _: None)
+    check_run(config, data, [fold], options)
+    training, validation, broken = usable_rows(data, fold, options.limit)
+    training = clean_rows(training, options)
     run_dir = out / run_name(config) / f"fold{fold}"
-    wanted = fingerprint(config, data, fold, session)
-    done = reusable(run_dir, wanted, session)
+    wanted = run_fingerprint(config, data, fold, options)
+    done = find_reusable(run_dir, wanted, options)
     if done is not None:
         return done
     if broken:
-        session.tell(f"{len(broken)} unreadable images take no part in training (first: {broken[0]})")
+        options.tell(f"{len(broken)} unreadable images take no part in training (first: {broken[0]})")
     started = time.perf_counter()
     if is_main():
         prepare_run_dir(run_dir, config, wanted)
-    batches = make_batches(config, data, (training, validation), session)
-    module = make_module(config, data, batches, training=training, session=session)
+    batches = make_batches(config, data, (training, validation), options)
+    module = make_classifier(config, data, batches, training=training, options=options)
     info = checkpoint_info(config, data, fold, statistics=image_statistics(module.model), training=training)
     try:
-        trainer = fit(module, batches, run_dir, info=info, session=session)
+        trainer = run_trainer(module, batches, run_dir, info=info, options=options)
     except DivergedError as error:
         if is_main():
             mark_failed(run_dir, str(error))
@@ -81,52 +80,54 @@ def train_fold(
     if is_main():
         score = write_oof(run_dir, info, data, fold)
         seconds = round(time.perf_counter() - started, 3)
-        facts = {"fingerprint": wanted, "seconds": seconds, "given": session.given()}
+        facts = {"fingerprint": wanted, "seconds": seconds, "given": options.given()}
         finish(run_dir, info, score, facts=facts)
     trainer.strategy.barrier()
-    result = finished(run_dir)
+    result = read_finished(run_dir)
     assert result is not None
     return replace(result[0], reused=False)
 
 
 def make_batches(
-    config: RunConfig, data: TrainData, rows: tuple[pd.DataFrame, pd.DataFrame], session: Session
+    config: RunConfig, data: TrainData, rows: tuple[pd.DataFrame, pd.DataFrame], options: TrainOptions
 ) -> Batches:
     """The loaders' rows (training, validation), from files or from the pixel cache."""
     every = data.paths(data.folds.frame)
     size = (config.image_size, config.image_size)
-    (training, validation), cache = rows, session.cache
+    (training, validation), cache = rows, options.cache
     return Batches(
         config,
         training_set(config, data.paths(training), training["label"], pixels(every, config.train_pixels, cache)),
         validation_set(data.paths(validation), validation["label"], pixels(every, size, cache)),
-        workers=session.workers,
+        workers=options.workers,
     )
 
 
-def make_module(
-    config: RunConfig, data: TrainData, batches: Batches, *, training: pd.DataFrame, session: Session
+def make_classifier(
+    config: RunConfig, data: TrainData, batches: Batches, *, training: pd.DataFrame, options: TrainOptions
 ) -> Classifier:
-    """The module with its first weights: drawn from the seed, or from the session's file."""
+    """The module with its first weights: drawn from the seed, or from the options's file."""
     L.seed_everything(config.seed, workers=True, verbose=False)
-    weighted = session.clean is not None and session.clean_action in WEIGHTED
+    weighted = options.clean is not None and options.clean_action in WEIGHTED
     module = Classifier(
         config,
         data.competition.classes,
-        batches.steps_per_epoch(session.devices.processes),
-        devices=session.devices,
+        batches.steps_per_epoch(options.devices.processes),
+        devices=options.devices,
         row_weights=torch.tensor(training["weight"].to_numpy(), dtype=torch.float32) if weighted else None,
     )
-    if session.weights is not None:
-        report = load_weights(module.model, session.weights, partial=session.partial_weights)
+    if options.weights is not None:
+        report = load_weights(module.model, options.weights, partial=options.partial_weights)
         for average in (module.ema, module.swa):
             if average is not None:
                 average.module.load_state_dict(module.model.state_dict())
-        session.tell(f"{session.weights.name}: {report}")
+        options.tell(f"{options.weights.name}: {report}")
     return module
 
 
-def fit(module: Classifier, batches: Batches, run_dir: Path, *, info: CheckpointInfo, session: Session) -> L.Trainer:
+def run_trainer(
+    module: Classifier, batches: Batches, run_dir: Path, *, info: CheckpointInfo, options: TrainOptions
+) -> L.Trainer:
     """Run Lightning's Trainer, from the last finished epoch if there is one, and keep the weights in the folder."""
     config = module.config
     label = f"{run_name(config)} {run_dir.name}"
@@ -136,25 +137,28 @@ def fit(module: Classifier, batches: Batches, run_dir: Path, *, info: Checkpoint
         if is_main():
             save_checkpoint(run_dir / CHECKPOINT_FILE, state, info)
 
-    metrics = Metrics(run_dir, module.classes, lambda text: session.tell(f"{label}: {text}"))
+    metrics = Metrics(run_dir, module.classes, lambda text: options.tell(f"{label}: {text}"))
     callbacks: list[L.Callback] = [StopDiverged(), metrics]
     if config.select == "best":
         callbacks.append(KeepBest(save))
     if config.early_stopping:
         callbacks.append(StopEarly(config.early_stopping))
     callbacks.append(Resume(run_dir))
-    if session.progress is not None:
-        callbacks.append(Bar(session.progress, label))
-    trainer = make_trainer(config, callbacks, run_dir, session)
+    if options.progress is not None:
+        callbacks.append(Bar(options.progress, metrics, label=label, column="val_accuracy"))
     resume = run_dir / RESUME_FILE
-    trainer.fit(module, datamodule=batches, ckpt_path=str(resume) if resume.is_file() else None)
+    with quiet_lightning():
+        trainer = make_trainer(config, callbacks, devices=options.devices, logger=make_logger(run_dir, options))
+        if trainer.precision != config.precision:
+            options.tell(f"{config.precision} needs a GPU: this CPU trains in {trainer.precision}")
+        trainer.fit(module, datamodule=batches, ckpt_path=str(resume) if resume.is_file() else None)
     if module.swa is not None:
         finish_average(module, batches, trainer.strategy.root_device)
     if config.select == "last":
         save()
     failed = len(batches.training.failed)
     if failed:
-        session.tell(f"{label}: {failed} training images could not be decoded and were shown as gray")
+        options.tell(f"{label}: {failed} training images could not be decoded and were shown as gray")
     return trainer
 
 
@@ -168,43 +172,8 @@ def finish_average(module: Classifier, batches: Batches, device: torch.device) -
     renew_statistics(average, batches.train_dataloader(), module.training_pictures)
 
 
-def make_trainer(config: RunConfig, callbacks: list[L.Callback], run_dir: Path, session: Session) -> L.Trainer:
-    """Lightning's Trainer with the kit's callbacks in place of its own files and bars."""
-    quiet_lightning()
-    devices = session.devices
-    accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    precision = config.precision
-    if accelerator == "cpu" and precision == "16-mixed":
-        precision = "32-true"
-        session.tell("16-mixed needs a GPU: this CPU trains in 32-true")
-    logger: Any = False
-    if session.tensorboard:
-        logger = L.pytorch.loggers.TensorBoardLogger(run_dir, name="tensorboard", version="")
-    return L.Trainer(
-        max_epochs=config.epochs,
-        accelerator=accelerator,
-        devices=devices.devices,
-        num_nodes=devices.num_nodes,
-        strategy=make_strategy(devices),
-        # The samplers of `loaders` deal the rows out themselves, each once.
-        use_distributed_sampler=False,
-        # A CPU cannot; models with BatchNorm keep the statistics of each process's own batches there.
-        sync_batchnorm=accelerator == "gpu" and devices.processes > 1,
-        precision=precision,
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.clip_norm,
-        callbacks=callbacks,
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-
-
-def quiet_lightning() -> None:
-    """Keep Lightning's device lines and loader advice off the terminal; errors still come through."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+def make_logger(run_dir: Path, options: TrainOptions) -> Any:
+    """Return TensorBoard's logger where the options ask for one, else False."""
+    if not options.tensorboard:
+        return False
+    return L.pytorch.loggers.TensorBoardLogger(run_dir, name="tensorboard", version="")

@@ -25,9 +25,9 @@ from cassava_kit.training.averaging import make_ema, make_swa
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import Devices, process_place, shard
 from cassava_kit.training.losses import make_loss, without_largest
-from cassava_kit.training.optimizers import make_optimizer, parameter_groups, with_schedule
+from cassava_kit.training.optimizers import make_optimizer, parameter_groups, rate_scales, with_schedule
 
-Batch = tuple[Tensor, Tensor, Tensor]
+ImageBatch = tuple[Tensor, Tensor, Tensor]
 
 
 class Classifier(L.LightningModule):
@@ -101,7 +101,7 @@ class Classifier(L.LightningModule):
         self.model.train()  # Lightning leaves what was frozen in the mode it had then
         keep_frozen(self.model)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: ImageBatch, _: int) -> Tensor:
         """Loss of one batch, mixed where the configuration says so."""
         images, labels, indices = batch
         mixing = self.mix is not None and self.current_epoch < self.config.epochs - self.config.plain_epochs
@@ -132,7 +132,7 @@ class Classifier(L.LightningModule):
         if metric is None:
             scheduler.step()
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, batch: ImageBatch, _: int) -> None:
         """Cross-entropy and class of each picture, without smoothing: comparable between losses.
 
         A plain average (SWA) is not looked at before the end: until then its BatchNorm statistics are not its own.
@@ -167,9 +167,16 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the stages of backbone and head, decayed and not, with its schedule."""
-        sharded = self.devices.strategy == "ddp_sharded"
-        optimizer = make_optimizer(parameter_groups(self.model, self.config), self.config, sharded=sharded)
-        return with_schedule(optimizer, self.config, self.total_steps, self.warmup_steps)
+        config, scales = self.config, rate_scales(self.model, self.config)
+        optimizer = make_optimizer(
+            parameter_groups(self.model, lr=config.lr, weight_decay=config.weight_decay, scales=scales),
+            config.optimizer,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=True,
+            sharded=self.devices.strategy == "ddp_sharded",
+        )
+        return with_schedule(optimizer, config, self.total_steps, self.warmup_steps)
 
 
 def sum_of_processes(values: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.evidence.metrics import Score, accuracy, baseline, format_score, score
+from cassava_kit.training.callbacks import training_bar
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import is_main

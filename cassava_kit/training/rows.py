@@ -1,4 +1,4 @@
-"""What a run learns from: the table with its images, the split, and the session's choices; the rows that are left."""
+"""What a run learns from: the table with its images, the split, and the options's choices; the rows that are left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable
-from cassava_kit.evidence.noise.decisions import apply_report, read_report
+from cassava_kit.evidence.noise.decisions import apply_noise_report, read_noise_report
 from cassava_kit.files import sha256_file
 from cassava_kit.training.devices import Devices
 
@@ -44,7 +44,7 @@ class TrainData:
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainOptions:
     """What a run is given beside its configuration.
 
     First weights and whether they may leave tensors of the backbone random, a limit of rows, a noise report for the
@@ -106,11 +106,11 @@ def draw_rows(rows: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
     return shuffled[shuffled.groupby("label").cumcount() < allowed].sort_index().reset_index(drop=True)
 
 
-def cleaned_rows(training: pd.DataFrame, session: Session) -> pd.DataFrame:
+def clean_rows(training: pd.DataFrame, options: TrainOptions) -> pd.DataFrame:
     """Training rows after the noise report: dropped, flipped, weighted, softened; validation rows are never touched."""
-    if session.clean is None:
+    if options.clean is None:
         return training
-    rows = apply_report(training, read_report(session.clean), action=session.clean_action)
+    rows = apply_noise_report(training, read_noise_report(options.clean), action=options.clean_action)
     return rows.reset_index(drop=True)
 
 

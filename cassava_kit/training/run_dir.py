@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from cassava_kit.models.weights import load_tensors
 from cassava_kit.training.callbacks import METRICS_FILE, RESUME_FILE
 from cassava_kit.training.config import NAMES, RunConfig
 from cassava_kit.training.recipes import run_name
-from cassava_kit.training.rows import Session, TrainData
+from cassava_kit.training.rows import TrainData, TrainOptions
 from cassava_kit.training.sources import learning_code_hash
 
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -55,28 +56,33 @@ class FoldResult:
         return self.run_dir / CHECKPOINT_FILE
 
     @property
-    def oof(self) -> Path:
-        """The fold's out-of-fold predictions."""
+    def oof_file(self) -> Path:
+        """The file of the fold's out-of-fold predictions."""
         return self.run_dir / OOF_FILE
 
+    @cached_property
+    def oof(self) -> pd.DataFrame:
+        """Out-of-fold predictions, a row an image of the fold: `image_id`, `p0` .. `p<K-1>`, `fold`."""
+        return read_predictions(self.oof_file).frame
 
-def fingerprint(config: RunConfig, data: TrainData, fold: int, session: Session) -> Fingerprint:
+
+def run_fingerprint(config: RunConfig, data: TrainData, fold: int, options: TrainOptions) -> Fingerprint:
     """Return all that decides a run's outcome, by what the user calls it; what is large is hashed."""
     settings = config.model_dump(mode="json", exclude=set(NAMES))
     return {
         "settings": sha256_bytes(json.dumps(settings, sort_keys=True).encode()),
         "folds": f"{data.folds.hash} {fold}",
         "images": data.images_hash,
-        "weights": sha256_file(session.weights) if session.weights else "",
-        "limit": str(session.limit or ""),
-        "noise report": f"{sha256_file(session.clean)} {session.clean_action}" if session.clean else "",
-        "number of processes": str(session.devices.processes),
+        "weights": sha256_file(options.weights) if options.weights else "",
+        "limit": str(options.limit or ""),
+        "noise report": f"{sha256_file(options.clean)} {options.clean_action}" if options.clean else "",
+        "number of processes": str(options.devices.processes),
         "classes": str(data.competition.n_classes),
         "code": learning_code_hash(),
     }
 
 
-def finished(run_dir: Path) -> tuple[FoldResult, Fingerprint] | None:
+def read_finished(run_dir: Path) -> tuple[FoldResult, Fingerprint] | None:
     """Return the result of the finished run in a folder, with its fingerprint; None where there is no whole one."""
     files = [run_dir / name for name in (DONE_FILE, CHECKPOINT_FILE, OOF_FILE)]
     if not all(file.is_file() for file in files):
@@ -89,20 +95,20 @@ def finished(run_dir: Path) -> tuple[FoldResult, Fingerprint] | None:
     return FoldResult(run_dir, score, done["seconds"], reused=True), known if isinstance(known, dict) else {}
 
 
-def reusable(run_dir: Path, wanted: Fingerprint, session: Session) -> FoldResult | None:
+def find_reusable(run_dir: Path, wanted: Fingerprint, options: TrainOptions) -> FoldResult | None:
     """Return the finished run in a folder where it is the one that is wanted, None where it is to be trained.
 
     Raises:
-        UserError: There is a finished run that differs, and the session does not say what to do with it.
+        UserError: There is a finished run that differs, and the options does not say what to do with it.
     """
-    found = finished(run_dir)
+    found = read_finished(run_dir)
     if found is None:
         return None
     result, known = found
     differs = [part for part in wanted if known.get(part) != wanted[part]]
-    if not differs or (differs == ["code"] and session.existing == "keep"):
+    if not differs or (differs == ["code"] and options.existing == "keep"):
         return result
-    if session.existing == "replace":
+    if options.existing == "replace":
         return None
     if differs == ["code"]:
         raise UserError(
@@ -184,7 +190,7 @@ def finish(run_dir: Path, info: CheckpointInfo, score: Score, *, facts: dict[str
 
 def join_runs(results: list[FoldResult], folds: Folds, out: Path, name: str) -> tuple[Path, Predictions]:
     """Join the folds' predictions to `out/<run name>/oof.csv`."""
-    whole = join_folds([read_predictions(result.oof) for result in results], folds, name)
+    whole = join_folds([read_predictions(result.oof_file) for result in results], folds, name)
     path = out / name / OOF_FILE
     write_predictions(path, whole)
     return path, whole

@@ -18,19 +18,19 @@ ROOTS = (
     ("training.module", "Classifier"),
     ("training.loaders", "Batches"),
     ("training.fit", "make_batches"),
-    ("training.fit", "make_module"),
+    ("training.fit", "make_classifier"),
     ("training.fit", "finish_average"),
-    ("training.fit", "make_trainer"),
+    ("training.trainer", "make_trainer"),
     ("training.rows", "usable_rows"),
-    ("training.rows", "cleaned_rows"),
+    ("training.rows", "clean_rows"),
     ("training.callbacks", "StopEarly"),
     ("training.callbacks", "KeepBest"),
 )
 # What these do changes no weight: reading settings and tables, writing files, messages, errors.
 LEFT_OUT = {
-    *("errors", "files", "paths", "settings", "config", "competition", "folds", "data.table", "data.cache"),
-    *("training.diverged", "training.config", "data.folds", "training.fit.quiet_lightning", "training.rows.Session"),
-    *("training.devices.Devices", "models.WeightsReport", "models.weights.WeightsReport", "data.images.in_threads"),
+    *("errors", "files", "settings", "competition", "data.folds", "data.table", "data.cache", "data.images.in_threads"),
+    *("models.weights.WeightsReport", "training.config", "training.devices.Devices", "training.diverged"),
+    *("training.trainer.quiet_lightning", "training.rows.TrainOptions"),
 }
 
 Read = Callable[[str], str | None]

@@ -68,7 +68,7 @@ def test_a_new_head_starts_near_even_odds(name, args):
 
 
 def test_unknown_model_names_near_ones():
-    with pytest.raises(ValueError, match="timm has no model 'resnet51' .did you mean .*resnet50"):
+    with pytest.raises(ValueError, match=r"timm has no model 'resnet51' .did you mean .*resnet50"):
         create_model("resnet51", 5)
 
 

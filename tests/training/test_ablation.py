@@ -3,16 +3,16 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from cassava_kit.__main__ import app
-from cassava_kit.data.folds import make_folds, write_folds
+from cassava_kit.cli.verbs import app
+from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.evidence.compare import compare
-from cassava_kit.evidence.noise.decisions import read_report
+from cassava_kit.evidence.noise.decisions import read_noise_report
 from cassava_kit.evidence.predictions import Header, make_predictions, read_predictions, write_predictions
 from cassava_kit.training.ablation import BASE, CLEANED, ablate, changed, compared, variants
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.recipe_run import RecipeResult
-from cassava_kit.training.rows import Session
+from cassava_kit.training.rows import TrainOptions
 from cassava_kit.training.run_dir import FoldResult
 
 CONFIG = RunConfig(recipe="tiny", model="resnet18", epochs=1, label_smoothing=0.1)
@@ -55,12 +55,12 @@ def stand_in(tmp_path, monkeypatch):
     given = np.where(np.arange(N) % 10 == 0, (true + 1) % K, true)
     ids = np.array([f"{i:03d}.jpg" for i in range(N)])
     frame = pd.DataFrame({"image_id": ids, "label": given})
-    split = make_folds(frame, n_splits=3, seed=0)
+    split = split_folds(frame, n_splits=3, seed=0)
     asked = []
 
-    def train_recipe(config, table, folds, out, *, session):
-        asked.append((config.recipe, session.clean))
-        wrong = rng.random(N) < (0.1 if session.clean else 0.3 if config.lr < 0.01 else 0.5)
+    def train_recipe(config, table, folds, out, *, options):
+        asked.append((config.recipe, options.clean))
+        wrong = rng.random(N) < (0.1 if options.clean else 0.3 if config.lr < 0.01 else 0.5)
         p = 0.9 * np.eye(K)[np.where(wrong, (true + 2) % K, true)] + 0.1 / K
         header = Header(name=config.recipe, kind="oof", fold_hash=folds.hash)
         path = out / config.recipe / "oof.csv"
@@ -98,22 +98,24 @@ def test_the_report_comes_from_the_recipe_s_own_predictions_or_from_the_file_giv
     table, split, asked = stand_in
     plan = variants(CONFIG, [], cleaned=True)
     ablate(plan, table, split, tmp_path)
-    report = read_report(tmp_path / "tiny--cleaned" / "clean.csv")
+    report = read_noise_report(tmp_path / "tiny--cleaned" / "clean.csv")
     assert set(report["image_id"]) == set(split.frame["image_id"]) and 0 < (~report["keep"]).sum() <= 0.03 * N
     mine = tmp_path / "mine.csv"
     (tmp_path / "tiny--cleaned" / "clean.csv").rename(mine)
-    ablate(plan, table, split, tmp_path, session=Session(clean=mine))
+    ablate(plan, table, split, tmp_path, options=TrainOptions(clean=mine))
     assert asked[-2:] == [("tiny", None), ("tiny--cleaned", mine)]
     assert not (tmp_path / "tiny--cleaned" / "clean.csv").exists()
 
 
 def test_everything_is_checked_before_the_first_run(stand_in, tmp_path):
     table, split, asked = stand_in
-    other = make_folds(table.frame.assign(label=(table.frame["label"] + 1) % K), n_splits=3, seed=0)
+    other = split_folds(table.frame.assign(label=(table.frame["label"] + 1) % K), n_splits=3, seed=0)
     with pytest.raises(ValueError, match="make the fold file again"):
         ablate(variants(CONFIG, ["lr=0.5"]), table, other, tmp_path)
     with pytest.raises(FileNotFoundError, match="noise report"):
-        ablate(variants(CONFIG, [], cleaned=True), table, split, tmp_path, session=Session(clean=tmp_path / "no.csv"))
+        ablate(
+            variants(CONFIG, [], cleaned=True), table, split, tmp_path, options=TrainOptions(clean=tmp_path / "no.csv")
+        )
     assert asked == []
 
 
@@ -122,7 +124,7 @@ def test_rows_of_other_weights_are_refused_before_the_base_is_trained(stand_in, 
     table, split, asked = stand_in
     mixing = RunConfig(recipe="mixing", model="resnet18", epochs=1, cutmix=1.0)
     with pytest.raises(ValueError, match="weights of rows do not go with mixup or cutmix, got --clean-action soften"):
-        ablate(variants(mixing, [], cleaned=True), table, split, tmp_path, session=Session(clean_action="soften"))
+        ablate(variants(mixing, [], cleaned=True), table, split, tmp_path, options=TrainOptions(clean_action="soften"))
     assert asked == []
 
 

@@ -9,11 +9,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from cassava_kit.data.folds import make_folds
+from cassava_kit.data.folds import split_folds
 from cassava_kit.data.images import decode_small, resize
 from cassava_kit.data.table import read_competition
 from cassava_kit.evidence.metrics import accuracy, majority
-from cassava_kit.evidence.oof import gather_files
+from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.training.baseline import LogReg, read_pixels, train_baseline, train_logreg
 from cassava_kit.training.rows import TrainData
@@ -41,12 +41,12 @@ def colours(tmp_path):
         labels.append(0 if n % 2 else 4)
     pd.DataFrame({"image_id": names, "label": labels}).to_csv(tmp_path / "data" / "train.csv", index=False)
     table = read_competition(tmp_path / "data")
-    return TrainData(table, make_folds(table.frame, n_splits=3, seed=0))
+    return TrainData(table, split_folds(table.frame, n_splits=3, seed=0))
 
 
 def test_it_is_a_member_like_any_other(trained, tiny_folds):
     out, score = trained
-    evidence = gather_files([out / "logreg" / "oof.csv"], tiny_folds)
+    evidence = read_evidence([out / "logreg" / "oof.csv"], tiny_folds)
     assert evidence.names == ("logreg",)
     assert accuracy(evidence.labels, evidence.pred_probs[0]) == score and score.n == 120
     header = read_predictions(out / "logreg" / "oof.csv").header
@@ -131,8 +131,8 @@ def test_a_run_cut_short_is_not_whole(colours, tmp_path, monkeypatch):
 def test_errors_come_before_the_work(colours, tmp_path):
     with pytest.raises(ValueError, match=r"fold must be in 0\.\.2, got 3"):
         train_baseline(colours, tmp_path, folds=[3], progress=False)
-    other = make_folds(colours.table.frame.assign(label=[0, 4] * 12)[::-1], n_splits=3)
-    wrong = TrainData(colours.table, make_folds(other.frame.iloc[:20], n_splits=3))
+    other = split_folds(colours.table.frame.assign(label=[0, 4] * 12)[::-1], n_splits=3)
+    wrong = TrainData(colours.table, split_folds(other.frame.iloc[:20], n_splits=3))
     with pytest.raises(ValueError, match="4 images of the table are not in it"):
         train_baseline(wrong, tmp_path, progress=False)
     for path in colours.table.image_dir.iterdir():

@@ -77,7 +77,7 @@ def test_configuration_is_frozen():
 
 
 def test_unknown_recipe_lists_the_known_and_timm_names_work():
-    with pytest.raises(ValueError, match="no recipe 'resnet' .*; recipes are resnet18, resnet34"):
+    with pytest.raises(ValueError, match=r"no recipe 'resnet' .*; recipes are resnet18, resnet34"):
         recipe("resnet")
     assert recipe("timm:convnext_tiny").model == "convnext_tiny"
 

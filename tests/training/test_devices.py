@@ -63,7 +63,8 @@ def process_group():
 def test_ddp_sharded_spreads_the_optimisers_state_and_fsdp_the_weights(process_group):
     config = RunConfig(recipe="r", model="resnet10t")
     model = create_model("resnet10t", 5)
-    optimizer = make_optimizer(parameter_groups(model, config), config, sharded=True)
+    groups = parameter_groups(model, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(groups, config.optimizer, lr=config.lr, sharded=True)
     assert isinstance(optimizer, ZeroRedundancyOptimizer) and isinstance(optimizer.optim, torch.optim.AdamW)
     shard(model, torch.distributed.init_device_mesh("cpu", (1,)), stage_modules(model))
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -82,7 +83,7 @@ def test_ddp_sharded_spreads_the_optimisers_state_and_fsdp_the_weights(process_g
     ],
 )
 def test_what_a_strategy_cannot_do_is_said_before_work(devices, strategy, changes, message):
-    config = RunConfig.checked({"recipe": "r", "model": "resnet18", **changes})
+    config = RunConfig.from_values({"recipe": "r", "model": "resnet18", **changes})
     with pytest.raises(ValueError, match=message):
         check_devices(Devices(devices, strategy), config)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import SILENT, TINY
 
-from cassava_kit.data.folds import Folds, make_folds
+from cassava_kit.data.folds import Folds, split_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import check_oof
@@ -19,21 +19,21 @@ from cassava_kit.models.checkpoint import read_info
 from cassava_kit.models.weights import load_tensors
 from cassava_kit.settings import replace
 from cassava_kit.training.callbacks import Resume
-from cassava_kit.training.fit import train_fold
+from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import train_recipe
 from cassava_kit.training.recipes import recipe, recipe_names
-from cassava_kit.training.rows import Session, TrainData, usable_rows
-from cassava_kit.training.run_dir import fingerprint
+from cassava_kit.training.rows import TrainData, TrainOptions, usable_rows
+from cassava_kit.training.run_dir import run_fingerprint
 
 
 def test_fold_writes_its_contract(data, tmp_path):
-    result = train_fold(TINY, data, 1, tmp_path, session=SILENT)
+    result = fit_fold(TINY, data, 1, tmp_path, options=SILENT)
     assert result.run_dir == tmp_path / "tiny" / "fold1" and not result.reused
     info = read_info(result.checkpoint)
     assert (info.recipe, info.fold, info.fold_hash) == ("tiny", 1, data.folds.hash)
     assert info.oof_accuracy == result.score.accuracy and info.oof_rows == len(data.folds.validation(1))
-    oof = read_predictions(result.oof)
+    oof = read_predictions(result.oof_file)
     assert set(oof.ids) == set(data.folds.validation(1)["image_id"]) and set(oof.frame["fold"]) == {1}
     assert oof.header.fold_hash == data.folds.hash and oof.header.sources[0].fold == 1
     assert json.loads((result.run_dir / "config.json").read_text())["epochs"] == 3
@@ -44,21 +44,21 @@ def test_fold_writes_its_contract(data, tmp_path):
 
 def test_all_folds_join_to_one_oof_file_and_are_reused(tiny_table, tiny_folds, tmp_path):
     first = train_recipe(TINY, tiny_table, tiny_folds, tmp_path)
-    whole = check_oof(read_predictions(first.oof), tiny_folds, "tiny")
+    whole = check_oof(read_predictions(first.oof_file), tiny_folds, "tiny")
     assert len(whole.ids) == len(tiny_table.frame) and not first.reused
     again = train_recipe(TINY, tiny_table, tiny_folds, tmp_path)
     assert again.reused and again.score == first.score
-    changed, anew = replace(TINY, lr=1e-3), Session(existing="replace")
-    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path, folds=[0], session=anew).reused
+    changed, anew = replace(TINY, lr=1e-3), TrainOptions(existing="replace")
+    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path, folds=[0], options=anew).reused
     joined = tmp_path / "tiny" / "oof.csv"
     assert not joined.exists() and not joined.with_suffix(".json").exists(), "joined from a fold that is no longer"
-    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path, session=anew).reused and joined.is_file()
+    assert not train_recipe(changed, tiny_table, tiny_folds, tmp_path, options=anew).reused and joined.is_file()
 
 
 def test_a_run_of_other_classes_is_another(data):
     six = dataclasses.replace(data.competition, classes=tuple("abcdef"), class_shares=())
     other = dataclasses.replace(data, competition=six)
-    assert fingerprint(TINY, data, 0, SILENT) != fingerprint(TINY, other, 0, SILENT)
+    assert run_fingerprint(TINY, data, 0, SILENT) != run_fingerprint(TINY, other, 0, SILENT)
 
 
 def test_a_picture_changed_under_the_same_name_is_trained_again(tiny_table, tiny_folds, tmp_path):
@@ -66,9 +66,9 @@ def test_a_picture_changed_under_the_same_name_is_trained_again(tiny_table, tiny
     shutil.copytree(tiny_table.image_dir, images)
     config = replace(TINY, epochs=1)
 
-    def run(session=SILENT):
+    def run(options=SILENT):
         data = TrainData(TrainTable(tiny_table.frame, images, ()), tiny_folds)
-        return train_fold(config, data, 0, tmp_path / "runs", session=session)
+        return fit_fold(config, data, 0, tmp_path / "runs", options=options)
 
     assert not run().reused and run().reused
     one, two = (images / name for name in tiny_folds.training(0)["image_id"][:2])
@@ -83,7 +83,7 @@ def test_a_picture_changed_under_the_same_name_is_trained_again(tiny_table, tiny
 def test_same_seed_same_weights_and_other_seed_others(data, tmp_path):
     runs = [replace(TINY, epochs=1), replace(TINY, epochs=1), replace(TINY, epochs=1, seed=7)]
     weights = [
-        load_tensors(train_fold(config, data, 0, tmp_path / str(k), session=SILENT).checkpoint)
+        load_tensors(fit_fold(config, data, 0, tmp_path / str(k), options=SILENT).checkpoint)
         for k, config in enumerate(runs)
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -108,7 +108,7 @@ class PowerCutError(Exception):
 )
 def test_interrupted_run_ends_as_an_unbroken_one(data, tmp_path, monkeypatch, changes):
     config = replace(TINY, **changes)
-    unbroken = train_fold(config, data, 0, tmp_path / "unbroken", session=SILENT)
+    unbroken = fit_fold(config, data, 0, tmp_path / "unbroken", options=SILENT)
     save = Resume.on_train_epoch_end
 
     def save_then_die(self, trainer, module):
@@ -118,7 +118,7 @@ def test_interrupted_run_ends_as_an_unbroken_one(data, tmp_path, monkeypatch, ch
 
     monkeypatch.setattr(Resume, "on_train_epoch_end", save_then_die)
     with pytest.raises(PowerCutError):
-        train_fold(config, data, 0, tmp_path / "broken", session=SILENT)
+        fit_fold(config, data, 0, tmp_path / "broken", options=SILENT)
     assert not (tmp_path / "broken" / "tiny" / "fold0" / "run.json").exists()
     monkeypatch.setattr(Resume, "on_train_epoch_end", save)
     starts = []
@@ -126,7 +126,7 @@ def test_interrupted_run_ends_as_an_unbroken_one(data, tmp_path, monkeypatch, ch
     monkeypatch.setattr(
         Classifier, "on_train_epoch_start", lambda self: (starts.append(self.current_epoch), start(self))[1]
     )
-    resumed = train_fold(config, data, 0, tmp_path / "broken", session=SILENT)
+    resumed = fit_fold(config, data, 0, tmp_path / "broken", options=SILENT)
     figures = [pd.read_csv(r.run_dir / "metrics.csv").drop(columns=["seconds", "note"]) for r in (unbroken, resumed)]
     assert starts == list(range(2, len(figures[0])))
     one, two = load_tensors(unbroken.checkpoint), load_tensors(resumed.checkpoint)
@@ -135,10 +135,10 @@ def test_interrupted_run_ends_as_an_unbroken_one(data, tmp_path, monkeypatch, ch
 
 
 def test_weights_file_starts_the_run(data, tmp_path):
-    first = train_fold(TINY, data, 0, tmp_path / "a", session=SILENT)
+    first = fit_fold(TINY, data, 0, tmp_path / "a", options=SILENT)
     told = []
     frozen = replace(TINY, recipe="probe", epochs=1, freeze_backbone=True)
-    second = train_fold(frozen, data, 0, tmp_path / "b", session=Session(weights=first.checkpoint, tell=told.append))
+    second = fit_fold(frozen, data, 0, tmp_path / "b", options=TrainOptions(weights=first.checkpoint, tell=told.append))
     one, two = load_tensors(first.checkpoint), load_tensors(second.checkpoint)
     assert torch.equal(one["layer4.0.conv1.weight"], two["layer4.0.conv1.weight"])
     assert torch.equal(one["bn1.running_mean"], two["bn1.running_mean"])
@@ -149,15 +149,15 @@ def test_weights_file_starts_the_run(data, tmp_path):
 def test_broken_training_images_are_left_out_and_get_the_prior_out_of_fold(tiny_table, tmp_path):
     images = tmp_path / "train_images"
     shutil.copytree(tiny_table.image_dir, images)
-    folds = make_folds(tiny_table.frame, n_splits=2, seed=0)
+    folds = split_folds(tiny_table.frame, n_splits=2, seed=0)
     seen, held_out = folds.training(0)["image_id"].iloc[0], folds.validation(0)["image_id"].iloc[0]
     (images / seen).write_bytes(b"")
     (images / held_out).write_bytes(b"<html>not found</html>")
     told = []
     data = TrainData(TrainTable(tiny_table.frame, images, ()), folds)
-    result = train_fold(replace(TINY, epochs=1), data, 0, tmp_path / "runs", session=Session(tell=told.append))
+    result = fit_fold(replace(TINY, epochs=1), data, 0, tmp_path / "runs", options=TrainOptions(tell=told.append))
     assert f"1 unreadable images take no part in training (first: {seen})" in told
-    oof = read_predictions(result.oof)
+    oof = read_predictions(result.oof_file)
     assert len(oof.ids) == len(folds.validation(0))
     row = oof.frame.set_index("image_id").loc[held_out, ["p0", "p1", "p2", "p3", "p4"]].to_numpy(float)
     assert np.allclose(row, read_info(result.checkpoint).prior, atol=1e-6)
@@ -166,24 +166,24 @@ def test_broken_training_images_are_left_out_and_get_the_prior_out_of_fold(tiny_
 def test_fold_file_of_another_table_is_refused(tiny_table, tiny_folds, tmp_path):
     fewer = Folds(tiny_folds.frame.iloc[1:].reset_index(drop=True))
     with pytest.raises(ValueError, match="1 images of the table are not in it"):
-        train_fold(TINY, TrainData(tiny_table, fewer), 0, tmp_path, session=SILENT)
+        fit_fold(TINY, TrainData(tiny_table, fewer), 0, tmp_path, options=SILENT)
     other = tiny_folds.frame.copy()
     other.loc[0, "label"] = (other.loc[0, "label"] + 1) % 5
     with pytest.raises(ValueError, match=r"the fold file says label \d for .*, the table says \d"):
-        train_fold(TINY, TrainData(tiny_table, Folds(other)), 0, tmp_path, session=SILENT)
+        fit_fold(TINY, TrainData(tiny_table, Folds(other)), 0, tmp_path, options=SILENT)
     assert not (tmp_path / "tiny").exists()
 
 
 def test_a_run_learns(data, tmp_path):
-    result = train_fold(
-        replace(TINY, epochs=30, lr=1e-2, augmentation="none", label_smoothing=0), data, 0, tmp_path, session=SILENT
+    result = fit_fold(
+        replace(TINY, epochs=30, lr=1e-2, augmentation="none", label_smoothing=0), data, 0, tmp_path, options=SILENT
     )
     losses = pd.read_csv(result.run_dir / "metrics.csv")["train_loss"]
     assert losses.iloc[-1] < 0.6 * losses.iloc[0]
 
 
 def test_limit_is_a_limit_on_training_rows_alone(data, tmp_path):
-    result = train_fold(replace(TINY, epochs=1), data, 0, tmp_path, session=Session(limit=20, tell=lambda _: None))
+    result = fit_fold(replace(TINY, epochs=1), data, 0, tmp_path, options=TrainOptions(limit=20, tell=lambda _: None))
     assert result.score.n == len(data.folds.validation(0))
     assert len(usable_rows(data, 0, 20)[0]) == 20
     rows = np.array(read_info(result.checkpoint).prior) * 20
@@ -205,5 +205,5 @@ def test_every_recipe_takes_a_real_step_and_comes_back(name, data, tmp_path):
         warmup_epochs=0,
         precision="32-true",
     )
-    result = train_fold(config, data, 0, tmp_path, session=Session(limit=8, tell=lambda _: None))
+    result = fit_fold(config, data, 0, tmp_path, options=TrainOptions(limit=8, tell=lambda _: None))
     assert read_info(result.checkpoint).recipe == name

@@ -6,7 +6,7 @@ from tiny import SILENT, TINY
 
 from cassava_kit.data.dataset import ImageDataset
 from cassava_kit.data.folds import split_holdout, write_folds
-from cassava_kit.evidence.oof import gather_files
+from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.inference.folder import write_folder_predictions
 from cassava_kit.settings import replace
@@ -37,7 +37,7 @@ def test_all_folds_are_one_run_that_never_reads_the_test_part(tiny_table, split,
     assert set(oof.ids) == set(split.validation(0)["image_id"]) and set(oof.frame["fold"]) == {0}
     assert result.score.n == len(split.validation(0)) == 24
     assert read == set(split.training(0)["image_id"]) | set(oof.ids)
-    evidence = gather_files([result.oof], split)
+    evidence = read_evidence([result.oof_file], split)
     assert evidence.labels.tolist() == split.validation(0)["label"].tolist()
 
     folds = tmp_path / "folds.csv"
@@ -66,4 +66,4 @@ def test_logreg_learns_from_the_training_part_alone(tiny_table, split, tmp_path)
     assert np.array_equal(predict_fold(pixels, readable, other, 0, settings=LogReg()), first)
     score = train_baseline(data, tmp_path, progress=False)
     assert score.n == 24
-    gather_files([tmp_path / "logreg" / "oof.csv"], split)
+    read_evidence([tmp_path / "logreg" / "oof.csv"], split)

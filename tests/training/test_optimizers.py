@@ -12,7 +12,7 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads"
 
 
 def config(**changes) -> RunConfig:
-    return RunConfig.checked({"recipe": "r", "model": "resnet10t", **changes})
+    return RunConfig.from_values({"recipe": "r", "model": "resnet10t", **changes})
 
 
 def problem(seed: int = 0) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -40,7 +40,8 @@ def test_each_stage_learns_at_its_share_of_the_one_above():
     assert scales["head.weight"] == 1
     for depth, name in enumerate(("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.1.attn.qkv.weight")):
         assert scales[name] == pytest.approx(0.8 * 0.5 ** (4 - depth))
-    groups = parameter_groups(model, config(layer_decay=0.5, lr=1.0, weight_decay=0.1))
+    deep = rate_scales(model, config(layer_decay=0.5))
+    groups = parameter_groups(model, lr=1.0, weight_decay=0.1, scales=deep)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert {group["lr"] for group in groups} == {1.0, 0.5, 0.25, 0.125, 0.0625}
     assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
@@ -64,7 +65,7 @@ def test_stages_are_freed_from_the_top():
 def test_optimisers_are_torchs(name):
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}.get(name)
     (ours, x, y), (theirs, _, _) = problem(), problem()
-    one = make_optimizer([{"params": list(ours.parameters())}], config(optimizer=name, lr=0.1))
+    one = make_optimizer([{"params": list(ours.parameters())}], name, lr=0.1, nesterov=True)
     other = (
         kind(theirs.parameters(), lr=0.1)
         if kind
@@ -95,7 +96,7 @@ def test_rates_stay_where_weights_are_averaged():
 def test_plateau_lowers_the_rate_when_the_validation_loss_stands():
     model, _, _ = problem()
     settings = config(schedule="plateau", early_stopping=3)
-    optimizer = make_optimizer([{"params": list(model.parameters())}], settings)
+    optimizer = make_optimizer([{"params": list(model.parameters())}], "adamw", lr=settings.lr)
     plan = with_schedule(optimizer, settings, 10, 0)["lr_scheduler"]
     for loss in (1.0, 1.0, 1.0):
         plan["scheduler"].step(loss)
@@ -105,7 +106,7 @@ def test_plateau_lowers_the_rate_when_the_validation_loss_stands():
 def test_one_cycle_rises_for_a_quarter_and_ends_near_nothing():
     model, _, _ = problem()
     settings = config(schedule="onecycle")
-    optimizer = make_optimizer([{"params": list(model.parameters())}], settings)
+    optimizer = make_optimizer([{"params": list(model.parameters())}], "adamw", lr=settings.lr)
     schedule = with_schedule(optimizer, settings, 100, 0)["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(100):
@@ -120,7 +121,7 @@ def test_one_cycle_rises_for_a_quarter_and_ends_near_nothing():
 def test_one_cycle_of_a_handful_of_steps(total_steps):
     settings = config(schedule="onecycle")
     model, _, _ = problem()
-    optimizer = make_optimizer([{"params": list(model.parameters())}], settings)
+    optimizer = make_optimizer([{"params": list(model.parameters())}], "adamw", lr=settings.lr)
     schedule = with_schedule(optimizer, settings, total_steps, 0)["lr_scheduler"]["scheduler"]
     for _ in range(total_steps):
         optimizer.step()

@@ -14,9 +14,11 @@ from cassava_kit.training import fit
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.fit import make_batches, make_module, make_trainer, train_fold
+from cassava_kit.training.devices import Devices
+from cassava_kit.training.fit import fit_fold, make_batches, make_classifier
 from cassava_kit.training.recipes import recipe
-from cassava_kit.training.rows import Session, TrainData, cleaned_rows, usable_rows
+from cassava_kit.training.rows import TrainData, TrainOptions, clean_rows, usable_rows
+from cassava_kit.training.trainer import make_trainer
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def weights_by_epoch(monkeypatch) -> list[dict[str, torch.Tensor]]:
 
 
 def test_swa_is_the_mean_of_the_last_epochs_with_statistics_of_its_own(data, tmp_path, weights_by_epoch):
-    result = train_fold(replace(TINY, epochs=4, swa_epochs=2), data, 0, tmp_path, session=SILENT)
+    result = fit_fold(replace(TINY, epochs=4, swa_epochs=2), data, 0, tmp_path, options=SILENT)
     kept, last = load_tensors(result.checkpoint), weights_by_epoch
     mean = (last[2]["layer1.0.conv1.weight"] + last[3]["layer1.0.conv1.weight"]) / 2
     assert len(last) == 4 and torch.allclose(kept["layer1.0.conv1.weight"], mean, atol=1e-6)
@@ -64,16 +66,16 @@ def test_frozen_norms_keep_their_statistics():
     ("setting", "still"), [({"freeze_backbone": True}, "layer4"), ({"unfreeze_every": 2}, "layer3")]
 )
 def test_an_average_of_frozen_layers_is_those_layers(data, tmp_path, setting, still):
-    first = train_fold(replace(TINY, epochs=1), data, 0, tmp_path, session=SILENT)
+    first = fit_fold(replace(TINY, epochs=1), data, 0, tmp_path, options=SILENT)
     config = replace(TINY, recipe="swa", epochs=4, swa_epochs=2, **setting)
-    result = train_fold(config, data, 0, tmp_path, session=Session(weights=first.checkpoint, tell=lambda _: None))
+    result = fit_fold(config, data, 0, tmp_path, options=TrainOptions(weights=first.checkpoint, tell=lambda _: None))
     one, two = load_tensors(first.checkpoint), load_tensors(result.checkpoint)
     assert all(torch.allclose(two[name], one[name], atol=1e-7) for name in one if name.startswith((still, "bn1")))
     assert not torch.equal(one["fc.weight"], two["fc.weight"])
 
 
 def test_ema_follows_a_short_run(data, tmp_path, weights_by_epoch):
-    result = train_fold(replace(TINY, ema=0.9999), data, 0, tmp_path, session=SILENT)
+    result = fit_fold(replace(TINY, ema=0.9999), data, 0, tmp_path, options=SILENT)
     kept, name = load_tensors(result.checkpoint), "layer1.0.conv1.weight"
     first, last = weights_by_epoch[0][name], weights_by_epoch[-1][name]
     assert (kept[name] - last).norm() < 0.5 * (last - first).norm()
@@ -85,13 +87,13 @@ def test_ema_moves_once_for_each_step(data, tmp_path, monkeypatch):
     moves = []
     update = ModelEmaV3.update
     monkeypatch.setattr(ModelEmaV3, "update", lambda self, model, step=None: (moves.append(1), update(self, model))[1])
-    train_fold(replace(TINY, epochs=2, ema=0.9, accumulate=2), data, 0, tmp_path, session=SILENT)
+    fit_fold(replace(TINY, epochs=2, ema=0.9, accumulate=2), data, 0, tmp_path, options=SILENT)
     batches = len(data.folds.training(0)) // 16
     assert len(moves) == 2 * -(-batches // 2)
 
 
 def test_stages_are_freed_one_by_one_and_what_is_frozen_stands_still(data, tmp_path, weights_by_epoch):
-    train_fold(replace(TINY, unfreeze_every=1, layer_decay=0.5), data, 0, tmp_path, session=SILENT)
+    fit_fold(replace(TINY, unfreeze_every=1, layer_decay=0.5), data, 0, tmp_path, options=SILENT)
     first, second, third = weights_by_epoch
 
     def moved(before, after) -> set[str]:
@@ -103,7 +105,7 @@ def test_stages_are_freed_one_by_one_and_what_is_frozen_stands_still(data, tmp_p
 
 def test_unfreeze_resumes_at_the_stage_it_had_reached(data, tmp_path, monkeypatch):
     config = replace(TINY, unfreeze_every=1)
-    whole = train_fold(config, data, 0, tmp_path / "a", session=SILENT)
+    whole = fit_fold(config, data, 0, tmp_path / "a", options=SILENT)
     save = Resume.on_train_epoch_end
 
     def save_then_die(self, trainer, module):
@@ -112,23 +114,23 @@ def test_unfreeze_resumes_at_the_stage_it_had_reached(data, tmp_path, monkeypatc
 
     monkeypatch.setattr(Resume, "on_train_epoch_end", save_then_die)
     with pytest.raises(KeyError):
-        train_fold(config, data, 0, tmp_path / "b", session=SILENT)
+        fit_fold(config, data, 0, tmp_path / "b", options=SILENT)
     monkeypatch.setattr(Resume, "on_train_epoch_end", save)
-    resumed = train_fold(config, data, 0, tmp_path / "b", session=SILENT)
+    resumed = fit_fold(config, data, 0, tmp_path / "b", options=SILENT)
     one, two = load_tensors(whole.checkpoint), load_tensors(resumed.checkpoint)
     assert all(torch.allclose(one[name].double(), two[name].double(), atol=1e-6) for name in one)
 
 
 @pytest.mark.parametrize("limit", [1, 15])
 def test_an_odd_picture_of_an_only_batch_is_not_mixed(data, tmp_path, limit):
-    session = Session(limit=limit, tell=lambda _: None)
+    options = TrainOptions(limit=limit, tell=lambda _: None)
     config = replace(TINY, epochs=1, mixup=0.2, image_size=64)  # one picture: BatchNorm needs more than one position
-    result = train_fold(config, data, 0, tmp_path, session=session)
+    result = fit_fold(config, data, 0, tmp_path, options=options)
     assert np.isfinite(pd.read_csv(result.run_dir / "metrics.csv")["train_loss"]).all()
 
 
 def test_metrics_have_the_training_accuracy(data, tmp_path):
-    result = train_fold(replace(TINY, cutmix=1.0), data, 0, tmp_path, session=SILENT)
+    result = fit_fold(replace(TINY, cutmix=1.0), data, 0, tmp_path, options=SILENT)
     assert pd.read_csv(result.run_dir / "metrics.csv")["train_accuracy"].between(0, 1).all()
 
 
@@ -139,7 +141,7 @@ def test_augmentation_on_the_device(data, tmp_path, augmentation, size):
     batches = make_batches(config, data, (data.folds.training(0), data.folds.validation(0)), SILENT)
     images, _, _ = next(iter(batches.train_dataloader()))
     assert images.shape[1:] == (3, 48, 64)  # not augmented by the loader
-    module = make_module(config, data, batches, training=data.folds.training(0), session=SILENT)
+    module = make_classifier(config, data, batches, training=data.folds.training(0), options=SILENT)
     torch.manual_seed(1)
     pictures = module.training_pictures(images)
     torch.manual_seed(1)
@@ -165,25 +167,25 @@ def test_a_noise_report_changes_training_rows_and_no_validation_row(data, tmp_pa
     training, validation, _ = usable_rows(data, 0, None)
     bad = [training["image_id"].iloc[0], training["image_id"].iloc[7], validation["image_id"].iloc[0]]
     noise_report(data, tmp_path / "clean.csv", bad)
-    session = Session(clean=tmp_path / "clean.csv", clean_action=action, tell=lambda _: None)
-    rows = cleaned_rows(training, session).set_index("image_id")
+    options = TrainOptions(clean=tmp_path / "clean.csv", clean_action=action, tell=lambda _: None)
+    rows = clean_rows(training, options).set_index("image_id")
     assert len(rows) == len(training) + {"drop": -2, "soften": 2}.get(action, 0)
     if action == "flip":
         assert rows.loc[bad[0], "label"] == (training["label"].iloc[0] + 1) % 5
     if action == "soften":
         assert sorted(rows.loc[bad[0], "weight"]) == pytest.approx([0.1, 0.9])
         started = []
-        make = fit.make_module
-        monkeypatch.setattr(fit, "make_module", lambda *a, **k: (started.append(make(*a, **k)), started[-1])[1])
+        make = fit.make_classifier
+        monkeypatch.setattr(fit, "make_classifier", lambda *a, **k: (started.append(make(*a, **k)), started[-1])[1])
     if action == "weight":
         assert rows.loc[bad[0], "weight"] == pytest.approx(0.1)
-    plain = train_fold(TINY, data, 0, tmp_path / "plain", session=SILENT)
-    result = train_fold(TINY, data, 0, tmp_path / "clean", session=session)
+    plain = fit_fold(TINY, data, 0, tmp_path / "plain", options=SILENT)
+    result = fit_fold(TINY, data, 0, tmp_path / "clean", options=options)
     assert result.score.n == plain.score.n == len(validation)
     one, two = load_tensors(plain.checkpoint), load_tensors(result.checkpoint)
     assert not torch.equal(one["fc.weight"], two["fc.weight"])
     with pytest.raises(UserError, match="a finished run with other noise report"):
-        train_fold(TINY, data, 0, tmp_path / "plain", session=session)
+        fit_fold(TINY, data, 0, tmp_path / "plain", options=options)
     if action == "soften":
         weights = started[1].row_weights
         assert weights is not None and weights.sum().item() == pytest.approx(len(training)), "one in all for an image"
@@ -201,15 +203,15 @@ def test_a_noise_report_of_another_table_is_refused_before_work(data, tmp_path):
     frame = pd.read_csv(tmp_path / "clean.csv").iloc[1:]
     frame.to_csv(tmp_path / "clean.csv", index=False)
     with pytest.raises(ValueError, match="the noise report has no row for"):
-        train_fold(TINY, data, 0, tmp_path, session=Session(clean=tmp_path / "clean.csv", tell=lambda _: None))
+        fit_fold(TINY, data, 0, tmp_path, options=TrainOptions(clean=tmp_path / "clean.csv", tell=lambda _: None))
     assert not (tmp_path / "tiny").exists()
 
 
 def test_weights_of_rows_do_not_go_with_mixed_pictures(data, tmp_path):
     noise_report(data, tmp_path / "clean.csv", [])
-    session = Session(clean=tmp_path / "clean.csv", clean_action="weight", tell=lambda _: None)
+    options = TrainOptions(clean=tmp_path / "clean.csv", clean_action="weight", tell=lambda _: None)
     with pytest.raises(ValueError, match="mixup or cutmix"):
-        train_fold(replace(TINY, cutmix=1.0), data, 0, tmp_path, session=session)
+        fit_fold(replace(TINY, cutmix=1.0), data, 0, tmp_path, options=options)
 
 
 def test_largest_losses_are_left_out_after_the_first_epochs(data, tmp_path, monkeypatch):
@@ -220,7 +222,7 @@ def test_largest_losses_are_left_out_after_the_first_epochs(data, tmp_path, monk
     monkeypatch.setattr(
         module, "without_largest", lambda losses, n, **more: (left_out.append(n), plain(losses, n, **more))[1]
     )
-    train_fold(replace(TINY, ousm=3, ousm_after=2), data, 0, tmp_path, session=SILENT)
+    fit_fold(replace(TINY, ousm=3, ousm_after=2), data, 0, tmp_path, options=SILENT)
     assert left_out == [0] * (2 * len(left_out) // 3) + [3] * (len(left_out) // 3)
 
 
@@ -228,8 +230,8 @@ def test_tensorboards_log_has_the_metrics(data, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    session = Session(tensorboard=True, tell=lambda _: None)
-    result = train_fold(TINY, data, 0, tmp_path, session=session)
+    options = TrainOptions(tensorboard=True, tell=lambda _: None)
+    result = fit_fold(TINY, data, 0, tmp_path, options=options)
     log = EventAccumulator(str(result.run_dir / "tensorboard"))
     log.Reload()
     metrics = pd.read_csv(result.run_dir / "metrics.csv")
@@ -261,22 +263,24 @@ def test_tensorboards_log_has_the_metrics(data, tmp_path):
 )
 def test_settings_that_do_not_go_together_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        RunConfig.checked({"recipe": "r", "model": "resnet18", **setting})
+        RunConfig.from_values({"recipe": "r", "model": "resnet18", **setting})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
-def test_half_precision_without_a_gpu_is_told_and_not_tried(tmp_path):
+def test_half_precision_without_a_gpu_is_told_and_not_tried(data, tmp_path):
     told = []
-    trainer = make_trainer(replace(TINY, precision="16-mixed"), [], tmp_path, Session(tell=told.append))
-    assert trainer.precision == "32-true" and told == ["16-mixed needs a GPU: this CPU trains in 32-true"]
+    half = replace(TINY, precision="16-mixed", epochs=1)
+    assert make_trainer(half, [], devices=Devices()).precision == "32-true"
+    fit_fold(half, data, 0, tmp_path, options=TrainOptions(tell=told.append))
+    assert "16-mixed needs a GPU: this CPU trains in 32-true" in told
 
 
 def test_an_action_that_is_none_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="--clean-action must be one of drop, flip, weight, soften, got 'burn'"):
-        train_fold(TINY, data, 0, tmp_path, session=Session(clean_action="burn", tell=lambda _: None))
+        fit_fold(TINY, data, 0, tmp_path, options=TrainOptions(clean_action="burn", tell=lambda _: None))
 
 
 def test_a_size_that_the_model_does_not_take_is_refused_before_any_work(data, tmp_path):
     with pytest.raises(ValueError, match=r'does not take images of 64 pixels .* model_args=\{"img_size": 64\}'):
-        train_fold(replace(recipe("small_vit"), image_size=64), data, 0, tmp_path, session=SILENT)
+        fit_fold(replace(recipe("small_vit"), image_size=64), data, 0, tmp_path, options=SILENT)
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import SILENT, TINY
 
-from cassava_kit.__main__ import app
 from cassava_kit.cli.app import run_app
+from cassava_kit.cli.verbs import app
 from cassava_kit.data.folds import write_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.predictions import read_predictions
@@ -19,11 +19,11 @@ from cassava_kit.models.weights import load_tensors
 from cassava_kit.settings import replace
 from cassava_kit.training import run_dir
 from cassava_kit.training.diverged import DivergedError
-from cassava_kit.training.fit import train_fold
+from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import train_recipe
 from cassava_kit.training.recipes import recipe, recipe_names, run_name
-from cassava_kit.training.rows import Session
+from cassava_kit.training.rows import TrainOptions
 
 ONE = replace(TINY, epochs=1)
 
@@ -83,31 +83,31 @@ def test_another_setting_leaves_yesterdays_run_alone(train, tmp_path):
 
 
 def test_a_later_fold_is_refused_before_the_first_is_trained(tiny_table, tiny_folds, data, tmp_path):
-    train_fold(ONE, data, 1, tmp_path, session=SILENT)
+    fit_fold(ONE, data, 1, tmp_path, options=SILENT)
     with pytest.raises(UserError, match="fold1 holds a finished run with other settings"):
         train_recipe(replace(ONE, lr=0.1), tiny_table, tiny_folds, tmp_path)
     assert not (tmp_path / "tiny" / "fold0").exists()
 
 
 def test_a_run_of_another_version_of_the_code_is_kept_or_trained_again_as_asked(data, tmp_path, monkeypatch):
-    first = train_fold(ONE, data, 0, tmp_path, session=SILENT)
+    first = fit_fold(ONE, data, 0, tmp_path, options=SILENT)
     monkeypatch.setattr(run_dir, "learning_code_hash", lambda: "another")
     with pytest.raises(UserError, match="was trained by another version of the code; keep it with --keep, train it"):
-        train_fold(ONE, data, 0, tmp_path, session=SILENT)
+        fit_fold(ONE, data, 0, tmp_path, options=SILENT)
     keep, anew = (dataclasses.replace(SILENT, existing=what) for what in ("keep", "replace"))
-    assert train_fold(ONE, data, 0, tmp_path, session=keep).reused
+    assert fit_fold(ONE, data, 0, tmp_path, options=keep).reused
     with pytest.raises(UserError, match="other settings, code"):
-        train_fold(replace(ONE, lr=0.1), data, 0, tmp_path, session=keep)
-    again = train_fold(ONE, data, 0, tmp_path, session=anew)
+        fit_fold(replace(ONE, lr=0.1), data, 0, tmp_path, options=keep)
+    again = fit_fold(ONE, data, 0, tmp_path, options=anew)
     assert not again.reused and again.score == first.score
-    assert train_fold(ONE, data, 0, tmp_path, session=SILENT).reused
+    assert fit_fold(ONE, data, 0, tmp_path, options=SILENT).reused
 
 
 def test_a_run_without_a_fingerprint_by_parts_is_not_replaced(data, tmp_path):
-    done = train_fold(ONE, data, 0, tmp_path, session=SILENT).run_dir / "run.json"
+    done = fit_fold(ONE, data, 0, tmp_path, options=SILENT).run_dir / "run.json"
     done.write_text(json.dumps(json.loads(done.read_text()) | {"fingerprint": "0" * 64}))
     with pytest.raises(UserError, match="a finished run of an earlier version of the kit"):
-        train_fold(ONE, data, 0, tmp_path, session=SILENT)
+        fit_fold(ONE, data, 0, tmp_path, options=SILENT)
 
 
 @pytest.mark.parametrize("select", ["last", "best"])
@@ -124,28 +124,28 @@ def test_a_run_that_diverges_fails_with_the_finding_and_starts_anew(data, tmp_pa
     for _ in range(2):
         steps.clear()
         with pytest.raises(DivergedError, match=f"epoch {epoch + 1}, step 2: the loss is not finite: lr too high"):
-            train_fold(config, data, 0, tmp_path, session=SILENT)
+            fit_fold(config, data, 0, tmp_path, options=SILENT)
         assert steps[0] == 0 and steps[-1] == epoch, "each time from the beginning, and no step after the NaN"
         folder = tmp_path / "tiny" / "fold0"
         assert "not finite" in json.loads((folder / "failed.json").read_text())["reason"]
         assert not {"last.ckpt", "best.safetensors", "run.json", "oof.csv"} & {path.name for path in folder.iterdir()}
     monkeypatch.setattr(Classifier, "training_step", step)
-    result = train_fold(replace(config, lr=1e-3), data, 0, tmp_path, session=SILENT)
+    result = fit_fold(replace(config, lr=1e-3), data, 0, tmp_path, options=SILENT)
     assert not (folder / "failed.json").exists() and pd.read_csv(folder / "metrics.csv")["epoch"].tolist() == [0, 1, 2]
     assert all(torch.isfinite(value).all() for value in load_tensors(result.checkpoint).values())
 
 
 def test_a_rate_that_is_too_high_is_told_as_such(data, tmp_path):
     with pytest.raises(DivergedError, match=r"epoch 1, step \d+: the loss is not finite: lr"):
-        train_fold(replace(TINY, optimizer="sgd", lr=1e30, clip_norm=None), data, 0, tmp_path, session=SILENT)
+        fit_fold(replace(TINY, optimizer="sgd", lr=1e30, clip_norm=None), data, 0, tmp_path, options=SILENT)
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_the_fingerprint_names_what_differs(data):
-    def differing(**session) -> list[str]:
-        one, two = (run_dir.fingerprint(ONE, data, 0, each) for each in (SILENT, Session(**session)))
+    def differing(**options) -> list[str]:
+        one, two = (run_dir.run_fingerprint(ONE, data, 0, each) for each in (SILENT, TrainOptions(**options)))
         return [part for part in one if one[part] != two[part]]
 
     assert differing(limit=9) == ["limit"] and differing() == []
-    named = run_dir.fingerprint(replace(ONE, name="x", recipe="y"), data, 0, SILENT)
-    assert named == run_dir.fingerprint(ONE, data, 0, SILENT) != run_dir.fingerprint(ONE, data, 1, SILENT)
+    named = run_dir.run_fingerprint(replace(ONE, name="x", recipe="y"), data, 0, SILENT)
+    assert named == run_dir.run_fingerprint(ONE, data, 0, SILENT) != run_dir.run_fingerprint(ONE, data, 1, SILENT)

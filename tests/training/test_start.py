@@ -5,14 +5,14 @@ import torch
 from safetensors.torch import save_file
 from tiny import SILENT, TINY
 
-from cassava_kit.data.folds import make_folds
+from cassava_kit.data.folds import split_folds
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import create_model
 from cassava_kit.settings import replace
 from cassava_kit.training.checks import check_run, check_start
-from cassava_kit.training.fit import train_fold
+from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.recipe_run import train_recipe
-from cassava_kit.training.rows import Session, TrainData
+from cassava_kit.training.rows import TrainData, TrainOptions
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def test_weights_that_learnt_the_labels_of_a_fold_are_refused_before_any_fold_is
     file, row = weights(), data.folds.validation(1)["image_id"].iloc[0]
     check_start(TINY, data, [0], file)
     with pytest.raises(ValueError, match=rf"must not have seen the labels of fold 1 \(first row: {row}\)"):
-        train_recipe(TINY, data.table, data.folds, tmp_path / "runs", session=Session(weights=file))
+        train_recipe(TINY, data.table, data.folds, tmp_path / "runs", options=TrainOptions(weights=file))
     with pytest.raises(ValueError, match=r"all folds but 0; give .*, --fold 0 alone"):
-        train_fold(TINY, data, 1, tmp_path / "runs", session=Session(weights=file, tell=lambda _: None))
+        fit_fold(TINY, data, 1, tmp_path / "runs", options=TrainOptions(weights=file, tell=lambda _: None))
     assert not (tmp_path / "runs").exists()
 
 
@@ -70,7 +70,7 @@ def test_weights_that_cannot_know_the_labels_are_taken(data, weights, said):
 
 
 def test_weights_of_this_table_under_other_folds_are_refused(data, weights, tiny_table):
-    other = TrainData(tiny_table, make_folds(tiny_table.frame, n_splits=2, seed=9))
+    other = TrainData(tiny_table, split_folds(tiny_table.frame, n_splits=2, seed=9))
     with pytest.raises(ValueError, match="another split"):
         check_start(TINY, other, [0], weights())
 
@@ -88,21 +88,21 @@ def test_a_loss_that_cannot_be_is_refused_before_images_are_read(data, tmp_path,
     monkeypatch.setattr("cassava_kit.training.recipe_run.fill_cache", lambda *_: pytest.fail("too late"))
     config = replace(TINY, loss="bitempered", loss_args={"t1": 1.2}, train_pixels=(32, 32))
     with pytest.raises(ValueError, match="needs t1 <= 1 <= t2"):
-        train_recipe(config, data.table, data.folds, tmp_path, session=Session(cache=tmp_path / "pixels"))
+        train_recipe(config, data.table, data.folds, tmp_path, options=TrainOptions(cache=tmp_path / "pixels"))
 
 
 def test_random_weights_are_told_where_others_are_meant(data, tmp_path, capsys):
     config = replace(TINY, epochs=1)
-    train_recipe(config, data.table, data.folds, tmp_path, folds=[0], session=SILENT)
+    train_recipe(config, data.table, data.folds, tmp_path, folds=[0], options=SILENT)
     assert "tiny starts from random weights, not from ImageNet's (python -m" in capsys.readouterr().err
     small = replace(config, recipe="small_tiny")
-    train_recipe(small, data.table, data.folds, tmp_path, folds=[0], session=SILENT)
+    train_recipe(small, data.table, data.folds, tmp_path, folds=[0], options=SILENT)
     assert "random weights" not in capsys.readouterr().err
 
 
 def test_loader_processes_need_a_short_temporary_folder(data, monkeypatch):
-    check_run(TINY, data, [0], Session(workers=1))
+    check_run(TINY, data, [0], TrainOptions(workers=1))
     monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "x" * 80)
-    check_run(TINY, data, [0], Session())
+    check_run(TINY, data, [0], TrainOptions())
     with pytest.raises(ValueError, match="--workers needs a temporary folder of at most 70 characters"):
-        check_run(TINY, data, [0], Session(workers=1))
+        check_run(TINY, data, [0], TrainOptions(workers=1))

@@ -17,12 +17,12 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from tiny import SILENT, TINY
 
-from cassava_kit.data.folds import make_folds
+from cassava_kit.data.folds import split_folds
 from cassava_kit.data.images import load_image
 from cassava_kit.data.table import TrainTable
 from cassava_kit.settings import replace
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.fit import train_fold
+from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.rows import TrainData
 
@@ -48,7 +48,7 @@ class Step:
 def record(monkeypatch):
     """Trains a fold; returns its steps, the weights before the first, and the result."""
 
-    def train(config: RunConfig, data: TrainData, out, **session):
+    def train(config: RunConfig, data: TrainData, out, **options):
         steps: list[Step] = []
         first: dict[str, torch.Tensor] = {}
         plain = Classifier.training_step
@@ -66,7 +66,7 @@ def record(monkeypatch):
             return loss
 
         monkeypatch.setattr(Classifier, "training_step", watched)
-        result = train_fold(config, data, 0, out, session=dataclasses.replace(SILENT, **session))
+        result = fit_fold(config, data, 0, out, options=dataclasses.replace(SILENT, **options))
         return steps, first, result
 
     return train
@@ -231,7 +231,7 @@ def test_the_resumable_state_is_saved_after_every_epoch(data, tmp_path, monkeypa
         start(self)
 
     monkeypatch.setattr(Classifier, "on_train_epoch_start", look)
-    train_fold(replace(PLAIN, epochs=4), data, 0, tmp_path, session=SILENT)
+    fit_fold(replace(PLAIN, epochs=4), data, 0, tmp_path, options=SILENT)
     assert found == [None, 0, 1, 2]
 
 
@@ -243,7 +243,7 @@ def test_what_is_validated_is_what_the_checkpoint_answers(tiny_table, tmp_path, 
     report that says other labels for validation rows, which must not be heeded.
     """
     table = TrainTable(tiny_table.frame.iloc[:-1].reset_index(drop=True), tiny_table.image_dir, ())
-    data = TrainData(table, make_folds(table.frame, n_splits=2, seed=0))
+    data = TrainData(table, split_folds(table.frame, n_splits=2, seed=0))
     fold = next(k for k in range(2) if len(data.folds.validation(k)) % 2)
     held_out = data.folds.validation(fold)
     report = data.folds.frame[["image_id", "label"]].copy()
@@ -254,8 +254,8 @@ def test_what_is_validated_is_what_the_checkpoint_answers(tiny_table, tmp_path, 
     config = replace(
         TINY, model=model, model_args=args, ema=0.95, epochs=4, batch_size=16, lr=5e-3, augmentation="none"
     )
-    session = dataclasses.replace(SILENT, clean=tmp_path / "clean.csv", clean_action="flip")
-    result = train_fold(config, data, fold, tmp_path / "runs", session=session)
+    options = dataclasses.replace(SILENT, clean=tmp_path / "clean.csv", clean_action="flip")
+    result = fit_fold(config, data, fold, tmp_path / "runs", options=options)
 
     network = timm.create_model(model, num_classes=5, **args)
     network.load_state_dict(load_file(result.checkpoint))
@@ -274,6 +274,6 @@ def test_what_is_validated_is_what_the_checkpoint_answers(tiny_table, tmp_path, 
     assert last["val_accuracy"] == pytest.approx(np.mean(right), abs=1e-5) and len(right) % 2
     for k in range(5):
         assert last[f"val_share_{k}"] == pytest.approx(np.mean([p.argmax() == k for p in answers]), abs=1e-5)
-    oof = pd.read_csv(result.oof).set_index("image_id").loc[held_out["image_id"], [f"p{k}" for k in range(5)]]
+    oof = pd.read_csv(result.oof_file).set_index("image_id").loc[held_out["image_id"], [f"p{k}" for k in range(5)]]
     assert np.abs(oof.to_numpy() - np.array(answers)).max() < 1e-4
     assert result.score.accuracy == pytest.approx(np.mean(right))

@@ -1,9 +1,9 @@
-"""A recipe of seconds, and a session that says nothing."""
+"""A recipe of seconds, and a options that says nothing."""
 
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.rows import Session
+from cassava_kit.training.rows import TrainOptions
 
-SILENT = Session(tell=lambda _: None)
+SILENT = TrainOptions(tell=lambda _: None)
 TINY = RunConfig(
     recipe="tiny",
     model="resnet18",

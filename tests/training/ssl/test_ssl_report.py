@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from cassava_kit.data.folds import make_folds, make_holdout
+from cassava_kit.data.folds import split_folds, split_holdout
 from cassava_kit.data.table import TrainTable
 from cassava_kit.files import read_json
 from cassava_kit.models.network import create_model
@@ -48,7 +48,7 @@ def data(tmp_path):
         cv2.imwrite(str(folder / f"{k:02d}.png"), picture.astype(np.uint8))
         rows.append((f"{k:02d}.png", 2 - k % 3))
     frame = pd.DataFrame(rows, columns=["image_id", "label"])
-    return TrainData(TrainTable(frame, folder, []), make_folds(frame, n_splits=3, seed=0))
+    return TrainData(TrainTable(frame, folder, []), split_folds(frame, n_splits=3, seed=0))
 
 
 def result(init, answers, labels, how="linear", share=0.1):
@@ -153,7 +153,7 @@ def test_few_labels_have_every_class(tmp_path):
     frame = pd.DataFrame({"image_id": [f"{k:04d}.png" for k in range(1500)], "label": labels})
     for name in frame["image_id"]:
         (tmp_path / name).write_bytes(PNG)
-    data = TrainData(TrainTable(frame, tmp_path, []), make_folds(frame, n_splits=5, seed=0))
+    data = TrainData(TrainTable(frame, tmp_path, []), split_folds(frame, n_splits=5, seed=0))
     for _, rows in labelled_rows(data, 0.01):
         counts = np.bincount(rows["label"], minlength=5)
         assert counts.sum() == 12 and counts.tolist() in ([7, 2, 1, 1, 1], [6, 3, 1, 1, 1])
@@ -164,7 +164,7 @@ def test_few_labels_have_every_class(tmp_path):
 
 def test_a_holdout_split_is_reported_on_its_validation_part(data):
     frame = data.table.frame
-    folds = make_holdout(frame, [0.5, 0.25, 0.25], seed=0)
+    folds = split_holdout(frame, [0.5, 0.25, 0.25], seed=0)
     held = TrainData(data.table, folds)
     probs, n = probe_oof(np.eye(3)[folds.frame["label"]], held, 1.0, linear_probs)
     assert n == 30 and len(probs) == len(folds.scored) == 15
