@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cassava_kit.cli.parameters import check_parameters, rehearsal_parameters
 from cassava_kit.errors import UserError
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
-from cassava_kit.kaggle.pack.bundle import Bundle, package, package_kernel, packed_changes, read_bundle
+from cassava_kit.kaggle.pack.bundle import Bundle, package, package_kernel, read_bundle, read_changes
 from cassava_kit.kaggle.pack.config import project_root
 from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Changes, Kernel, kernel_parameters
 from cassava_kit.kaggle.pack.selection import Selection, from_dry_run, from_runs, keep_evidence
@@ -106,7 +106,7 @@ def pack(selection: Selection, out: Path, *, owner: str | None = None) -> int:
 
 def pack_kernel(kernel: Kernel, out: Path, *, owner: str | None = None, changes: Changes | None = None) -> int:
     """Pack the code and one of the kernels that need no weights."""
-    bundle = package_kernel(out, kernel, root=ROOT, owner=owner, changes=changes, check=check_parameters)
+    bundle = package_checked(kernel, out, owner=owner, changes=changes)
     print(f"packed {kernel.name} in {out} (build {bundle.build_id[:12]})")
     print(f"next: python submit.py --rehearse --kernel {kernel.name} --bundle {out}")
     return 0
@@ -114,7 +114,18 @@ def pack_kernel(kernel: Kernel, out: Path, *, owner: str | None = None, changes:
 
 def repack_kernel(home: Path, kernel: Kernel, changes: Changes | None, *, owner: str | None = None) -> Bundle:
     """Pack a kernel without weights again, as the code may have changed; without `changes` it keeps its last ones."""
-    return package_kernel(home, kernel, root=ROOT, owner=owner, changes=changes, check=check_parameters)
+    return package_checked(kernel, home, owner=owner, changes=changes)
+
+
+def package_checked(kernel: Kernel, out: Path, *, owner: str | None = None, changes: Changes | None = None) -> Bundle:
+    """Pack a kernel without weights after checking its parameters by value; default: those of the last packing.
+
+    Raises:
+        UserError: the kernel would fail on a value; nothing was written.
+    """
+    changes = read_changes(out, kernel) if changes is None else changes
+    check_parameters(kernel, kernel_parameters(kernel, ROOT, changes), changes.attach)
+    return package_kernel(out, kernel, root=ROOT, owner=owner, changes=changes)
 
 
 def rehearse_kernel(
@@ -126,9 +137,9 @@ def rehearse_kernel(
     """
     from cassava_kit.data.sample.make import own_sample
 
-    bundle = package_kernel(out, kernel, root=ROOT, changes=changes, check=check_parameters)
+    bundle = package_checked(kernel, out, changes=changes)
     competition = data or own_sample(bundle.competition)
-    values = kernel_parameters(kernel, ROOT, packed_changes(out, kernel))
+    values = kernel_parameters(kernel, ROOT, read_changes(out, kernel))
     tiny, few = rehearsal_parameters(kernel, values), max(5, values.get("N_SPLITS", 0))
     failed = 0
     for layout in LAYOUTS:

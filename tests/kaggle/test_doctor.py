@@ -17,7 +17,7 @@ from cassava_kit.files import read_json, sha256_file, write_json
 from cassava_kit.kaggle.doctor import CAUSES, doctor
 from cassava_kit.kaggle.pack.bundle import Bundle, package_kernel
 from cassava_kit.kaggle.pack.config import library_ranges, read_config
-from cassava_kit.kaggle.pack.credentials import known_secrets, redact
+from cassava_kit.kaggle.pack.credentials import collect_secrets, redact
 from cassava_kit.kaggle.pack.kernels import OWN_LIMIT_SECONDS, find_kernel, parse_changes
 from cassava_kit.kaggle.pack.manifest import write_manifest
 from cassava_kit.kaggle.rehearse.image import find_python, image_versions
@@ -328,7 +328,7 @@ def test_secrets_are_known_from_everywhere_and_taken_out(tmp_path: Path, monkeyp
     (tmp_path / ".kaggle" / "credentials.json").write_text(json.dumps(credentials))
     (tmp_path / "token-file").write_text("PLANTED-FILE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    found = known_secrets(
+    found = collect_secrets(
         environment={"KAGGLE_KEY": "PLANTED-KEY", "KAGGLE_API_TOKEN": str(tmp_path / "token-file"), "PATH": "/usr/bin"}
     )
     planted = {"IN-HOME", "TOKEN", "REFRESH", "ACCESS", "FILE", "KEY"}
@@ -354,12 +354,12 @@ def test_secrets_are_known_from_everywhere_and_taken_out(tmp_path: Path, monkeyp
     ],
 )
 def test_variables_are_secret_by_a_part_of_their_name(name: str) -> None:
-    assert known_secrets(environment={name: "PLANTED-VALUE"}) >= {"PLANTED-VALUE"}
+    assert collect_secrets(environment={name: "PLANTED-VALUE"}) >= {"PLANTED-VALUE"}
 
 
 def test_other_variables_are_no_secrets() -> None:
     names = ("PATH", "PWD", "KEYBOARD", "COMPAT", "PATTERN", "MONKEY", "PASSENGER", "LD_LIBRARY_PATH")
-    assert "harmless value" not in known_secrets(environment=dict.fromkeys(names, "harmless value"))
+    assert "harmless value" not in collect_secrets(environment=dict.fromkeys(names, "harmless value"))
 
 
 def test_importing_the_kit_does_not_sign_in(tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
-"""The bundle: two flat datasets as they will be uploaded, and the notebook that was made for exactly them.
+"""Pack a bundle, the datasets and the notebook that are uploaded together: `package`, `package_kernel`, `read_bundle`.
 
-    out/kit/       the kit's wheel, pure wheels the image lacks, KIT_MANIFEST.json
-    out/weights/   <recipe>-fold<k>.safetensors, ensemble.json, WEIGHTS_MANIFEST.json
-    out/kernel/    ensemble-submission.ipynb, pinned to both builds, and its kernel-metadata.json; beside them stays
-                   competition.json, for what is done with the bundle at home, and of a kernel that trains
-                   changes.json: the parameters that were given, for the next push
-    out/evidence/  stays at home: the ensemble's out-of-fold predictions and their fold file, for `submit.py --finals`
+    out/kit/       the kit's wheel, the pure wheels that the image lacks, KIT_MANIFEST.json
+    out/weights/   <run name>-fold<k>.safetensors, ensemble.json, WEIGHTS_MANIFEST.json
+    out/kernel/    ensemble-submission.ipynb, pinned to both builds, kernel-metadata.json and competition.json. A kernel
+                   that trains has a folder of its own, with changes.json: its parameters, for the next push
+    out/evidence/  the ensemble's out-of-fold predictions and their fold file, for `finals`; not uploaded
 
-The same inputs give the same bytes: the build id changes when, and only when, something in it does.
+The same inputs give the same bytes: the build id changes when, and only when, the content does.
 """
 
 from __future__ import annotations
@@ -17,18 +16,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cassava_kit.competition import CASSAVA, COMPETITION_FILE, VARIABLE, Competition, current, read_facts, write_facts
 from cassava_kit.errors import UserError
 from cassava_kit.files import KIT_VERSION, read_json, sha256_bytes, write_json, write_text
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, write_ensemble
 from cassava_kit.kaggle.pack.config import EXTRA_WHEELS, METADATA_FILE, PLACEHOLDER_OWNER, library_ranges, read_config
-from cassava_kit.kaggle.pack.credentials import known_secrets, refuse_secrets, refuse_written_secrets
+from cassava_kit.kaggle.pack.credentials import collect_secrets, refuse_secrets, refuse_written_secrets
 from cassava_kit.kaggle.pack.kernels import (
     KERNEL_METADATA,
     SUBMISSION_KERNEL,
@@ -38,20 +36,18 @@ from cassava_kit.kaggle.pack.kernels import (
     parse_changes,
     render,
 )
-from cassava_kit.kaggle.pack.manifest import MANIFESTS, problems, read_manifest, write_manifest
+from cassava_kit.kaggle.pack.manifest import MANIFESTS, find_problems, read_manifest, write_manifest
 from cassava_kit.kaggle.pack.wheels import build_kit_wheel, pure_wheel, source_files
 from cassava_kit.models.checkpoint import read_info
 
 CHANGES_FILE = "changes.json"
-# Refuses a kernel's parameters by their values; the command line has it, which knows the recipes.
-CheckParameters = Callable[[Kernel, Mapping[str, Any], Sequence[str]], None]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The folders of a bundle, one id for all that is uploaded, and which of the kernels it is for.
+    """The folders of a bundle, its kernel, and one build id over all datasets.
 
-    A kernel that trains, or looks at the data, has no weights: `weights_dir` is not there then.
+    A kernel that trains or shows the data has no weights, and `weights_dir` does not exist.
     """
 
     kit_dir: Path
@@ -62,23 +58,23 @@ class Bundle:
 
     @property
     def home(self) -> Path:
-        """The folder that holds them."""
+        """The folder that holds the others."""
         return self.kit_dir.parent
 
     @property
     def competition(self) -> Competition:
-        """The competition that it was packed for."""
+        """The competition that the bundle was packed for."""
         path = self.kernel_dir / COMPETITION_FILE
         return read_facts(path) if path.is_file() else CASSAVA
 
     @property
     def notebook(self) -> Path:
-        """The notebook that Kaggle will run."""
+        """The notebook that Kaggle runs."""
         return self.kernel_dir / f"{self.kernel.name}.ipynb"
 
     @property
     def datasets(self) -> tuple[tuple[str, Path], ...]:
-        """Kind and folder of the datasets that are uploaded for the kernel."""
+        """Kind and folder of each dataset that the kernel needs."""
         kit = (("kit", self.kit_dir),)
         return (*kit, ("weights", self.weights_dir)) if self.kernel.weights else kit
 
@@ -93,14 +89,17 @@ def package(
 ) -> Bundle:
     """Pack code, wheels, weights and notebook into `out`; `checkpoints` maps a name in the bundle to its source file.
 
-    `root` is the repository; wheels are taken from `$CASSAVA_KIT_WHEELHOUSE` or `root/wheelhouse` if they are there.
-    Raises ValueError before anything is written where ensemble, checkpoints and headers do not agree.
+    `root` is the repository. Wheels are taken from `$CASSAVA_KIT_WHEELHOUSE` or `root/wheelhouse` where they exist.
+
+    Raises:
+        UserError: ensemble, checkpoints and their headers do not agree (nothing is written then), or a file that would
+            be packed holds a credential.
     """
     out, root = Path(out), Path(root)
-    check_members(ensemble, checkpoints)
+    check_ensemble_files(ensemble, checkpoints)
     kit_build = package_kit(out / "kit", root, owner=owner)
-    secrets = known_secrets([root])
-    with _replaced(out / "weights", MANIFESTS["weights"]) as folder:
+    secrets = collect_secrets([root])
+    with _replace_folder(out / "weights", MANIFESTS["weights"]) as folder:
         for name, source in checkpoints.items():
             shutil.copyfile(source, folder / name)
         write_ensemble(folder / ENSEMBLE_FILE, ensemble)
@@ -109,7 +108,7 @@ def package(
         write_json(folder / METADATA_FILE, config.dataset_metadata(config.weights_dataset))
         refuse_secrets(folder, secrets)
     builds = {MANIFESTS["kit"]: kit_build, MANIFESTS["weights"]: weights_build}
-    with _replaced(out / "kernel", KERNEL_METADATA) as folder:
+    with _replace_folder(out / "kernel", KERNEL_METADATA) as folder:
         for name, text in render(SUBMISSION_KERNEL, root, owner=owner, builds=builds).items():
             write_text(folder / name, text)
         write_facts(folder / COMPETITION_FILE, current())
@@ -124,44 +123,40 @@ def package_kernel(
     root: str | Path,
     owner: str | None = None,
     changes: Changes | None = None,
-    check: CheckParameters | None = None,
 ) -> Bundle:
-    """Pack the code and one of the kernels that need no weights, pinned to it, with its parameters changed.
+    """Pack the code and a kernel without weights, pinned to that code, with some parameters changed.
 
-    Without `changes` those of the last packing hold, and without `owner` the one that a push has put there.
-    `check` is called with the kernel, all its parameters and what is attached; what it raises ends the packing.
+    The default of `changes` are those of the last packing, the default of `owner` is the one that a push wrote.
 
     Raises:
-        UserError: a parameter is unknown or refused; nothing was written.
+        UserError: a parameter is unknown (nothing is written then), or a file that would be packed holds a credential.
     """
     out, root = Path(out), Path(root)
     if kernel.weights:
-        raise UserError(f"{kernel.name} needs weights: python submit.py --package packs it with them")
+        raise UserError(f"{kernel.name} needs weights: python submit.py package packs it with them")
     owner = owner or _adopted_owner(out, root)
-    changes = packed_changes(out, kernel) if changes is None else changes
-    parameters = kernel_parameters(kernel, root, changes)
-    if check is not None:
-        check(kernel, parameters, changes.attach)
+    changes = read_changes(out, kernel) if changes is None else changes
+    kernel_parameters(kernel, root, changes)  # refuses unknown names before the slow work
     build = package_kit(out / "kit", root, owner=owner)
-    with _replaced(kernel_folder(out, kernel), KERNEL_METADATA) as folder:
+    with _replace_folder(kernel_folder(out, kernel), KERNEL_METADATA) as folder:
         rendered = render(kernel, root, owner=owner, builds={MANIFESTS["kit"]: build}, changes=changes)
         for name, text in rendered.items():
             write_text(folder / name, text)
         write_facts(folder / COMPETITION_FILE, current())
         given = [f"{name}={value!r}" for name, value in changes.parameters.items()]
         write_json(folder / CHANGES_FILE, {"parameters": given, "attach": list(changes.attach)})
-        refuse_written_secrets(folder.iterdir(), known_secrets([root]), root=folder)
+        refuse_written_secrets(folder.iterdir(), collect_secrets([root]), root=folder)
     return read_bundle(out, kernel)
 
 
-def packed_changes(out: Path, kernel: Kernel) -> Changes:
-    """What the kernel was packed with in `out`; none where it was not packed yet."""
+def read_changes(out: Path, kernel: Kernel) -> Changes:
+    """Return the changes that the kernel in `out` was packed with; none where it was not packed yet."""
     path = kernel_folder(out, kernel) / CHANGES_FILE
     return parse_changes(**read_json(path)) if path.is_file() else Changes()
 
 
 def _adopted_owner(out: Path, root: Path) -> str | None:
-    """The owner that the code packed in `out` has, where the repository names none: so the same code is not new."""
+    """Return the owner in the packed kit's metadata where the repository names none: the same code stays the same."""
     path = out / "kit" / METADATA_FILE
     if not path.is_file() or read_config(root).owner != PLACEHOLDER_OWNER:
         return None
@@ -169,16 +164,16 @@ def _adopted_owner(out: Path, root: Path) -> str | None:
 
 
 def kernel_folder(out: Path, kernel: Kernel) -> Path:
-    """Where a bundle keeps a kernel."""
+    """Return the folder of a kernel in a bundle."""
     return out / ("kernel" if kernel.weights else f"kernel-{kernel.name}")
 
 
 def package_kit(out: Path, root: Path, *, owner: str | None = None) -> str:
-    """Pack the dataset that carries the code, and return its build id; training kernels need no other."""
+    """Pack the dataset of the code and return its build id."""
     config = read_config(root, owner=owner)
-    house, secrets = wheelhouse(root), known_secrets([root])
+    house, secrets = find_wheelhouse(root), collect_secrets([root])
     refuse_written_secrets(source_files(root), secrets, root=root)
-    with _replaced(out, MANIFESTS["kit"]) as folder:
+    with _replace_folder(out, MANIFESTS["kit"]) as folder:
         wheels = {"cassava-kit": build_kit_wheel(root, folder).name}
         wheels |= {name: pure_wheel(name, folder, wheelhouse=house).name for name in EXTRA_WHEELS}
         facts = {"kit_version": KIT_VERSION, "tested": library_ranges(root), "wheels": wheels}
@@ -188,17 +183,22 @@ def package_kit(out: Path, root: Path, *, owner: str | None = None) -> str:
     return str(manifest["build_id"])
 
 
-def wheelhouse(root: Path) -> Path | None:
-    """A folder of wheels downloaded before: `$CASSAVA_KIT_WHEELHOUSE`, else `root/wheelhouse`, else None."""
+def find_wheelhouse(root: Path) -> Path | None:
+    """Return the folder of downloaded wheels: `$CASSAVA_KIT_WHEELHOUSE`, else `root/wheelhouse`, else None."""
     folder = Path(os.environ.get("CASSAVA_KIT_WHEELHOUSE") or root / "wheelhouse")
     return folder if folder.is_dir() else None
 
 
 def read_bundle(out: str | Path, kernel: Kernel = SUBMISSION_KERNEL) -> Bundle:
-    """An existing bundle; every file is held against its manifest, ValueError with each one that differs."""
+    """Read a bundle and check every file against its manifest.
+
+    Raises:
+        FileNotFoundError: a manifest, the notebook or its metadata is missing.
+        UserError: files differ from their manifest; the message names each.
+    """
     out = Path(out)
     bundle = Bundle(out / "kit", out / "weights", kernel_folder(out, kernel), "", kernel)
-    found = [f"{kind}: {line}" for kind, folder in bundle.datasets for line in problems(folder, kind)]
+    found = [f"{kind}: {line}" for kind, folder in bundle.datasets for line in find_problems(folder, kind)]
     if found:
         raise UserError(f"the bundle {out} is damaged: {'; '.join(found)}; package it again")
     if not bundle.notebook.is_file() or not (bundle.kernel_dir / KERNEL_METADATA).is_file():
@@ -207,8 +207,12 @@ def read_bundle(out: str | Path, kernel: Kernel = SUBMISSION_KERNEL) -> Bundle:
     return replace(bundle, build_id=sha256_bytes(" ".join(builds).encode()))
 
 
-def check_members(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:
-    """Refuse an ensemble whose checkpoints are not exactly those given, or whose files are not what their name says."""
+def check_ensemble_files(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:
+    """Check that an ensemble and its checkpoint files agree in names, classes and competition.
+
+    Raises:
+        UserError: they do not.
+    """
     named = [name for member in ensemble.members for name in member.checkpoints]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"the ensemble names {', '.join(twice)} more than once; leave each in one member")
@@ -222,7 +226,7 @@ def check_members(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:
         info = read_info(source)
         classes.add(info.n_classes)
         if name != f"{info.name}.safetensors" and not re.fullmatch(rf"m\d+-{re.escape(info.name)}\.safetensors", name):
-            raise UserError(f"{source} is {info.name} by its header, the bundle calls it {name}; use its own name")
+            raise UserError(f"{source} is {info.name} by its header, and {name} in the bundle; use the header's name")
         if info.competition not in (None, here.slug):
             raise UserError(f"{source} was trained for {info.competition}, this folder is for {here.slug}; {remedy}")
     if classes != {len(ensemble.prior)}:
@@ -235,26 +239,29 @@ def check_members(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:
 
 
 @contextmanager
-def _replaced(folder: Path, marker: str) -> Iterator[Path]:
-    """Fill a new folder that takes the old one's place only when it is whole; an old one must be ours (by `marker`).
+def _replace_folder(folder: Path, marker: str) -> Iterator[Path]:
+    """Yield a new folder to fill, which then replaces `folder`; a non-empty old one must hold `marker`.
 
-    One that holds the same bytes stays as it is, times included: the client knows by them what it uploaded already.
+    An old folder with the same bytes is kept, times included: by them the client knows what it has uploaded.
+
+    Raises:
+        UserError: `folder` is not a bundle's.
     """
     if folder.exists() and not (folder / marker).is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else than a bundle (no {marker}); choose another --out")
+        raise UserError(f"{folder} is not part of a bundle (no {marker}); choose another --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "new"
         fresh.mkdir()
         yield fresh
-        if folder.exists() and _same(folder, fresh):
+        if folder.exists() and _have_same_files(folder, fresh):
             return
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         fresh.rename(folder)
 
 
-def _same(one: Path, other: Path) -> bool:
+def _have_same_files(one: Path, other: Path) -> bool:
     names = sorted(path.name for path in one.iterdir())
     if names != sorted(path.name for path in other.iterdir()):
         return False

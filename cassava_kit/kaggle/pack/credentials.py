@@ -24,12 +24,12 @@ TOKEN_SHAPES = re.compile(
 SECRET_FILES = ("kaggle.json", "access_token", "access_token.txt", "credentials.json")
 SECRET_KEYS = ("key", "access_token", "refresh_token", "token")
 SHORTEST = 8
-CHUNK = 1 << 20
+READ_BYTES = 1 << 20
 # What follows the '?' of an address: a signed one opens the file for whoever reads it.
 QUERY = re.compile(r"\?[^\s'\"<>()=]+=[^\s'\"<>()]*")
 
 
-def known_secrets(folders: Iterable[Path] = (), environment: Mapping[str, str] | None = None) -> set[str]:
+def collect_secrets(folders: Iterable[Path] = (), environment: Mapping[str, str] | None = None) -> set[str]:
     """Values that must never leave this machine: from the environment, Kaggle's own files, and those in `folders`."""
     environment = os.environ if environment is None else environment
     values = {value for name, value in environment.items() if SECRET_NAME.search(name)}
@@ -89,7 +89,7 @@ def refuse_secrets(folder: Path, secrets: set[str]) -> None:
 def _holds(path: Path, needles: list[bytes]) -> bool:
     overlap, before = max(map(len, needles)), b""
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(READ_BYTES):
             window = before + chunk
             if any(needle in window for needle in needles):
                 return True
@@ -104,6 +104,6 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
-def without_queries(text: str) -> str:
+def strip_queries(text: str) -> str:
     """The text with what follows the '?' of every address replaced, for errors that name signed ones."""
     return QUERY.sub("?***", text)

@@ -77,7 +77,7 @@ def _is_listing(files: Any) -> bool:
     return all(isinstance(entry, dict) and {"name", "size", "sha256"} <= entry.keys() for entry in entries)
 
 
-def problems(folder: Path, kind: str) -> list[str]:
+def find_problems(folder: Path, kind: str) -> list[str]:
     """What in a folder is not as its manifest says, one line each; the manifest and metadata may be there besides."""
     manifest = read_manifest(folder, kind)
     listed = {entry["name"]: entry for entry in manifest["files"]}

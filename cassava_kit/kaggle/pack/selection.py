@@ -15,8 +15,9 @@ import numpy as np
 
 from cassava_kit.data.folds import Folds, read_folds, write_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.blend import nested_predictions, read_weights
+from cassava_kit.evidence.blend import read_weights
 from cassava_kit.evidence.metrics import score
+from cassava_kit.evidence.nested import nested_predictions
 from cassava_kit.evidence.oof import Evidence, check_oof, distinct_names, make_evidence
 from cassava_kit.evidence.predictions import Predictions, read_predictions, write_predictions
 from cassava_kit.files import OOF_FILE, read_json

@@ -22,9 +22,9 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_file, write_json, write_text
 from cassava_kit.inference.report import read_run
-from cassava_kit.inference.submission import check_submission
+from cassava_kit.inference.submission import check_answers
 from cassava_kit.kaggle.pack.bundle import Bundle
-from cassava_kit.kaggle.pack.credentials import known_secrets, redact
+from cassava_kit.kaggle.pack.credentials import collect_secrets, redact
 from cassava_kit.kaggle.pack.kernels import KERNEL_METADATA, with_parameters
 from cassava_kit.kaggle.rehearse import execute
 from cassava_kit.kaggle.rehearse.isolation import Isolation, close_sockets, isolations, link_tree, private_environment
@@ -288,7 +288,7 @@ def _judge(
     stage: Stage, result: dict[str, Any], isolation: Isolation, changed: Sequence[str], check: Judge
 ) -> Rehearsal:
     """Hold what was left behind against what Kaggle would ask of it."""
-    secrets = known_secrets()
+    secrets = collect_secrets()
     log = COLOURS.sub("", redact(result.get("log", ""), secrets))
     write_text(stage.out / "log.txt", log)
     executed = stage.out / stage.notebook.name
@@ -310,7 +310,7 @@ def _check_submission(stage: Stage, *, ended: bool) -> tuple[list[str], str]:
     """Return what is wrong with the submission and with the run's own report, and what is there."""
     images = next(mount.source for mount in stage.mounts if mount.target.name == stage.competition.test_images)
     try:
-        rows = str(check_submission(stage.working / "submission.csv", images, stage.competition))
+        rows = str(check_answers(stage.working / "submission.csv", images, stage.competition))
         wrong, notes = read_run(stage.working) if ended else ([], "")
     except (ValueError, FileNotFoundError) as error:
         return [str(error)], ""
