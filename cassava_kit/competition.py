@@ -213,7 +213,7 @@ def facts(competition: Competition) -> dict[str, Any]:
     return dict(TypeAdapter(Competition).dump_python(competition, mode="json"))
 
 
-def checked(values: dict[str, Any], name: str) -> Competition:
+def parse_facts(values: dict[str, Any], name: str) -> Competition:
     """A competition from plain values; ValueError, naming `name` and the fields, for any that do not fit."""
     from cassava_kit.settings import one_line
 
@@ -232,4 +232,4 @@ def read_facts(path: str | Path) -> Competition:
     """Read and check a competition's file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no {path}, which ${VARIABLE} names; write it with: python -m cassava_kit init")
-    return checked(read_json(path), str(path))
+    return parse_facts(read_json(path), str(path))

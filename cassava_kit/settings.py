@@ -29,7 +29,7 @@ class Settings(BaseModel):
         return replace(self, **changed)
 
     @classmethod
-    def checked(cls, values: dict[str, Any]) -> Self:
+    def from_values(cls, values: dict[str, Any]) -> Self:
         """A configuration from plain values, its errors as one line."""
         try:
             return cls.model_validate(values)
@@ -42,7 +42,7 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 def replace(config: AnySettings, **changes: Any) -> AnySettings:
     """The configuration with some fields changed, checked again."""
-    return type(config).checked({**config.model_dump(), **changes})
+    return type(config).from_values({**config.model_dump(), **changes})
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cassava_kit.competition import CASSAVA, VARIABLE, Competition, checked, current, facts, read_facts, write_facts
+from cassava_kit.competition import CASSAVA, VARIABLE, Competition, current, facts, parse_facts, read_facts, write_facts
 from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.data.new_competition import new_competition
-from cassava_kit.data.table import as_written, read_competition
+from cassava_kit.data.table import read_competition, to_written_columns
 from cassava_kit.evidence.blend import weigh_files
 from cassava_kit.evidence.oof import fold_predictions, join_folds
 from cassava_kit.evidence.predictions import write_predictions
 from cassava_kit.files import read_json
-from cassava_kit.inference.submission import check_submission, submission_ids, write_submission
+from cassava_kit.inference.submission import check_answers, submission_ids, write_answers
 from cassava_kit.kaggle.pack.bundle import package_kernel
 from cassava_kit.kaggle.pack.kernels import find_kernel, parse_changes, render
 from cassava_kit.kaggle.rehearse.layout import as_uploaded, competition_mounts, dataset_mounts
@@ -74,7 +74,7 @@ def test_another_competition_on_the_whole_road(data, tmp_path, monkeypatch):
     assert gone.returncode == 0, gone.stderr[-3000:]
     assert gone.stderr.count("rehearsal passed") == 2 and "Out-of-fold log loss on 40 given labels" in gone.stderr
     monkeypatch.setenv(VARIABLE, str(tmp_path / "competition.json"))
-    summary = check_submission(tmp_path / "out" / "submission.csv", data / "hidden")
+    summary = check_answers(tmp_path / "out" / "submission.csv", data / "hidden")
     assert summary.probabilities and summary.n_images == 6
     written = pd.read_csv(tmp_path / "out" / "submission.csv")
     assert list(written.columns) == ["photo", "rose", "tulip", "daisy", "lily"]
@@ -123,7 +123,7 @@ def test_macro_f1_with_labels_through_the_library(data, tmp_path, monkeypatch):
     assert current() == other
     table = read_competition(data).frame
     assert table["image_id"].tolist() == [f"p{n:02}.png" for n in range(40)]
-    assert as_written(table, other).to_csv(index=False, lineterminator="\n") == (data / "train.csv").read_text()
+    assert to_written_columns(table, other).to_csv(index=False, lineterminator="\n") == (data / "train.csv").read_text()
     split = split_folds(table, n_splits=2)
     write_folds(tmp_path / "folds.csv", split)
     rng = np.random.default_rng(1)
@@ -137,11 +137,11 @@ def test_macro_f1_with_labels_through_the_library(data, tmp_path, monkeypatch):
     report = read_json(tmp_path / "w.json")["report"]
     assert report["metric"] == "macro_f1" and report["members"]["a"] > report["members"]["b"]
     names = submission_ids(data / "hidden")
-    write_submission(tmp_path / "s.csv", names, [0, 1, 2, 3, 0, 1])
+    write_answers(tmp_path / "s.csv", names, np.array([0, 1, 2, 3, 0, 1]), current())
     assert (tmp_path / "s.csv").read_text().startswith("photo,kind\np40,0\np41,1\n")
-    assert check_submission(tmp_path / "s.csv", data / "hidden").class_counts == (2, 2, 1, 1)
+    assert check_answers(tmp_path / "s.csv", data / "hidden").class_counts == (2, 2, 1, 1)
     with pytest.raises(ValueError, match="must begin with the columns image_id,label, got photo,kind"):
-        check_submission(tmp_path / "s.csv", data / "hidden", CASSAVA)
+        check_answers(tmp_path / "s.csv", data / "hidden", CASSAVA)
 
 
 def guesses(labels: pd.Series, sharpness: float, rng: np.random.Generator) -> np.ndarray:
@@ -166,7 +166,7 @@ def test_the_competition_is_found_by_one_rule(tmp_path, monkeypatch):
 
 def test_facts_come_back_as_they_were_written(tmp_path):
     write_facts(tmp_path / "c.json", CASSAVA)
-    assert read_facts(tmp_path / "c.json") == CASSAVA and checked(facts(CASSAVA), "c") == CASSAVA
+    assert read_facts(tmp_path / "c.json") == CASSAVA and parse_facts(facts(CASSAVA), "c") == CASSAVA
 
 
 def test_a_kernel_holds_the_other_competitions_facts(data, monkeypatch, tmp_path):

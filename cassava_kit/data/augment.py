@@ -78,7 +78,7 @@ def symmetry(image: np.ndarray, element: str) -> np.ndarray:
     return image if code is None else cv2.flip(image, code)
 
 
-def checked(transform: type, **kwargs: Any) -> Any:
+def make_transform(transform: type, **kwargs: Any) -> Any:
     """Build an albumentations transform; an argument that it would ignore with a warning is a ValueError here."""
     try:
         return transform(**kwargs, strict=True)
@@ -90,21 +90,21 @@ def pipeline(name: str, size: tuple[int, int]) -> list[A.BasicTransform]:
     """The transforms of one augmentation, `none`, `light` or `strong`, in order."""
     if name == "none":
         return []
-    return light(size) if name == "light" else [*light(size), *strong()]
+    return light_transforms(size) if name == "light" else [*light_transforms(size), *strong_transforms()]
 
 
-def light(size: tuple[int, int]) -> list[A.BasicTransform]:
+def light_transforms(size: tuple[int, int]) -> list[A.BasicTransform]:
     """Crops, and the eight symmetries of a leaf seen from above (transpose and both flips): no colour is touched."""
-    crop = checked(CropResize, size=size, scale=(0.4, 1.0), ratio=(0.75, 4 / 3))
+    crop = make_transform(CropResize, size=size, scale=(0.4, 1.0), ratio=(0.75, 4 / 3))
     # Turning the small picture is cheaper, but it would turn a rectangle's sides round.
     square = size[0] == size[1]
-    return [crop, checked(Symmetry, p=1.0)] if square else [checked(Symmetry, p=1.0), crop]
+    return [crop, make_transform(Symmetry, p=1.0)] if square else [make_transform(Symmetry, p=1.0), crop]
 
 
-def strong() -> list[A.BasicTransform]:
+def strong_transforms() -> list[A.BasicTransform]:
     """What the best teams of the competition added: small shifts and turns, light and colour, holes."""
     return [
-        checked(
+        make_transform(
             A.Affine,
             translate_percent=(-0.0625, 0.0625),
             scale=(0.9, 1.1),
@@ -112,9 +112,9 @@ def strong() -> list[A.BasicTransform]:
             border_mode=cv2.BORDER_REFLECT_101,
             p=0.5,
         ),
-        checked(A.HueSaturationValue, hue_shift_limit=20, sat_shift_limit=30, val_shift_limit=20, p=0.5),
-        checked(A.RandomBrightnessContrast, brightness_limit=0.2, contrast_limit=0.2, p=0.5),
-        checked(
+        make_transform(A.HueSaturationValue, hue_shift_limit=20, sat_shift_limit=30, val_shift_limit=20, p=0.5),
+        make_transform(A.RandomBrightnessContrast, brightness_limit=0.2, contrast_limit=0.2, p=0.5),
+        make_transform(
             A.CoarseDropout,
             num_holes_range=(1, 8),
             hole_height_range=(0.05, 0.12),

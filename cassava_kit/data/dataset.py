@@ -10,7 +10,7 @@ import torch
 
 from cassava_kit.data.images import ImageError
 
-GRAY = 128
+PLACEHOLDER = 128
 Load = Callable[[Path], np.ndarray]
 
 
@@ -75,7 +75,7 @@ class ImageDataset(torch.utils.data.Dataset):
         except ImageError:
             self._failed[index] = True
             if self._gray is None:
-                self._gray = np.full_like(self._first_whole(), GRAY)
+                self._gray = np.full_like(self._first_whole(), PLACEHOLDER)
             return self._gray.copy()
 
     def _first_whole(self) -> np.ndarray:

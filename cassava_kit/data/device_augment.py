@@ -18,8 +18,8 @@ class DeviceAugment(nn.Module):
         super().__init__()
         transforms = {
             "none": [K.Resize(size, antialias=True)],
-            "light": light(size),
-            "strong": [*light(size), *strong(size)],
+            "light": light_layers(size),
+            "strong": [*light_layers(size), *strong_layers(size)],
         }
         if name not in transforms:
             raise ValueError(f"augmentation must be one of {', '.join(transforms)}, got {name!r}")
@@ -32,7 +32,7 @@ class DeviceAugment(nn.Module):
         return self.transforms(images.float() / 255).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def light(size: tuple[int, int]) -> list[nn.Module]:
+def light_layers(size: tuple[int, int]) -> list[nn.Module]:
     """Crops, and the eight symmetries of a square."""
     crop = K.RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(0.75, 4 / 3))
     flips: list[nn.Module] = [K.RandomHorizontalFlip(p=0.5), K.RandomVerticalFlip(p=0.5)]
@@ -40,9 +40,9 @@ def light(size: tuple[int, int]) -> list[nn.Module]:
     return [crop, *flips, K.RandomRotation90((1, 1), p=0.5)] if size[0] == size[1] else [crop, *flips]
 
 
-def strong(size: tuple[int, int]) -> list[nn.Module]:
+def strong_layers(size: tuple[int, int]) -> list[nn.Module]:
     """Small shifts and turns, light and colour, and a hole."""
-    side = 0.085**2  # the mean hole of `augment.strong`, as a share of the area
+    side = 0.085**2  # the mean hole of `augment.strong_transforms`, as a share of the area
     return [
         K.RandomAffine(45, translate=(0.0625, 0.0625), scale=(0.9, 1.1), padding_mode="reflection", p=0.5),
         K.ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.3, hue=20 / 180, p=0.5),

@@ -1,6 +1,6 @@
 """Near-duplicate photographs: a perceptual hash proposes pairs, the pixels decide, and pairs join into groups.
 
-Found are copies that were saved again, resized, made brighter or darker, flipped, turned by quarter turns, or cropped
+Found are copies that were saved again, resized, made brighter or darker, flipped, turn by quarter turns, or cropped
 to 95 % of each side and more. Two photographs of one plant from two places are not copies and stay apart.
 
 Measured on 958 photographs of the competition: crops to 95 % of each side, anywhere, are found in 99.6 of 100 cases,
@@ -23,13 +23,13 @@ from cassava_kit.data.table import TrainTable, list_images
 from cassava_kit.files import atomic_path, cache_dir
 
 FINGERPRINT_CACHE = "fingerprints.npz"
-SIDE = 48
+THUMBNAIL_SIDE = 48
 FREQUENCIES = 8
 MAX_BITS = 16
 MIN_COSINE = 0.8
 MIN_MATCH = 0.8
 MIN_CONTRAST = 4.0
-WINDOWS = (SIDE - 2 * (SIDE // 6), SIDE - 4)
+WINDOWS = (THUMBNAIL_SIDE - 2 * (THUMBNAIL_SIDE // 6), THUMBNAIL_SIDE - 4)
 RIM = 2
 MIN_DETAIL = 0.05
 MIN_AGREEMENT = 0.7
@@ -93,7 +93,7 @@ def group_duplicates(prints: Fingerprints, *, progress: bool = False) -> np.ndar
     for position in track(range(8), "Comparing", console=Console(stderr=True), disable=not progress):
         for i, j in candidates(thumbnails, position):
             a, b = group[usable[i]], group[usable[j]]
-            if a != b and match(thumbnails[i], turned(thumbnails[j], position)) >= MIN_MATCH:
+            if a != b and match(thumbnails[i], turn(thumbnails[j], position)) >= MIN_MATCH:
                 group[group == b] = a
     return _in_order(group)
 
@@ -111,12 +111,12 @@ def _in_order(group: np.ndarray) -> np.ndarray:
 
 
 def candidates(thumbnails: np.ndarray, position: int) -> Iterator[tuple[int, int]]:
-    """Pairs i < j that are near in hash and in low frequencies when j is `turned` to a position, 0..7.
+    """Pairs i < j that are near in hash and in low frequencies when j is `turn` to a position, 0..7.
 
     Every pair is looked at, in blocks that stay in the processor's cache: a quarter of a second for 21,397 images.
     """
     low = low_frequencies(thumbnails)
-    low_turned = turned_frequencies(low, position)
+    low_turned = turn_frequencies(low, position)
     hashes, hashes_turned = hash_bits(low), hash_bits(low_turned)
     unit, unit_turned = _unit(low), _unit(low_turned)
     for top in range(0, len(hashes), BLOCK):
@@ -132,23 +132,23 @@ def candidates(thumbnails: np.ndarray, position: int) -> Iterator[tuple[int, int
 
 def low_frequencies(thumbnails: np.ndarray) -> np.ndarray:
     """The lowest 8x8 coefficients of each thumbnail's cosine transform (DCT-II), (N, 8, 8) float32."""
-    k, x = np.arange(FREQUENCIES)[:, None], np.arange(SIDE)[None]
-    basis = np.cos(np.pi * (2 * x + 1) * k / (2 * SIDE)).astype(np.float32)
+    k, x = np.arange(FREQUENCIES)[:, None], np.arange(THUMBNAIL_SIDE)[None]
+    basis = np.cos(np.pi * (2 * x + 1) * k / (2 * THUMBNAIL_SIDE)).astype(np.float32)
     low = np.empty((len(thumbnails), FREQUENCIES, FREQUENCIES), np.float32)
     for start in range(0, len(thumbnails), BLOCK):
         low[start : start + BLOCK] = basis @ thumbnails[start : start + BLOCK].astype(np.float32) @ basis.T
     return low
 
 
-def turned_frequencies(low: np.ndarray, position: int) -> np.ndarray:
-    """The coefficients of `turned` thumbnails: a flip changes the sign of odd frequencies."""
+def turn_frequencies(low: np.ndarray, position: int) -> np.ndarray:
+    """The coefficients of `turn` thumbnails: a flip changes the sign of odd frequencies."""
     signs = (-1.0) ** np.arange(FREQUENCIES)
     low = low.transpose(0, 2, 1) if position & 4 else low
     low = low * signs[:, None] if position & 2 else low
     return low * signs if position & 1 else low
 
 
-def turned(image: np.ndarray, position: int) -> np.ndarray:
+def turn(image: np.ndarray, position: int) -> np.ndarray:
     """One of a square's eight positions: bit 4 transposes, then bit 2 flips up-down and bit 1 left-right."""
     image = image.T if position & 4 else image
     image = image[::-1] if position & 2 else image
@@ -177,7 +177,7 @@ def match(a: np.ndarray, b: np.ndarray) -> float:
     best, place = -1.0, None
     flat = {window: _flat_places(b, window) for window in WINDOWS}
     for scale in SCALES:
-        side = round(SIDE * scale)
+        side = round(THUMBNAIL_SIDE * scale)
         found = _best_place(_scaled(a, side), b, flat)
         if found is not None and found[0] > best:
             best, place = found[0], (side, found[1])
@@ -199,7 +199,7 @@ def _flat_places(image: np.ndarray, window: int) -> np.ndarray:
 
     wide = image.astype(np.float64)
     mean, square = (cv2.blur(each, (window, window), anchor=(0, 0)) for each in (wide, wide**2))
-    places = slice(0, SIDE - window + 1)
+    places = slice(0, THUMBNAIL_SIDE - window + 1)
     return (square - mean**2)[places, places] < MIN_CONTRAST**2
 
 
@@ -223,7 +223,7 @@ def _best_place(a: np.ndarray, b: np.ndarray, flat: dict[int, np.ndarray]) -> tu
 
 def _overlap(a: np.ndarray, b: np.ndarray, shift: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The parts of a and b, of one shape, that lie on each other when a's corner is at `shift` in b."""
-    spans = [(max(0, d), min(SIDE, d + len(a))) for d in shift]
+    spans = [(max(0, d), min(THUMBNAIL_SIDE, d + len(a))) for d in shift]
     (top, bottom), (left, right) = spans
     return a[top - shift[0] : bottom - shift[0], left - shift[1] : right - shift[1]], b[top:bottom, left:right]
 
@@ -270,7 +270,7 @@ def fingerprint(paths: Sequence[Path], *, cache: Path | None = None, progress: b
                 _write_cache(cache, known)
             except OSError as error:  # a full disk: the fingerprints are made again next time
                 print(f"fingerprints are not kept: {error}", file=sys.stderr)
-    thumbnails = np.zeros((len(paths), SIDE, SIDE), np.uint8)
+    thumbnails = np.zeros((len(paths), THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
     digests = np.zeros((len(paths), 16), np.uint8)
     for n, key in enumerate(keys):
         thumbnails[n], digests[n] = known[key]
@@ -284,10 +284,10 @@ def _fingerprint(path: Path) -> tuple[np.ndarray, np.ndarray]:
     content = Path(path).read_bytes()
     digest = np.frombuffer(hashlib.sha256(content).digest()[:16], np.uint8)
     try:
-        gray = cv2.cvtColor(decode_small(content, SIDE), cv2.COLOR_RGB2GRAY)
+        gray = cv2.cvtColor(decode_small(content, THUMBNAIL_SIDE), cv2.COLOR_RGB2GRAY)
     except ImageError:
-        return np.zeros((SIDE, SIDE), np.uint8), digest
-    return cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA), digest
+        return np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8), digest
+    return cv2.resize(gray, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA), digest
 
 
 Key = tuple[str, int, int]
@@ -306,7 +306,7 @@ def _read_cache(cache: Path) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
     names, sizes, times, thumbnails, digests = columns
-    if len({len(column) for column in columns}) != 1 or thumbnails.shape[1:] != (SIDE, SIDE):
+    if len({len(column) for column in columns}) != 1 or thumbnails.shape[1:] != (THUMBNAIL_SIDE, THUMBNAIL_SIDE):
         return {}
     keys = zip(names.tolist(), sizes.tolist(), times.tolist(), strict=True)
     return dict(zip(keys, zip(thumbnails, digests, strict=True), strict=True))

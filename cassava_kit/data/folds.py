@@ -169,10 +169,10 @@ def split_folds(
         )
     y = frame["label"].to_numpy()
     if groups is not None:
-        from cassava_kit.data.stratify import stratified_parts
+        from cassava_kit.data.stratify import assign_parts
 
         shares = (1 / n_splits,) * n_splits
-        fold = stratified_parts(y, shares, seed=seed, groups=groups)
+        fold = assign_parts(y, shares, seed=seed, groups=groups)
         _check_parts(frame, fold, {f"fold {k}": share for k, share in enumerate(shares)}, groups)
         return Folds(frame.assign(fold=fold), "stratified-group-kfold", seed, count_groups(groups), task)
     fold = np.full(len(frame), -1)
@@ -197,7 +197,7 @@ def split_holdout(
     Raises:
         UserError: The shares do not fit, a class has fewer rows than there are parts, or a part lacks a class.
     """
-    from cassava_kit.data.stratify import stratified_parts
+    from cassava_kit.data.stratify import assign_parts
 
     if len(shares) not in PARTS or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"shares must be two or three positive numbers that sum to 1, e.g. .6 .2 .2, got {shares}")
@@ -206,7 +206,7 @@ def split_holdout(
     if counts.empty or counts.min() < len(shares):
         few = "the table is empty" if counts.empty else f"class {counts.idxmin()} has {counts.min()}"
         raise UserError(f"a split into {len(shares)} parts needs {len(shares)} images of every class; {few}")
-    part = stratified_parts(frame["label"].to_numpy(), shares, seed=seed, groups=groups)
+    part = assign_parts(frame["label"].to_numpy(), shares, seed=seed, groups=groups)
     percents = "-".join(f"{100 * share:g}" for share in shares)
     names = [f"the {name} part of {percents}" for name in ("training", "validation", "test")]
     _check_parts(frame, part, dict(zip(names, shares, strict=False)), groups)

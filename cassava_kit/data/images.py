@@ -26,8 +26,8 @@ OTHER_FORMATS = ("PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 MISSING_SHARE, MISSING_GRAY = 0.1, 128
 
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class ImageError(UserError):
@@ -137,8 +137,8 @@ def quick_check(path: str | Path) -> str | None:
 
 
 def in_threads(
-    function: Callable[[Item], Result], items: Sequence[Item], *, title: str, progress: bool
-) -> Iterator[Result]:
+    function: Callable[[_Item], _Result], items: Sequence[_Item], *, title: str, progress: bool
+) -> Iterator[_Result]:
     """Results of `function` for each item, in order, from a pool of threads, with a progress bar on stderr."""
     from rich.console import Console
     from rich.progress import track

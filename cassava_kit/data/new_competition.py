@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cassava_kit.competition import COMPETITION_FILE, SLUG, VARIABLE, Competition, checked, write_facts
+from cassava_kit.competition import COMPETITION_FILE, SLUG, VARIABLE, Competition, parse_facts, write_facts
 from cassava_kit.data.table import IMAGE_SUFFIXES, list_images, read_competition
 from cassava_kit.files import read_json
 
@@ -40,7 +40,7 @@ def init_competition(
         raise ValueError(f"{out} is already there; give --force to write it anew, or --out another name")
     competition = new_competition(given, data=data, ask=ask)
     write_facts(out, competition)
-    return next_steps(competition, out, data)
+    return describe_next_steps(competition, out, data)
 
 
 def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: Ask | None = None) -> Competition:
@@ -49,10 +49,10 @@ def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: 
     `ask` takes a question and the usual answer; None asks nothing. ValueError or FileNotFoundError where a field is
     missing or wrong, or the folder is not what the fields say.
     """
-    values = {**(found_in(data, given) if data is not None else {}), **given}
+    values = {**(find_fields(data, given) if data is not None else {}), **given}
     for name, question in QUESTIONS.items() if ask is not None else ():
         if name not in values and ask is not None:
-            usual = USUAL.get(name) or (title_of(values["slug"]) if name == "title" else "")
+            usual = USUAL.get(name) or (make_title(values["slug"]) if name == "title" else "")
             answer = ask(question, usual)
             values[name] = split_names(answer) if name == "classes" else answer
     if missing := [f"--{name}" for name in ("slug", "classes") if not values.get(name)]:
@@ -65,17 +65,17 @@ def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: 
             "--slug must be the last part of the competition's address, of a-z, 0-9 and '-' as in "
             f"plant-pathology-2020-fgvc7, got {values['slug']!r}"
         )
-    values.setdefault("title", title_of(values["slug"]))
+    values.setdefault("title", make_title(values["slug"]))
     values.setdefault("dataset", f"{values['slug'][: LONGEST_DATASET - 4].rstrip('-')}-kit")
     if values.get("metric") == "log_loss":
         columns = values.setdefault("probability_columns", values["classes"])
         if "probability_columns" not in given and set(columns) == set(values["classes"]):
             values["probability_columns"] = values["classes"]  # in the order of labels; the sample may have another
-    competition = checked(values, "the competition")
-    return competition if data is None else replace(competition, **counted(data, competition))
+    competition = parse_facts(values, "the competition")
+    return competition if data is None else replace(competition, **count_labels(data, competition))
 
 
-def title_of(slug: str) -> str:
+def make_title(slug: str) -> str:
     """A title where none is given."""
     return slug.replace("-", " ").title()
 
@@ -85,7 +85,7 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def found_in(data: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def find_fields(data: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that a competition's folder shows by itself, its file and folder names as given or usual."""
     if not data.is_dir():
         raise FileNotFoundError(f"no folder {data}; --data is the competition's folder as it was downloaded")
@@ -183,7 +183,7 @@ def _image_facts(folder: Path, image_id: str, suffix: str | None) -> dict[str, A
     return {"ids_have_suffix": path.name == image_id, "image_suffix": path.suffix}
 
 
-def counted(data: Path, competition: Competition) -> dict[str, Any]:
+def count_labels(data: Path, competition: Competition) -> dict[str, Any]:
     """Training images and the classes' shares of them, once the folder is found to be what the competition says."""
     table = read_competition(data, competition)
     tests = data / competition.test_images
@@ -208,7 +208,7 @@ def counted(data: Path, competition: Competition) -> dict[str, Any]:
     return {"class_shares": shares, "training_images": n}
 
 
-def next_steps(competition: Competition, out: Path, data: Path | None) -> str:
+def describe_next_steps(competition: Competition, out: Path, data: Path | None) -> str:
     """What was written, and the commands that lead on."""
     folder = data or "DIR"
     where = "in this folder" if out == Path(COMPETITION_FILE) else f"with {VARIABLE}={out}"

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def stratified_parts(
-    y: np.ndarray, shares: Sequence[float], *, seed: int, groups: np.ndarray | None = None
-) -> np.ndarray:
+def assign_parts(y: np.ndarray, shares: Sequence[float], *, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Return the part of each row, (N,) int in 0..P-1, by labels `y` (N,) and `shares` (P,) that sum to 1.
 
     Groups of several rows are placed first, each where it fits; single rows then fill each class's quotas exactly.
     What a group is called does not matter.
     """
     rng = np.random.default_rng(seed)
-    quotas = class_quotas(np.unique(y, return_counts=True)[1], shares)
+    quotas = compute_quotas(np.unique(y, return_counts=True)[1], shares)
     part = np.full(len(y), -1)
     if groups is not None:
         _place_groups(part, y, groups, quotas, rng)
@@ -24,7 +22,7 @@ def stratified_parts(
     return part
 
 
-def class_quotas(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+def compute_quotas(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     """Return the images of each class in each part, (K, P) int, rows adding up to `counts` (K,).
 
     Each is its ideal share rounded up or down; rounding is carried from class to class, so that totals stay near too.

@@ -44,7 +44,7 @@ def read_table(csv: str | Path, competition: Competition | None = None) -> pd.Da
     return _frame(_read_rows(Path(csv), competition or current()))
 
 
-def as_written(table: pd.DataFrame, competition: Competition) -> pd.DataFrame:
+def to_written_columns(table: pd.DataFrame, competition: Competition) -> pd.DataFrame:
     """A table `image_id,label` under the column names, and with the ids, that the competition's own has."""
     ids = [competition.written_id(name) for name in table["image_id"]]
     columns = {"image_id": competition.id_column, "label": competition.label_column}

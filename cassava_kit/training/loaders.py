@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Iterator, Sized
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import lightning as L
-import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from cassava_kit.data.cache import open_cache
-from cassava_kit.data.dataset import ImageDataset, collate
+from cassava_kit.data.dataset import ImageDataset, Load, collate
 from cassava_kit.data.images import load_image, read_image
 from cassava_kit.data.transforms import train_transform
 from cassava_kit.settings import SEED_PRIME
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import process_place
-
-Load = Callable[[Path], np.ndarray]
 
 
 class Batches(L.LightningDataModule):
@@ -65,13 +63,20 @@ class Batches(L.LightningDataModule):
         )
 
 
+class EpochDataset(Sized, Protocol):
+    """A data set that augments by the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Augment as in this epoch from now on."""
+
+
 class EpochSampler(Sampler[int]):
     """A shuffle that depends on the seed and the epoch alone, so that a resumed run sees the same batches.
 
     Each process takes every n-th row: their batches together are the one batch that a single process would see.
     """
 
-    def __init__(self, dataset: ImageDataset, seed: int) -> None:
+    def __init__(self, dataset: EpochDataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
         self.set_epoch(0)

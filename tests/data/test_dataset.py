@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cassava_kit.data.dataset import GRAY, ImageDataset, collate, item_seed
+from cassava_kit.data.dataset import PLACEHOLDER, ImageDataset, collate, item_seed
 from cassava_kit.data.images import ImageError, load_image, read_image
 from cassava_kit.data.transforms import train_transform
 
@@ -95,8 +95,8 @@ def test_a_broken_image_is_gray_and_remembered(paths, workers):
     batch = pictures(dataset, num_workers=workers)
     assert batch.shape == (8, 3, 24, 32)
     assert dataset.failed == {0, 5, 6}
-    assert all((batch[n] == GRAY).all() for n in dataset.failed)
-    assert not (batch[1] == GRAY).all()
+    assert all((batch[n] == PLACEHOLDER).all() for n in dataset.failed)
+    assert not (batch[1] == PLACEHOLDER).all()
 
 
 def test_a_broken_image_is_augmented_like_the_others(paths):
@@ -127,7 +127,7 @@ def test_gray_pictures_share_no_memory(paths):
     paths[1].write_bytes(b"")
     dataset = ImageDataset(paths, range(8), LOAD)
     dataset[1][0].zero_()
-    assert (dataset[1][0] == GRAY).all()
+    assert (dataset[1][0] == PLACEHOLDER).all()
 
 
 def test_a_picture_may_be_written_to_without_reaching_the_source(paths):

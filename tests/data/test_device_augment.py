@@ -2,7 +2,7 @@
 
 import torch
 
-from cassava_kit.data.device_augment import light
+from cassava_kit.data.device_augment import light_layers
 
 
 def test_light_takes_each_symmetry_as_often_as_the_loader():
@@ -10,7 +10,7 @@ def test_light_takes_each_symmetry_as_often_as_the_loader():
     torch.manual_seed(0)
     ramp = torch.linspace(0, 1, 32)[None, None, None].expand(600, 3, 32, 32)
     out = ramp.clone()
-    for step in light((32, 32))[1:]:
+    for step in light_layers((32, 32))[1:]:
         out = step(out)
     down = (out[:, 0, -1, 0] - out[:, 0, 0, 0]).abs() > 0.5
     across = (out[:, 0, 0, -1] - out[:, 0, 0, 0]).abs() > 0.5

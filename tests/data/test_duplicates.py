@@ -16,7 +16,7 @@ from cassava_kit.data import duplicates
 from cassava_kit.data.duplicates import (
     MAX_BITS,
     MIN_COSINE,
-    SIDE,
+    THUMBNAIL_SIDE,
     Fingerprints,
     candidates,
     detail_agreement,
@@ -25,9 +25,11 @@ from cassava_kit.data.duplicates import (
     hash_bits,
     low_frequencies,
     match,
-    turned,
-    turned_frequencies,
+    turn,
+    turn_frequencies,
 )
+
+SIDE = THUMBNAIL_SIDE
 
 
 @cache
@@ -141,14 +143,14 @@ def test_broken_and_blank_images_match_only_their_equals(folder):
 @pytest.mark.parametrize("position", range(8))
 def test_frequencies_turn_as_pictures_do(position):
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
-    theirs = low_frequencies(turned(image, position)[None])
-    np.testing.assert_allclose(turned_frequencies(low_frequencies(image[None]), position), theirs, rtol=1e-4, atol=0.5)
+    theirs = low_frequencies(turn(image, position)[None])
+    np.testing.assert_allclose(turn_frequencies(low_frequencies(image[None]), position), theirs, rtol=1e-4, atol=0.5)
 
 
 def test_the_eight_positions_are_different_and_all_there():
     image = np.arange(9).reshape(3, 3)
     theirs = {np.rot90(side, k).tobytes() for side in (image, image.T) for k in range(4)}
-    assert {turned(image, position).tobytes() for position in range(8)} == theirs
+    assert {turn(image, position).tobytes() for position in range(8)} == theirs
 
 
 def test_low_frequencies_are_scipys_cosine_transform():
@@ -176,10 +178,10 @@ def test_blocks_miss_no_pair(monkeypatch):
 def test_candidates_are_all_near_pairs_each_once_whatever_the_blocks(position, monkeypatch):
     rng = np.random.default_rng(0)
     thumbnails = np.stack([thumbnail_of(seed) for seed in range(30)])
-    copies = np.stack([turned(one, position) for one in thumbnails])
+    copies = np.stack([turn(one, position) for one in thumbnails])
     both = np.concatenate([thumbnails, copies])[rng.permutation(60)]
     low = low_frequencies(both)
-    low_turned = turned_frequencies(low, position)
+    low_turned = turn_frequencies(low, position)
     hashes, hashes_turned = hash_bits(low), hash_bits(low_turned)
     unit, unit_turned = duplicates._unit(low), duplicates._unit(low_turned)
     expected = [
@@ -197,7 +199,8 @@ def test_candidates_are_all_near_pairs_each_once_whatever_the_blocks(position, m
 def test_grouping_takes_little_more_memory_than_the_fingerprints():
     rng = np.random.default_rng(0)
     prints = Fingerprints(
-        rng.integers(0, 256, (4000, SIDE, SIDE), dtype=np.uint8), rng.integers(0, 256, (4000, 16), dtype=np.uint8)
+        rng.integers(0, 256, (4000, SIDE, SIDE), dtype=np.uint8),
+        rng.integers(0, 256, (4000, 16), dtype=np.uint8),
     )
     tracemalloc.start()
     group_duplicates(prints)

@@ -98,10 +98,10 @@ def test_symmetries_are_the_librarys(image, element):
 def test_a_crops_pixels_are_the_librarys_where_nothing_shrinks(image):
     import albumentations as A
 
-    from cassava_kit.data.augment import CropResize, checked
+    from cassava_kit.data.augment import CropResize, make_transform
 
     options = {"size": (64, 64), "scale": (0.4, 1.0), "p": 1.0}
-    ours, theirs = checked(CropResize, **options), checked(A.RandomResizedCrop, **options)
+    ours, theirs = make_transform(CropResize, **options), make_transform(A.RandomResizedCrop, **options)
     for seed in range(5):
         ours.set_random_seed(seed)
         theirs.set_random_seed(seed)
@@ -141,17 +141,17 @@ def test_the_originals_image_is_not_written_to(image):
 def test_an_argument_the_library_would_ignore_is_an_error():
     import albumentations as A
 
-    from cassava_kit.data.augment import checked
+    from cassava_kit.data.augment import make_transform
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         A.CoarseDropout(max_holes=8)  # the trap: the library only warns and uses its defaults
     for transform, argument in ((A.CoarseDropout, "max_holes"), (A.GaussNoise, "var_limit"), (A.PadIfNeeded, "value")):
         with pytest.raises(ValueError, match=f"{transform.__name__}: .*{argument}"):
-            checked(transform, **{argument: 3})
+            make_transform(transform, **{argument: 3})
     with pytest.raises(ValueError, match="RandomResizedCrop"):
-        checked(A.RandomResizedCrop, height=32, width=32)
-    assert checked(A.CoarseDropout, num_holes_range=(1, 8)).num_holes_range == (1, 8)
+        make_transform(A.RandomResizedCrop, height=32, width=32)
+    assert make_transform(A.CoarseDropout, num_holes_range=(1, 8)).num_holes_range == (1, 8)
 
 
 def test_the_pipelines_are_built_without_a_warning():

@@ -1,6 +1,6 @@
-"""Drawn cassava leaves in five conditions, photographed: the pictures of the embedded sample competition.
+"""Draw cassava leaves in five conditions, for the embedded sample competition. Entry point: `draw_photo`.
 
-Each picture follows from its label and one random generator alone. Lengths are pixels of the final picture.
+A picture depends on its label and one random generator alone. Lengths are pixels of the final picture.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from cassava_kit.data.sample.scenery import (
     Plane,
     Points,
     Rng,
-    anywhere,
     background,
-    blur,
     cast_shadow,
+    gaussian_blur,
     mix,
     noise,
     occlude,
     on_stencil,
     photograph,
     polygon,
+    random_point,
     rgb,
     shrink,
     soft_step,
@@ -49,7 +49,7 @@ class Leaf:
 
 
 def draw_photo(label: int, rng: Rng) -> np.ndarray:
-    """A photograph of a leaf in the condition `label` (0..4): (120, 160, 3) uint8 RGB."""
+    """Draw a photograph of a leaf in the condition `label` (0..4): (120, 160, 3) uint8 RGB."""
     image = background(rng)
     severity = rng.beta(2.6, 1.3)
     light = rng.uniform(0.8, 1.25) * (1 + 0.12 * noise(rng, 65))
@@ -63,17 +63,17 @@ def draw_photo(label: int, rng: Rng) -> np.ndarray:
 
 
 def _leaves(label: int, rng: Rng) -> list[Leaf]:
-    """The leaf of the picture, sometimes before a second one of the same plant."""
+    """Draw the leaf of the picture, sometimes before a second one of the same plant."""
     leaves = []
     if rng.random() < 0.35:
-        leaves.append(_leaf(label, rng, centre=anywhere(rng), radius=rng.uniform(40, 60)))
+        leaves.append(_leaf(label, rng, centre=random_point(rng), radius=rng.uniform(40, 60)))
     middle = np.array([WIDTH / 2, HEIGHT / 2]) + rng.uniform(-12, 12, 2)
     leaves.append(_leaf(label, rng, centre=middle, radius=rng.uniform(56, 82)))
     return leaves
 
 
 def _leaf(label: int, rng: Rng, *, centre: np.ndarray, radius: float) -> Leaf:
-    """A palmate leaf of 5 to 7 lobes around `centre`; mosaic disease makes the lobes narrow and bent."""
+    """Draw a palmate leaf of 5 to 7 lobes around `centre`; mosaic disease makes the lobes narrow and bent."""
     import cv2
 
     n_lobes, turn, spread = int(rng.integers(5, 8)), rng.uniform(0, 2 * np.pi), rng.uniform(0.70, 0.88) * np.pi
@@ -93,7 +93,7 @@ def _leaf(label: int, rng: Rng, *, centre: np.ndarray, radius: float) -> Leaf:
 
 
 def _midrib(centre: np.ndarray, angle: float, *, length: float, bend: float) -> Points:
-    """Points along the middle of a lobe, which turns by `bend` radians towards its tip."""
+    """Return points along the middle of a lobe, which turns by `bend` radians towards its tip."""
     direction = angle + bend * np.linspace(0, 1, 15)
     steps = np.stack([np.cos(direction), np.sin(direction)], axis=1) * (length / 14)
     return centre + np.cumsum(steps, axis=0) - steps[0]
@@ -121,7 +121,7 @@ def _draw_lobe(sheets: np.ndarray, midrib: Points, *, width: float, wave: np.nda
 
 
 def _point_on(leaf: Leaf, rng: Rng) -> np.ndarray:
-    """A point on one of the lobes."""
+    """Draw a random point on one of the lobes."""
     lobe = leaf.lobes[rng.integers(len(leaf.lobes))]
     return lobe[rng.integers(3, len(lobe) - 2)] + rng.normal(0, 3.5 * leaf.scale, 2)
 
@@ -130,7 +130,7 @@ def _point_on(leaf: Leaf, rng: Rng) -> np.ndarray:
 
 
 def _paint(leaf: Leaf, label: int, severity: float, rng: Rng) -> Image:
-    """The leaf's colours with the signs of its condition, weak where the case is mild."""
+    """Paint the leaf with the symptoms of its condition; `severity` in 0..1 says how strong they are."""
     green = rng.uniform(0.32, 0.58)
     base = rgb(green * rng.uniform(0.38, 0.78), green, green * rng.uniform(0.22, 0.45))
     texture = 1 + 0.07 * noise(rng, 20, 6, 2, gain=0.7) + 0.5 * (leaf.shade - 0.55)
@@ -140,7 +140,7 @@ def _paint(leaf: Leaf, label: int, severity: float, rng: Rng) -> Image:
 
 
 def _blight(image: Image, leaf: Leaf, severity: float, rng: Rng) -> Image:
-    """Bacterial blight: angular brown spots, each in a yellowish halo, and burnt tips."""
+    """Paint bacterial blight: angular brown spots, each in a yellowish halo, and burnt tips."""
     import cv2
 
     spots, halo = stencil(), stencil()
@@ -153,13 +153,13 @@ def _blight(image: Image, leaf: Leaf, severity: float, rng: Rng) -> Image:
     for lobe in leaf.lobes:
         if rng.random() < 0.7 * severity:
             cv2.circle(spots, on_stencil(lobe[-1]), round(rng.uniform(16, 44) * leaf.scale), 255, -1, cv2.LINE_AA)
-    image = mix(image, rgb(0.60, 0.58, 0.20), 0.6 * blur(shrink(halo), 1.5))
+    image = mix(image, rgb(0.60, 0.58, 0.20), 0.6 * gaussian_blur(shrink(halo), 1.5))
     return mix(image, rgb(0.27, 0.16, 0.08) * (1 + 0.2 * noise(rng, 3))[..., None], 0.92 * shrink(spots))
 
 
 def _streak(image: Image, leaf: Leaf, severity: float, rng: Rng) -> Image:
     """Brown streak: yellow spreads from the veins in feathered patches; what lies between them stays green."""
-    near = blur(leaf.side_veins + 1.6 * leaf.veins, 1.3 * leaf.scale)
+    near = gaussian_blur(leaf.side_veins + 1.6 * leaf.veins, 1.3 * leaf.scale)
     patches = soft_step(noise(rng, 28, 13), 0.35 - 1.0 * severity, 0.7)
     yellow = rgb(0.74, 0.68, 0.16) * np.float32(rng.uniform(0.85, 1.1))
     return mix(image, yellow, (1.9 + 1.2 * severity) * near * patches)
@@ -182,7 +182,7 @@ def _mosaic(image: Image, leaf: Leaf, severity: float, rng: Rng) -> Image:
 
 
 def _blemishes(image: Image, leaf: Leaf, severity: float, rng: Rng) -> Image:
-    """A healthy leaf, which may still have a few specks."""
+    """Paint a healthy leaf, which may still have a few specks."""
     import cv2
 
     specks = stencil()

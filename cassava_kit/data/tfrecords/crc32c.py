@@ -1,7 +1,7 @@
-"""CRC32C (Castagnoli) in numpy: the checksum of TFRecords, fast enough to test every byte that is read.
+"""CRC32C (Castagnoli) in numpy, the checksum of TFRecords. Entry points: `crc32c` and `masked_crc32c`.
 
-A CRC is linear, so each word of the data adds (by XOR) its own value moved on over the bytes that follow it. Tables
-hold these values for the 64 words of a block; blocks, and blocks of blocks, then join in the same way.
+A CRC is linear: each word of the data adds (by XOR) its own value, advanced over the bytes that follow it. Tables hold
+these values for the 64 words of a block; blocks, and blocks of blocks, are joined in the same way.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from functools import cache
 import numpy as np
 
 POLYNOMIAL = 0x82F63B78  # reflected 0x1EDC6F41, RFC 3720
-BLOCK = 64  # words
+BLOCK_WORDS = 64  # words
 SHORT = 64  # bytes: fewer are quicker one by one
 
 
 def crc32c(content: bytes) -> int:
-    """CRC32C of bytes; `crc32c(b"123456789") == 0xE3069283`."""
+    """Return the CRC32C of bytes; `crc32c(b"123456789") == 0xE3069283`."""
     if len(content) < SHORT:
         return _crc_bytewise(content)
     # Zeros in front change nothing, and a start value of all ones is the same as flipping the first 32 bits.
@@ -30,7 +30,7 @@ def crc32c(content: bytes) -> int:
 
 
 def masked_crc32c(content: bytes) -> int:
-    """CRC32C rotated and offset, as TFRecords store it, so that a checksum of checksums stays sound."""
+    """Return the CRC32C rotated and offset, as TFRecords store it."""
     crc = crc32c(content)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -38,10 +38,10 @@ def masked_crc32c(content: bytes) -> int:
 def _join(words: np.ndarray, level: int) -> np.ndarray:
     """Join every 64 words into one, from the end; a block short of words is filled with zeros in front."""
     table, offsets = _tables(level)
-    missing = -len(words) % BLOCK
+    missing = -len(words) % BLOCK_WORDS
     if missing:
         words = np.concatenate([np.zeros(missing, words.dtype), words])
-    index = words.view(np.uint8).reshape(-1, 4 * BLOCK) + offsets
+    index = words.view(np.uint8).reshape(-1, 4 * BLOCK_WORDS) + offsets
     return np.bitwise_xor.reduce(table.take(index), axis=1)
 
 
@@ -53,10 +53,10 @@ def _tables(level: int) -> tuple[np.ndarray, np.ndarray]:
     """
     state = np.arange(256, dtype="<u4") << (8 * np.arange(4, dtype="<u4"))[:, None]
     rows = [state]
-    for _ in range(BLOCK if level == 0 else BLOCK - 1):
+    for _ in range(BLOCK_WORDS if level == 0 else BLOCK_WORDS - 1):
         rows.append(_advance(rows[-1], level))
-    table = np.stack(rows[-1 : -BLOCK - 1 : -1])
-    return table.ravel(), np.arange(4 * BLOCK, dtype=np.intp) * 256
+    table = np.stack(rows[-1 : -BLOCK_WORDS - 1 : -1])
+    return table.ravel(), np.arange(4 * BLOCK_WORDS, dtype=np.intp) * 256
 
 
 def _advance(state: np.ndarray, level: int) -> np.ndarray:
@@ -65,7 +65,9 @@ def _advance(state: np.ndarray, level: int) -> np.ndarray:
         for _ in range(4):
             state = _byte_table()[state & 255] ^ state >> 8
         return state
-    last = _tables(level - 1)[0].reshape(BLOCK, 4, 256)[0]  # 256 bytes for level 0; for others one word short of it
+    last = _tables(level - 1)[0].reshape(BLOCK_WORDS, 4, 256)[
+        0
+    ]  # 256 bytes for level 0; for others one word short of it
     moved = np.bitwise_xor.reduce([last[k][state >> 8 * k & 255] for k in range(4)])
     return moved if level == 1 else _advance(moved, level - 1)
 

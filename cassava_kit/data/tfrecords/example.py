@@ -1,9 +1,11 @@
-"""`tf.train.Example` in protobuf's wire format, read and made without TensorFlow or protobuf."""
+"""Read and write `tf.train.Example` without TensorFlow or protobuf. Entry points: `parse_example`, `make_example`."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+
+from cassava_kit.errors import UserError
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
@@ -11,9 +13,12 @@ Feature = list[bytes] | list[int] | list[float]
 
 
 def parse_example(record: bytes) -> dict[str, Feature]:
-    """The features of a serialised `tf.train.Example`: name -> list of bytes, int64 or float values.
+    """Return the features of a serialised `tf.train.Example`: name -> list of bytes, int64 or float values.
 
-    Reads the wire format: fields in any order, packed or not, unknown ones skipped. ValueError where it is broken.
+    Reads protobuf's wire format: fields in any order, packed or not, unknown ones skipped.
+
+    Raises:
+        UserError: The record is no `tf.train.Example`, or damaged.
     """
     features: dict[str, Feature] = {}
     for entry in _messages(record, 1, 1):
@@ -68,7 +73,7 @@ def _numbers(content: bytes) -> Iterator[bytes | int]:
 def _floats(value: bytes | int) -> Iterator[float]:
     """Floats of one packed run, or of one fixed32 field (both little-endian)."""
     if isinstance(value, int) or len(value) % 4:
-        raise ValueError("expected whole 32-bit floats")
+        raise UserError("expected whole 32-bit floats")
     return (number for (number,) in struct.iter_unpack("<f", value))
 
 
@@ -100,7 +105,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, bytes | int]]:
         key, position = _read_varint(content, position)
         wire = key & 7
         if key < 8:
-            raise ValueError("expected a tf.train.Example, found field number 0")
+            raise UserError("expected a tf.train.Example, found field number 0")
         if wire == VARINT:
             number, position = _read_varint(content, position)
             yield key >> 3, wire, number
@@ -110,9 +115,9 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, bytes | int]]:
         elif wire in (FIXED64, FIXED32):
             length = 8 if wire == FIXED64 else 4
         else:
-            raise ValueError(f"expected a tf.train.Example, found wire type {wire}")
+            raise UserError(f"expected a tf.train.Example, found wire type {wire}")
         if position + length > end:
-            raise ValueError("expected a tf.train.Example, a field runs past its end")
+            raise UserError("expected a tf.train.Example, a field runs past its end")
         yield key >> 3, wire, content[position : position + length]
         position += length
 
@@ -128,7 +133,7 @@ def _read_varint(content: bytes, position: int) -> tuple[int, int]:
         number |= (byte & 127) << shift
         if byte < 128:
             return number & (2**64 - 1), position
-    raise ValueError("expected a tf.train.Example, a number has no end")
+    raise UserError("expected a tf.train.Example, a number has no end")
 
 
 def _varint(number: int) -> bytes:

@@ -1,7 +1,7 @@
-"""The competition's TFRecords, read, checked and written without TensorFlow.
+"""Read, check and write a competition's TFRecords without TensorFlow. Entry points: `unpack_tfrecords`, `TFRecordIndex`.
 
-A file is a row of records: length (uint64), its masked CRC32C, the data, their masked CRC32C. The data are a
-`tf.train.Example`; of its features only the three that the competition names are looked at.
+A file is a sequence of records: length (uint64), its masked CRC32C, the data, their masked CRC32C. The data are a
+`tf.train.Example` with the features image, image_name and target; others are ignored.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
 from cassava_kit.competition import Competition, current
-from cassava_kit.data.table import as_written
+from cassava_kit.data.table import to_written_columns
 from cassava_kit.data.tfrecords.crc32c import masked_crc32c
 from cassava_kit.data.tfrecords.example import Feature, make_example, parse_example
+from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path, write_text
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ SHARD_NAME = "ld_train{shard:02d}-{count}.tfrec"
 IMAGE, IMAGE_NAME, TARGET = "image", "image_name", "target"
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
-Source = str | Path | Iterable[str | Path]
-Value = TypeVar("Value", bytes, int)
+TFRecordSource = str | Path | Iterable[str | Path]
+_Value = TypeVar("_Value", bytes, int)
 
 
 class Record(NamedTuple):
@@ -41,7 +42,7 @@ class Record(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What the competition puts into one record."""
+    """The three features of one record."""
 
     image_id: str
     content: bytes
@@ -49,15 +50,16 @@ class Sample(NamedTuple):
 
 
 def read_records(path: str | Path) -> Iterator[bytes]:
-    """The data of every record of a file, in order, one in memory at a time.
+    """Yield the data of every record of a file, in order, one in memory at a time.
 
-    A truncated or corrupt record raises ValueError that names the file and the record's number, counted from 0.
+    Raises:
+        UserError: A record is truncated or corrupt; the message names the file and the record, counted from 0.
     """
     return (record.data for record in scan_records(path))
 
 
 def scan_records(path: str | Path) -> Iterator[Record]:
-    """Every record of a file with its place; errors as `read_records`."""
+    """Yield every record of a file with its position; raises what `read_records` raises."""
     path, number = Path(path), 0
     with path.open("rb") as file:
         while (record := _next_record(file, path, number)) is not None:
@@ -65,13 +67,13 @@ def scan_records(path: str | Path) -> Iterator[Record]:
             number += 1
     named = NAMED_COUNT.search(path.name)
     if named and number < int(named[1]):
-        raise ValueError(
+        raise UserError(
             f"{path}, record {number}: the file ends where its name promises {named[1]} records; copy the file again"
         )
 
 
 def _next_record(file: BinaryIO, path: Path, number: int) -> Record | None:
-    """The record that starts here, or None at the end of the file."""
+    """Read the record that starts here; None at the end of the file."""
     offset = file.tell()
     header = file.read(HEADER.size)
     if not header:
@@ -79,33 +81,37 @@ def _next_record(file: BinaryIO, path: Path, number: int) -> Record | None:
     try:
         return Record(number, offset, _read_data(file, header))
     except ValueError as error:
-        raise ValueError(f"{path}, record {number}: {error}; copy the file again") from None
+        raise UserError(f"{path}, record {number}: {error}; copy the file again") from None
 
 
 def _read_data(file: BinaryIO, header: bytes) -> bytes:
-    """The data that follow `header`, both checksums tested."""
+    """Read the data that follow `header`, and check both checksums."""
     if len(header) < HEADER.size:
-        raise ValueError(f"truncated, {len(header)} of {HEADER.size} header bytes")
+        raise UserError(f"truncated, {len(header)} of {HEADER.size} header bytes")
     length, length_crc = HEADER.unpack(header)
     if masked_crc32c(header[:8]) != length_crc:
-        raise ValueError("corrupt length (its CRC32C differs)")
+        raise UserError("corrupt length (its CRC32C differs)")
     data = file.read(length)
     footer = file.read(FOOTER.size)
     if len(data) + len(footer) < length + FOOTER.size:
-        raise ValueError(f"truncated, {len(data) + len(footer)} of {length + FOOTER.size} bytes")
+        raise UserError(f"truncated, {len(data) + len(footer)} of {length + FOOTER.size} bytes")
     if masked_crc32c(data) != FOOTER.unpack(footer)[0]:
-        raise ValueError("corrupt data (its CRC32C differs)")
+        raise UserError("corrupt data (its CRC32C differs)")
     return data
 
 
 def frame_record(data: bytes) -> bytes:
-    """One record as it stands in the file: header, data, footer."""
+    """Return one record as the file holds it: header, data, footer."""
     length = struct.pack("<Q", len(data))
     return length + FOOTER.pack(masked_crc32c(length)) + data + FOOTER.pack(masked_crc32c(data))
 
 
-def list_tfrecords(source: Source) -> list[Path]:
-    """The TFRecord files of a folder by name, or the named files themselves; FileNotFoundError where there is none."""
+def list_tfrecords(source: TFRecordSource) -> list[Path]:
+    """Return the TFRecord files of a folder by name, or the named files.
+
+    Raises:
+        FileNotFoundError: The folder has none.
+    """
     if not isinstance(source, str | Path):
         return [Path(path) for path in source]
     source = Path(source)
@@ -118,33 +124,33 @@ def list_tfrecords(source: Source) -> list[Path]:
 
 
 def _parse_sample(record: Record, path: Path, competition: Competition) -> Sample:
-    """The three features of a record; others are ignored."""
+    """Return the three features of a record."""
     try:
         features = parse_example(record.data)
         content = _one_value(features, IMAGE, bytes)
         name = _one_value(features, IMAGE_NAME, bytes).decode("utf-8")
         label = _one_value(features, TARGET, int)
         if not 0 <= label < competition.n_classes:
-            raise ValueError(f"label must be in 0..{competition.n_classes - 1}, got {label}")
+            raise UserError(f"label must be in 0..{competition.n_classes - 1}, got {label}")
     except ValueError as error:
-        raise ValueError(f"{path}, record {record.number}: {error}") from None
+        raise UserError(f"{path}, record {record.number}: {error}") from None
     return Sample(name if name.endswith(competition.image_suffix) else competition.file_name(name), content, label)
 
 
-def _one_value(features: dict[str, Feature], name: str, kind: type[Value]) -> Value:
-    """The only value of a feature."""
+def _one_value(features: dict[str, Feature], name: str, kind: type[_Value]) -> _Value:
+    """Return the only value of a feature."""
     values = features.get(name)
     if values is None:
-        raise ValueError(f"expected a feature {name!r}, got {', '.join(sorted(features)) or 'none'}")
+        raise UserError(f"expected a feature {name!r}, got {', '.join(sorted(features)) or 'none'}")
     if len(values) != 1 or not isinstance(values[0], kind):
         found = ", ".join(type(value).__name__ for value in values[:3]) or "nothing"
-        raise ValueError(f"feature {name!r} must be one {kind.__name__} value, got {len(values)} ({found})")
+        raise UserError(f"feature {name!r} must be one {kind.__name__} value, got {len(values)} ({found})")
     return values[0]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the record of one image lies, and its label."""
+class RecordPosition:
+    """File, number and offset of the record of one image, and its label."""
 
     path: Path
     number: int
@@ -153,42 +159,47 @@ class Place:
 
 
 class TFRecordIndex:
-    """Places of all images, by id: reads one image at a time, so that no data set need fit into memory.
+    """Positions of all images by id; images are read one at a time.
 
-    Building it reads and tests every byte once. It holds no open file: workers may share it by fork or by pickle.
+    Building it reads every byte once and checks all checksums. It holds no open file, so worker processes may share it.
     """
 
-    def __init__(self, source: Source, competition: Competition | None = None) -> None:
+    def __init__(self, source: TFRecordSource, competition: Competition | None = None) -> None:
         self.competition = competition or current()
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, RecordPosition] = {}
         for path in _with_progress(list_tfrecords(source)):
             for record in scan_records(path):
                 sample = _parse_sample(record, path, self.competition)
-                self._add(sample, Place(path, record.number, record.offset, sample.label))
+                self._add(sample, RecordPosition(path, record.number, record.offset, sample.label))
 
-    def _add(self, sample: Sample, place: Place) -> None:
+    def _add(self, sample: Sample, place: RecordPosition) -> None:
         first = self.places.setdefault(sample.image_id, place)
         if first is not place:
-            raise ValueError(
+            raise UserError(
                 f"{place.path}, record {place.number}: image {sample.image_id} is already record {first.number} of "
-                f"{first.path}; each image must be there once"
+                f"{first.path}; each image needs exactly one record"
             )
 
     def __len__(self) -> int:
         return len(self.places)
 
     def read(self, image_id: str) -> bytes:
-        """The JPEG bytes of one image, their checksum tested; KeyError for an id that is not there."""
+        """Read the bytes of one image and check their checksum.
+
+        Raises:
+            KeyError: There is no such id.
+            UserError: The file has changed since the index was built.
+        """
         place = self.places[image_id]
         with place.path.open("rb") as file:
             file.seek(place.offset)
             record = _next_record(file, place.path, place.number)
         if record is None:
-            raise ValueError(f"{place.path}, record {place.number}: the file has become shorter; build the index anew")
+            raise UserError(f"{place.path}, record {place.number}: the file has become shorter; build the index again")
         return _parse_sample(record, place.path, self.competition).content
 
     def table(self) -> pd.DataFrame:
-        """`image_id,label`, sorted by `image_id` as the competition's CSV is."""
+        """Return `image_id,label`, sorted by `image_id` as the competition's CSV is."""
         import pandas as pd
 
         ids = sorted(self.places)
@@ -196,39 +207,44 @@ class TFRecordIndex:
 
 
 def _with_progress(paths: list[Path]) -> Iterable[Path]:
-    """The files one by one, with a progress bar on standard error (2 GB take some seconds)."""
+    """Yield the files one by one, with a progress bar on standard error."""
     from rich.console import Console
     from rich.progress import track
 
     return track(paths, "Reading TFRecords", console=Console(stderr=True), transient=True)
 
 
-def unpack_tfrecords(source: Source, out: str | Path, competition: Competition | None = None) -> pd.DataFrame:
-    """Make a competition folder of TFRecord files: the images' bytes as they are, and the table `image_id,label`.
+def unpack_tfrecords(source: TFRecordSource, out: str | Path, competition: Competition | None = None) -> pd.DataFrame:
+    """Make a competition folder of TFRecord files: the images' bytes unchanged, and the table `image_id,label`.
 
-    The table is written last, so that a folder that has one is whole. ValueError for names that are none of a file.
+    The table is written last, so that a folder that has one is complete.
+
+    Raises:
+        UserError: The folder has a table already, an image has two records, or a name is not a file name.
     """
     competition = competition or current()
     out = Path(out)
     if (out / competition.train_csv).exists():
-        raise ValueError(f"{out / competition.train_csv} is already there; give another --out, or remove it first")
+        raise UserError(f"{out / competition.train_csv} exists already; give another --out, or remove it first")
     index = TFRecordIndex(source, competition)
     table = index.table()
     for image_id in table["image_id"]:
         if Path(image_id).name != image_id or image_id in ("", ".", ".."):
             place = index.places[image_id]
-            raise ValueError(f"{place.path}, record {place.number}: {image_id!r} is no name of a file")
+            raise UserError(f"{place.path}, record {place.number}: {image_id!r} is not a file name")
     for image_id in table["image_id"]:
         with atomic_path(out / competition.train_images / image_id) as temporary:
             temporary.write_bytes(index.read(image_id))
-    write_text(out / competition.train_csv, as_written(table, competition).to_csv(index=False, lineterminator="\n"))
+    write_text(
+        out / competition.train_csv, to_written_columns(table, competition).to_csv(index=False, lineterminator="\n")
+    )
     return table
 
 
 def write_tfrecords(folder: str | Path, table: pd.DataFrame, *, image_dir: Path, n_files: int = 16) -> list[Path]:
     """Write the images of `table` (`image_id,label`) as TFRecords named as the competition names them.
 
-    The files hold the images' bytes as they are; file k gets the k-th run of rows. Memory holds one image at a time.
+    The files hold the images' bytes unchanged; file k has the k-th part of the rows. One image is in memory at a time.
     """
     folder = Path(folder)
     paths = []
@@ -243,5 +259,5 @@ def write_tfrecords(folder: str | Path, table: pd.DataFrame, *, image_dir: Path,
 
 
 def _features(sample: Sample) -> dict[str, Feature]:
-    """The three features, by the competition's names."""
+    """Return the three features by name."""
     return {IMAGE: [sample.content], IMAGE_NAME: [sample.image_id.encode("utf-8")], TARGET: [sample.label]}

@@ -199,4 +199,4 @@ class PretrainConfig(Settings):
 
 def configure(method: str, **settings: Any) -> PretrainConfig:
     """The method's paper with some settings of one's own; errors are one line."""
-    return PretrainConfig.checked({"method": method, **settings})
+    return PretrainConfig.from_values({"method": method, **settings})

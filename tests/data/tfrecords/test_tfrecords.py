@@ -288,7 +288,7 @@ def test_unpacked_records_are_the_competitions_folder(tiny_dir: Path, tmp_path: 
     for image_id in csv.frame["image_id"]:
         assert (csv.image_dir / image_id).read_bytes() == (records.image_dir / image_id).read_bytes()
     before = (out / "train.csv").read_bytes()
-    with pytest.raises(ValueError, match="is already there; give another --out"):
+    with pytest.raises(ValueError, match="exists already; give another --out"):
         unpack_tfrecords(tiny_dir / "train_tfrecords", out)
     assert (out / "train.csv").read_bytes() == before
 
@@ -296,6 +296,6 @@ def test_unpacked_records_are_the_competitions_folder(tiny_dir: Path, tmp_path: 
 @pytest.mark.parametrize("name", [b"../7.jpg", b"/tmp/7.jpg", b"a/7.jpg", b".."])
 def test_a_record_cannot_write_outside_the_folder(tmp_path: Path, name: bytes) -> None:
     (tmp_path / "odd.tfrec").write_bytes(record_of(image_name=[name]))
-    with pytest.raises(ValueError, match=r"odd\.tfrec, record 0: .* is no name of a file"):
+    with pytest.raises(ValueError, match=r"odd\.tfrec, record 0: .* is not a file name"):
         unpack_tfrecords(tmp_path / "odd.tfrec", tmp_path / "a" / "out")
     assert not (tmp_path / "a").exists()
