@@ -13,7 +13,7 @@ from cassava_kit.kaggle.send.remote import FEWEST_HOURS, KaggleError
 
 LOG_LINES = 30
 # How a run ends that did not complete.
-FAILED = ("error", "cancel_requested", "cancel_acknowledged")
+FAILED_STATUSES = ("error", "cancel_requested", "cancel_acknowledged")
 
 
 def send_kernel(job: PushJob) -> int:
@@ -78,7 +78,7 @@ def wait_for_kernel(job: PushJob, kernel: str, version: int | None = None) -> No
         status, message = job.remote.kernel_status(kernel, version)
         if status == "complete":
             return
-        if status in FAILED:
+        if status in FAILED_STATUSES:
             tail = "\n".join(job.remote.kernel_log(kernel, version).splitlines()[-LOG_LINES:])
             job.say(f"the end of the log of {kernel}:\n{tail}")
             raise KaggleError(
