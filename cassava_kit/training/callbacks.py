@@ -10,7 +10,8 @@ from typing import Any
 
 import lightning as L
 import pandas as pd
-from rich.progress import Progress, TaskID
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cassava_kit.files import atomic_path, write_text
 from cassava_kit.training.findings import diagnose
@@ -19,35 +20,60 @@ METRICS_FILE = "metrics.csv"
 RESUME_FILE = "last.ckpt"
 
 
-class Metrics(L.Callback):
-    """Writes a row an epoch to `metrics.csv` and tells each of the doctor's findings once."""
+class MetricsFile(L.Callback):
+    """Keeps one row an epoch in a CSV file, written whole each time; a resumed run has the rows of finished epochs."""
 
-    def __init__(self, run_dir: Path, classes: tuple[str, ...], tell: Callable[[str], None]) -> None:
-        self.path = run_dir / METRICS_FILE
-        self.classes = classes
-        self.tell = tell
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.rows: list[dict[str, Any]] = []
-        self.told: set[str] = set()
         self.started = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the rows so far and the findings already told."""
-        return {"rows": self.rows, "told": sorted(self.told)}
+        """Return the rows so far."""
+        return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the rows of the epochs that were finished."""
-        self.rows, self.told = list(state_dict["rows"]), set(state_dict["told"])
+        """Restore the rows of the epochs that were finished."""
+        self.rows = list(state_dict["rows"])
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
         self.started = time.perf_counter()
 
+    def add(self, row: dict[str, Any]) -> None:
+        """Add the epoch's row, with the seconds that it took."""
+        row["seconds"] = time.perf_counter() - self.started
+        self.rows.append(row)
+
+    def write(self, trainer: L.Trainer) -> None:
+        """Write all rows, on the first process."""
+        if trainer.is_global_zero:
+            write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+class Metrics(MetricsFile):
+    """A fold's rows in `metrics.csv`: losses, accuracy, class shares; each finding of `diagnose` is told once."""
+
+    def __init__(self, run_dir: Path, classes: tuple[str, ...], tell: Callable[[str], None]) -> None:
+        super().__init__(run_dir / METRICS_FILE)
+        self.classes = classes
+        self.tell = tell
+        self.told: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far and the findings already told."""
+        return {**super().state_dict(), "told": sorted(self.told)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both."""
+        super().load_state_dict(state_dict)
+        self.told = set(state_dict["told"])
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row; Lightning has validated by now."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[-1]["lr"], **values}
-        row["seconds"] = time.perf_counter() - self.started
-        self.rows.append(row)
+        self.add(row)
         findings = diagnose(self.rows, self.classes, last=trainer.current_epoch + 1 == trainer.max_epochs)
         new = {key: text for key, text in findings.items() if key not in self.told}
         row["note"] = "; ".join(new.values())
@@ -55,7 +81,7 @@ class Metrics(L.Callback):
         if trainer.is_global_zero:
             for text in new.values():
                 self.tell(f"epoch {trainer.current_epoch + 1}: {text}")
-            write_text(self.path, pd.DataFrame(self.rows).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        self.write(trainer)
 
 
 class Resume(L.Callback):
@@ -126,11 +152,13 @@ class KeepBest(L.Callback):
 
 
 class Bar(L.Callback):
-    """Moves one task of a rich progress bar, a step a batch, with the last epoch's figures beside it."""
+    """Moves one task of a rich progress bar, a step a batch, with the last epoch's figure beside it."""
 
-    def __init__(self, progress: Progress, label: str) -> None:
+    def __init__(self, progress: Progress, metrics: MetricsFile, *, label: str, column: str) -> None:
         self.progress = progress
+        self.metrics = metrics
         self.label = label
+        self.column = column
         self.task: TaskID | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -145,13 +173,26 @@ class Bar(L.Callback):
             self.progress.advance(self.task)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the epoch's figures."""
+        """Show the epoch's figure."""
         if self.task is not None:
-            accuracy = float(trainer.callback_metrics["val_accuracy"])
-            text = f"{self.label}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  val accuracy {accuracy:.3f}"
+            figure = f"{self.column.replace('_', ' ')} {self.metrics.rows[-1][self.column]:.3f}"
+            text = f"{self.label}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figure}"
             self.progress.update(self.task, description=text)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the line to the next run."""
         if self.task is not None:
             self.progress.remove_task(self.task)
+
+
+def training_bar(console: Console) -> Progress:
+    """Return the bar of a run: steps, figure of the last epoch, elapsed and remaining time; it vanishes at the end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ STRATEGIES = ("auto", "ddp", "ddp_sharded", "fsdp")
 
 @dataclass(frozen=True)
 class Devices:
-    """Devices on each machine, machines, and the strategy.
+    """Devices on each machine, machines, the strategy, and the kind of device (`auto`: GPUs where there are any).
 
     `ddp` copies the model to every process and averages gradients; `ddp_sharded` does so with the optimiser's state
     spread over the processes (ZeRO-1, Rajbhandari et al. 2020); `fsdp` spreads parameters and gradients as well
@@ -27,6 +27,7 @@ class Devices:
     devices: int = 1
     strategy: str = "auto"
     num_nodes: int = 1
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,25 +21,30 @@ KINDS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def parameter_groups(model: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by rate and by whether they decay; vectors and biases do not.
+def parameter_groups(
+    module: nn.Module, *, lr: float, weight_decay: float, scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters by rate and by whether they decay; vectors and biases do not.
 
-    The head learns at `lr`, the backbone at its share of it, times `layer_decay` for each of timm's stages below the
-    head (layerwise learning-rate decay, Clark et al. 2020, "ELECTRA").
+    `scales` multiply the rate by parameter name; default: one rate for all.
     """
-    rates = rate_scales(model, config)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((rates[name], parameter.ndim > 1), []).append(parameter)
+            scale = 1.0 if scales is None else scales[name]
+            groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
     return [
-        {"params": parameters, "lr": config.lr * scale, "weight_decay": config.weight_decay if decays else 0.0}
+        {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
         for (scale, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
 def rate_scales(model: nn.Module, config: RunConfig) -> dict[str, float]:
-    """Each parameter's share of the head's learning rate, by name."""
+    """Return each parameter's share of the head's learning rate, by name.
+
+    The head learns at `lr`, the backbone at its share of it, times `layer_decay` for each of timm's stages below the
+    head (layerwise learning-rate decay, Clark et al. 2020, "ELECTRA").
+    """
     head = head_parameters(model)
     scales = {name: 1.0 if name in head else config.backbone_lr_scale for name, _ in model.named_parameters()}
     if config.layer_decay < 1:
@@ -49,12 +55,26 @@ def rate_scales(model: nn.Module, config: RunConfig) -> dict[str, float]:
     return scales
 
 
-def make_optimizer(groups: list[dict[str, Any]], config: RunConfig, *, sharded: bool = False) -> torch.optim.Optimizer:
-    """Return torch's optimiser of the configuration; `sharded` spreads its state over the processes (ZeRO-1)."""
-    name = config.optimizer
-    arguments: dict[str, Any] = {"lr": config.lr}
+def make_optimizer(
+    groups: list[dict[str, Any]],
+    name: str,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    sharded: bool = False,
+) -> torch.optim.Optimizer:
+    """Return torch's optimiser of that name, or lightly's LARS; `sharded` spreads its state over processes (ZeRO-1).
+
+    `momentum` is that of sgd and lars, `nesterov` chooses sgd's form of it.
+    """
+    if name == "lars":
+        from lightly.utils.lars import LARS
+
+        return LARS(groups, lr=lr, momentum=momentum)
+    arguments: dict[str, Any] = {"lr": lr}
     if name == "sgd":
-        arguments |= {"momentum": config.momentum, "nesterov": config.momentum > 0}
+        arguments |= {"momentum": momentum, "nesterov": nesterov and momentum > 0}
     if name in ("adam", "adamw"):
         arguments["betas"] = (0.9, 0.999)  # torch's own; named, so that a one-cycle schedule finds them when sharded
     if sharded:
