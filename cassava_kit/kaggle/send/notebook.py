@@ -79,8 +79,7 @@ def wait_for_kernel(job: PushJob, kernel: str, version: int | None = None) -> No
         if status == "complete":
             return
         if status in FAILED_STATUSES:
-            tail = "\n".join(job.remote.kernel_log(kernel, version).splitlines()[-LOG_LINES:])
-            job.say(f"the end of the log of {kernel}:\n{tail}")
+            job.say(f"the end of the log of {kernel}:\n{_log_tail(job, kernel, version)}")
             raise KaggleError(
                 f"{kernel} ended with {status}: {message or 'Kaggle gives no reason; see the log above'}; "
                 "push again to run it once more"
@@ -89,6 +88,14 @@ def wait_for_kernel(job: PushJob, kernel: str, version: int | None = None) -> No
             job.say(f"{kernel} is {status}")
             said = status
     raise KaggleError(f"{kernel} did not end in {job.waits.kernel / 3600:g} h; call again to go on waiting")
+
+
+def _log_tail(job: PushJob, kernel: str, version: int | None) -> str:
+    """Return the last lines of a run's log, or why there is none: that must not hide why the run failed."""
+    try:
+        return "\n".join(job.remote.kernel_log(kernel, version).splitlines()[-LOG_LINES:])
+    except KaggleError as error:
+        return str(error)
 
 
 def code_cells(notebook: dict[str, Any]) -> list[str]:

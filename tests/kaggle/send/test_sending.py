@@ -288,6 +288,17 @@ def test_a_run_that_failed_or_was_cancelled_ends_the_wait(ready: PushJob, kaggle
     assert pushes(kaggle) == 2
 
 
+def test_a_log_that_cannot_be_fetched_does_not_hide_why_the_run_failed(ready: PushJob, kaggle: Memory) -> None:
+    def no_log(kernel: str, version: int | None = None) -> str:
+        raise KaggleError("log of me/k failed: 404")
+
+    kaggle.statuses, kaggle.kernel_log = {1: ["error"]}, no_log  # type: ignore[method-assign]
+    said = list[str]()
+    with pytest.raises(KaggleError, match="ended with error"):
+        push(replace(ready, say=said.append))
+    assert "log of me/k failed: 404" in said[-1]
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [
