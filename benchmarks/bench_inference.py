@@ -53,7 +53,7 @@ from cassava_kit.inference.predict import predict_images
 from cassava_kit.inference.report import RunReport
 from cassava_kit.inference.run import run_submission
 from cassava_kit.inference.runner import Runner
-from cassava_kit.inference.submission import check_submission
+from cassava_kit.inference.submission import check_answers
 from cassava_kit.inference.tta import make_views
 from cassava_kit.inference.votes import StopRule, Votes, simulate_stop
 from cassava_kit.models.checkpoint import CheckpointInfo, load_model, save_checkpoint
@@ -398,9 +398,9 @@ def of_budget(arguments: argparse.Namespace) -> None:
     """Labels at a share of the full cost, on out-of-fold answers of real members: the kit's own choices, replayed."""
     if len(arguments.oof) >= 2 and arguments.folds is not None:
         from cassava_kit.data.folds import read_folds
-        from cassava_kit.evidence.oof import gather_files
+        from cassava_kit.evidence.oof import read_evidence
 
-        evidence = gather_files(arguments.oof, read_folds(arguments.folds))
+        evidence = read_evidence(arguments.oof, read_folds(arguments.folds))
         tell_budget("given members", evidence.pred_probs, evidence.labels, np.ones(len(evidence.names)))
     root = real_data()
     if (root / "tables" / "oof_rank14.csv").is_file():
@@ -527,7 +527,7 @@ def of_planner(arguments: argparse.Namespace) -> None:
         report = submit(few, "off", time_limit=limit, started=start)
         late.append(time.time() - start - limit)
         kept += late[-1] <= max(5.0, 0.02 * limit)
-        check_submission(few.folder / "off" / "submission.csv", folder)
+        check_answers(few.folder / "off" / "submission.csv", folder)
         done = 100 * report.early_stop["work_done"]
         print(f"limit {limit:5.1f} s: {late[-1]:+.2f} s, {done:.0f} % of the work", flush=True)
     if late:

@@ -34,8 +34,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cassava_kit.evidence.noise.decisions import apply_report, noise_report
-from cassava_kit.evidence.noise.detect import find_label_errors
+from cassava_kit.evidence.noise.decisions import apply_noise_report, noise_report
+from cassava_kit.evidence.noise.detect import detect_errors
 from cassava_kit.files import atomic_path, sha256_bytes, sha256_file
 
 SHARES = np.array([1087, 2189, 2386, 13158, 2577]) / 21397
@@ -240,7 +240,7 @@ def figures(data: Planted, *, best: bool) -> tuple[float, ...]:
     """Return precision, recall, F1 and average precision, of all members or of the one most often right."""
     wrong = data.true != data.given
     accuracy = [(member.argmax(axis=1) == data.given).mean() for member in data.members]
-    found = find_label_errors(data.given, data.members[int(np.argmax(accuracy))] if best else data.members)
+    found = detect_errors(data.given, data.members[int(np.argmax(accuracy))] if best else data.members)
     of_flags = [float(score(wrong, found.flags)) for score in (precision_score, recall_score, f1_score)]
     return (*of_flags, float(average_precision_score(wrong, -found.quality)))
 
@@ -287,16 +287,16 @@ def trained_ways(data: Planted, x: np.ndarray, y: np.ndarray, seed: int) -> dict
     `soften` knows no cap; all flagged is what no verb does, dropping uncapped.
     """
     assert data.embedding is not None
-    found = find_label_errors(data.given, data.members)
+    found = detect_errors(data.given, data.members)
     rows = pd.DataFrame({"image_id": np.arange(len(data.given)).astype(str), "label": data.given})
     report = noise_report(rows["image_id"].to_numpy(), found)
     every = rows.assign(weight=1.0)
     trainings = {
         "no filter": every,
-        "drop, cap 3 %": apply_report(rows, report, action="drop"),
+        "drop, cap 3 %": apply_noise_report(rows, report, action="drop"),
         "drop all flagged": every[~found.flags],
         "flip all flagged": every.assign(label=found.suggested),
-        "soften": apply_report(rows, report, action="soften"),
+        "soften": apply_noise_report(rows, report, action="soften"),
         "oracle": every[data.given == data.true],
     }
     return {name: hits(data.embedding, training, x, y, seed) for name, training in trainings.items()}

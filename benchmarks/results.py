@@ -33,8 +33,8 @@ from results_members import (
 from results_page import MEAN, WEIGHTED, Facts, comparisons, page, score_rows, sentences, table
 
 from cassava_kit.cli.dry_run import parse_weights
-from cassava_kit.evidence.blend import Judgement, judge, nested
-from cassava_kit.evidence.oof import Evidence, gather
+from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods
+from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.files import write_text
 
 METHOD = "logloss"
@@ -64,7 +64,7 @@ def make(shop: Shop, members: Iterable[Member]) -> None:
 
 def evidence_of(shop: Shop, names: Sequence[str]) -> Evidence:
     """Members' out-of-fold probabilities on the split's rows, contracts checked."""
-    return gather([shop.made[name].predictions for name in names], shop.data.folds, names)
+    return make_evidence([shop.made[name].predictions for name in names], shop.data.folds, names)
 
 
 def viewed(shop: Shop, names: Sequence[str]) -> dict[str, Made]:
@@ -79,11 +79,11 @@ def ensembles(shop: Shop) -> tuple[dict[str, np.ndarray], dict[str, float], str]
         return {}, {}, ""
     seen = viewed(shop, names)
     plain = evidence_of(shop, names)
-    flipped = gather([seen[name].predictions for name in names], shop.data.folds, names)
-    made = {MEAN: plain.pred_probs.mean(axis=0), WEIGHTED: nested(plain, METHOD)}
-    made |= {f"{MEAN}, flips": flipped.pred_probs.mean(axis=0), f"{WEIGHTED}, flips": nested(flipped, METHOD)}
+    flipped = make_evidence([seen[name].predictions for name in names], shop.data.folds, names)
+    made = {MEAN: plain.pred_probs.mean(axis=0), WEIGHTED: blend_nested(plain, METHOD)}
+    made |= {f"{MEAN}, flips": flipped.pred_probs.mean(axis=0), f"{WEIGHTED}, flips": blend_nested(flipped, METHOD)}
     paid = [each.seconds for name, each in seen.items() if each.checkpoints and f"{name}, flips" not in shop.made]
-    judgement = judge(plain)
+    judgement = judge_methods(plain)
     return made, {f"{MEAN}, flips": sum(paid)}, weighing(judgement, len(names))
 
 

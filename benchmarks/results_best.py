@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 from results_members import Made, Member, Shop, probe, train, with_views
 
-from cassava_kit.evidence.blend import rows
 from cassava_kit.evidence.calibration import logloss
 from cassava_kit.evidence.metrics import accuracy
-from cassava_kit.evidence.oof import Evidence, average, gather
+from cassava_kit.evidence.nested import select_rows
+from cassava_kit.evidence.oof import Evidence, average_members, make_evidence
 from cassava_kit.settings import replace
 from cassava_kit.training.recipes import recipe
 
@@ -34,8 +34,8 @@ def flips_probe(shop: Shop) -> Made:
 
 def mean_of(names: tuple[str, ...], shop: Shop) -> Made:
     """The plain mean of members."""
-    evidence = gather([shop.made[name].predictions for name in names], shop.data.folds, names)
-    return Made(average(evidence, np.full(len(names), 1 / len(names))), 0.0)
+    evidence = make_evidence([shop.made[name].predictions for name in names], shop.data.folds, names)
+    return Made(average_members(evidence, np.full(len(names), 1 / len(names))), 0.0)
 
 
 LONGER = "longer"
@@ -57,7 +57,7 @@ def chosen_nested(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
     answers, names = np.zeros_like(evidence.pred_probs[0]), []
     for k in np.unique(evidence.fold):
         out = evidence.fold == k
-        known = rows(evidence, ~out)
+        known = select_rows(evidence, ~out)
         worth = [(accuracy(known.labels, p).accuracy, -logloss(known.labels, p)) for p in known.pred_probs]
         best = worth.index(max(worth))
         answers[out] = evidence.pred_probs[best, out]

@@ -193,7 +193,8 @@ def finetuned(shop: Shop, name: str = FINETUNED, *, pretrained: bool = True, **c
 
 def cleaned(shop: Shop, name: str, action: str) -> Made:
     """Finetuned on what confident learning leaves, by the finetuned member's and the probe's mean."""
-    evidence = make_evidence([shop.made[name].predictions for name in (FINETUNED, PROBE)], shop.data.folds, (FINETUNED, PROBE))
+    names = (FINETUNED, PROBE)
+    evidence = make_evidence([shop.made[each].predictions for each in names], shop.data.folds, names)
     suspects = shop.plan.work / "suspects.csv"
     write_predictions(suspects, average_members(evidence, np.full(2, 0.5)))
     report = own_report(suspects, shop.data.folds, shop.plan.work / "clean.csv")

@@ -1,4 +1,4 @@
-"""cassava_kit.cli.clean."""
+"""Noise reports from files: out-of-fold files in, the report and its header out; entry point `clean_files`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.noise.clean import Cleaning, clean
-from cassava_kit.evidence.noise.decisions import Caps, check_decisions, read_decisions, write_report
-from cassava_kit.evidence.oof import gather_files
+from cassava_kit.evidence.noise.clean import Cleaning, clean_labels
+from cassava_kit.evidence.noise.decisions import Caps, check_decisions, read_decisions, write_noise_report
+from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.files import header_path, write_json
 from cassava_kit.inference.features import check_embedding_source, embed_images
 
@@ -31,23 +31,23 @@ def clean_files(
     Neighbours come from a file `embedding`, or from `backbone`: a checkpoint and the competition folder it looks at.
     Of several files of `decisions` a later one decides again what an earlier one did.
     """
-    check_out(out, folds, [*oof, *decisions, *filter(None, [embedding])])
+    check_report_out(out, folds, [*oof, *decisions, *filter(None, [embedding])])
     check_embedding_source(embedding, backbone and backbone[0])
     decided = read_decisions(decisions) if decisions else None
-    evidence = gather_files(oof, read_folds(folds))
+    evidence = read_evidence(oof, read_folds(folds))
     if decided is not None:
         check_decisions(decided, evidence.image_ids, evidence.pred_probs.shape[2])
     vectors, source = embed_images(evidence.image_ids, embedding, backbone)
-    found = clean(evidence, caps=caps, embedding=vectors, decisions=decided)
+    found = clean_labels(evidence, caps=caps, embedding=vectors, decisions=decided)
     cleaning = replace(found, embedding=source)
-    write_report(out, cleaning.report)
+    write_noise_report(out, cleaning.report)
     given = {"folds": [folds], "oof": oof, "embedding": [embedding] if embedding else [], "decisions": decisions}
     files = {kind: [os.path.relpath(path, Path(out).parent) for path in paths] for kind, paths in given.items()}
     write_json(header_path(out), {**cleaning.header(), "files": files})
     return cleaning
 
 
-def check_out(out: Path, folds: Path, inputs: Sequence[Path]) -> None:
+def check_report_out(out: Path, folds: Path, inputs: Sequence[Path]) -> None:
     """UserError where the report, or its header, would be written over one of its own inputs."""
     taken = {path.resolve() for given in (folds, *inputs) for path in (given, given.with_suffix(".json"))}
     for path in (out, header_path(out)):

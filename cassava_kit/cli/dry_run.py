@@ -31,7 +31,7 @@ from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.selection import Selection, keep_evidence, oof_facts
-from cassava_kit.kaggle.rehearse.rehearsal import Rehearsal, Setting
+from cassava_kit.kaggle.rehearse.options import Rehearsal, RehearsalOptions
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.recipes import recipe, recipe_names
 
@@ -58,7 +58,7 @@ class DryRun:
     views: str = "flips"
     owner: str | None = None
     existing: Literal["refuse", "replace", "keep"] = "refuse"
-    setting: Setting = field(default_factory=Setting)
+    setting: RehearsalOptions = field(default_factory=RehearsalOptions)
     competition: Competition = field(init=False, default_factory=current)
 
 

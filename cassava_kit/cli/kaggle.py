@@ -18,7 +18,8 @@ from cassava_kit.kaggle.pack.config import project_root
 from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Changes, Kernel, kernel_parameters
 from cassava_kit.kaggle.pack.selection import Selection, from_dry_run, from_runs, keep_evidence
 from cassava_kit.kaggle.rehearse.layout import LAYOUTS, Layout, competition_mounts
-from cassava_kit.kaggle.rehearse.rehearsal import Rehearsal, Setting, rehearse, rehearse_training
+from cassava_kit.kaggle.rehearse.options import Rehearsal, RehearsalOptions
+from cassava_kit.kaggle.rehearse.rehearsal import rehearse
 from cassava_kit.kaggle.send.job import PushJob, adopt_owner
 from cassava_kit.kaggle.send.ledger import LEDGER, adopt_old_ledger, record_submission
 from cassava_kit.kaggle.send.push import Pushed, push
@@ -40,7 +41,7 @@ class PlannedRehearsal:
 
     name: str
     layout: Layout
-    setting: Setting
+    setting: RehearsalOptions
 
 
 def rehearse_all(
@@ -50,7 +51,7 @@ def rehearse_all(
     for plan in planned:
         with cell_bar(console) as progress:
             setting = replace(plan.setting, progress=progress)
-            done = rehearse(bundle, competition, out / plan.name, layout=plan.layout, setting=setting)
+            done = rehearse(bundle, competition, out / plan.name, layout=plan.layout, options=setting)
         console.print(done.verdict, markup=False)
         yield plan, done
 
@@ -129,7 +130,7 @@ def package_checked(kernel: Kernel, out: Path, *, owner: str | None = None, chan
 
 
 def rehearse_kernel(
-    kernel: Kernel, out: Path, data: Path | None, setting: Setting, *, changes: Changes | None = None
+    kernel: Kernel, out: Path, data: Path | None, setting: RehearsalOptions, *, changes: Changes | None = None
 ) -> int:
     """Pack a kernel without weights and run one tiny epoch of it offline in both mount layouts; 1 if any run failed.
 
@@ -141,12 +142,10 @@ def rehearse_kernel(
     competition = data or own_sample(bundle.competition)
     values = kernel_parameters(kernel, ROOT, read_changes(out, kernel))
     tiny, few = rehearsal_parameters(kernel, values), max(5, values.get("N_SPLITS", 0))
-    failed = 0
+    options, failed = replace(setting, parameters=tiny, per_class=few), 0
     for layout in LAYOUTS:
         folder = out / f"rehearsal-{kernel.name}-{layout}"
-        done = rehearse_training(
-            bundle, competition, folder, layout=layout, setting=setting, parameters=tiny, per_class=few
-        )
+        done = rehearse(bundle, competition, folder, layout=layout, options=options)
         print(done.verdict)
         failed += not done.ok
     print(f"{failed} of {len(LAYOUTS)} rehearsals failed" if failed else f"all {len(LAYOUTS)} rehearsals passed")
@@ -155,7 +154,7 @@ def rehearse_kernel(
     return int(failed > 0)
 
 
-def rehearse_bundle(bundle: Path, data: Path | None, setting: Setting, *, image: str | None = None) -> int:
+def rehearse_bundle(bundle: Path, data: Path | None, setting: RehearsalOptions, *, image: str | None = None) -> int:
     """Run the bundle's notebook offline in both mount layouts; 1 if any run failed.
 
     First with one test image, then with all, or with `setting.hidden` ones. Without `data` the embedded sample is the

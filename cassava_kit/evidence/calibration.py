@@ -78,7 +78,9 @@ def fit_temperatures(labels: np.ndarray, pred_probs: np.ndarray, *, class_wise: 
     return np.exp(np.broadcast_to(found.x, k)).copy()
 
 
-def calibrated(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray, *, class_wise: bool = True) -> np.ndarray:
+def calibrate_out_of_fold(
+    labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray, *, class_wise: bool = True
+) -> np.ndarray:
     """Probabilities (N, K) with their temperatures mended, each fold's by the other folds."""
     scaled = np.empty_like(pred_probs, dtype=float)
     for k in np.unique(fold):
@@ -90,7 +92,7 @@ def calibrated(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray, *, 
 
 def calibrate(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> Calibration:
     """What a temperature for each class mends."""
-    scaled = calibrated(labels, pred_probs, fold)
+    scaled = calibrate_out_of_fold(labels, pred_probs, fold)
     return Calibration(
         ece_before=ece(labels, pred_probs),
         ece_after=ece(labels, scaled),

@@ -18,7 +18,7 @@ from cassava_kit.competition import Metric
 from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import Score, gain, row_counts, score, statistic
-from cassava_kit.evidence.oof import gather_files
+from cassava_kit.evidence.oof import read_evidence
 
 DRAWS = 10_000
 SWAPS = 2000  # the smallest possible p-value is 1 / 2001: 50 comparisons at once can still be proved at .05
@@ -286,6 +286,6 @@ def rows_to_prove(difference: float, variance: float, level: float) -> int | Non
 
 def compare_files(a: Path, b: Path, folds: Path) -> Comparison:
     """Compare two out-of-fold prediction files on the rows of one fold file; the contract of both is checked."""
-    evidence = gather_files([a, b], read_folds(folds))
+    evidence = read_evidence([a, b], read_folds(folds))
     names = (evidence.names[0], evidence.names[1])
     return compare(evidence.labels, *evidence.pred_probs, metric=evidence.metric, names=names)

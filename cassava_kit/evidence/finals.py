@@ -16,10 +16,11 @@ import numpy as np
 from cassava_kit.competition import CASSAVA, Metric, Task, common_task, current
 from cassava_kit.data.folds import Folds, read_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.blend import nested_predictions, read_weights
+from cassava_kit.evidence.blend import read_weights
 from cassava_kit.evidence.compare import DRAWS, LEVEL, Comparison, compare, correct
 from cassava_kit.evidence.metrics import METRIC_NAMES, Score, gain, row_counts, score, statistic
-from cassava_kit.evidence.oof import check_oof, gather_files
+from cassava_kit.evidence.nested import nested_predictions
+from cassava_kit.evidence.oof import check_oof, read_evidence
 from cassava_kit.evidence.predictions import Predictions, read_predictions
 from cassava_kit.files import read_json, write_json
 
@@ -74,7 +75,7 @@ class Finals:
     metric: Metric
 
     def __str__(self) -> str:
-        return report(self)
+        return format_finals(self)
 
 
 def redraw(right: np.ndarray, *, rows: int, seed: int = 0) -> np.ndarray:
@@ -96,7 +97,7 @@ def redraw_by(metric: Metric, labels: np.ndarray, probs: Sequence[np.ndarray], *
     return np.array([[gain(metric, 0.0, score(test)) for score in scores] for test in tests])
 
 
-def propose(candidates: Sequence[Candidate], *, rows: int | None = None, seed: int = 0) -> Finals:
+def propose_finals(candidates: Sequence[Candidate], *, rows: int | None = None, seed: int = 0) -> Finals:
     """The candidate with the best out-of-fold score (a tie goes to fewer members), and its best hedge.
 
     The score is by the metric that the evidence names. The hedge has the largest expected maximum with the best.
@@ -191,7 +192,7 @@ def _different(one: Candidate, other: Candidate, metric: Metric) -> bool:
     return len(files) == 2 and files[0].read_bytes() != files[1].read_bytes()
 
 
-def report(finals: Finals) -> str:
+def format_finals(finals: Finals) -> str:
     """The proposal in plain words, for someone who will act on it."""
     best, hedge = finals.names[finals.best], finals.names[finals.hedge]
     width, n, name_of = max(map(len, finals.names)), finals.scores[0].n, METRIC_NAMES[finals.metric]
@@ -254,12 +255,12 @@ def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | N
     voting = sum(weight > 0 for weight, _ in weighed.values())
     if not voting:
         raise UserError(f"{path} is no weights file of the verb ensemble: none of its members weighs anything")
-    evidence = gather_files([oof for _, oof in weighed.values()], split)
+    evidence = read_evidence([oof for _, oof in weighed.values()], split)
     weights = np.array([weight for weight, _ in weighed.values()])
     return nested_predictions(evidence, weights, read_json(path).get("method"), name), voting
 
 
-def record(ledger: Path, entry: dict[str, Any]) -> None:
+def add_to_ledger(ledger: Path, entry: dict[str, Any]) -> None:
     """Write a submission into the ledger, in place of what stood there under its reference on Kaggle or its build."""
     known = read_json(ledger)["submissions"] if ledger.is_file() else []
     same = [(key, entry[key]) for key in ("ref", "build_id") if entry.get(key) is not None]

@@ -111,7 +111,7 @@ def check_oof(predictions: Predictions, folds: Folds, name: str) -> Predictions:
     return Predictions(frame, header)
 
 
-def gather(members: Sequence[Predictions], folds: Folds, names: Sequence[str]) -> Evidence:
+def make_evidence(members: Sequence[Predictions], folds: Folds, names: Sequence[str]) -> Evidence:
     """Join members' out-of-fold predictions on the fold file's rows; every contract is checked.
 
     They are judged by the metric that the fold file and the members' headers name; where none names one, by that of the
@@ -124,7 +124,7 @@ def gather(members: Sequence[Predictions], folds: Folds, names: Sequence[str]) -
     if len(widths) != 1:
         raise UserError(f"members must predict the same classes, got {sorted(widths)} of them in {', '.join(names)}")
     width = widths.pop()
-    task = judged_by(folds, dict(zip(names, members, strict=True)), width)
+    task = find_task(folds, dict(zip(names, members, strict=True)), width)
     frame = folds.scored
     outside = frame["label"][~frame["label"].between(0, width - 1)]
     if len(outside):
@@ -145,7 +145,7 @@ def gather(members: Sequence[Predictions], folds: Folds, names: Sequence[str]) -
     )
 
 
-def judged_by(folds: Folds, members: Mapping[str, Predictions], width: int) -> Task | None:
+def find_task(folds: Folds, members: Mapping[str, Predictions], width: int) -> Task | None:
     """Return what the files of a split and its members, by name, are of; None where no file says it.
 
     `width` is the number of classes that the members predict.
@@ -165,10 +165,10 @@ def judged_by(folds: Folds, members: Mapping[str, Predictions], width: int) -> T
     return task
 
 
-def gather_files(oof: Sequence[Path], folds: Folds) -> Evidence:
+def read_evidence(oof: Sequence[Path], folds: Folds) -> Evidence:
     """Read members' out-of-fold files and join them on the fold file's rows; every contract is checked."""
     names = member_names(oof)
-    return gather([read_predictions(path) for path in oof], folds, names)
+    return make_evidence([read_predictions(path) for path in oof], folds, names)
 
 
 def member_names(oof: Sequence[Path]) -> list[str]:
@@ -237,7 +237,7 @@ def task_fields(task: Task | None) -> dict[str, Any]:
     return task.header() if task is not None else {}
 
 
-def average(evidence: Evidence, weights: np.ndarray, name: str = "ensemble") -> Predictions:
+def average_members(evidence: Evidence, weights: np.ndarray, name: str = "ensemble") -> Predictions:
     """The weighted mean of members' probabilities as an out-of-fold prediction of its own; weights (M,) sum to 1."""
     blended = np.tensordot(weights, evidence.pred_probs, axes=1)
     header = Header(name=name, kind="oof", fold_hash=evidence.fold_hash, **task_fields(evidence.task))

@@ -16,9 +16,9 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import read_folds
 from cassava_kit.data.images import in_threads
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.noise.decisions import read_report
+from cassava_kit.evidence.noise.decisions import read_noise_report
 from cassava_kit.evidence.noise.neighbours import nearest
-from cassava_kit.evidence.oof import Evidence, gather_files
+from cassava_kit.evidence.oof import Evidence, read_evidence
 from cassava_kit.files import cache_dir, header_path, read_json, sha256_bytes, write_text
 from cassava_kit.inference.features import check_embedding_source, embed_images
 from cassava_kit.report.page import check_out
@@ -73,7 +73,7 @@ class ReviewFiles:
             return None
         if self.folds is None:
             raise UserError("--oof needs --folds FILE: members' votes are checked against the split")
-        return gather_files(self.oof, read_folds(self.folds))
+        return read_evidence(self.oof, read_folds(self.folds))
 
 
 def review_rows(report: pd.DataFrame, extras: Extras | None = None, *, limit: int = LIMIT) -> list[dict[str, Any]]:
@@ -180,7 +180,7 @@ def write_review(
 ) -> str:
     """Write the review page of a noise report over a competition folder's images; returns what to tell the user."""
     competition = competition or current()
-    report = read_report(clean)
+    report = read_noise_report(clean)
     image_dir = image_folder(data, report, clean, competition)
     rows = review_rows(report, extras, limit=limit)
     if not rows:
@@ -213,7 +213,7 @@ def review_files(
     asked = files or ReviewFiles()
     check_out(out)
     check_embedding_source(asked.embedding, asked.backbone, competition)
-    report = read_report(clean)
+    report = read_noise_report(clean)
     given = asked.or_those_of(clean)
     evidence = given.evidence()
     image_dir = image_folder(data, report, clean, competition)

@@ -9,20 +9,20 @@ from scipy.optimize import minimize
 from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.blend import (
-    METHODS,
+    _five_folds,
     blend_report,
-    blend_weights,
     error_correlation,
-    judge,
     leave_one_out,
-    nested,
     read_weights,
+    weigh,
     weigh_files,
 )
 from cassava_kit.evidence.calibration import ece
 from cassava_kit.evidence.compare import compare_files
+from cassava_kit.evidence.nested import blend_nested, judge_methods
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
+from cassava_kit.evidence.weighing import WEIGHT_METHODS, find_weights
 
 K = 5
 
@@ -47,9 +47,13 @@ def evidence(strengths, n=3000, seed=0):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+def weights_of(e, method):
+    return find_weights(e.labels, e.pred_probs, method, e.metric)
+
+
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
 def test_weights_lie_on_the_simplex(method):
-    w = blend_weights(evidence([2, 1, 0]), method)
+    w = weights_of(evidence([2, 1, 0]), method)
     assert w.shape == (3,) and w.min() >= 0 and w.sum() == pytest.approx(1)
 
 
@@ -63,7 +67,7 @@ def test_logloss_weights_equal_a_solver_s():
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
         options={"ftol": 1e-12},
     )
-    assert np.abs(blend_weights(e, "logloss") - solved.x).max() < 2e-3
+    assert np.abs(weights_of(e, "logloss") - solved.x).max() < 2e-3
 
 
 def test_stacking_weights_equal_non_negative_least_squares_on_all_rows():
@@ -71,12 +75,12 @@ def test_stacking_weights_equal_non_negative_least_squares_on_all_rows():
 
     e = evidence([2.0, 1.0, 0.0], n=400)
     w, _ = nnls(e.pred_probs.reshape(3, -1).T, np.eye(K)[e.labels].ravel())
-    assert np.abs(blend_weights(e, "stack") - w / w.sum()).max() < 1e-5
+    assert np.abs(weights_of(e, "stack") - w / w.sum()).max() < 1e-5
 
 
 def test_greedy_selection_never_scores_below_its_best_member():
     e = evidence([1.5, 1.4, 0.0])
-    blended = np.tensordot(blend_weights(e, "greedy"), e.pred_probs, axes=1)
+    blended = np.tensordot(weights_of(e, "greedy"), e.pred_probs, axes=1)
     best = max((p.argmax(axis=1) == e.labels).mean() for p in e.pred_probs)
     assert (blended.argmax(axis=1) == e.labels).mean() >= best
 
@@ -86,13 +90,13 @@ def test_every_fold_is_scored_with_weights_found_without_it():
     e = evidence([2.0, 1.0, 0.5], n=500)
     labels = np.where(e.fold == 2, (e.labels + 1) % K, e.labels)
     changed = Evidence(e.names, e.image_ids, labels, e.fold, e.pred_probs, e.fold_hash)
-    before, after = nested(e, "logloss"), nested(changed, "logloss")
+    before, after = blend_nested(e, "logloss"), blend_nested(changed, "logloss")
     assert np.array_equal(before[e.fold == 2], after[e.fold == 2])
     assert not np.isclose(before[e.fold == 1], after[e.fold == 1]).all()
 
 
 def test_members_of_one_strength_go_to_the_mean():
-    found = judge(evidence([2.0, 2.0, 2.0]))
+    found = judge_methods(evidence([2.0, 2.0, 2.0]))
     assert found.chosen == "mean"
     assert found.weights == pytest.approx([1 / 3] * 3)
     assert "a tie goes to the mean" in str(found)
@@ -101,11 +105,11 @@ def test_members_of_one_strength_go_to_the_mean():
 @pytest.mark.parametrize("seed", range(5))
 def test_guessing_members_do_not_prove_weights(seed):
     """Five copies of one strength with noise: over seeds the mean must win, or an interval would be too narrow."""
-    assert judge(evidence([1.2] * 4, n=400, seed=seed)).chosen == "mean"
+    assert judge_methods(evidence([1.2] * 4, n=400, seed=seed)).chosen == "mean"
 
 
 def test_a_useless_member_proves_weights_better():
-    found = judge(evidence([2.0, 0.0, 0.0, 0.0]))
+    found = judge_methods(evidence([2.0, 0.0, 0.0, 0.0]))
     assert found.chosen != "mean"
     assert found.weights[0] > 0.7
     assert found.comparisons[found.chosen].difference > 0
@@ -157,9 +161,9 @@ def test_one_member_alone_is_reported():
 def test_an_unknown_method_and_a_split_of_one_fold_are_refused():
     e = evidence([1.0, 2.0], n=50)
     with pytest.raises(ValueError, match="one of mean, logloss, greedy, stack, got 'best'"):
-        blend_weights(e, "best")
+        weights_of(e, "best")
     with pytest.raises(ValueError, match="at least 2 folds"):
-        judge(Evidence(e.names, e.image_ids, e.labels, np.zeros(50, int), e.pred_probs, e.fold_hash))
+        judge_methods(Evidence(e.names, e.image_ids, e.labels, np.zeros(50, int), e.pred_probs, e.fold_hash))
 
 
 def test_files_go_in_and_weights_come_out(tmp_path):
@@ -215,3 +219,55 @@ def test_two_rounds_of_one_recipe_are_told_apart_and_the_weights_file_serves_fro
     ]
     verdict = compare_files(*(tmp_path / each for each in oof), tmp_path / "folds.csv")
     assert verdict.names == tuple(names)
+
+
+def test_weigh_takes_plain_arrays_and_says_what_the_files_say():
+    e = evidence([2.0, 0.0, 0.0, 0.0], n=1000)
+    named = dict(zip(e.names, e.pred_probs.tolist(), strict=True))
+    report = weigh(e.labels.tolist(), named, folds=e.fold.tolist())
+    same = blend_report(e)
+    assert str(report) == str(same) and report.best_member == "m0"
+    assert report.weights == pytest.approx(dict(zip(e.names, same.judgement.weights, strict=True)))
+    assert report.method != "mean" and report.score == same.judgement.comparisons[report.method].b
+    nested = blend_nested(e, report.method).argmax(axis=1)
+    assert report.score.value == (nested == e.labels).mean() > (e.pred_probs.mean(axis=0).argmax(1) == e.labels).mean()
+    even = weigh(e.labels, [e.pred_probs[0]] * 2)
+    assert even.weights == {"member 0": 0.5, "member 1": 0.5} and even.score == even.ensemble
+
+
+def test_weighs_own_folds_are_stratified():
+    e = evidence([1.0, 0.5], n=203)
+    fold = _five_folds(e.labels)
+    for k in range(K):
+        counts = np.bincount(fold[e.labels == k], minlength=5)
+        assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"members": {}}, "at least one array"),
+        ({"members": {"a": [[0.5, 0.5]]}}, r"a: expected labels \(N,\) and probabilities .*\(20,\) and \(1, 2\)"),
+        (
+            {"members": [np.full((20, 2), 0.5), np.full((20, 3), 1 / 3)]},
+            r"same rows and classes, got member 0 \(20, 2\)",
+        ),
+        ({"members": [np.full((20, 2), 0.7)]}, "member 0: row 0 must hold probabilities that sum to 1"),
+        ({"folds": [0, 1]}, "one number for each of 20 rows"),
+        ({"folds": [0] * 20}, "at least 2 folds"),
+        ({"metric": "auc"}, "metric must be one of accuracy, macro_f1, log_loss, got 'auc'"),
+        ({"labels": [0, 1] * 4, "members": [np.full((8, 2), 0.5)]}, "at least 10 rows"),
+    ],
+)
+def test_what_weigh_cannot_use_is_refused(change, message):
+    given = {"labels": [0, 1] * 10, "members": [np.full((20, 2), 0.5)]} | change
+    with pytest.raises(UserError, match=message):
+        weigh(given.pop("labels"), given.pop("members"), **given)
+
+
+def test_the_report_says_how_far_errors_correlate_beside_each_score():
+    e = evidence([1.5, 1.0, 0.5])
+    line = next(line for line in str(blend_report(e)).splitlines() if line.startswith("m1"))
+    wrong = e.pred_probs.argmax(axis=2) != e.labels
+    mean = (np.corrcoef(wrong[1], wrong[0])[0, 1] + np.corrcoef(wrong[1], wrong[2])[0, 1]) / 2
+    assert line.endswith(f"errors correlate {mean:.2f} with the others'")

@@ -3,7 +3,14 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from cassava_kit.evidence.calibration import apply_temperatures, calibrate, calibrated, ece, fit_temperatures, logloss
+from cassava_kit.evidence.calibration import (
+    apply_temperatures,
+    calibrate,
+    calibrate_out_of_fold,
+    ece,
+    fit_temperatures,
+    logloss,
+)
 
 K = 5
 
@@ -40,7 +47,7 @@ def test_scaling_mends_what_was_too_sure_out_of_fold():
     labels, p = drawn()
     fold = np.arange(len(labels)) % 5
     account = calibrate(labels, sharpened(p, 2.0), fold)
-    mended = calibrated(labels, sharpened(p, 2.0), fold)
+    mended = calibrate_out_of_fold(labels, sharpened(p, 2.0), fold)
     assert account.ece_before > 0.05 > 0.02 > account.ece_after == ece(labels, mended)
     assert account.logloss_after < account.logloss_before
     assert "temperatures [" in str(account)
@@ -51,7 +58,7 @@ def test_each_fold_is_scaled_by_the_others(class_wise):
     labels, p = drawn(500)
     fold = np.arange(500) % 5
     changed = np.where(fold == 3, (labels + 1) % K, labels)
-    before, after = (calibrated(given, p, fold, class_wise=class_wise) for given in (labels, changed))
+    before, after = (calibrate_out_of_fold(given, p, fold, class_wise=class_wise) for given in (labels, changed))
     assert np.array_equal(before[fold == 3], after[fold == 3])
     assert not np.isclose(before[fold == 2], after[fold == 2]).all()
 

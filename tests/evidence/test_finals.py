@@ -12,10 +12,18 @@ import pytest
 
 from cassava_kit.competition import CASSAVA, VARIABLE, write_facts
 from cassava_kit.data.folds import Folds, write_folds
-from cassava_kit.evidence.blend import blend_weights, weigh_files
-from cassava_kit.evidence.finals import Candidate, parse_candidates, propose, read_ledger, record, redraw
+from cassava_kit.evidence.blend import weigh_files
+from cassava_kit.evidence.finals import (
+    Candidate,
+    add_to_ledger,
+    parse_candidates,
+    propose_finals,
+    read_ledger,
+    redraw,
+)
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, Source, make_predictions, write_predictions
+from cassava_kit.evidence.weighing import find_weights
 
 N = 6000
 LABELS = np.arange(N) % 5
@@ -58,7 +66,7 @@ def test_the_hedge_is_the_one_that_differs_and_not_a_near_copy(split: Folds) -> 
     copy = candidate("copy", errors(0, 602), split)
     other = candidate("other", errors(3000, 615), split)
     weak = candidate("weak", errors(3000, 1500), split)
-    finals = propose([weak, copy, best, other])
+    finals = propose_finals([weak, copy, best, other])
     assert (finals.names[finals.best], finals.names[finals.hedge]) == ("best", "other")
     assert finals.differ == pytest.approx(1215 / N)
     assert finals.win.sum() == pytest.approx(1) and finals.win[finals.names.index("weak")] < 0.001
@@ -72,7 +80,9 @@ def test_the_gain_is_the_expected_maximum_of_two_normals(split: Folds) -> None:
     """E max(0, D) of a normal difference D with mean m and standard deviation s is m Phi(m/s) + s phi(m/s)."""
     from statistics import NormalDist
 
-    finals = propose([candidate("a", errors(0, 600), split), candidate("b", errors(3000, 630), split)], rows=5000)
+    finals = propose_finals(
+        [candidate("a", errors(0, 600), split), candidate("b", errors(3000, 630), split)], rows=5000
+    )
     right = np.stack([~errors(0, 600), ~errors(3000, 630)]).astype(int)
     d = right[1] - right[0]
     m, s, unit = d.mean(), d.std() * np.sqrt(1 / N + 1 / 5000), NormalDist()
@@ -81,7 +91,7 @@ def test_the_gain_is_the_expected_maximum_of_two_normals(split: Folds) -> None:
 
 
 def test_a_clear_winner_is_called_proved(split: Folds) -> None:
-    finals = propose([candidate("good", errors(0, 300), split), candidate("bad", errors(3000, 900), split)])
+    finals = propose_finals([candidate("good", errors(0, 300), split), candidate("bad", errors(3000, 900), split)])
     assert "good is proved better than every other one" in str(finals)
     assert finals.win[0] > 0.999 and finals.gain < 1e-6
 
@@ -91,27 +101,27 @@ def test_a_tie_goes_to_the_simpler_and_the_order_does_not_matter(split: Folds) -
     one = candidate("one", errors(3000, 600), split, members=1)
     unknown = candidate("unknown", errors(1000, 600), split)
     for order in ([many, one, unknown], [unknown, many, one]):
-        assert propose(order).names[propose(order).best] == "one"
+        assert propose_finals(order).names[propose_finals(order).best] == "one"
 
 
 def test_two_different_ones_are_needed(split: Folds, tmp_path: Path) -> None:
     a, same = candidate("a", errors(0, 600), split), candidate("same", errors(0, 600), split)
     with pytest.raises(ValueError, match="two different submissions are needed"):
-        propose([a, same])
+        propose_finals([a, same])
     with pytest.raises(ValueError, match="two or more submissions"):
-        propose([a])
+        propose_finals([a])
     files = [tmp_path / "1.csv", tmp_path / "2.csv"]
     for label, path in enumerate(files):
         path.write_text(f"image_id,label\n1.jpg,{label}\n")
     pair = [candidate(name, errors(0, 600), split, submission=f) for name, f in zip("ab", files, strict=True)]
-    assert propose(pair).differ == 0, "the same out of fold, but their files differ"
+    assert propose_finals(pair).differ == 0, "the same out of fold, but their files differ"
 
 
 def test_evidence_on_other_rows_is_not_paired(split: Folds) -> None:
     frame = split.frame.copy()
     frame.loc[0, "label"] = 4
     with pytest.raises(ValueError, match="b and a are scored on other rows or labels"):
-        propose([candidate("a", errors(0, 600), split), candidate("b", errors(9, 600), Folds(frame))])
+        propose_finals([candidate("a", errors(0, 600), split), candidate("b", errors(9, 600), Folds(frame))])
 
 
 def test_candidates_from_files_and_the_verbs_weights(split: Folds, tmp_path: Path) -> None:
@@ -126,7 +136,11 @@ def test_candidates_from_files_and_the_verbs_weights(split: Folds, tmp_path: Pat
     texts = [f"a={tmp_path}/a.csv", f"both={tmp_path}/weights.json", f"b={tmp_path}/b.csv"]
     found = parse_candidates(texts, tmp_path / "folds.csv")
     assert [(each.name, each.members) for each in found] == [("a", 1), ("both", 2), ("b", 1)]
-    assert {propose(found).names[i] for i in (propose(found).best, propose(found).hedge)} <= {"a", "b", "both"}
+    assert {propose_finals(found).names[i] for i in (propose_finals(found).best, propose_finals(found).hedge)} <= {
+        "a",
+        "b",
+        "both",
+    }
     for text, message in (
         ("a", "takes NAME=OOF.csv"),
         (f"a={tmp_path}/a.csv,nowhere.csv", "no submission nowhere.csv"),
@@ -146,12 +160,12 @@ def test_the_ledger_keeps_each_submission_once(split: Folds, tmp_path: Path) -> 
         write_predictions(tmp_path / str(ref) / "oof.csv", candidate(f"s{ref}", wrong, split).oof)
         for score in ("", "0.9012"):
             entry = {"ref": ref, "name": f"s{ref}", "public_score": score, "evidence": str(tmp_path / str(ref))}
-            record(ledger, entry | {"members": ref})
-    record(ledger, {"ref": 3, "name": "foreign", "evidence": str(tmp_path / "3")})
+            add_to_ledger(ledger, entry | {"members": ref})
+    add_to_ledger(ledger, {"ref": 3, "name": "foreign", "evidence": str(tmp_path / "3")})
     found, left_out = read_ledger(ledger)
     assert [(each.name, each.members, each.public) for each in found] == [("s1", 1, "0.9012"), ("s2", 2, "0.9012")]
     assert left_out == (f"foreign has no out-of-fold evidence in {tmp_path / '3'}",)
-    assert "public 0.9012" in str(propose(found))
+    assert "public 0.9012" in str(propose_finals(found))
 
 
 def test_a_ledger_is_read_from_any_folder(split: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +176,7 @@ def test_a_ledger_is_read_from_any_folder(split: Folds, tmp_path: Path, monkeypa
         folder = project / evidence.removeprefix("project/")
         write_folds(folder / "folds.csv", split)
         write_predictions(folder / "oof.csv", candidate(f"s{ref}", errors(900 * ref, 600), split).oof)
-        record(project / "submissions.json", {"ref": ref, "name": f"s{ref}", "evidence": evidence})
+        add_to_ledger(project / "submissions.json", {"ref": ref, "name": f"s{ref}", "evidence": evidence})
     monkeypatch.chdir(elsewhere)
     assert [each.name for each in read_ledger(Path("../project/submissions.json"))[0]] == ["s1"]
     monkeypatch.chdir(tmp_path)
@@ -174,7 +188,7 @@ def submitted(ledger: Path, ref: int, split: Folds, **facts: object) -> None:
     evidence = ledger.parent / str(ref)
     write_folds(evidence / "folds.csv", split)
     write_predictions(evidence / "oof.csv", candidate(f"s{ref}", errors(900 * ref, 600 + ref), split).oof)
-    record(ledger, {"ref": ref, "name": f"s{ref}", "evidence": str(evidence), "build_id": f"b{ref}"} | facts)
+    add_to_ledger(ledger, {"ref": ref, "name": f"s{ref}", "evidence": str(evidence), "build_id": f"b{ref}"} | facts)
 
 
 def test_a_submission_of_the_same_build_takes_the_first_ones_place(split: Folds, tmp_path: Path) -> None:
@@ -205,7 +219,7 @@ def test_an_ensemble_is_judged_with_weights_found_on_the_other_folds(split: Fold
     for k in range(split.n_splits):
         out = fold == k
         others = Evidence(("a", "b", "c"), ids[~out], labels[~out], fold[~out], stacked[:, ~out], split.hash)
-        w = blend_weights(others, written["method"])
+        w = find_weights(others.labels, others.pred_probs, written["method"])
         expected[out] = sum(w[m] * stacked[m, out] for m in range(3))
     assert np.allclose(found.oof.probabilities, expected, atol=1e-6)
     in_sample = sum(each["weight"] * stacked[n] for n, each in enumerate(written["members"]))
@@ -232,7 +246,7 @@ def test_what_cannot_be_paired_with_the_newest_is_left_out(split: Folds, tmp_pat
     assert left_out[0] == f"s2 was submitted to flowers, this folder is for {CASSAVA.slug}"
     assert "s4" in left_out[1] and "this fold file is" in left_out[1]
     assert left_out[2] == "s1 is scored on other rows or labels than s6, the newest"
-    assert "3 submissions" in str(propose(found))
+    assert "3 submissions" in str(propose_finals(found))
 
 
 def test_finals_follow_the_competitions_metric(split: Folds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,10 +257,10 @@ def test_finals_follow_the_competitions_metric(split: Folds, tmp_path: Path, mon
     sure /= sure.sum(axis=1, keepdims=True)
     frame = bold.oof.frame.assign(**{f"p{k}": sure[:, k] for k in range(5)})
     bold = replace(bold, oof=replace(bold.oof, frame=frame))
-    by_accuracy = propose([bold, meek])
+    by_accuracy = propose_finals([bold, meek])
     assert by_accuracy.names[by_accuracy.best] == "bold" and by_accuracy.rows == 10_000
     write_facts(tmp_path / "c.json", loss)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
-    found = propose([bold, meek])
+    found = propose_finals([bold, meek])
     assert found.names[found.best] == "meek" and found.rows == 2000 and found.win[1] > 0.99
     assert "out-of-fold log loss" in str(found) and "(accuracy 0." in str(found)

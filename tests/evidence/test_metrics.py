@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from cassava_kit.evidence.blend import greedy_weights, judge
 from cassava_kit.evidence.compare import compare
 from cassava_kit.evidence.metrics import (
     accuracy,
@@ -17,7 +16,9 @@ from cassava_kit.evidence.metrics import (
     score,
     statistic,
 )
+from cassava_kit.evidence.nested import judge_methods
 from cassava_kit.evidence.oof import Evidence
+from cassava_kit.evidence.weighing import greedy_weights
 
 
 def task(n: int = 400, sharpness: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +140,8 @@ def test_weights_are_judged_by_the_competitions_metric():
     pair = np.stack([sure, flat])
     ids, fold = np.arange(len(labels)).astype(str), np.arange(len(labels)) % 3
     evidence = Evidence(("sure", "flat"), ids, labels, fold, pair, "0" * 64)
-    assert judge(evidence).chosen == "mean"
-    by_loss = judge(_with(evidence, "log_loss"))
+    assert judge_methods(evidence).chosen == "mean"
+    by_loss = judge_methods(_with(evidence, "log_loss"))
     assert by_loss.chosen != "mean" and by_loss.weights[0] > 0.9
     assert greedy_weights(labels, pair, "log_loss")[0] == 1
     assert "against the mean +0." in str(by_loss) and "log loss" in str(by_loss)

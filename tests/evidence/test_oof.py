@@ -9,11 +9,11 @@ from cassava_kit.data.folds import Folds, split_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import accuracy, majority
 from cassava_kit.evidence.oof import (
-    average,
+    average_members,
     check_oof,
     fold_predictions,
-    gather,
     join_folds,
+    make_evidence,
     member_names,
     refuse_in_sample,
 )
@@ -58,7 +58,10 @@ def shuffled(predictions, seed=1):
 
 def test_members_are_joined_by_id_whatever_their_row_order(folds):
     a, b = oof(folds), oof(folds, seed=1)
-    straight, mixed = gather([a, b], folds, ["a", "b"]), gather([shuffled(a), shuffled(b, 2)], folds, ["a", "b"])
+    straight, mixed = (
+        make_evidence([a, b], folds, ["a", "b"]),
+        make_evidence([shuffled(a), shuffled(b, 2)], folds, ["a", "b"]),
+    )
     assert np.array_equal(straight.pred_probs, mixed.pred_probs)
     assert np.array_equal(mixed.image_ids, folds.frame["image_id"])
     assert np.array_equal(mixed.labels, folds.frame["label"])
@@ -177,18 +180,18 @@ def test_members_must_have_one_set_of_classes_and_different_names(folds):
     a = oof(folds)
     wide = Predictions(a.frame.assign(p3=0.0), a.header)
     with pytest.raises(ValueError, match="same classes"):
-        gather([a, wide], folds, ["a", "b"])
+        make_evidence([a, wide], folds, ["a", "b"])
     with pytest.raises(ValueError, match="different names"):
-        gather([a, a], folds, ["a", "a"])
+        make_evidence([a, a], folds, ["a", "a"])
     with pytest.raises(ValueError, match="at least one"):
-        gather([], folds, [])
+        make_evidence([], folds, [])
 
 
 def test_a_label_no_member_predicts_is_refused(folds):
     frame = folds.frame.assign(label=folds.frame["label"].where(folds.frame.index != 5, K))
     relabelled = Folds(frame)
     with pytest.raises(ValueError, match=r"005.jpg label 3, a predicts classes 0..2"):
-        gather([Predictions(oof(folds).frame)], relabelled, ["a"])
+        make_evidence([Predictions(oof(folds).frame)], relabelled, ["a"])
 
 
 def test_scores_carry_their_binomial_standard_error():
@@ -199,10 +202,10 @@ def test_scores_carry_their_binomial_standard_error():
 
 
 def test_the_average_is_an_oof_of_its_own(folds):
-    evidence = gather([oof(folds), oof(folds, seed=1)], folds, ["a", "b"])
-    blended = average(evidence, np.array([0.25, 0.75]))
+    evidence = make_evidence([oof(folds), oof(folds, seed=1)], folds, ["a", "b"])
+    blended = average_members(evidence, np.array([0.25, 0.75]))
     assert np.allclose(blended.probabilities, 0.25 * evidence.pred_probs[0] + 0.75 * evidence.pred_probs[1])
-    again = gather([blended], folds, ["blend"])
+    again = make_evidence([blended], folds, ["blend"])
     assert np.array_equal(again.pred_probs[0], blended.probabilities)
 
 
@@ -211,11 +214,11 @@ TASK = {"competition": "leaves", "metric": "log_loss", "classes": ("a", "b", "c"
 
 def test_the_metric_comes_from_the_files_whatever_the_working_directory(folds):
     named = replace(folds, task=Task(**TASK))
-    assert gather([oof(folds)], folds, ["m"]).metric == "accuracy", "older files: the current competition's"
+    assert make_evidence([oof(folds)], folds, ["m"]).metric == "accuracy", "older files: the current competition's"
     for split, member in ((named, oof(folds)), (folds, with_header(oof(folds), **TASK))):
-        evidence = gather([member], split, ["m"])
+        evidence = make_evidence([member], split, ["m"])
         assert evidence.metric == "log_loss" and evidence.task.classes == ("a", "b", "c")
-        assert average(evidence, np.ones(1)).header.task == Task(**TASK), "the blend's header says it too"
+        assert average_members(evidence, np.ones(1)).header.task == Task(**TASK), "the blend's header says it too"
     part = fold_predictions(named, 0, np.full((len(named.validation(0)), K), 1 / K), "m-fold0")
     assert part.header.task == Task(**TASK)
     parts = [fold_predictions(named, k, np.full((len(named.validation(k)), K), 1 / K), f"m-fold{k}") for k in range(5)]
@@ -233,13 +236,13 @@ def test_the_metric_comes_from_the_files_whatever_the_working_directory(folds):
 def test_files_of_different_competitions_are_refused(folds, change, message):
     named = replace(folds, task=Task(**TASK))
     with pytest.raises(UserError, match=message):
-        gather([with_header(oof(folds), **TASK | change)], named, ["m"])
+        make_evidence([with_header(oof(folds), **TASK | change)], named, ["m"])
 
 
 def test_members_must_predict_the_classes_that_the_files_name(folds):
     named = replace(folds, task=Task(**TASK | {"classes": ("a", "b", "c", "d")}))
     with pytest.raises(UserError, match="m must predict the 4 classes of leaves, got 3"):
-        gather([oof(folds)], named, ["m"])
+        make_evidence([oof(folds)], named, ["m"])
 
 
 def test_names_are_as_much_of_the_path_as_tells_them_apart(tmp_path):

@@ -11,7 +11,7 @@ from chrome import FETCHED, console_errors, open_chromium, show
 
 from cassava_kit.cli.clean import clean_files
 from cassava_kit.data.folds import split_folds, write_folds
-from cassava_kit.evidence.noise.decisions import Caps, read_decisions, read_report, write_report
+from cassava_kit.evidence.noise.decisions import Caps, read_decisions, read_noise_report, write_noise_report
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
 from cassava_kit.report.review import Extras, ReviewFiles, conflicting, review_files, review_rows, write_review
@@ -44,7 +44,7 @@ def folder(tmp_path):
         picture = np.full((60, 80, 3), i * 8, np.uint8)
         cv2.imwrite(str(images / f"{i:03d}.jpg"), picture)
     (images / "005.jpg").write_bytes(b"\xff\xd8 broken")
-    write_report(tmp_path / "clean.csv", report())
+    write_noise_report(tmp_path / "clean.csv", report())
     return tmp_path
 
 
@@ -124,7 +124,7 @@ def test_two_thousand_photographs_and_their_neighbours_stay_below_thirty_megabyt
 def test_a_file_name_cannot_end_the_script(folder):
     name = "</script><b>x.jpg"
     frame = report(3, 1).assign(image_id=[name, "001.jpg", "002.jpg"])
-    write_report(folder / "clean.csv", frame)
+    write_noise_report(folder / "clean.csv", frame)
     write_review(folder / "clean.csv", folder / "data", folder / "review.html")
     assert page_data(folder / "review.html")["rows"][0]["id"] == name
     assert "</script><b>" not in (folder / "review.html").read_text()
@@ -156,7 +156,7 @@ def test_what_cannot_be_is_refused_before_any_image_is_read(folder, monkeypatch)
 
 
 def test_nothing_suspicious_makes_no_page(folder):
-    write_report(folder / "clean.csv", report(30, 0).assign(keep=True))
+    write_noise_report(folder / "clean.csv", report(30, 0).assign(keep=True))
     assert "nothing to review" in write_review(folder / "clean.csv", folder / "data", folder / "review.html")
     assert not (folder / "review.html").exists()
 
@@ -255,7 +255,7 @@ def test_two_thousand_photographs_load_only_what_is_near_the_window(folder, brow
     picture = (folder / "data" / "train_images" / "010.jpg").read_bytes()
     for name in frame["image_id"]:
         (folder / "data" / "train_images" / name).write_bytes(picture)
-    write_report(folder / "clean.csv", frame)
+    write_noise_report(folder / "clean.csv", frame)
     write_review(folder / "clean.csv", folder / "data", folder / "review.html")
     started = time.monotonic()
     browser.get((folder / "review.html").as_uri())
@@ -348,7 +348,7 @@ def test_what_a_reviewer_decides_comes_back_through_clean(journey, browser):
     decisions = browser.downloads / "decisions.csv"
     oof, folds = [journey / "sure.csv"], journey / "folds.csv"
     clean_files(oof, folds, journey / "again.csv", caps=Caps(0.1, 1.0), decisions=[decisions])
-    again = read_report(journey / "again.csv").set_index("image_id")
+    again = read_noise_report(journey / "again.csv").set_index("image_id")
     assert again.loc["003.jpg", "keep"] and not again.loc[["021.jpg", "040.jpg", "007.jpg"], "keep"].any()
     assert again.loc["040.jpg", "suggested_label"] == 0 and again.loc["007.jpg", "suggested_label"] == 0
     assert again.loc["021.jpg", "suggested_label"] == again.loc["021.jpg", "label"]

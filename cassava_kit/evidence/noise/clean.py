@@ -1,7 +1,8 @@
-"""Noise report from members' out-of-fold files; entry point `clean_files` (the verb `clean`)."""
+"""Noise reports from out-of-fold evidence; entry points `clean_labels` and, for plain arrays, `find_label_errors`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.competition import current
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import (
     Caps,
     class_table,
-    estimated_noise,
+    estimate_noise_matrix,
     noise_report,
 )
-from cassava_kit.evidence.noise.detect import LabelErrors, find_label_errors
+from cassava_kit.evidence.noise.detect import LabelErrors, detect_errors
 from cassava_kit.evidence.noise.neighbours import neighbour_agreement
 from cassava_kit.evidence.oof import Evidence
 
@@ -62,19 +64,19 @@ class Cleaning:
                     index=False
                 )
             ],
-            "noise_matrix": estimated_noise(self.report, len(self.classes)).round(6).tolist(),
+            "noise_matrix": estimate_noise_matrix(self.report, len(self.classes)).round(6).tolist(),
         }
 
     def __str__(self) -> str:
         removed, looked = int((~self.report["keep"]).sum()), int(self.report["by_eye"].sum())
-        matrix = pd.DataFrame(estimated_noise(self.report, len(self.classes))).map("{:.3f}".format)
+        matrix = pd.DataFrame(estimate_noise_matrix(self.report, len(self.classes))).map("{:.3f}".format)
         lines = [f"evidence: {', '.join(self.evidence.names)} on {len(self.report):,} rows, given labels"]
         if self.embedding:
             lines.append(f"neighbours in {self.embedding}: a column to sort the review page by, they flag nothing")
         lines += [
             str(self.errors),
-            f"{removed:,} rows are not kept, which train --clean-action drop leaves out (cap {self.caps.overall:.0%} of "
-            f"all, {self.caps.per_class:.0%} of a class);",
+            f"{removed:,} rows are not kept, which train --clean-action drop leaves out "
+            f"(cap {self.caps.overall:.0%} of all, {self.caps.per_class:.0%} of a class);",
         ]
         if looked:
             lines.append(f"{looked:,} rows were decided by eye, which train follows whatever its --clean-action;")
@@ -92,7 +94,7 @@ class Cleaning:
         )
 
 
-def clean(
+def clean_labels(
     evidence: Evidence,
     *,
     caps: Caps | None = None,
@@ -101,10 +103,61 @@ def clean(
 ) -> Cleaning:
     """Find wrong labels in out-of-fold evidence and decide what training leaves out; embedding (N, D) in its order."""
     caps = caps or Caps()
-    errors = find_label_errors(evidence.labels, evidence.pred_probs)
+    errors = detect_errors(evidence.labels, evidence.pred_probs)
     agreement = None if embedding is None else neighbour_agreement(embedding, evidence.labels)
     report = noise_report(evidence.image_ids, errors, caps=caps, decisions=decisions, agreement=agreement)
     names = evidence.task.classes if evidence.task else current().classes
     k = evidence.pred_probs.shape[2]
     classes = names if len(names) == k else tuple(f"class {i}" for i in range(k))
     return Cleaning(report, errors, evidence, caps, classes)
+
+
+def find_label_errors(
+    labels: np.ndarray,
+    pred_probs: np.ndarray,
+    *,
+    image_ids: Sequence[str] | None = None,
+    max_share: float = 0.03,
+    embedding: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Find labels that are probably wrong, by cleanlab on out-of-fold probabilities.
+
+    Args:
+        labels: given labels (N,), whole numbers 0..K-1.
+        pred_probs: out-of-fold probabilities of one model (N, K) or of several (M, N, K), whose mean counts.
+        image_ids: names (N,); row numbers by default.
+        max_share: largest share of all rows whose `keep` is False (at most .1), and a tenth of each class.
+        embedding: vectors (N, D) of the images; their neighbours' agreement becomes one more column.
+
+    Returns:
+        One row a label in the given order: `image_id`, `label`, `suggested_label` (the most probable class where the
+        label is flagged, else the label), `label_quality` (normalized margin, 0 the worst to 1), `keep` (False where
+        training should leave the row out), `flagged`. Rows of a class that is never predicted are not flagged.
+
+    Raises:
+        UserError: where labels, probabilities, names or vectors are not of the same rows.
+
+    Example:
+        >>> labels = [0, 0, 0, 0, 1, 1, 1, 1]
+        >>> probs = [[.9, .1], [.8, .2], [.9, .1], [.1, .9], [.2, .8], [.1, .9], [.3, .7], [.1, .9]]
+        >>> errors = find_label_errors(labels, probs)
+        >>> errors[errors["flagged"]][["image_id", "label", "suggested_label"]].to_numpy().tolist()
+        [['3', 0, 1]]
+    """
+    errors = detect_errors(labels, pred_probs)
+    names = np.arange(len(errors.labels)) if image_ids is None else np.asarray(image_ids)
+    names = names.astype(str)
+    if len(names) != len(errors.labels) or len(np.unique(names)) != len(names):
+        raise UserError(
+            f"image_ids must be {len(errors.labels)} different names, one for each label, got {len(names)} "
+            f"({len(np.unique(names))} different)"
+        )
+    agreement = None
+    if embedding is not None:
+        vectors = np.asarray(embedding)
+        if len(vectors) != len(names):
+            raise UserError(f"embedding must have one vector for each of {len(names)} labels, got {len(vectors)}")
+        agreement = neighbour_agreement(vectors, errors.labels)
+    report = noise_report(names, errors, caps=Caps(max_share), agreement=agreement)
+    flagged = pd.Series(errors.flags, index=names)[report["image_id"]].to_numpy()
+    return report.drop(columns="by_eye").assign(flagged=flagged).set_index("image_id").loc[names].reset_index()

@@ -17,7 +17,7 @@ from cassava_kit.files import atomic_path, read_csv
 if TYPE_CHECKING:
     pass
 
-COLUMNS = ["image_id", "label", "suggested_label", "label_quality", "keep", "by_eye"]
+REPORT_COLUMNS = ["image_id", "label", "suggested_label", "label_quality", "keep", "by_eye"]
 AGREEMENT = "neighbour_agreement"  # a column more where an embedding was given
 ACTIONS = ("drop", "flip", "weight", "soften")
 WEIGHTED = ("weight", "soften")  # the actions whose rows do not all count the same
@@ -42,7 +42,7 @@ class Caps:
             raise UserError(f"the cap of a class must be a share in 0..1, got {self.per_class}")
 
 
-def removed_rows(
+def choose_removed(
     labels: np.ndarray, quality: np.ndarray, flags: np.ndarray, *, caps: Caps, spent: np.ndarray | None = None
 ) -> np.ndarray:
     """Mask (N,) of flagged rows to remove: the most suspicious that fit under both caps; of equal rows the earlier.
@@ -83,7 +83,7 @@ def noise_report(
     looked, dropped, suggested = _decided(image_ids, errors, decisions)
     certain = looked & (dropped | (suggested != labels))
     flags = errors.flags & ~looked
-    removed = dropped | removed_rows(labels, errors.quality, flags, caps=caps or Caps(), spent=dropped)
+    removed = dropped | choose_removed(labels, errors.quality, flags, caps=caps or Caps(), spent=dropped)
     frame = pd.DataFrame(
         {
             "image_id": image_ids,
@@ -122,23 +122,23 @@ def _decided(
     return looked, dropped, suggested
 
 
-def write_report(path: str | Path, report: pd.DataFrame) -> None:
+def write_noise_report(path: str | Path, report: pd.DataFrame) -> None:
     """Write the noise report, atomically."""
     report = _with_by_eye(report)
     with atomic_path(path) as temporary:
-        columns = [*COLUMNS, *([AGREEMENT] if AGREEMENT in report else [])]
+        columns = [*REPORT_COLUMNS, *([AGREEMENT] if AGREEMENT in report else [])]
         report[columns].to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 
-def read_report(path: str | Path) -> pd.DataFrame:
+def read_noise_report(path: str | Path) -> pd.DataFrame:
     """Read and check a noise report."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no noise report {path}; make one with: python -m cassava_kit clean")
     report = read_csv(path, dtype={"image_id": str})
     report = _with_by_eye(report)
-    if list(report.columns) not in (COLUMNS, [*COLUMNS, AGREEMENT]):
-        raise UserError(f"{path} must have the columns {','.join(COLUMNS)}, got {','.join(report.columns)}")
+    if list(report.columns) not in (REPORT_COLUMNS, [*REPORT_COLUMNS, AGREEMENT]):
+        raise UserError(f"{path} must have the columns {','.join(REPORT_COLUMNS)}, got {','.join(report.columns)}")
     flags = report["keep"].dtype == bool and report["by_eye"].dtype == bool
     if report["image_id"].duplicated().any() or report.isna().to_numpy().any() or not flags:
         raise UserError(f"{path} must name every image once, with True or False in keep and by_eye and no empty cell")
@@ -151,7 +151,7 @@ def read_report(path: str | Path) -> pd.DataFrame:
 
 def _with_by_eye(report: pd.DataFrame) -> pd.DataFrame:
     """Return the report with the column `by_eye`, which older ones lack: what they drop by eye has no other label."""
-    if list(report.columns) != COLUMNS[:-1]:
+    if list(report.columns) != REPORT_COLUMNS[:-1]:
         return report
     return report.assign(by_eye=False)
 
@@ -189,7 +189,7 @@ def check_decisions(decisions: pd.DataFrame, image_ids: np.ndarray, n_classes: i
         raise UserError(f"the decisions give {name} label {label}, not 0..{n_classes - 1}")
 
 
-def check_report(report: pd.DataFrame, table: pd.DataFrame, n_classes: int) -> None:
+def check_noise_report(report: pd.DataFrame, table: pd.DataFrame, n_classes: int) -> None:
     """UserError unless the report has exactly the images and given labels of the whole table `image_id,label`.
 
     What it suggests must be one of the K classes.
@@ -225,7 +225,7 @@ def _check_labels(rows: pd.DataFrame, report: pd.DataFrame) -> pd.DataFrame:
     return said
 
 
-def apply_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "drop") -> pd.DataFrame:
+def apply_noise_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "drop") -> pd.DataFrame:
     """Return the training rows `image_id,label` after the report, with a column `weight` (1 unless said otherwise).
 
     What was decided by eye applies whatever the action: a dropped row leaves, a relabelled one has its new label. Of
@@ -269,7 +269,7 @@ def class_table(report: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     return table.assign(flagged_share=(table["flagged"] / table["rows"].clip(lower=1)).round(4))
 
 
-def estimated_noise(report: pd.DataFrame, n_classes: int) -> np.ndarray:
+def estimate_noise_matrix(report: pd.DataFrame, n_classes: int) -> np.ndarray:
     """Estimated P(given label j | true label k) at [j, k], from the suggestions; columns sum to 1."""
     pairs = report["label"].to_numpy() * n_classes + report["suggested_label"].to_numpy()
     joint = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes).astype(float)

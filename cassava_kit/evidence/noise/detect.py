@@ -1,4 +1,4 @@
-"""Which labels are probably wrong, by cleanlab on members' out-of-fold probabilities; entry point `find_label_errors`."""
+"""Which labels are probably wrong, by cleanlab on out-of-fold probabilities; entry point `detect_errors`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from cassava_kit.errors import UserError
 
@@ -35,21 +34,11 @@ class LabelErrors:
         """Number of labels that are not the most probable class."""
         return int((self.pred_probs.argmax(axis=1) != self.labels).sum())
 
-    def table(self) -> pd.DataFrame:
-        """Return one row a label, in the given order: `label, suggested_label, label_quality, flagged`."""
-        return pd.DataFrame(
-            {
-                "label": self.labels,
-                "suggested_label": self.suggested,
-                "label_quality": self.quality,
-                "flagged": self.flags,
-            }
-        )
-
     def __str__(self) -> str:
         found = (
             f"{int(self.flags.sum()):,} of {len(self.flags):,} labels ({self.flags.mean():.1%}) are suspicious "
-            f"(cleanlab), {self.disagreeing:,} ({self.disagreeing / len(self.flags):.1%}) are not the most probable class"
+            f"(cleanlab), {self.disagreeing:,} ({self.disagreeing / len(self.flags):.1%}) are not the most probable "
+            "class"
         )
         if not self.never_predicted:
             return found
@@ -60,7 +49,7 @@ class LabelErrors:
         )
 
 
-def find_label_errors(labels: np.ndarray, pred_probs: np.ndarray) -> LabelErrors:
+def detect_errors(labels: np.ndarray, pred_probs: np.ndarray) -> LabelErrors:
     """Find labels that are probably wrong, with cleanlab's confident learning (Northcutt et al. 2021).
 
     `find_label_issues` says which rows, `get_label_quality_scores(method="normalized_margin")` in which order, both on
@@ -72,17 +61,11 @@ def find_label_errors(labels: np.ndarray, pred_probs: np.ndarray) -> LabelErrors
 
     Raises:
         UserError: where labels and probabilities do not fit together.
-
-    Example:
-        >>> labels = [0, 0, 0, 0, 1, 1, 1, 1]
-        >>> probs = [[.9, .1], [.8, .2], [.9, .1], [.1, .9], [.2, .8], [.1, .9], [.3, .7], [.1, .9]]
-        >>> find_label_errors(labels, probs).flags.nonzero()[0].tolist()
-        [3]
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    labels, mean = checked_inputs(labels, pred_probs)
+    labels, mean = check_noise_inputs(labels, pred_probs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "May not flag all label issues")  # said of a class that has no row
         flags = np.asarray(find_label_issues(labels, mean, n_jobs=1), bool)
@@ -102,7 +85,7 @@ def find_label_errors(labels: np.ndarray, pred_probs: np.ndarray) -> LabelErrors
     )
 
 
-def checked_inputs(labels: np.ndarray, pred_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def check_noise_inputs(labels: np.ndarray, pred_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return labels (N,) and the members' mean (N, K), rows of sum 1; UserError where they do not fit together."""
     labels, given = np.asarray(labels), np.asarray(pred_probs, dtype=float)
     members = given[None] if given.ndim == 2 else given

@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 import torch
 from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
 
 from cassava_kit.cli.clean import clean_files
 from cassava_kit.competition import current
 from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.noise.decisions import Caps, read_report
+from cassava_kit.evidence.noise.clean import find_label_errors
+from cassava_kit.evidence.noise.decisions import Caps, read_noise_report
 from cassava_kit.evidence.noise.neighbours import neighbour_agreement
 from cassava_kit.evidence.predictions import Header, Predictions, make_predictions, write_predictions
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
@@ -45,7 +47,7 @@ def files(folder):
 def test_the_wrong_labels_head_the_report_and_only_the_cap_is_removed(competition):
     folder, wrong = competition
     cleaning = clean_files(*files(folder), caps=Caps(0.03, 0.5))
-    report = read_report(folder / "clean.csv")
+    report = read_noise_report(folder / "clean.csv")
     assert len(set(report["image_id"][: len(wrong)]) & wrong) > 0.9 * len(wrong)
     assert (~report["keep"]).sum() == 12
     assert set(report["image_id"][~report["keep"]]) <= wrong
@@ -75,7 +77,7 @@ def test_decisions_reach_the_report(competition):
     worst = min(wrong)
     (folder / "decisions.csv").write_text(f"image_id,decision,label\n{worst},keep,0\n")
     clean_files(oof, folds, out, caps=Caps(0.1, 1.0), decisions=[folder / "decisions.csv"])
-    report = read_report(out).set_index("image_id")
+    report = read_noise_report(out).set_index("image_id")
     assert report.loc[worst, "keep"] and (~report["keep"]).sum() > 20
 
 
@@ -87,7 +89,7 @@ def test_a_second_look_keeps_the_first_ones_decisions(competition):
     one.write_text(f"image_id,decision,label\n{first},keep,0\n{second},keep,0\n")
     two.write_text(f"image_id,decision,label\n{second},drop,0\n")
     clean_files(oof, folds, out, caps=Caps(0.1, 1.0), decisions=[one, two])
-    report = read_report(out).set_index("image_id")
+    report = read_noise_report(out).set_index("image_id")
     assert report.loc[first, "keep"] and not report.loc[second, "keep"]
     assert json.loads(out.with_suffix(".json").read_text())["files"]["decisions"] == ["one.csv", "two.csv"]
     with pytest.raises(ValueError, match="give --out another name"):
@@ -133,7 +135,7 @@ def test_the_counts_the_classes_and_the_noise_matrix_are_told_and_written(compet
     assert header["flagged"] == flags.sum() > 10
     assert header["plain_disagreement"] == (mean.argmax(axis=1) != labels).sum() > 10
     assert header["never_predicted"] == [] and header["flags_taken_back"] == 0
-    report = read_report(folder / "clean.csv")
+    report = read_noise_report(folder / "clean.csv")
     removed = report[~report["keep"]]["label"].value_counts()
     for k, row in enumerate(header["classes"]):
         assert row["rows"] == (labels == k).sum() and row["removed"] == removed.get(k, 0)
@@ -176,7 +178,7 @@ def test_an_embedding_is_a_second_column_and_flags_nothing(competition):
     vectors = np.random.default_rng(0).normal(size=(N, 4))
     np.savez(folder / "e.npz", image_id=ids, embedding=vectors)
     cleaning = clean_files(oof, folds, out, embedding=folder / "e.npz")
-    report = read_report(out)
+    report = read_noise_report(out)
     pd.testing.assert_frame_equal(cleaning.report.drop(columns="neighbour_agreement"), without)
     labels = cleaning.evidence.labels
     by_id = pd.Series(neighbour_agreement(vectors, labels), index=ids)
@@ -210,3 +212,39 @@ def test_a_backbone_that_has_learnt_these_labels_is_refused(competition, verb):
     write_backbone(folder / "b.safetensors", n_classes=5, competition="another-competition")
     with pytest.raises(FileNotFoundError):
         look()
+
+
+def test_label_errors_of_plain_arrays_are_cleanlabs_in_the_given_order():
+    rng = np.random.default_rng(1)
+    true = rng.choice(K, 300)
+    given = np.where(np.arange(300) % 8 == 0, (true + 1) % K, true)
+    p = 0.8 * np.eye(K)[true] + 0.2 * rng.dirichlet(np.ones(K), 300)
+    names = [f"img{i}.png" for i in range(300)]
+    table = find_label_errors(given.tolist(), [p.tolist(), p.tolist()], image_ids=names)
+    assert list(table.columns) == ["image_id", "label", "suggested_label", "label_quality", "keep", "flagged"]
+    assert table["image_id"].tolist() == names and table["label"].tolist() == given.tolist()
+    flags = find_label_issues(given, p, n_jobs=1)
+    assert np.array_equal(table["flagged"], flags) and flags.sum() > 30
+    assert np.allclose(table["label_quality"], get_label_quality_scores(given, p, method="normalized_margin"))
+    assert (~table["keep"]).sum() == 9 and table["flagged"][~table["keep"]].all()
+    worst = table[table["flagged"]].sort_values("label_quality").head(9)
+    assert not worst["keep"].any(), "the three in a hundred with the lowest quality"
+    assert (~find_label_errors(given, p, max_share=0.01)["keep"]).sum() == 3
+    vectors = rng.normal(size=(300, 4))
+    more = find_label_errors(given, p, embedding=vectors)
+    assert more["image_id"].tolist() == [str(i) for i in range(300)]
+    assert more["neighbour_agreement"].tolist() == pytest.approx(neighbour_agreement(vectors, given).tolist())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"image_ids": ["a", "a", "b", "c"]}, r"4 different names, one for each label, got 4 \(3 different\)"),
+        ({"image_ids": ["a"]}, "4 different names"),
+        ({"embedding": np.zeros((3, 2))}, "one vector for each of 4 labels, got 3"),
+        ({"max_share": 0.2}, "share in 0..0.1, got 0.2"),
+    ],
+)
+def test_what_label_errors_cannot_use_is_refused(more, message):
+    with pytest.raises(UserError, match=message):
+        find_label_errors([0, 1, 0, 1], np.full((4, 2), 0.5), **more)

@@ -6,15 +6,15 @@ import torch
 from cassava_kit.evidence.noise.decisions import (
     ACTIONS,
     Caps,
-    apply_report,
-    check_report,
+    apply_noise_report,
+    check_noise_report,
+    choose_removed,
     class_table,
-    estimated_noise,
+    estimate_noise_matrix,
     noise_report,
     read_decisions,
-    read_report,
-    removed_rows,
-    write_report,
+    read_noise_report,
+    write_noise_report,
 )
 from cassava_kit.evidence.noise.detect import LabelErrors
 from cassava_kit.training.losses import without_largest
@@ -37,10 +37,10 @@ def decisions(*rows):
 
 def test_removal_stops_at_both_caps_and_takes_the_most_suspicious():
     flagged = detection(range(40))
-    removed = removed_rows(LABELS, flagged.quality, flagged.flags, caps=Caps(0.10, 0.10))
+    removed = choose_removed(LABELS, flagged.quality, flagged.flags, caps=Caps(0.10, 0.10))
     # Of class 0 (20 rows) two may go, of class 1 (60 rows) six: the worst of each.
     assert np.flatnonzero(removed).tolist() == [0, 1, 20, 21, 22, 23, 24, 25]
-    removed = removed_rows(LABELS, flagged.quality, flagged.flags, caps=Caps(0.02, 0.10))
+    removed = choose_removed(LABELS, flagged.quality, flagged.flags, caps=Caps(0.02, 0.10))
     assert np.flatnonzero(removed).tolist() == [0, 1, 20, 21]
 
 
@@ -65,17 +65,17 @@ def test_the_report_is_sorted_and_comes_back_from_the_disk(tmp_path):
     report = noise_report(IDS, detection([150, 3]))
     assert report["label_quality"].is_monotonic_increasing
     assert list(report.columns) == ["image_id", "label", "suggested_label", "label_quality", "keep", "by_eye"]
-    write_report(tmp_path / "clean.csv", report)
-    read = read_report(tmp_path / "clean.csv")
+    write_noise_report(tmp_path / "clean.csv", report)
+    read = read_noise_report(tmp_path / "clean.csv")
     pd.testing.assert_frame_equal(read, report, rtol=1e-5)
     text = (tmp_path / "clean.csv").read_text()
     assert text.splitlines()[0] == "image_id,label,suggested_label,label_quality,keep,by_eye"
     older = [line.rpartition(",")[0] for line in text.splitlines()]
     (tmp_path / "clean.csv").write_text("\n".join(older) + "\n")
-    pd.testing.assert_frame_equal(read_report(tmp_path / "clean.csv"), read)
+    pd.testing.assert_frame_equal(read_noise_report(tmp_path / "clean.csv"), read)
     with_column = noise_report(IDS, detection([3]), agreement=np.linspace(0, 1, N))
-    write_report(tmp_path / "clean.csv", with_column)
-    read = read_report(tmp_path / "clean.csv").set_index("image_id")["neighbour_agreement"]
+    write_noise_report(tmp_path / "clean.csv", with_column)
+    read = read_noise_report(tmp_path / "clean.csv").set_index("image_id")["neighbour_agreement"]
     assert read["003.jpg"] == pytest.approx(3 / 199, abs=1e-5)
 
 
@@ -100,8 +100,8 @@ def test_what_eyes_decided_applies_whatever_the_action(action, tmp_path):
     decided = decisions(
         ("000.jpg", "drop", 0), ("100.jpg", "relabel", 0), ("030.jpg", "keep", 1), ("031.jpg", "relabel", 1)
     )
-    write_report(tmp_path / "clean.csv", noise_report(IDS, detection([0, 30, 31, 32]), decisions=decided))
-    rows = apply_report(ROWS, read_report(tmp_path / "clean.csv"), action=action)
+    write_noise_report(tmp_path / "clean.csv", noise_report(IDS, detection([0, 30, 31, 32]), decisions=decided))
+    rows = apply_noise_report(ROWS, read_noise_report(tmp_path / "clean.csv"), action=action)
     assert "000.jpg" not in set(rows["image_id"]), "dropped by eye"
     for name, label in (("100.jpg", 0), ("030.jpg", 1), ("031.jpg", 1)):
         assert rows[rows["image_id"] == name][["label", "weight"]].to_numpy().tolist() == [[label, 1]], name
@@ -142,20 +142,20 @@ def test_broken_decisions_are_refused(tmp_path, text, message):
 def test_broken_reports_are_refused(tmp_path):
     path = tmp_path / "clean.csv"
     with pytest.raises(FileNotFoundError, match="cassava_kit clean"):
-        read_report(path)
+        read_noise_report(path)
     path.write_text("image_id,label\na,0\n")
     with pytest.raises(ValueError, match="must have the columns"):
-        read_report(path)
+        read_noise_report(path)
     path.write_text("image_id,label,suggested_label,label_quality,keep\na,0,0,0.5,maybe\n")
     with pytest.raises(ValueError, match="True or False in keep"):
-        read_report(path)
+        read_noise_report(path)
     for cells in ("0,1.5,0.5", "0.5,1,0.5", "0,1,1.2", "0,1,-0.1", "0,1,good"):
         path.write_text(f"image_id,label,suggested_label,label_quality,keep\na,{cells},True\n")
         with pytest.raises(ValueError, match=r"whole numbers as labels and a label_quality in 0\.\.1"):
-            read_report(path)
+            read_noise_report(path)
     path.write_text("")
     with pytest.raises(ValueError, match=r"clean.csv is empty"):
-        read_report(path)
+        read_noise_report(path)
 
 
 ROWS = pd.DataFrame({"image_id": IDS[::-1], "label": LABELS[::-1]})
@@ -163,16 +163,16 @@ ROWS = pd.DataFrame({"image_id": IDS[::-1], "label": LABELS[::-1]})
 
 def test_training_rows_are_dropped_flipped_or_weighed():
     report = noise_report(IDS, detection([0, 30]))
-    dropped = apply_report(ROWS, report, action="drop")
+    dropped = apply_noise_report(ROWS, report, action="drop")
     assert len(dropped) == N - 2 and not set(dropped["image_id"]) & {"000.jpg", "030.jpg"}
     assert (dropped["weight"] == 1).all() and dropped["image_id"].iloc[0] == "199.jpg"
-    flipped = apply_report(ROWS, report, action="flip").set_index("image_id")["label"]
+    flipped = apply_noise_report(ROWS, report, action="flip").set_index("image_id")["label"]
     assert len(flipped) == N and flipped["000.jpg"] == 1 and flipped["030.jpg"] == 2
     assert (
         flipped.drop(["000.jpg", "030.jpg"]).to_numpy()
         == ROWS.set_index("image_id")["label"].drop(["000.jpg", "030.jpg"]).to_numpy()
     ).all()
-    weighed = apply_report(ROWS, report, action="weight").set_index("image_id")
+    weighed = apply_noise_report(ROWS, report, action="weight").set_index("image_id")
     assert (
         weighed.loc["000.jpg", "weight"] == pytest.approx(0.01)
         and weighed["weight"].drop(["000.jpg", "030.jpg"]).eq(1).all()
@@ -183,7 +183,7 @@ def test_training_rows_are_dropped_flipped_or_weighed():
 def test_a_softened_row_is_trained_as_a_soft_label_whatever_the_cap():
     report = noise_report(IDS, detection([0, 30]), caps=Caps(0.0))
     assert report["keep"].all()
-    rows = apply_report(ROWS, report, action="soften")
+    rows = apply_noise_report(ROWS, report, action="soften")
     assert len(rows) == N + 2 and (rows.groupby("image_id")["weight"].sum().to_numpy() == pytest.approx(np.ones(N)))
     assert rows["image_id"].iloc[0] == "199.jpg" and set(rows["image_id"].iloc[-2:]) == {"000.jpg", "030.jpg"}
     assert rows["label"].dtype == ROWS["label"].dtype
@@ -203,24 +203,24 @@ def test_a_softened_row_is_trained_as_a_soft_label_whatever_the_cap():
 def test_a_report_for_other_rows_or_labels_is_refused():
     report = noise_report(IDS, detection([]))
     with pytest.raises(ValueError, match=r"no row for new.jpg"):
-        apply_report(pd.DataFrame({"image_id": ["new.jpg"], "label": [0]}), report)
+        apply_noise_report(pd.DataFrame({"image_id": ["new.jpg"], "label": [0]}), report)
     with pytest.raises(ValueError, match=r"made for other labels: 199.jpg is 1 here"):
-        apply_report(ROWS.assign(label=[1, *ROWS["label"].iloc[1:]]), report)
+        apply_noise_report(ROWS.assign(label=[1, *ROWS["label"].iloc[1:]]), report)
     with pytest.raises(ValueError, match="one of drop, flip, weight, soften, got 'delete'"):
-        apply_report(ROWS, report, action="delete")
+        apply_noise_report(ROWS, report, action="delete")
 
 
 def test_a_report_must_be_of_the_whole_table_and_of_no_other():
     report, table = noise_report(IDS, detection([3])), ROWS.assign(fold=0)
-    check_report(report, table, 3)
+    check_noise_report(report, table, 3)
     with pytest.raises(ValueError, match=r"names 1 images that the table does not have \(first: 000.jpg\)"):
-        check_report(report, table[table["image_id"] != "000.jpg"], 3)
+        check_noise_report(report, table[table["image_id"] != "000.jpg"], 3)
     with pytest.raises(ValueError, match=r"no row for 000.jpg"):
-        check_report(report[report["image_id"] != "000.jpg"], table, 3)
+        check_noise_report(report[report["image_id"] != "000.jpg"], table, 3)
     with pytest.raises(ValueError, match=r"000.jpg is 2 here and 0 in the report"):
-        check_report(report, table.assign(label=table["label"].where(table["image_id"] != "000.jpg", 2)), 3)
+        check_noise_report(report, table.assign(label=table["label"].where(table["image_id"] != "000.jpg", 2)), 3)
     with pytest.raises(ValueError, match=r"suggests label 1 for 003.jpg, not 0..0"):
-        check_report(report, table, 1)
+        check_noise_report(report, table, 1)
 
 
 def test_counts_and_noise_matrix_say_what_the_report_says():
@@ -229,7 +229,7 @@ def test_counts_and_noise_matrix_say_what_the_report_says():
     assert table["rows"].tolist() == [20, 60, 120, 0]
     assert table["flagged"].tolist() == [2, 1, 0, 0]
     assert table["removed"].tolist() == [1, 0, 0, 0]
-    matrix = estimated_noise(report, 4)
+    matrix = estimate_noise_matrix(report, 4)
     assert matrix.sum(axis=0) == pytest.approx(np.ones(4))
     assert matrix[0, 1] == pytest.approx(2 / 61), "two of the 61 rows that look like b were given as a"
 
