@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cassava_kit.competition import Metric
 from cassava_kit.errors import UserError
 from cassava_kit.files import CHECKPOINT_FILE, KIT_VERSION, atomic_path
 
@@ -18,9 +19,10 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class CheckpointInfo(BaseModel):
-    """What a checkpoint says of itself; sizes are (height, width) in pixels, mean and std of RGB in 0..1.
+    """Header of a checkpoint; sizes are (height, width) in pixels, mean and std of RGB in 0..1.
 
-    `competition` is the slug of the one that it was trained for; older checkpoints do not know it.
+    `competition`, `metric`, `classes` and `id_column` are those it was trained for (`Task`); older checkpoints lack
+    them. `recipe` is the name of the run, `prior` the class shares of its training rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +36,9 @@ class CheckpointInfo(BaseModel):
     pixels: Literal["exact"] = "exact"
     recipe: str
     competition: str | None = None
+    metric: Metric | None = None
+    classes: tuple[str, ...] = ()
+    id_column: str = "image_id"
     fold: int | None = None
     n_splits: int | None = None
     fold_hash: str | None = None

@@ -155,7 +155,7 @@ def checkpoint_info(
         mean=statistics[0],
         std=statistics[1],
         recipe=run_name(config),
-        competition=data.competition.slug,
+        **data.competition.task.header(),
         fold=fold,
         n_splits=data.folds.n_splits,
         fold_hash=data.folds.hash,

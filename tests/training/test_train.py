@@ -1,0 +1,88 @@
+"""`train_fold` of the public API: a DataFrame with folds in, a run out."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cassava_kit.data.folds import make_folds
+from cassava_kit.errors import UserError
+from cassava_kit.models.checkpoint import read_info
+from cassava_kit.training.train import train_fold
+
+QUICK = {"epochs": 1, "image_size": 32, "train_pixels": [32, 32], "name": "quick"}
+
+
+@pytest.fixture
+def table(tiny_table) -> pd.DataFrame:
+    return make_folds(tiny_table.frame, n_splits=3, seed=0)
+
+
+def test_a_fold_is_predicted_by_a_model_of_the_others(table, tiny_table, tmp_path):
+    result = train_fold(table, 1, image_dir=tiny_table.image_dir, out=tmp_path, settings=QUICK)
+    held_out = table[table["fold"] == 1]
+    assert sorted(result.oof["image_id"]) == sorted(held_out["image_id"]) and set(result.oof["fold"]) == {1}
+    assert result.checkpoint == tmp_path / "quick" / "fold1" / "best.safetensors" and result.checkpoint.is_file()
+    p = result.oof.set_index("image_id").loc[held_out["image_id"], [f"p{k}" for k in range(5)]].to_numpy()
+    assert np.allclose(p.sum(axis=1), 1) and result.score.n == len(held_out)
+    assert result.score.accuracy == pytest.approx((p.argmax(axis=1) == held_out["label"]).mean())
+    seen = np.bincount(table[table["fold"] != 1]["label"], minlength=5)
+    assert read_info(result.checkpoint).prior == pytest.approx(seen / seen.sum())
+
+
+def test_names_without_suffix_text_labels_and_other_columns(table, tiny_table, tmp_path):
+    names = np.array(["wilt", "rust", "mosaic", "healthy", "blight"])
+    other = pd.DataFrame(
+        {
+            "file": table["image_id"].str.removesuffix(".jpg"),
+            "disease": names[table["label"]],
+            "fold": table["fold"],
+        }
+    ).sample(frac=1, random_state=0)
+    columns = {"id_column": "file", "label_column": "disease"}
+    result = train_fold(other, 0, image_dir=str(tiny_table.image_dir), out=str(tmp_path), settings=QUICK, **columns)
+    info = read_info(result.checkpoint)
+    assert info.classes == ("blight", "healthy", "mosaic", "rust", "wilt") and info.id_column == "file"
+    again = train_fold(table, 0, image_dir=tiny_table.image_dir, out=tmp_path / "b", settings=QUICK)
+    assert set(again.oof["image_id"]) == set(result.oof["image_id"])
+    assert (
+        not result.reused
+        and train_fold(
+            other,
+            0,
+            image_dir=tiny_table.image_dir,
+            out=tmp_path,
+            settings=[f"{k}={v}" for k, v in QUICK.items()],
+            **columns,
+        ).reused
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.drop(columns="fold"),
+            "expected the columns image_id, label, fold, got image_id, label; 'fold' is",
+        ),
+        (lambda t: t.assign(label=3), "expected at least two classes in label, got 3"),
+        (lambda t: t.assign(label=t["label"].where(t.index != 4)), "label has no value in row 4"),
+        (lambda t: t.assign(image_id="x" + t["image_id"]), r"120 images of the table are not in .* \(first: x"),
+        (lambda t: pd.concat([t, t]), "names .* more than once"),
+    ],
+)
+def test_a_table_that_cannot_be_trained_on_is_refused(table, tiny_table, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        train_fold(change(table), 0, image_dir=tiny_table.image_dir, out=tmp_path, settings=QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_slips_are_refused(table, tiny_table, tmp_path):
+    given = {"image_dir": tiny_table.image_dir, "out": tmp_path}
+    with pytest.raises(UserError, match=r"fold must be in 0\.\.2, got 7"):
+        train_fold(table, 7, **given)
+    with pytest.raises(UserError, match="no recipe 'small_resnt' .*did you mean small_resnet"):
+        train_fold(table, 0, "small_resnt", **given)
+    with pytest.raises(UserError, match="no setting 'epoch'"):
+        train_fold(table, 0, settings={"epoch": 3}, **given)
+    with pytest.raises(FileNotFoundError, match="no weights file"):
+        train_fold(table, 0, weights="nowhere.pth", **given)
