@@ -117,6 +117,18 @@ def test_without_any_answer_so_far_it_gives_up_within_minutes() -> None:
     assert time.now < 120
 
 
+def test_a_call_that_changes_something_is_not_repeated_for_hours_where_kaggle_answers(notebook: Path) -> None:
+    """A notebook that makes Kaggle fail would be pushed again and again."""
+    time = Time()
+    api = Api(COMPLETE, refused(500))
+    remote, _ = client(api, time)
+    remote.kernel_status("me/k")
+    remote.kernel_version = lambda kernel, source: None  # type: ignore[method-assign]
+    with pytest.raises(KaggleError, match="pushing me/k failed: 500"):
+        remote.push_kernel(notebook)
+    assert len(api.calls) == 1 + 6 and time.now < 120
+
+
 def upload(remote: KaggleClient, tmp_path: Path) -> None:
     (tmp_path / "dataset-metadata.json").write_text(json.dumps({"id": "me/d"}))
     remote.create_version(tmp_path, "build", None)
