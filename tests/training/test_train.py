@@ -64,7 +64,7 @@ def test_names_without_suffix_text_labels_and_other_columns(table, tiny_table, t
             lambda t: t.drop(columns="fold"),
             "expected the columns image_id, label, fold, got image_id, label; 'fold' is",
         ),
-        (lambda t: t.assign(label=3), "expected at least two classes in label, got 3"),
+        (lambda t: t.assign(label=3), "expected two or more classes in label, got 3"),
         (lambda t: t.assign(label=t["label"].where(t.index != 4)), "label has no value in row 4"),
         (lambda t: t.assign(image_id="x" + t["image_id"]), r"120 images of the table are not in .* \(first: x"),
         (lambda t: pd.concat([t, t]), "names .* more than once"),
@@ -80,7 +80,7 @@ def test_slips_are_refused(table, tiny_table, tmp_path):
     given = {"image_dir": tiny_table.image_dir, "out": tmp_path}
     with pytest.raises(UserError, match=r"fold must be in 0\.\.2, got 7"):
         train_fold(table, 7, **given)
-    with pytest.raises(UserError, match="no recipe 'small_resnt' .*did you mean small_resnet"):
+    with pytest.raises(UserError, match=r"no recipe 'small_resnt' .*did you mean small_resnet"):
         train_fold(table, 0, "small_resnt", **given)
     with pytest.raises(UserError, match="no setting 'epoch'"):
         train_fold(table, 0, settings={"epoch": 3}, **given)
