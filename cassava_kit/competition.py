@@ -1,7 +1,8 @@
-"""All that is true of one competition alone; everything else in the kit asks here.
+"""What differs from competition to competition: classes, columns, file names, metric. Entry point: `current`.
 
-Which competition that is, is said in one place: `current()` reads the file that `$CASSAVA_KIT_COMPETITION` names, else
-`competition.json` in the working folder (`python -m cassava_kit init` writes it), else it is Cassava.
+`current()` reads the file that `$CASSAVA_KIT_COMPETITION` names, else `competition.json` in the working folder
+(`python -m cassava_kit init` writes it); without either it is Cassava. Files that the kit writes name their own
+`Task`, by which they are read from any folder.
 """
 
 from __future__ import annotations
@@ -27,10 +28,7 @@ FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 
 @dataclass(frozen=True)
 class Task:
-    """What a file's labels and probabilities are of, and what they are judged by.
-
-    Fold files, predictions and checkpoints carry it in their headers, so that a file is judged alike from any folder.
-    """
+    """Competition, metric, classes and id column, as headers of folds, predictions and checkpoints name them."""
 
     competition: Text
     metric: Metric
@@ -44,14 +42,14 @@ class Task:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Competition:
-    """What a competition calls its things: slug, classes, columns, files and folders.
+    """Names and numbers of one competition: slug, classes, columns, files, folders, metric.
 
-    `class_shares` are the training labels', if known: the answer to an image of which nothing else is known.
-    `image_suffix` is what file names end in; with `ids_have_suffix` off the id column leaves it out.
-    `probability_columns`, one a class, are what a submission scored by log loss has in place of labels.
-    `dataset` is the slug of the kit's dataset on Kaggle, from which the kernels take their names too; empty: the one in
-    `dataset-metadata.json`. Each competition needs one of its own, or its kernels would take another one's place.
-    `hidden_images` is about how many are scored, `gpu_hours` what a submission's notebook may take.
+    `class_shares`: the training labels' shares, if known; a submission's answer for an image that cannot be read.
+    `image_suffix`: what file names end in; with `ids_have_suffix` off the id column leaves it out.
+    `probability_columns`: one a class, in a submission that is scored by log loss.
+    `dataset`: slug of the kit's dataset on Kaggle, from which kernels are named too; empty: the one in
+    `dataset-metadata.json`. Two competitions need two, or one's kernels replace the other's.
+    `hidden_images`: about how many images are scored; `gpu_hours`: how long a submission's notebook may run.
     """
 
     slug: Annotated[str, Field(pattern=f"^{SLUG}$")]
@@ -98,7 +96,7 @@ class Competition:
 
     @property
     def task(self) -> Task:
-        """What files of this competition say in their headers."""
+        """The header fields of files of this competition."""
         return Task(self.slug, self.metric, self.classes, self.id_column)
 
     @property
@@ -118,30 +116,30 @@ class Competition:
 
     @property
     def submission_columns(self) -> list[str]:
-        """The header of a submission: the id, and the label or a probability for each class."""
+        """The columns of a submission: the id, and the label or a probability for each class."""
         return [self.id_column, *(self.probability_columns or (self.label_column,))]
 
     @property
     def unknown_answer(self) -> list[float]:
-        """The cells beside the id for an image of which nothing is known: the majority, or the shares."""
+        """The cells beside the id for an image that cannot be read: the majority class, or the class shares."""
         return list(self.prior) if self.probability_columns else [self.majority]
 
     @property
     def private_images(self) -> int:
-        """How many hidden images decide in the end: about two thirds."""
+        """How many hidden images the private score is about: two thirds."""
         return self.hidden_images * 2 // 3
 
     @property
     def submission_seconds(self) -> int:
-        """When a submission's notebook ends by itself: what is left is for start-up and for writing the result."""
+        """Time limit of a submission's notebook: half an hour of Kaggle's limit is left for start-up and writing."""
         return int((self.gpu_hours - 0.5) * 3600)
 
     def file_name(self, image_id: str) -> str:
-        """The image file that an id of the competition's tables means; inside the kit this name is the `image_id`."""
+        """Return the image file of an id of the competition's tables; inside the kit this name is the `image_id`."""
         return image_id if self.ids_have_suffix else f"{image_id}{self.image_suffix}"
 
     def written_id(self, file_name: str) -> str:
-        """The id that the competition's tables have for an image file."""
+        """Return the id that the competition's tables have for an image file."""
         return file_name if self.ids_have_suffix else file_name.rpartition(".")[0] or file_name
 
 
@@ -160,7 +158,7 @@ CASSAVA = Competition(
 
 
 def current() -> Competition:
-    """The competition at hand: the file `$CASSAVA_KIT_COMPETITION`, else `competition.json` here, else Cassava."""
+    """Return the competition of `$CASSAVA_KIT_COMPETITION`, else of `competition.json` in this folder, else Cassava."""
     named = os.environ.get(VARIABLE)
     path = Path(named or COMPETITION_FILE)
     return read_facts(path) if named or path.is_file() else CASSAVA
@@ -174,13 +172,13 @@ def read_task(header: Mapping[str, Any], name: str) -> Task | None:
     """
     if header.get("competition") is None or header.get("metric") is None:
         return None
-    from cassava_kit.settings import one_line
+    from cassava_kit.settings import format_errors
 
     try:
         fields = {key: header[key] for key in ("competition", "metric", "classes", "id_column") if key in header}
         return TypeAdapter(Task).validate_python(fields)
     except ValidationError as error:
-        raise UserError(f"{name}: {one_line(error)}; make the file again") from None
+        raise UserError(f"{name}: {format_errors(error)}; make the file again") from None
 
 
 def common_task(tasks: Mapping[str, Task | None]) -> Task:
@@ -209,18 +207,22 @@ def _shown(value: str | tuple[str, ...]) -> str:
 
 
 def facts(competition: Competition) -> dict[str, Any]:
-    """A competition as plain values, which `read_facts` takes back as they are."""
+    """Return a competition as plain values, which `parse_facts` reads."""
     return dict(TypeAdapter(Competition).dump_python(competition, mode="json"))
 
 
 def parse_facts(values: dict[str, Any], name: str) -> Competition:
-    """A competition from plain values; ValueError, naming `name` and the fields, for any that do not fit."""
-    from cassava_kit.settings import one_line
+    """Return a competition from plain values.
+
+    Raises:
+        UserError: A value does not fit; the message begins with `name` and names the field.
+    """
+    from cassava_kit.settings import format_errors
 
     try:
         return TypeAdapter(Competition).validate_python(values)
     except ValidationError as error:
-        raise ValueError(f"{name}: {one_line(error)}") from None
+        raise UserError(f"{name}: {format_errors(error)}") from None
 
 
 def write_facts(path: str | Path, competition: Competition) -> None:
@@ -229,7 +231,7 @@ def write_facts(path: str | Path, competition: Competition) -> None:
 
 
 def read_facts(path: str | Path) -> Competition:
-    """Read and check a competition's file."""
+    """Read and check a competition's file; FileNotFoundError or UserError where that fails."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no {path}, which ${VARIABLE} names; write it with: python -m cassava_kit init")
     return parse_facts(read_json(path), str(path))

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their hashes."""
+"""Write files atomically, read and hash them, and name them. Entry points: `atomic_path`, `write_json`, `cache_dir`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cassava_kit.errors import UserError
+
 if TYPE_CHECKING:
     import pandas as pd
 
 # The kit's version, which every file that it writes names; `pyproject.toml` reads it here.
 KIT_VERSION = "0.1.0"
+KIT_MANIFEST = "KIT_MANIFEST.json"
+WEIGHTS_MANIFEST = "WEIGHTS_MANIFEST.json"
+# What a fold's run leaves in its folder.
+CHECKPOINT_FILE, OOF_FILE, DONE_FILE, CONFIG_FILE = "best.safetensors", "oof.csv", "run.json", "config.json"
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; it replaces `path` on success and vanishes on failure."""
+    """Yield a temporary path in the same folder; it replaces `path` on success and is removed on failure."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
@@ -43,76 +49,69 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON that is the same bytes for the same value, atomically."""
+    """Write JSON atomically: the same bytes for the same value."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def header_path(path: str | Path) -> Path:
-    """Where a table's header lies: `<stem>.json` beside it; ValueError for a table that would have this name itself."""
+    """Return the path of a table's header, `<stem>.json` beside it.
+
+    Raises:
+        UserError: The table itself has this name.
+    """
     path = Path(path)
     if path.suffix == ".json":
-        raise ValueError(f"{path}: expected a name that ends in .csv, got one that the table's own header takes")
+        raise UserError(f"{path}: expected a name that ends in .csv, got the name of the table's own header")
     return path.with_suffix(".json")
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON; a missing file raises FileNotFoundError, a broken one a ValueError naming it."""
+    """Read JSON; FileNotFoundError for a missing file, UserError for a damaged one."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); make it again") from None
+        raise UserError(f"{path} is not valid JSON ({error}); make it again") from None
 
 
-def csv_text(frame: pd.DataFrame) -> str:
+def csv_text(frame: pd.DataFrame, float_format: str | None = None) -> str:
     """Return a table as CSV with Unix line ends, which `read_csv` reads back: the same text for the same rows."""
     import csv
 
     # pandas leaves a lone carriage return unquoted, and takes it for the end of a row when it reads.
     texts = (column for _, column in frame.items() if column.dtype.kind not in "biuf")
     odd = any(column.astype(str).str.contains("\r", regex=False).any() for column in texts)
-    if odd:
-        return frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    return frame.to_csv(index=False, lineterminator="\n")
+    quoting = csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL
+    return str(frame.to_csv(index=False, lineterminator="\n", quoting=quoting, float_format=float_format))
 
 
 def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
-    """`pandas.read_csv` of a file whose errors name it: ValueError for an empty one, or for rows of unequal width."""
+    """Read a table by `pandas.read_csv`; UserError, naming the file, for an empty one or rows of unequal width."""
     import pandas as pd
 
     try:
         return pd.read_csv(path, **options)
     except pd.errors.EmptyDataError:
-        raise ValueError(f"{path} is empty; make it again") from None
+        raise UserError(f"{path} is empty; make it again") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no table of comma-separated values ({error}); make it again") from None
+        raise UserError(f"{path} is not a table of comma-separated values ({error}); make it again") from None
 
 
 def sha256_bytes(content: bytes) -> str:
-    """Hexadecimal SHA-256 of bytes."""
+    """Return the hexadecimal SHA-256 of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's content, read in pieces."""
+    """Return the hexadecimal SHA-256 of a file's content, read in pieces."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-KIT_MANIFEST = "KIT_MANIFEST.json"
-
-
-WEIGHTS_MANIFEST = "WEIGHTS_MANIFEST.json"
-
-
-# What a fold's run leaves in its folder.
-CHECKPOINT_FILE, OOF_FILE, DONE_FILE, CONFIG_FILE = "best.safetensors", "oof.csv", "run.json", "config.json"
-
-
 def cache_dir() -> Path:
-    """Return the folder for what can be made again: `$CASSAVA_KIT_CACHE`, else `~/.cache/cassava_kit`.
+    """Return the cache folder, made if missing: `$CASSAVA_KIT_CACHE`, else `~/.cache/cassava_kit`.
 
-    Where it cannot be made or written, e.g. for a user without a home, it is a folder in the system's temporary folder,
-    and standard error says so once.
+    Where it cannot be written, e.g. for a user without a home, a folder in the system's temporary folder is used, with
+    one line on standard error.
     """
     named = os.environ.get("CASSAVA_KIT_CACHE")
     try:
@@ -123,7 +122,7 @@ def cache_dir() -> Path:
 
 @cache
 def _writable_folder(wanted: Path) -> Path:
-    """`wanted`, made if it is not there, or where that fails this user's own folder among the temporary ones."""
+    """Return `wanted`, or this user's own temporary folder where that cannot be written."""
     reason = _unwritable(wanted)
     if reason is None:
         return wanted
@@ -135,7 +134,7 @@ def _writable_folder(wanted: Path) -> Path:
 
 
 def _unwritable(folder: Path) -> str | None:
-    """Why no file can be made in `folder`, which is made if it is not there; None where one can."""
+    """Return why no file can be written in `folder`, which is made if missing; None where one can."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,4 +1,4 @@
-"""cassava_kit.settings."""
+"""Frozen configurations that are checked as they are made. Entry point: the base class `Settings`."""
 
 from __future__ import annotations
 
@@ -8,40 +8,49 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-# By it the seeds of epochs, batches and rows are kept apart.
+from cassava_kit.errors import UserError, closest
+
+# Turns (seed, epoch) into one seed: `seed * SEED_PRIME + epoch` does not collide.
 SEED_PRIME = 1_000_003
-
-
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
 class Settings(BaseModel):
-    """A configuration: it cannot be changed, and a bad value dies as it is made."""
+    """A frozen configuration; a bad value is refused when it is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def with_settings(self, settings: Sequence[str]) -> Self:
-        """This configuration with `name=value` settings applied; values are JSON, or plain strings."""
+        """Return this configuration with `name=value` settings applied; values are JSON, or plain strings.
+
+        Raises:
+            UserError: A name is no setting, or a value does not fit.
+        """
         changed = dict(parse_setting(setting) for setting in settings)
         for name in changed:
             if name not in type(self).model_fields:
-                raise ValueError(f"no setting {name!r}; settings are {', '.join(type(self).model_fields)}")
+                names = type(self).model_fields
+                raise UserError(f"no setting {name!r}{closest(name, names)}; settings are {', '.join(names)}")
         return replace(self, **changed)
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Self:
-        """A configuration from plain values, its errors as one line."""
+        """Return a configuration from plain values.
+
+        Raises:
+            UserError: A value does not fit; the message is one line.
+        """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ValueError(one_line(error)) from None
+            raise UserError(format_errors(error)) from None
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def replace(config: AnySettings, **changes: Any) -> AnySettings:
-    """The configuration with some fields changed, checked again."""
+    """Return the configuration with some fields changed, checked again; UserError for a value that does not fit."""
     return type(config).from_values({**config.model_dump(), **changes})
 
 
@@ -49,15 +58,15 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     """Split `name=value`; the value is JSON where it parses as JSON and a string otherwise."""
     name, equals, text = setting.partition("=")
     if not (name and equals):
-        raise ValueError(f"expected name=value, got {setting!r}")
+        raise UserError(f"expected name=value, got {setting!r}")
     try:
         return name.strip(), json.loads(text)
     except json.JSONDecodeError:
         return name.strip(), {"None": None, "True": True, "False": False}.get(text, text)
 
 
-def one_line(error: ValidationError) -> str:
-    """pydantic's findings as one line: field, what is wrong, what came."""
+def format_errors(error: ValidationError) -> str:
+    """Return pydantic's errors as one line: field, what is wrong, what came."""
     parts = []
     for item in error.errors():
         where = ".".join(map(str, item["loc"]))

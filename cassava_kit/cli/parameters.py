@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from cassava_kit.errors import UserError
 from cassava_kit.kaggle.pack.kernels import Kernel
-from cassava_kit.settings import LARGEST_SEED, one_line
+from cassava_kit.settings import LARGEST_SEED, format_errors
 
 if TYPE_CHECKING:
     from cassava_kit.training.config import RunConfig
@@ -100,7 +100,7 @@ def _parsed(kernel: Kernel, values: Mapping[str, Any]) -> Parameters:
     try:
         return PARAMETERS[kernel.name].model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(f"{kernel.name}: {one_line(error)}") from None
+        raise UserError(f"{kernel.name}: {format_errors(error)}") from None
 
 
 def _check_training(given: TrainFolds) -> None:
@@ -124,9 +124,9 @@ def _training(given: TrainFolds) -> RunConfig:
 
 def _pretraining(given: PretrainSsl) -> PretrainConfig:
     from cassava_kit.models.network import check_image_size
-    from cassava_kit.training.ssl.recipes import recipe
+    from cassava_kit.training.ssl.recipes import pretrain_recipe
 
-    config = recipe(given.METHOD).with_settings(given.SET)
+    config = pretrain_recipe(given.METHOD).with_settings(given.SET)
     check_image_size(config.backbone, config.image_size, config.model_args)
     return config
 
