@@ -1,19 +1,24 @@
-"""Run a typer app for the command line: grouped help, errors as one line with exit code 2. Entry point: `run_app`."""
+"""Build and run a command line: help by stage, mistakes as one line. Entry points: `make_app`, `run_app`.
+
+Exit codes: 0; 1 where something examined or rehearsed failed; 2 for a mistake of the user's; 130 or 143 for a stopped
+run. Without a command the help is printed, with exit code 0.
+"""
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cassava_kit.errors import UserError
 
-# Options of before, by verb, and what they are called now.
+# Options of before, by command, and what they are called now.
 RENAMED = {
     ("pretrain", "--init"): "--weights",
     ("pretrain", "--backbone"): "--model",
@@ -24,10 +29,16 @@ RENAMED = {
     ("recipes", "--images"): "--n-images",
     ("ensemble", "--recipes"): "--recipe (once for each)",
 }
+# Stage -> command -> its function and the rest of its example.
+Stages = Mapping[str, Mapping[str, tuple[Callable[..., Any], str]]]
 
 
 class StageGroup(TyperGroup):
     """Commands listed by stage, the `rich_help_panel` of each, with a whole sentence."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the stages; a group of commands comes last."""
+        return sorted(self.commands, key=lambda name: isinstance(self.commands[name], TyperGroup))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one section a stage."""
@@ -53,20 +64,39 @@ class RecipeCommand(TyperCommand):
         super().format_epilog(ctx, formatter)
 
 
-def example(command: str) -> str:
-    """Return the epilog that shows one command, unwrapped."""
-    return f"\b\nExample:\n  {command}"
+def make_app(
+    program: str, stages: Stages, *, text: str, group: type[StageGroup] = StageGroup, takes_recipe: Collection[str] = ()
+) -> typer.Typer:
+    """Return the app of these commands; `takes_recipe` names those whose help lists the recipes."""
+    app = typer.Typer(
+        name=program, cls=group, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+    app.callback(help=text, epilog=f"`{program} COMMAND --help` shows its options.", invoke_without_command=True)(
+        _start
+    )
+    for stage, commands in stages.items():
+        for name, (function, example) in commands.items():
+            kind = RecipeCommand if name in takes_recipe else TyperCommand
+            shown = f"\b\nExample:\n  {program} {name} {example}".rstrip()
+            app.command(name, cls=kind, rich_help_panel=stage, epilog=shown)(function)
+    return app
+
+
+def _start(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the whole traceback of an error.")] = False,
+) -> None:
+    """Print the help where no command is given; `run_app` itself takes `--verbose`, wherever it stands."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run a typer app and return its exit code: 0, 2 for a mistake of the user's, 130 or 143 for a stopped run.
-
-    `--verbose` anywhere shows the traceback of a mistake too.
-    """
+    """Run an app and return its exit code; `--verbose` anywhere shows the traceback of a mistake too."""
     verbose = "--verbose" in arguments
     arguments = [argument for argument in arguments if argument != "--verbose"]
     try:
-        result = app(args=arguments, standalone_mode=False, prog_name=app.info.name or "cassava-kit")
+        result = app(args=arguments, standalone_mode=False, prog_name=app.info.name)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         print("stopped", file=sys.stderr)
@@ -77,9 +107,7 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         print("stopped", file=sys.stderr)  # Lightning leaves a fit that SIGTERM reached by an exit without a code
         return 128 + signal.SIGTERM
     except Exception as error:
-        if verbose:
-            raise
-        message = user_message(error)
+        message = None if verbose else user_message(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
@@ -87,12 +115,17 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
 
 
 def user_message(error: Exception) -> str | None:
-    """Return one line for an error that the user can mend; None for a bug."""
+    """Return one line for an error that the user can mend; None for a bug, of the kit's or of a library's."""
     if hasattr(error, "format_message"):  # a usage error of the command line itself
         return _usage_message(error)
-    if isinstance(error, ValueError | OSError):  # a file that is a folder, a full disk, no permission
-        return " ".join(str(error).split())
-    return None
+    return " ".join(str(error).split()) if isinstance(error, ValueError) or _of_a_file(error) else None
+
+
+def _of_a_file(error: Exception) -> bool:
+    """Return whether an error is of a file or a folder: one that is named, not there or not permitted, a full disk."""
+    kinds = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, kinds) or (isinstance(error, OSError) and (bool(error.filename) or error.errno in full))
 
 
 def _usage_message(error: Any) -> str:

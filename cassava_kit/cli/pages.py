@@ -10,7 +10,7 @@ import typer
 from cassava_kit.cli.options import Data
 
 
-def eda(
+def eda_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="Page to write; its PNGs go beside it.")] = Path("eda.html"),
 ) -> None:
@@ -20,7 +20,7 @@ def eda(
     print(write_eda(data, out))
 
 
-def report(
+def report_command(
     runs: Annotated[
         list[Path], typer.Argument(help="Run folders, a folder of them, or out-of-fold files of other models.")
     ],
