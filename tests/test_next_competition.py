@@ -26,7 +26,8 @@ from cassava_kit.inference.submission import check_answers, submission_ids, writ
 from cassava_kit.kaggle.pack.bundle import package_kernel
 from cassava_kit.kaggle.pack.kernels import find_kernel, parse_changes, render
 from cassava_kit.kaggle.rehearse.layout import as_uploaded, competition_mounts, dataset_mounts
-from cassava_kit.kaggle.rehearse.rehearsal import Setting, Stage, perform
+from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
+from cassava_kit.kaggle.rehearse.runner import run_notebook
 
 ROOT = Path(__file__).parent.parent
 FLOWERS = {"slug": "flowers-2027", "train_images": "photos", "test_images": "hidden"}
@@ -103,11 +104,13 @@ def test_a_training_kernel_knows_the_other_competition_too(data, tmp_path, monke
     arrived = as_uploaded(bundle.kit_dir, tmp_path / "arrived")
     mounts = competition_mounts(data, "new", bundle.competition)
     mounts += dataset_mounts(arrived, "me/flowers-2027-kit", "new")
-    stage = Stage(bundle.notebook, mounts, tmp_path / "out", "new", Setting(minutes=5), bundle.competition)
+    stage = NotebookRun(
+        bundle.notebook, mounts, tmp_path / "out", "new", RehearsalOptions(minutes=5), bundle.competition
+    )
     stage.working.mkdir(parents=True)
     # Loader processes speak through sockets below TMPDIR, whose paths the system takes up to 107 letters alone.
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
-        result, _ = perform(stage, Path(scratch))
+        result, _ = run_notebook(stage, Path(scratch))
     assert result["error"] == "", result
     oof = pd.read_csv(stage.working / "runs" / "small_resnet" / "fold1" / "oof.csv")
     assert list(oof.columns) == ["image_id", "p0", "p1", "p2", "p3", "fold"] and len(oof) == 20

@@ -267,15 +267,16 @@ def pretrained_backbone(table: TrainTable, out: Path, *, replace: bool = False) 
     Raises:
         UserError: Another pretraining is in `out`, and `replace` is not given.
     """
-    from cassava_kit.training.ssl.pretrain import CONFIG, describe, pretrain
+    from cassava_kit.training.ssl.pretrain import pretrain
     from cassava_kit.training.ssl.recipes import small_simclr
+    from cassava_kit.training.ssl.run_folder import RUN_CONFIG, describe_run
 
     names = sorted([*table.frame["image_id"], *table.unlisted])
     images = [path for path in (table.image_dir / name for name in names) if quick_check(path) is None]
     config = small_simclr()
     if len(images) < config.batch_size:
         config = config.with_settings([f"batch_size={len(images)}"])
-    if (out / CONFIG).is_file() and read_json(out / CONFIG) != describe(config, images, None):
+    if (out / RUN_CONFIG).is_file() and read_json(out / RUN_CONFIG) != describe_run(config, images, None):
         if not replace:
             raise UserError(
                 f"{out} was pretrained on other images or by other settings; give --replace or another --out"

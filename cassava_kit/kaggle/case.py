@@ -14,7 +14,7 @@ from cassava_kit.files import read_json, sha256_file
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.kernels import KERNEL_METADATA
 from cassava_kit.kaggle.pack.manifest import read_manifest
-from cassava_kit.kaggle.rehearse.rehearsal import REPORT
+from cassava_kit.kaggle.rehearse.rehearsal import REHEARSAL_REPORT
 from cassava_kit.kaggle.send.remote import Remote
 
 Status = Literal["passed", "failed", "unknown"]
@@ -69,7 +69,7 @@ class Case:
     def reports(self) -> list[dict[str, Any]]:
         """Reports of this build's rehearsals of this kernel, in folders `rehearsal*` beside the bundle or in it."""
         home = self.bundle.home
-        found = [*home.glob(f"rehearsal*/{REPORT}"), *home.parent.glob(f"rehearsal*/{REPORT}")]
+        found = [*home.glob(f"rehearsal*/{REHEARSAL_REPORT}"), *home.parent.glob(f"rehearsal*/{REHEARSAL_REPORT}")]
         reports = [read_json(path) | {"folder": str(path.parent)} for path in sorted(found)]
         wanted = {"build_id": self.bundle.build_id, "kernel": self.bundle.kernel.name}
         return [report for report in reports if all(report.get(name) == value for name, value in wanted.items())]

@@ -57,7 +57,7 @@ for name, reason in {**REPORT.left_out, **LEFT_OUT}.items():
     print(f"WARNING {name} was left out: {reason}")
 
 # %%
-from cassava_kit.inference.submission import check_submission
+from cassava_kit.inference.submission import check_answers
 
-print(check_submission(SUBMISSION, IMAGES))
+print(check_answers(SUBMISSION, IMAGES))
 print(f"done in {time.time() - STARTED:.0f} s")

@@ -364,7 +364,8 @@ def test_other_variables_are_no_secrets() -> None:
 
 def test_importing_the_kit_does_not_sign_in(tmp_path: Path) -> None:
     """`import kaggle` makes a folder in the user's home and may call Kaggle."""
-    modules = ", ".join(f"cassava_kit.kaggle.{name}" for name in ("push", "doctor", "rehearsal", "client"))
+    names = ("send.push", "doctor", "rehearse.rehearsal", "send.client", "pack.bundle")
+    modules = ", ".join(f"cassava_kit.kaggle.{name}" for name in names)
     code = f"import sys, {modules}; print('kaggle' in sys.modules)"
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)

@@ -79,7 +79,7 @@ ISOLATIONS = (
 )
 
 
-def isolations(name: str | None = None) -> Iterator[Isolation]:
+def find_isolations(name: str | None = None) -> Iterator[Isolation]:
     """Those that this machine allows, the strongest first; `name` asks for one of them."""
     names = [isolation.name for isolation in ISOLATIONS]
     if name is not None and name not in names:

@@ -19,7 +19,8 @@ from cassava_kit.competition import CASSAVA
 from cassava_kit.kaggle.pack.config import read_config
 from cassava_kit.kaggle.pack.kernels import KERNELS, Kernel, build_kernels, render, settings
 from cassava_kit.kaggle.rehearse.layout import Mount, as_uploaded, competition_mounts, dataset_mounts
-from cassava_kit.kaggle.rehearse.rehearsal import Setting, Stage, perform
+from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
+from cassava_kit.kaggle.rehearse.runner import run_notebook
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WRONG = "RECIPE, FOLDS, N_SPLITS = 'no_such_recipe', [0], 2"
@@ -133,9 +134,9 @@ def execute_kernel(
         if earlier is not None:
             kernel_id = config.kernel_id(earlier[0])
             mounts.append(Mount(earlier[1], PurePosixPath("notebooks", *kernel_id.split("/"))))
-        stage = Stage(path, mounts, out / "result", "new", Setting(minutes=5))
+        stage = NotebookRun(path, mounts, out / "result", "new", RehearsalOptions(minutes=5))
         stage.working.mkdir(parents=True)
-        result, isolation = perform(stage, Path(scratch))
+        result, isolation = run_notebook(stage, Path(scratch))
     assert isolation.network or isolation.name == "sockets"
     return result, stage.working
 

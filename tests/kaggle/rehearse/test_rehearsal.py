@@ -20,8 +20,9 @@ from cassava_kit.inference.ensemble import Ensemble
 from cassava_kit.inference.report import read_run
 from cassava_kit.kaggle.pack.bundle import Bundle, package
 from cassava_kit.kaggle.rehearse import image
-from cassava_kit.kaggle.rehearse.isolation import ISOLATIONS, close_sockets, isolations, private_environment
-from cassava_kit.kaggle.rehearse.rehearsal import Setting, rehearse
+from cassava_kit.kaggle.rehearse.isolation import ISOLATIONS, close_sockets, find_isolations, private_environment
+from cassava_kit.kaggle.rehearse.options import RehearsalOptions
+from cassava_kit.kaggle.rehearse.rehearsal import rehearse
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 IMAGES = ("10.jpg", "9.jpg", "image,1.jpg")
@@ -84,8 +85,8 @@ def test_the_notebook_makes_a_checked_submission(
     bundle: Bundle, competition: Path, tmp_path: Path, layout: Any
 ) -> None:
     steps: list[tuple[int, int]] = []
-    setting = Setting(cpus=1, memory=8, minutes=5, progress=lambda done, cells: steps.append((done, cells)))
-    rehearsal = rehearse(bundle, competition, tmp_path / "out", layout=layout, setting=setting)
+    setting = RehearsalOptions(cpus=1, memory=8, minutes=5, progress=lambda done, cells: steps.append((done, cells)))
+    rehearsal = rehearse(bundle, competition, tmp_path / "out", layout=layout, options=setting)
     assert rehearsal.ok, rehearsal.verdict + rehearsal.log
     rows = rehearsal.submission.read_text().splitlines()
     assert rows[0] == "image_id,label" and len(rows) == 4
@@ -163,7 +164,7 @@ def test_weights_of_another_build_stop_the_notebook(
 def test_nothing_gets_out_and_nothing_of_the_users_gets_in(
     bundle: Bundle, competition: Path, tmp_path: Path, isolation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not list(isolations(isolation)):
+    if not list(find_isolations(isolation)):
         pytest.skip(f"this machine does not allow {isolation}")
     monkeypatch.setenv("KAGGLE_KEY", "PLANTED-KEY-OF-ENVIRONMENT")
     monkeypatch.setenv("PYTHONPATH", "/planted/path")
@@ -186,7 +187,7 @@ def test_nothing_gets_out_and_nothing_of_the_users_gets_in(
         )
         without_models(bundle)
         add_cell(bundle, probe)
-        rehearsal = rehearse(bundle, competition, tmp_path / "out", setting=Setting(isolation=isolation))
+        rehearsal = rehearse(bundle, competition, tmp_path / "out", options=RehearsalOptions(isolation=isolation))
     chosen = next(each for each in ISOLATIONS if each.name == isolation)
     assert rehearsal.isolation == chosen.report
     seen = read_json(tmp_path / "out" / "working" / "seen.json")
@@ -206,17 +207,17 @@ def test_nothing_gets_out_and_nothing_of_the_users_gets_in(
 @pytest.mark.parametrize(
     ("setting", "cause", "message"),
     [
-        (Setting(memory=0.3), "block = b'x' * 2**30", "used more than 0.3 GiB of memory"),
-        (Setting(minutes=0.5), "time.sleep(100)", "ran past the time limit"),
-        (Setting(), "os._exit(3)", "the kernel died"),
+        (RehearsalOptions(memory=0.3), "block = b'x' * 2**30", "used more than 0.3 GiB of memory"),
+        (RehearsalOptions(minutes=0.5), "time.sleep(100)", "ran past the time limit"),
+        (RehearsalOptions(), "os._exit(3)", "the kernel died"),
     ],
 )
 def test_a_notebook_that_is_killed_says_why(
-    bundle: Bundle, competition: Path, tmp_path: Path, setting: Setting, cause: str, message: str
+    bundle: Bundle, competition: Path, tmp_path: Path, setting: RehearsalOptions, cause: str, message: str
 ) -> None:
     without_models(bundle)
     add_cell(bundle, f"{cause}\ntime.sleep(2)")
-    rehearsal = rehearse(bundle, competition, tmp_path / "out", setting=setting)
+    rehearsal = rehearse(bundle, competition, tmp_path / "out", options=setting)
     assert not rehearsal.ok and message in rehearsal.verdict
     assert len(rehearsal.submission.read_text().splitlines()) == 4
 
@@ -225,7 +226,7 @@ def test_a_notebook_that_is_killed_says_why(
 def test_limits_and_the_public_test_set(bundle: Bundle, competition: Path, tmp_path: Path) -> None:
     without_models(bundle)
     add_cell(bundle, "print('cpus', len(os.sched_getaffinity(0)), 'limit', os.environ['CASSAVA_KIT_TIME_LIMIT'])")
-    rehearsal = rehearse(bundle, competition, tmp_path / "out", setting=Setting(images=1, cpus=1, minutes=2))
+    rehearsal = rehearse(bundle, competition, tmp_path / "out", options=RehearsalOptions(images=1, cpus=1, minutes=2))
     assert "cpus 1 limit 113.3" in rehearsal.log
     assert "limits 1 CPU, 2 min" in rehearsal.verdict
     assert rehearsal.submission.read_text() == "image_id,label\n10.jpg,3\n"
@@ -234,7 +235,7 @@ def test_limits_and_the_public_test_set(bundle: Bundle, competition: Path, tmp_p
 @pytest.mark.slow
 def test_a_hidden_test_set_of_any_size(bundle: Bundle, competition: Path, tmp_path: Path) -> None:
     """More images than there are: the same ones again, under new names, every one of them predicted."""
-    rehearsal = rehearse(bundle, competition, tmp_path / "out", layout="old", setting=Setting(hidden=1500))
+    rehearsal = rehearse(bundle, competition, tmp_path / "out", layout="old", options=RehearsalOptions(hidden=1500))
     assert rehearsal.ok, rehearsal.verdict + rehearsal.log
     rows = rehearsal.submission.read_text().splitlines()
     assert len(rows) == 1501 and "1500 images, every one once" in rehearsal.verdict
@@ -244,9 +245,9 @@ def test_a_hidden_test_set_of_any_size(bundle: Bundle, competition: Path, tmp_pa
 
 def test_limits_are_named_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    assert Setting(cpus=2, memory=4.5, minutes=30).limits == "limits 2 CPUs, 4.5 GiB, 30 min"
-    assert Setting(cpus=4).limits == "limits 4 CPUs (there are 2)"
-    assert Setting(images=1).limits == ""
+    assert RehearsalOptions(cpus=2, memory=4.5, minutes=30).limits == "limits 2 CPUs, 4.5 GiB, 30 min"
+    assert RehearsalOptions(cpus=4).limits == "limits 4 CPUs (there are 2)"
+    assert RehearsalOptions(images=1).limits == ""
 
 
 @pytest.mark.slow
@@ -373,7 +374,7 @@ def test_a_folder_that_is_no_competition_stops_before_the_image_is_made(
 ) -> None:
     monkeypatch.setattr(image, "image_environment", lambda *_, **__: pytest.fail("made the environment first"))
     with pytest.raises(FileNotFoundError, match="has no test_images"):
-        rehearse_bundle(bundle.home, tmp_path, Setting(), image="newest")
+        rehearse_bundle(bundle.home, tmp_path, RehearsalOptions(), image="newest")
 
 
 def test_an_environment_that_cannot_be_made_is_one_line(
@@ -386,4 +387,4 @@ def test_an_environment_that_cannot_be_made_is_one_line(
 
 def test_an_unknown_isolation_is_refused() -> None:
     with pytest.raises(ValueError, match="isolation must be one of mounts"):
-        isolations("hope")
+        find_isolations("hope")

@@ -1,0 +1,61 @@
+"""Judge what a rehearsed notebook left by what Kaggle asks of it: `judge_run`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cassava_kit.files import write_text
+from cassava_kit.inference.report import read_run
+from cassava_kit.inference.submission import check_answers
+from cassava_kit.kaggle.pack.credentials import collect_secrets, redact
+from cassava_kit.kaggle.pack.kernels import Kernel
+from cassava_kit.kaggle.rehearse.isolation import Isolation
+from cassava_kit.kaggle.rehearse.options import NotebookRun, Rehearsal
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def judge_run(
+    run: NotebookRun, kernel: Kernel, result: dict[str, Any], isolation: Isolation, changed: Sequence[Path]
+) -> Rehearsal:
+    """Return the verdict on a run, and write its log without credentials into `run.out`.
+
+    `result` is that of `execute.py`; `changed` are the inputs that the notebook changed.
+    """
+    secrets = collect_secrets()
+    log = COLOURS.sub("", redact(result.get("log", ""), secrets))
+    write_text(run.out / "log.txt", log)
+    executed = run.out / run.notebook.name
+    if executed.is_file():
+        write_text(executed, redact(executed.read_text(encoding="utf-8"), secrets))
+    wrong = [redact(result["error"], secrets)] if result["error"] else []
+    wrong += [f"the notebook changed its input: {', '.join(map(str, changed))}"] if changed else []
+    ended = not result["error"]
+    found, left = _check_submission(run, ended) if kernel.weights else _check_output(run, kernel, ended)
+    wrong += found
+    seconds, memory = result.get("seconds", 0.0), result.get("peak_memory", 0)
+    used = f"used {seconds:.0f} s and {memory / 2**30:.1f} GiB"
+    how = ", ".join(filter(None, (f"{run.layout} layout", isolation.report, run.options.limits, used)))
+    said = f"FAILED ({how}): {'; '.join(wrong)}" if wrong else f"passed ({how}): {left}"
+    submission = run.working / "submission.csv"
+    return Rehearsal(not wrong, f"rehearsal {said}", submission, seconds, isolation.report, log, memory)
+
+
+def _check_submission(run: NotebookRun, ended: bool) -> tuple[list[str], str]:
+    """Return what is wrong with the submission and with the run's own report, and one line on both."""
+    images = next(mount.source for mount in run.mounts if mount.target.name == run.competition.test_images)
+    try:
+        rows = str(check_answers(run.working / "submission.csv", images, run.competition))
+        wrong, notes = read_run(run.working) if ended else ([], "")
+    except (ValueError, FileNotFoundError) as error:
+        return [str(error)], ""
+    return wrong, f"{rows}; {notes}"
+
+
+def _check_output(run: NotebookRun, kernel: Kernel, ended: bool) -> tuple[list[str], str]:
+    """Return what is missing of the files that the kernel must leave, and one line on what is there."""
+    found = sorted(path.relative_to(run.working).as_posix() for path in run.working.glob(kernel.leaves))
+    return ([] if found or not ended else [f"it left no {kernel.leaves}"]), f"it left {', '.join(found)}"
