@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from cassava_kit.cli.app import named_file
-from cassava_kit.cli.options import Data, FoldFile, Settings, Weights
+from cassava_kit.cli.options import Data, FoldFile, SettingChanges, Weights
 from cassava_kit.errors import UserError
 
 
-def pretrain(
+def pretrain_command(
     method: Annotated[str, typer.Argument(help="byol, swav, simclr or moco as in its paper, or a recipe of one.")],
     data: Annotated[
         Path | None, typer.Option(help="Competition folder; all its training images are used, labels unseen.")
@@ -23,7 +23,7 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Run folder; the backbone is backbone.safetensors in it.")] = Path(
         "runs/pretrain"
     ),
-    settings: Settings = None,
+    settings: SettingChanges = None,
 ) -> None:
     """Pretrain a backbone on images without labels, and export it as plain timm weights for train --weights."""
     from cassava_kit.training.ssl.folder import pretrain_folders
@@ -31,7 +31,7 @@ def pretrain(
     print(pretrain_folders(method, data, images or [], backbone=model, init=weights, out=out, settings=settings or []))
 
 
-def ssl_report(
+def ssl_report_command(
     name: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe that every start is finetuned by.")],
     data: Data,
     folds: FoldFile,
@@ -42,7 +42,7 @@ def ssl_report(
     out: Annotated[Path, typer.Option(help="Folder of the report and its runs.")] = Path("runs/ssl-report"),
     shares: Annotated[str, typer.Option(help="Shares of the labels, with commas.")] = "0.01,0.1,1",
     finetune: Annotated[bool, typer.Option(help="Finetune as well, not only probe frozen features.")] = True,
-    settings: Settings = None,
+    settings: SettingChanges = None,
 ) -> None:
     """Say whether pretraining helped: probes and finetuning from each start, same folds, labels and budget."""
     from cassava_kit.training.recipes import recipe

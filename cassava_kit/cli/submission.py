@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 
-def submission(
+def submission_command(
     ensemble: Annotated[Path, typer.Option(help="Folder of checkpoints with ensemble.json, or that file.")],
     images: Annotated[Path, typer.Option(help="Folder of images.")],
     out: Annotated[Path, typer.Option(help="Submission to write; run.json goes beside it.")] = Path("submission.csv"),

@@ -30,7 +30,7 @@ def recipes_command(
     from cassava_kit.competition import current
     from cassava_kit.training.baseline import LogReg
     from cassava_kit.training.recipes import recipe, recipe_names
-    from cassava_kit.training.ssl.recipes import RECIPES as PRETRAINING
+    from cassava_kit.training.ssl.recipes import PRETRAIN_RECIPES, pretrain_recipe
 
     if not hours and (n_images is not None or n_splits is not None):
         raise UserError("--n-images and --n-splits go with --hours")
@@ -40,7 +40,7 @@ def recipes_command(
         return
     abouts = {
         "train": {LogReg.recipe: LogReg.about} | {each: recipe(each).about for each in recipe_names()},
-        "pretrain": {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAINING},
+        "pretrain": {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAIN_RECIPES},
     }
     for title, listed in abouts.items():
         print(f"{title}:")
@@ -78,10 +78,9 @@ def _hours(name: str, images: int, n_splits: int) -> float:
 
 def _recipe(name: str) -> RunConfig | PretrainConfig:
     from cassava_kit.training.recipes import recipe
-    from cassava_kit.training.ssl.recipes import RECIPES as PRETRAINING
-    from cassava_kit.training.ssl.recipes import recipe as pretraining
+    from cassava_kit.training.ssl.recipes import PRETRAIN_RECIPES, pretrain_recipe
 
-    return pretraining(name) if name in [function.__name__ for function in PRETRAINING] else recipe(name)
+    return pretrain_recipe(name) if name in [function.__name__ for function in PRETRAIN_RECIPES] else recipe(name)
 
 
 def train_command(
