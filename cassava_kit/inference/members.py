@@ -12,7 +12,6 @@ from cassava_kit.errors import UserError
 from cassava_kit.files import WEIGHTS_MANIFEST, read_json, sha256_file
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
-from cassava_kit.inference.options import VIEWS
 from cassava_kit.models.checkpoint import CheckpointInfo, read_info
 
 FALLBACK_VIEWS = "flips"
@@ -90,11 +89,19 @@ def load_members(
                 left_out[name] = str(error)
         # A lost fold's weight goes to its sister folds, not to other members.
         parts += [replace(part, weight=member.weight / len(kept)) for part in kept]
-    views = ensemble.views if ensemble else FALLBACK_VIEWS
-    if views not in VIEWS:
-        left_out["views"] = f"the ensemble file asks for {views!r}, known: {', '.join(VIEWS)}; {FALLBACK_VIEWS} it is"
-        views = FALLBACK_VIEWS
+    views = _known_views(ensemble, left_out)
     return Members(reweighted(parts), left_out, read_prior(folder, competition), views, ensemble)
+
+
+def _known_views(ensemble: Ensemble | None, left_out: dict[str, str]) -> str:
+    """The ensemble file's views; `FALLBACK_VIEWS` where it names none that the kit has."""
+    from cassava_kit.inference.tta import PRESETS  # late: torch takes seconds, and the first file must not wait for it
+
+    if ensemble is None or ensemble.views in PRESETS:
+        return ensemble.views if ensemble else FALLBACK_VIEWS
+    known = ", ".join(PRESETS)
+    left_out["views"] = f"the ensemble file asks for {ensemble.views!r}, known: {known}; {FALLBACK_VIEWS} are taken"
+    return FALLBACK_VIEWS
 
 
 def reweighted(parts: Sequence[Part]) -> tuple[Part, ...]:

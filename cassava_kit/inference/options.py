@@ -1,4 +1,4 @@
-"""What a submission run may be asked for, by name; imports nothing heavy, so that a wrong name is refused at once."""
+"""What a submission run may be asked for: `RunOptions`; imports nothing heavy, so that a mistake is refused at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from cassava_kit.inference.pixels import Budget
 
 
-VIEWS = ("none", "flips", "d4", "d4+zoom")
 EARLY_STOP = ("certified", "off")
 
 
@@ -48,7 +47,9 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if self.views is not None:
-            check_choice("views", self.views, VIEWS)
+            from cassava_kit.inference.tta import PRESETS
+
+            check_choice("views", self.views, tuple(PRESETS))
         check_choice("early_stop", self.early_stop, EARLY_STOP)
         check_device(self.device)
         if self.memory is not None and not 0 <= self.memory < float("inf"):

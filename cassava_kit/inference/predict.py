@@ -58,11 +58,11 @@ def predict_images(
                 runner.run(Path(checkpoint), view, np.arange(len(paths)), add)
         failed = sorted(store.failed)
     for member, info in enumerate(infos):
-        out[member, failed] = prior_of(info)
+        out[member, failed] = class_shares(info)
     return out, [Path(paths[row]).name for row in failed]
 
 
-def prior_of(info: CheckpointInfo) -> np.ndarray:
+def class_shares(info: CheckpointInfo) -> np.ndarray:
     """The training labels' class shares (K,) that a checkpoint carries, or even shares."""
     return np.array(info.prior or [1 / info.n_classes] * info.n_classes, np.float32)
 

@@ -15,7 +15,7 @@ from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.members import load_members, read_prior
 from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.report import RunReport, say, warn
-from cassava_kit.inference.submission import check_submission, submission_ids, write_submission
+from cassava_kit.inference.submission import check_answers, submission_ids, write_answers
 from cassava_kit.inference.votes import Votes
 
 
@@ -45,7 +45,7 @@ def run_submission(
     names = submission_ids(images_dir)
     prior = np.asarray(read_prior(weights_dir, competition))
     try:
-        write_answers(out, names, competition, Votes(len(names), np.zeros(0), prior))
+        write_votes(out, names, competition, Votes(len(names), np.zeros(0), prior))
     except OSError as error:
         if not out.is_file():
             raise
@@ -64,7 +64,7 @@ def run_submission(
             from cassava_kit.inference.session import Session
 
             paths = [Path(images_dir) / name for name in names]
-            write = partial(write_answers, out, names, competition)
+            write = partial(write_votes, out, names, competition)
             Session(paths, members, clock=clock, options=options, report=report, write=write).work()
         report.finished = True
     except Exception as error:
@@ -104,7 +104,7 @@ def run_at_home(
 
         usable_devices(options.device)
     report = run_submission(images_dir, folder, out, time_limit=time_limit, options=options)
-    summary = check_submission(out, images_dir)
+    summary = check_answers(out, images_dir)
     if report.prior_alone and summary.n_images:
         why = report.error or "; ".join(f"{name}: {reason}" for name, reason in report.left_out.items())
         raise UserError(f"{out} holds the prior's class alone: no member voted ({why or 'no time or no checkpoint'})")
@@ -121,7 +121,7 @@ def check_members(folder: Path) -> None:
         )
 
 
-def write_answers(out: Path, names: list[str], competition: Competition, votes: Votes) -> None:
+def write_votes(out: Path, names: list[str], competition: Competition, votes: Votes) -> None:
     """Write what the votes counted so far answer, in the form that the competition takes."""
     answers = votes.probabilities() if competition.probability_columns else votes.labels()
-    write_submission(out, names, answers.tolist(), competition)
+    write_answers(out, names, answers, competition)

@@ -1,6 +1,6 @@
-"""The file that is scored: ids and labels, or probabilities, for exactly the images on disk, checked row by row.
+"""The file that is scored: `write_submission` writes it, `check_submission` reads it row by row.
 
-The competition says which: `image_id,label`, or the id and one probability column for each class.
+A competition takes ids and labels, or ids and one probability a class.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WHOLE_NUMBER = re.compile(r"[0-9]+")
 # Written with eight digits, a row of probabilities sums to 1 within this much for any number of classes.
@@ -27,9 +31,9 @@ SUM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class SubmissionSummary:
-    """What a checked submission holds: its path, the number of rows, and how many rows each class has or leads."""
+    """What a checked submission holds: its name, the number of rows, and how many rows each class has or leads."""
 
-    path: Path
+    name: str
     n_images: int
     class_counts: tuple[int, ...]
     probabilities: bool = False
@@ -37,24 +41,60 @@ class SubmissionSummary:
     def __str__(self) -> str:
         counts = "/".join(map(str, self.class_counts))
         what = "probabilities, most probable" if self.probabilities else "labels by"
-        return f"{self.path}: {self.n_images} images, every one once, {what} class {counts}"
+        return f"{self.name}: {self.n_images} images, every one once, {what} class {counts}"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a submission looks like: the id column, the columns beside it, and the number of classes (None: unknown).
+
+    One column beside the id holds labels, several hold the classes' probabilities.
+    """
+
+    id_column: str
+    columns: tuple[str, ...]
+    n_classes: int | None = None
+
+    @property
+    def header(self) -> list[str]:
+        """The file's first line."""
+        return [self.id_column, *self.columns]
 
 
 def write_submission(
     path: str | Path,
     image_ids: Sequence[str],
     answers: Iterable[int] | np.ndarray,
-    competition: Competition | None = None,
+    *,
+    id_column: str = "image_id",
+    columns: Sequence[str] = ("label",),
 ) -> None:
     """Write one row per image, atomically, in the order of `image_ids`.
 
-    `answers` are labels (N,), whole numbers 0..K-1, or probabilities (N, K) where the competition takes those.
+    Args:
+        path: CSV file to write; a file that is there is replaced once the new one is whole.
+        image_ids: ids (N,), distinct.
+        answers: labels (N,), whole numbers 0..K-1; or probabilities (N, K) where there are K `columns`.
+        id_column: name of the id column.
+        columns: name of the label column, or of the K columns of probabilities.
+
+    Raises:
+        UserError: an id is given twice, or the answers are not one row an id of the expected shape.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "submission.csv"
+        >>> write_submission(path, ["a", "b"], [2, 0], id_column="id", columns=["class"])
+        >>> path.read_text()
+        'id,class\\na,2\\nb,0\\n'
     """
-    competition = competition or current()
-    lines = [",".join(map(csv_cell, competition.submission_columns))]
-    for name, answer in zip(image_ids, answers, strict=True):
-        cells = [f"{p:.8g}" for p in answer] if competition.probability_columns else [str(int(answer))]
-        lines.append(",".join([csv_cell(competition.written_id(name)), *cells]))
+    form = _form(id_column, columns, None)
+    ids = [str(image_id) for image_id in image_ids]
+    if repeated := sorted({name for name in ids if ids.count(name) > 1} if len(set(ids)) < len(ids) else ()):
+        raise UserError(f"{path}: each image has one row, got {_shown(repeated[0])} more than once")
+    rows = _answer_cells(answers, len(ids), form, str(path))
+    lines = [",".join(map(csv_cell, form.header))]
+    lines += [",".join([csv_cell(name), *cells]) for name, cells in zip(ids, rows, strict=True)]
     with atomic_path(path) as temporary:
         # A file name need not be valid UTF-8: it goes out as the bytes it came in.
         temporary.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
@@ -69,10 +109,13 @@ def csv_cell(text: str) -> str:
 
 
 def submission_ids(images_dir: str | Path) -> list[str]:
-    """What a submission has rows for: every name in the folder with an image's suffix, sorted; not hidden files.
+    """Return what a submission has rows for: the names in the folder with an image's suffix, sorted; no hidden files.
 
     A name alone decides, whatever is behind it (a folder, a link to nothing, a file that may not be read): the
     competition counts ids, and one row too few scores nothing at all.
+
+    Raises:
+        FileNotFoundError: there is no folder `images_dir`.
     """
     from cassava_kit.data.table import IMAGE_SUFFIXES
 
@@ -85,65 +128,184 @@ def submission_ids(images_dir: str | Path) -> list[str]:
 
 
 def check_submission(
+    submission: str | Path | pd.DataFrame,
+    images: str | Path | Sequence[str] | pd.DataFrame,
+    *,
+    id_column: str = "image_id",
+    columns: Sequence[str] = ("label",),
+    n_classes: int | None = None,
+) -> SubmissionSummary:
+    """Refuse whatever a competition would score as an error.
+
+    Every expected id has one row and no other id has any; every label is a whole number 0..K-1, or every row holds
+    probabilities that sum to 1.
+
+    Args:
+        submission: the CSV file, or its rows as a table.
+        images: the folder of images; or the ids themselves, or a table or CSV file that has them in the id column,
+            such as the sample submission.
+        id_column: name of the id column.
+        columns: name of the label column, or of the K columns of probabilities.
+        n_classes: K for labels; None takes any whole number.
+
+    Returns:
+        The number of images, and how many each class has or leads.
+
+    Raises:
+        UserError: naming the file and the row.
+        FileNotFoundError: there is no such file or folder.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"id": ["a", "b"], "label": [2, 0]})
+        >>> check_submission(table, ["a", "b"], id_column="id", n_classes=3).class_counts
+        (1, 0, 1)
+        >>> check_submission(table, ["a", "b", "c"], id_column="id")
+        Traceback (most recent call last):
+        cassava_kit.errors.UserError: the submission has no row for 1 of the 3 images in the ids given (first: c); \
+write one row for every image
+    """
+    name, table = _open_table(submission, "the submission")
+    form = _form(id_column, columns, n_classes)
+    expected, where = _expected_ids(images, id_column)
+    return _check_rows(read_rows(table, form, name), expected, form, name=name, where=where)
+
+
+def write_answers(path: str | Path, names: Sequence[str], answers: np.ndarray, competition: Competition) -> None:
+    """Write a competition's submission for image files by name: `write_submission` with its columns and ids."""
+    ids = [competition.written_id(name) for name in names]
+    form = competition_form(competition)
+    write_submission(path, ids, answers, id_column=form.id_column, columns=form.columns)
+
+
+def check_answers(
     path: str | Path, images_dir: str | Path, competition: Competition | None = None
 ) -> SubmissionSummary:
-    """Refuse whatever the competition would score as an error: UserError naming the file and the row.
+    """Check a competition's submission against its images: `check_submission` with its columns, classes and ids.
 
-    The columns are the competition's, the ids are exactly those of `submission_ids(images_dir)`, each once, and every
-    label is a whole number 0..K-1, or every row holds probabilities that sum to 1.
+    Raises:
+        UserError: naming the file and the row.
+        FileNotFoundError: there is no such file or folder.
     """
     competition = competition or current()
-    path, images_dir = Path(path), Path(images_dir)
     answers = read_answers(path, competition)
     expected = [competition.written_id(name) for name in submission_ids(images_dir)]
-    missing = [name for name in expected if name not in answers]
+    return _check_rows(answers, expected, competition_form(competition), name=str(path), where=str(images_dir))
+
+
+def competition_form(competition: Competition) -> Form:
+    """Return what a competition's submissions look like."""
+    id_column, *columns = competition.submission_columns
+    return Form(id_column, tuple(columns), competition.n_classes)
+
+
+def _check_rows(
+    answers: dict[str, int], expected: list[str], form: Form, *, name: str, where: str
+) -> SubmissionSummary:
+    """UserError where the ids are not exactly the expected ones; else what the submission holds."""
+    missing = [image_id for image_id in expected if image_id not in answers]
     if missing:
         raise UserError(
-            f"{path} has no row for {len(missing)} of the {len(expected)} images in {images_dir} "
+            f"{name} has no row for {len(missing)} of the {len(expected)} images in {where} "
             f"(first: {_shown(missing[0])}); write one row for every image"
         )
-    on_disk = set(expected)
-    for row, name in enumerate(answers, start=2):
-        if name not in on_disk:
-            raise UserError(f"{path} row {row} names {_shown(name)}, which is not an image in {images_dir}; remove it")
-    counts = [0] * competition.n_classes
+    known = set(expected)
+    for row, image_id in enumerate(answers, start=2):
+        if image_id not in known:
+            raise UserError(f"{name} row {row} names {_shown(image_id)}, which is not an image in {where}; remove it")
+    counts = [0] * (form.n_classes or max(answers.values(), default=0) + 1)
     for label in answers.values():
         counts[label] += 1
-    return SubmissionSummary(path, len(answers), tuple(counts), bool(competition.probability_columns))
+    return SubmissionSummary(name, len(answers), tuple(counts), len(form.columns) > 1)
 
 
-def read_answers(path: Path, competition: Competition) -> dict[str, int]:
-    """Label, or most probable class, by id in file order; UserError for a wrong column or cell, or a repeated id."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no submission {path}")
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
-    rows = csv.reader(io.StringIO(text, newline=""))
-    columns = competition.submission_columns
-    header = next(rows, None)
-    if header != columns:
+def read_answers(path: str | Path, competition: Competition) -> dict[str, int]:
+    """Return the label, or the most probable class, by id in file order.
+
+    Raises:
+        UserError: a wrong column or cell, or a repeated id.
+        FileNotFoundError: there is no file `path`.
+    """
+    name, rows = _open_table(path, "the submission")
+    return read_rows(rows, competition_form(competition), name)
+
+
+def read_rows(rows: Iterable[Sequence[str]], form: Form, name: str) -> dict[str, int]:
+    """Return the label, or the most probable class, by id from the lines of a table, the header first."""
+    lines = iter(rows)
+    header = next(lines, None)
+    if header is None or list(header) != form.header:
         got = "nothing" if header is None else _shown(",".join(header))
-        raise UserError(f"{path} must begin with the columns {','.join(columns)}, got {got}")
-    read = _most_probable if competition.probability_columns else _label
+        raise UserError(f"{name} must begin with the columns {','.join(form.header)}, got {got}")
+    read = _most_probable if len(form.columns) > 1 else _label
     answers: dict[str, int] = {}
-    for number, cells in enumerate(rows, start=2):
-        if len(cells) != len(columns):
-            raise UserError(f"{path} row {number} must have {len(columns)} cells, got {len(cells)}")
-        answer = read(cells[1:], competition.n_classes, f"{path} row {number} ({_shown(cells[0])})")
+    for number, cells in enumerate(lines, start=2):
+        if len(cells) != len(form.header):
+            raise UserError(f"{name} row {number} must have {len(form.header)} cells, got {len(cells)}")
+        answer = read(cells[1:], form.n_classes, f"{name} row {number} ({_shown(cells[0])})")
         if cells[0] in answers:
-            raise UserError(f"{path} row {number} names {_shown(cells[0])} again; each image has one row")
+            raise UserError(f"{name} row {number} names {_shown(cells[0])} again; each image has one row")
         answers[cells[0]] = answer
     return answers
 
 
-def _label(cells: Sequence[str], n_classes: int, where: str) -> int:
+def _form(id_column: str, columns: Sequence[str], n_classes: int | None) -> Form:
+    if isinstance(columns, str) or not columns:
+        raise UserError(f"columns must be a list of column names, got {columns!r}; give e.g. ['label']")
+    return Form(id_column, tuple(columns), len(columns) if len(columns) > 1 else n_classes)
+
+
+def _answer_cells(answers: Iterable[Any], n: int, form: Form, name: str) -> list[list[str]]:
+    """The cells beside each id; UserError where the answers are not (n,) labels or (n, K) probabilities."""
+    given = list(answers)
+    if len(given) != n:
+        raise UserError(f"{name}: expected one answer for each of the {n} images, got {len(given)}")
+    if len(form.columns) == 1:
+        wrong = next((a for a in given if np.ndim(a) or int(a) != a or a < 0), None)
+        if wrong is not None:
+            raise UserError(f"{name}: a label must be a whole number of at least 0, got {wrong!r}; take argmax first")
+        return [[str(int(answer))] for answer in given]
+    width = len(form.columns)
+    wrong = next((a for a in given if np.shape(a) != (width,)), None)
+    if wrong is not None:
+        raise UserError(f"{name}: expected {width} probabilities for each image, got {wrong!r}")
+    return [[f"{p:.8g}" for p in answer] for answer in given]
+
+
+def _open_table(source: str | Path | pd.DataFrame, what: str) -> tuple[str, Iterable[Sequence[str]]]:
+    """A table's name and its lines as text, the header first; FileNotFoundError where there is no file."""
+    if isinstance(source, str | Path):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"no submission {source}")
+        text = Path(source).read_bytes().decode("utf-8", "surrogateescape")
+        return str(source), csv.reader(io.StringIO(text, newline=""))
+    cells = [[str(cell) for cell in row] for row in source.astype(object).itertuples(index=False, name=None)]
+    return what, [[str(column) for column in source.columns], *cells]
+
+
+def _expected_ids(images: str | Path | Sequence[str] | pd.DataFrame, id_column: str) -> tuple[list[str], str]:
+    """The ids that must have a row, and where they come from."""
+    if isinstance(images, str | Path) and not Path(images).is_file():
+        return submission_ids(images), str(images)
+    if isinstance(images, str | Path) or hasattr(images, "columns"):
+        name, rows = _open_table(images, "the table given")  # type: ignore[arg-type]
+        header, *lines = [list(row) for row in rows] or [[]]
+        if id_column not in header:
+            raise UserError(f"{name} must have the column {id_column}, got {','.join(header) or 'nothing'}")
+        return [line[header.index(id_column)] for line in lines], name
+    return [str(image_id) for image_id in images], "the ids given"
+
+
+def _label(cells: Sequence[str], n_classes: int | None, where: str) -> int:
     """The one cell as a label."""
     (label,) = cells
-    if not WHOLE_NUMBER.fullmatch(label) or int(label) >= n_classes:
-        raise UserError(f"{where}: the label must be a whole number in 0..{n_classes - 1}, got {label!r}")
+    if not WHOLE_NUMBER.fullmatch(label) or (n_classes is not None and int(label) >= n_classes):
+        allowed = "of at least 0" if n_classes is None else f"in 0..{n_classes - 1}"
+        raise UserError(f"{where}: the label must be a whole number {allowed}, got {label!r}")
     return int(label)
 
 
-def _most_probable(cells: Sequence[str], n_classes: int, where: str) -> int:
+def _most_probable(cells: Sequence[str], n_classes: int | None, where: str) -> int:
     """The class with the largest of the probabilities."""
     try:
         p = [float(cell) for cell in cells]

@@ -16,7 +16,7 @@ from cassava_kit.competition import CASSAVA
 from cassava_kit.data.folds import read_folds
 from cassava_kit.evidence.oof import check_oof
 from cassava_kit.evidence.predictions import read_predictions
-from cassava_kit.inference.submission import check_submission
+from cassava_kit.inference.submission import check_answers
 from cassava_kit.models.checkpoint import read_info
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp
     first = submit(*arguments)
     assert first.returncode == 0, first.stderr[-3000:]
     out = tmp_path / "out"
-    check_submission(out / "submission.csv", data / "test_images")
+    check_answers(out / "submission.csv", data / "test_images")
     assert len(pd.read_csv(out / "submission.csv")) == len(test)
     run = json.loads((out / "rehearsal" / "working" / "run.json").read_text())
     assert {test[0].name, test[1].name} <= set(

@@ -13,7 +13,7 @@ from cassava_kit.inference import runner
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.run import run_at_home
-from cassava_kit.inference.submission import check_submission
+from cassava_kit.inference.submission import check_answers
 
 CPU = RunOptions(device="cpu", batch_size=4, progress=False)
 
@@ -23,7 +23,7 @@ def test_the_command_writes_the_full_ensembles_labels(images: Path, weights: Pat
     arguments = ["--ensemble", str(weights), "--images", str(images), "--out", str(out)]
     settings = ["--time-limit", "300", "--early-stop", "off", "--pixel-memory", "0.1"]
     text = run_python(["-m", "cassava_kit", "submission", *arguments, *settings, "--views", "flips"])
-    assert text.splitlines()[-1] == str(check_submission(out, images))
+    assert text.splitlines()[-1] == str(check_answers(out, images))
     assert read_labels(out).tolist() == full_ensemble(images, weights).argmax(1).tolist()
     report = json.loads((out.parent / "run.json").read_text())
     assert report["time_limit"] == 300 and report["views"] == "flips" and report["finished"]
@@ -50,8 +50,8 @@ def test_the_command_writes_the_full_ensembles_labels(images: Path, weights: Pat
 def test_slips_are_one_line(
     images: Path, weights: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cassava_kit.__main__ import app
     from cassava_kit.cli.app import run_app
+    from cassava_kit.cli.verbs import app
 
     given = {"--ensemble": str(weights), "--images": str(images), "--out": str(tmp_path / "s.csv")}
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
@@ -63,7 +63,7 @@ def test_slips_are_one_line(
 
 def test_the_ensemble_file_stands_for_its_folder(images: Path, weights: Path, tmp_path: Path) -> None:
     told = run_at_home(weights / ENSEMBLE_FILE, images, tmp_path / "s.csv", options=CPU)
-    assert told == str(check_submission(tmp_path / "s.csv", images))
+    assert told == str(check_answers(tmp_path / "s.csv", images))
 
 
 @pytest.mark.parametrize("slip", ["damaged", "one level up", "the ensemble file alone"])
@@ -100,7 +100,7 @@ def test_a_run_without_a_vote_is_an_error_with_its_reasons(
 
 
 def test_options_arrive(images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cassava_kit.cli.submission import submission
+    from cassava_kit.cli.submission import submission_command
 
     seen: list[object] = []
 
@@ -109,7 +109,7 @@ def test_options_arrive(images: Path, weights: Path, tmp_path: Path, monkeypatch
         return "done"
 
     monkeypatch.setattr(run_module, "run_at_home", run)
-    submission(weights, images, tmp_path / "s.csv", 60.0, "off", "d4", 2.0, "cpu")
+    submission_command(weights, images, tmp_path / "s.csv", 60.0, "off", "d4", 2.0, "cpu")
     assert seen == [weights, images, tmp_path / "s.csv", 60.0, RunOptions("d4", "off", device="cpu", memory=2.0)]
 
 

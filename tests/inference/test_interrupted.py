@@ -13,14 +13,14 @@ from tiny_runs import ROOT, full_ensemble, read_labels, submit
 from cassava_kit.files import read_json
 from cassava_kit.inference import run as run_module
 from cassava_kit.inference.forward import Forward
-from cassava_kit.inference.submission import check_submission
+from cassava_kit.inference.submission import check_answers
 
 
 def test_the_first_file_is_there_before_any_member_is_read(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(*_: object, **__: object) -> None:
-        assert check_submission(tmp_path / "s.csv", images).class_counts == (0, 0, 0, 21, 0)
+        assert check_answers(tmp_path / "s.csv", images).class_counts == (0, 0, 0, 21, 0)
         raise RuntimeError("no luck today")
 
     monkeypatch.setattr(run_module, "load_members", look)
@@ -33,14 +33,14 @@ def test_the_file_only_gets_better_member_by_member(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
-    real = run_module.write_submission
+    real = run_module.write_answers
 
     def write(path: Path, names: list[str], labels: list[int], competition: object) -> None:
         real(path, names, labels, competition)
-        check_submission(path, images)
+        check_answers(path, images)
         seen.append(np.asarray(labels))
 
-    monkeypatch.setattr(run_module, "write_submission", write)
+    monkeypatch.setattr(run_module, "write_answers", write)
     final, _ = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert len(seen) > 10 and set(seen[0]) == {3}
     agreement = [float(np.mean(labels == final.to_numpy())) for labels in seen]
@@ -139,7 +139,7 @@ def test_a_report_that_cannot_be_written_costs_no_vote(
 def test_a_first_file_that_cannot_be_replaced_does_not_end_the_run(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = run_module.write_submission, []
+    real, calls = run_module.write_answers, []
 
     def write(*arguments: object) -> None:
         calls.append(1)
@@ -148,7 +148,7 @@ def test_a_first_file_that_cannot_be_replaced_does_not_end_the_run(
         real(*arguments)
 
     submit(images, weights, tmp_path / "s.csv")
-    monkeypatch.setattr(run_module, "write_submission", write)
+    monkeypatch.setattr(run_module, "write_answers", write)
     labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist() and report.error is None
     calls.clear()
@@ -241,4 +241,4 @@ def test_kill_9_at_any_moment_leaves_a_valid_file(images: Path, weights: Path, t
         time.sleep(float(rng.uniform(0, 6)))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert check_submission(out, images).n_images == 21
+        assert check_answers(out, images).n_images == 21

@@ -12,7 +12,7 @@ from tiny_runs import CPU, full_ensemble
 from cassava_kit.competition import CASSAVA
 from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.run import run_submission
-from cassava_kit.inference.submission import check_submission, write_submission
+from cassava_kit.inference.submission import check_answers, write_answers
 from cassava_kit.inference.votes import Votes
 
 COLUMNS = ("bacterial", "streak", "mottle", "mosaic", "healthy")
@@ -34,7 +34,7 @@ def test_the_probabilities_are_the_full_ensembles(images: Path, weights: Path, t
     p = found[list(COLUMNS)].to_numpy()
     assert np.abs(np.delete(p, 5, axis=0) - np.delete(expected, 5, axis=0)).max() < 1e-4
     assert np.abs(p[5] - PRIOR).max() < 1e-6
-    summary = check_submission(out, images, SCORED_BY_LOSS)
+    summary = check_answers(out, images, SCORED_BY_LOSS)
     assert summary.class_counts == tuple(np.bincount(p.argmax(axis=1), minlength=5))
     assert "probabilities, most probable class" in str(summary)
 
@@ -68,14 +68,14 @@ def test_rows_that_are_no_probabilities_are_refused(images: Path, tmp_path: Path
     path = tmp_path / "s.csv"
     path.write_text(f"photo,{','.join(COLUMNS)}\n{row}\n")
     with pytest.raises(ValueError, match=message):
-        check_submission(path, images, SCORED_BY_LOSS)
+        check_answers(path, images, SCORED_BY_LOSS)
     path.write_text("photo,label\n000,1\n")
     with pytest.raises(ValueError, match="must begin with the columns photo,bacterial,streak"):
-        check_submission(path, images, SCORED_BY_LOSS)
+        check_answers(path, images, SCORED_BY_LOSS)
 
 
 def test_a_row_of_eight_digits_is_read_back_as_whole(images: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in images.iterdir())
     p = np.random.default_rng(0).dirichlet(np.full(5, 0.05), len(names))
-    write_submission(tmp_path / "s.csv", names, p, SCORED_BY_LOSS)
-    assert check_submission(tmp_path / "s.csv", images, SCORED_BY_LOSS).n_images == 21
+    write_answers(tmp_path / "s.csv", names, p, SCORED_BY_LOSS)
+    assert check_answers(tmp_path / "s.csv", images, SCORED_BY_LOSS).n_images == 21

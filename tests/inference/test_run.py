@@ -159,7 +159,7 @@ def test_a_picture_that_cannot_be_read_keeps_the_priors_class_where_every_checkp
 def test_a_disk_that_is_full_for_a_while_costs_no_checkpoint(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, calls = run_module.write_submission, []
+    real, calls = run_module.write_answers, []
 
     def write(*arguments: object) -> None:
         calls.append(1)
@@ -167,7 +167,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_checkpoint(
             raise OSError(28, "No space left on device")
         real(*arguments)
 
-    monkeypatch.setattr(run_module, "write_submission", write)
+    monkeypatch.setattr(run_module, "write_answers", write)
     monkeypatch.setattr(session, "WRITE_EVERY_SECONDS", 0.0)
     labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()

@@ -9,8 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cassava_kit.competition import CASSAVA
-from cassava_kit.inference.submission import check_submission, submission_ids, write_submission
+from cassava_kit.inference.submission import check_answers, submission_ids, write_submission
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["1.jpg", "a b.jpg", "ünï.jpg", 'c,"d".jpg']
@@ -29,7 +28,7 @@ def images(tmp_path: Path) -> Path:
 def test_what_is_written_passes(images: Path, tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
     write_submission(path, sorted(NAMES), [3, 0, 4, 3])
-    summary = check_submission(path, images)
+    summary = check_answers(path, images)
     assert (summary.n_images, summary.class_counts) == (4, (1, 0, 0, 2, 1))
     assert path.read_text(encoding="utf-8").splitlines()[:2] == ["image_id,label", "1.jpg,3"]
 
@@ -44,7 +43,7 @@ def test_a_name_that_is_no_utf8_comes_back_as_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
     write_submission(path, [name.decode("utf-8", "surrogateescape")], [1])
     assert name in path.read_bytes()
-    assert check_submission(path, tmp_path / "images").n_images == 1
+    assert check_answers(path, tmp_path / "images").n_images == 1
 
 
 def test_a_failed_write_leaves_the_old_file(images: Path, tmp_path: Path) -> None:
@@ -77,7 +76,7 @@ def test_refusals_name_the_file_and_the_row(images: Path, tmp_path: Path, text: 
     path = tmp_path / "submission.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
-        check_submission(path, images)
+        check_answers(path, images)
     assert str(path) in str(caught.value)
 
 
@@ -85,18 +84,18 @@ def test_a_row_for_an_image_that_is_not_there_is_refused(images: Path, tmp_path:
     path = tmp_path / "submission.csv"
     write_submission(path, [*sorted(NAMES), "ghost.jpg"], [0] * 5)
     with pytest.raises(ValueError, match=r"row 6 names ghost\.jpg, which is not an image"):
-        check_submission(path, images)
+        check_answers(path, images)
 
 
 def test_a_missing_file_says_so(images: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no submission"):
-        check_submission(tmp_path / "none.csv", images)
+        check_answers(tmp_path / "none.csv", images)
 
 
 def test_no_images_need_no_rows(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    write_submission(tmp_path / "s.csv", [], [], CASSAVA)
-    assert check_submission(tmp_path / "s.csv", tmp_path / "images").n_images == 0
+    write_submission(tmp_path / "s.csv", [], [])
+    assert check_answers(tmp_path / "s.csv", tmp_path / "images").n_images == 0
 
 
 def test_a_name_with_an_images_suffix_has_a_row_whatever_is_behind_it(images: Path, tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ def test_a_name_with_an_images_suffix_has_a_row_whatever_is_behind_it(images: Pa
     assert submission_ids(images) == sorted([*NAMES, "folder.jpg", "gone.JPEG"])
     write_submission(tmp_path / "s.csv", sorted(NAMES), [0] * 4)
     with pytest.raises(ValueError, match=r"no row for 2 of the 6 images .*first: folder\.jpg"):
-        check_submission(tmp_path / "s.csv", images)
+        check_answers(tmp_path / "s.csv", images)
     with pytest.raises(FileNotFoundError, match="no folder"):
         submission_ids(tmp_path / "nowhere")
 
@@ -122,7 +121,7 @@ def test_names_with_line_ends_commas_and_quotes_read_back(tmp_path: Path) -> Non
     assert table["image_id"].tolist() == sorted(HARD_NAMES) and table["label"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     with path.open(newline="") as file:
         assert [row[0] for row in csv.reader(file)] == ["image_id", *sorted(HARD_NAMES)]
-    assert check_submission(path, tmp_path / "images").n_images == 8
+    assert check_answers(path, tmp_path / "images").n_images == 8
 
 
 def test_the_notebooks_first_file_reads_back(tmp_path: Path) -> None:
@@ -141,4 +140,4 @@ def test_the_notebooks_first_file_reads_back(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], env=os.environ | places, check=True, capture_output=True)
     table = pd.read_csv(tmp_path / "submission.csv", dtype={"image_id": str})
     assert table["image_id"].tolist() == sorted(HARD_NAMES) and set(table["label"]) == {3}
-    assert check_submission(tmp_path / "submission.csv", root / "test_images").class_counts == (0, 0, 0, 8, 0)
+    assert check_answers(tmp_path / "submission.csv", root / "test_images").class_counts == (0, 0, 0, 8, 0)

@@ -12,7 +12,7 @@ from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.inference.report import RunReport
 from cassava_kit.inference.run import run_submission
-from cassava_kit.inference.submission import check_submission
+from cassava_kit.inference.submission import check_answers
 
 ROOT = Path(__file__).parents[2]
 CPU = {"device": "cpu", "batch_size": 4, "progress": False}
@@ -28,7 +28,7 @@ def submit(images: Path, weights: Path, out: Path, **changes: object) -> tuple[p
     """Run, check the file, and return its labels by image."""
     limits = {key: changes.pop(key) for key in ("time_limit", "started") if key in changes}
     report = run_submission(images, weights, out, options=RunOptions(**(CPU | changes)), **limits)
-    check_submission(out, images)
+    check_answers(out, images)
     return read_labels(out), report
 
 
