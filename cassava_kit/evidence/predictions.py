@@ -1,4 +1,7 @@
-"""Probabilities as files: `image_id,p0..p{K-1}` (and `fold`), with a JSON header beside the CSV, joined by id alone."""
+"""Prediction files: `image_id,p0..p{K-1}` (and `fold`) with a JSON header beside them, joined by id alone.
+
+Entry points `read_predictions` and `write_predictions`; `write_oof` for the model of another program.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cassava_kit.competition import Metric, Task, read_task
 from cassava_kit.errors import UserError
-from cassava_kit.files import KIT_VERSION, atomic_path, header_path, read_csv, read_json, write_json
+from cassava_kit.files import KIT_VERSION, csv_text, header_path, read_csv, read_json, write_json, write_text
 
 
 class Source(BaseModel):
@@ -97,8 +100,9 @@ def check_predictions(predictions: Predictions, name: str) -> Predictions:
         )
     if frame.empty:
         raise UserError(f"{name} has no rows")
-    if frame["image_id"].isna().any():
-        raise UserError(f"{name} row {int(frame['image_id'].isna().argmax()) + 2} has no image_id")
+    unnamed = (frame["image_id"].isna() | (frame["image_id"] == "")).to_numpy()
+    if unnamed.any():
+        raise UserError(f"{name} row {int(unnamed.argmax()) + 2} has no image_id")
     repeated = frame["image_id"].duplicated()
     if repeated.any():
         raise UserError(f"{name} predicts {frame['image_id'][repeated].iloc[0]} more than once; each image has one row")
@@ -121,9 +125,8 @@ def write_predictions(path: str | Path, predictions: Predictions) -> None:
     path = Path(path)
     header = header_path(path)
     check_predictions(predictions, path.name)
-    header.unlink(missing_ok=True)  # left beside other rows, even for a moment, it would vouch for them
-    with atomic_path(path) as temporary:
-        predictions.frame.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
+    header.unlink(missing_ok=True)  # beside other rows, even for a moment, it would describe what it does not know
+    write_text(path, csv_text(predictions.frame, "%.8g"))
     if predictions.header is not None:
         write_json(header, predictions.header.model_dump(mode="json"))
 
@@ -134,7 +137,7 @@ def read_predictions(path: str | Path) -> Predictions:
     if not path.is_file():
         raise FileNotFoundError(f"no prediction file {path}")
     beside = header_path(path)
-    frame = read_csv(path, dtype={"image_id": str})
+    frame = read_image_rows(path)
     header = None
     if beside.is_file():
         try:
@@ -148,3 +151,53 @@ def read_predictions(path: str | Path) -> Predictions:
             raise UserError(f"{path} must have whole numbers in the column fold")
         frame["fold"] = numbers.astype(int)  # other frameworks write 2.0 for 2
     return check_predictions(Predictions(frame, header), str(path))
+
+
+def read_image_rows(path: Path) -> pd.DataFrame:
+    """Read a CSV file with the column `image_id`, whose names are kept as they are: an image may be called NA."""
+    columns = read_csv(path, nrows=0).columns
+    missing = {column: ["", "NA", "nan", "NaN"] for column in columns if column != "image_id"}
+    return read_csv(path, dtype={"image_id": str}, keep_default_na=False, na_values=missing)
+
+
+def write_oof(path: str | Path, table: pd.DataFrame, pred_probs: np.ndarray, *, id_column: str = "image_id") -> Path:
+    """Write a model's out-of-fold probabilities for `ensemble`, `clean`, `compare` and `finals`.
+
+    Args:
+        path: the `.csv` file to write.
+        table: one row an image with its name and its `fold`, as `make_folds` returns it. Rows with a fold below 0
+            (training alone, test part) are left out.
+        pred_probs: probabilities (N, K) in the table's row order, each row by a model that never saw its fold.
+        id_column: the column of the names; in the file it is `image_id`.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: where columns are missing, rows do not fit, or a row does not sum to 1.
+
+    Example:
+        >>> import tempfile
+        >>> table = pd.DataFrame({"image_id": ["a.jpg", "b.jpg"], "label": [0, 1], "fold": [0, 1]})
+        >>> path = write_oof(Path(tempfile.mkdtemp()) / "mine.csv", table, [[.9, .1], [.4, .6]])
+        >>> path.read_text().splitlines()
+        ['image_id,p0,p1,fold', 'a.jpg,0.9,0.1,0', 'b.jpg,0.4,0.6,1']
+    """
+    path = Path(path)
+    if missing := [column for column in (id_column, "fold") if column not in table]:
+        raise UserError(
+            f"the table must have the columns {id_column} and fold, got {', '.join(map(str, table.columns))}"
+            f" ({', '.join(missing)} is missing); make folds first"
+        )
+    p = np.asarray(pred_probs, dtype=float)
+    if p.ndim != 2 or len(p) != len(table):
+        raise UserError(f"expected probabilities ({len(table)}, K), one row for each of the table's, got {p.shape}")
+    fold = pd.to_numeric(table["fold"], errors="coerce").to_numpy(float)
+    if not np.isfinite(fold).all() or (fold % 1).any():
+        raise UserError("the column fold must hold a whole number in every row")
+    scored = fold >= 0
+    columns = {f"p{k}": p[scored, k] for k in range(p.shape[1])}
+    names = table[id_column].astype(str).to_numpy()[scored]
+    frame = pd.DataFrame({"image_id": names, **columns, "fold": fold[scored].astype(int)})
+    write_predictions(path, Predictions(frame))
+    return path

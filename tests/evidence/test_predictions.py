@@ -4,6 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cassava_kit.data.folds import split_folds
+from cassava_kit.errors import UserError
+from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import (
     Header,
     Predictions,
@@ -11,6 +14,7 @@ from cassava_kit.evidence.predictions import (
     make_predictions,
     probability_columns,
     read_predictions,
+    write_oof,
     write_predictions,
 )
 
@@ -113,3 +117,42 @@ def test_bad_probabilities_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="sum to 1"):
         write_predictions(tmp_path / "oof.csv", bad)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a\rb.jpg", "NA", "null", "nan", "a,b.jpg", 'q"x".jpg', "a\nb.jpg", " b"])
+def test_any_file_name_comes_back(tmp_path, name):
+    written = make_predictions(np.array(["x.jpg", name]), np.array([[0.25, 0.75], [1, 0]]), header=example().header)
+    write_predictions(tmp_path / "oof.csv", written)
+    read = read_predictions(tmp_path / "oof.csv")
+    assert list(read.ids) == ["x.jpg", name] and read.probabilities.tolist() == [[0.25, 0.75], [1, 0]]
+
+
+def test_another_programs_model_joins_by_write_oof(tmp_path):
+    labels = pd.DataFrame({"image_id": [f"{i}.jpg" for i in range(12)], "label": [0, 1] * 6})
+    split = split_folds(labels, n_splits=3, seed=0)
+    p = np.random.default_rng(0).dirichlet(np.ones(2), 12)
+    shuffled = split.frame.sample(frac=1, random_state=1)
+    assert write_oof(tmp_path / "a" / "mine.csv", shuffled, p.tolist()) == tmp_path / "a" / "mine.csv"
+    write_oof(tmp_path / "b.csv", shuffled.rename(columns={"image_id": "file"}), p, id_column="file")
+    evidence = read_evidence([tmp_path / "a" / "mine.csv", tmp_path / "b.csv"], split)
+    expected = pd.DataFrame(p, index=shuffled["image_id"]).loc[split.frame["image_id"]].to_numpy()
+    assert np.allclose(evidence.pred_probs, expected[None], atol=1e-7)
+    holdout = split.frame.assign(fold=np.where(np.arange(12) < 8, -1, 0))
+    write_oof(tmp_path / "h.csv", holdout, p)
+    assert len(read_predictions(tmp_path / "h.csv").ids) == 4, "rows of training alone are not out of fold"
+
+
+@pytest.mark.parametrize(
+    ("table", "probs", "message"),
+    [
+        ({"image_id": ["a"]}, [[0.5, 0.5]], "must have the columns image_id and fold, got image_id"),
+        ({"image_id": ["a"], "fold": [0]}, [0.5, 0.5], r"expected probabilities \(1, K\)"),
+        ({"image_id": ["a"], "fold": [0.5]}, [[0.5, 0.5]], "whole number in every row"),
+        ({"image_id": ["a", "a"], "fold": [0, 1]}, [[0.5, 0.5]] * 2, "predicts a more than once"),
+        ({"image_id": ["a"], "fold": [0]}, [[5.0, 1.0]], "sum to 1"),
+    ],
+)
+def test_what_write_oof_cannot_write_is_refused(tmp_path, table, probs, message):
+    with pytest.raises(UserError, match=message):
+        write_oof(tmp_path / "x.csv", pd.DataFrame(table), probs)
+    assert not (tmp_path / "x.csv").exists()

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.detect import LabelErrors
-from cassava_kit.files import atomic_path, read_csv
-
-if TYPE_CHECKING:
-    pass
+from cassava_kit.evidence.predictions import read_image_rows
+from cassava_kit.files import csv_text, write_text
 
 REPORT_COLUMNS = ["image_id", "label", "suggested_label", "label_quality", "keep", "by_eye"]
 AGREEMENT = "neighbour_agreement"  # a column more where an embedding was given
@@ -124,10 +121,8 @@ def _decided(
 
 def write_noise_report(path: str | Path, report: pd.DataFrame) -> None:
     """Write the noise report, atomically."""
-    report = _with_by_eye(report)
-    with atomic_path(path) as temporary:
-        columns = [*REPORT_COLUMNS, *([AGREEMENT] if AGREEMENT in report else [])]
-        report[columns].to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    columns = [*REPORT_COLUMNS, *([AGREEMENT] if AGREEMENT in report else [])]
+    write_text(path, csv_text(_with_by_eye(report)[columns], "%.6g"))
 
 
 def read_noise_report(path: str | Path) -> pd.DataFrame:
@@ -135,12 +130,13 @@ def read_noise_report(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no noise report {path}; make one with: python -m cassava_kit clean")
-    report = read_csv(path, dtype={"image_id": str})
+    report = read_image_rows(path)
     report = _with_by_eye(report)
     if list(report.columns) not in (REPORT_COLUMNS, [*REPORT_COLUMNS, AGREEMENT]):
         raise UserError(f"{path} must have the columns {','.join(REPORT_COLUMNS)}, got {','.join(report.columns)}")
     flags = report["keep"].dtype == bool and report["by_eye"].dtype == bool
-    if report["image_id"].duplicated().any() or report.isna().to_numpy().any() or not flags:
+    named_once = not (report["image_id"].duplicated() | (report["image_id"] == "")).any()
+    if not named_once or report.isna().to_numpy().any() or not flags:
         raise UserError(f"{path} must name every image once, with True or False in keep and by_eye and no empty cell")
     whole = all(pd.api.types.is_integer_dtype(report[column]) for column in ("label", "suggested_label"))
     numbers = pd.api.types.is_numeric_dtype(report["label_quality"])
@@ -165,7 +161,7 @@ def _read_decisions(path: Path) -> pd.DataFrame:
     """One file of decisions, each keep, drop or relabel."""
     if not path.is_file():
         raise FileNotFoundError(f"no decisions {path}; export them from the review page")
-    table = read_csv(path, dtype={"image_id": str})
+    table = read_image_rows(path)
     if list(table.columns) != ["image_id", "decision", "label"]:
         raise UserError(f"{path} must have the columns image_id,decision,label, got {','.join(table.columns)}")
     if table["image_id"].duplicated().any():

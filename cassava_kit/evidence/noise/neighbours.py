@@ -6,11 +6,11 @@ import numpy as np
 
 from cassava_kit.errors import UserError
 
-NEIGHBOURS = 10
+N_NEIGHBOURS = 10
 WORKING_MEMORY = 128  # MiB for distances at a time
 
 
-def nearest(embedding: np.ndarray, *, reach: int = NEIGHBOURS, of: np.ndarray | None = None) -> np.ndarray:
+def nearest(embedding: np.ndarray, *, reach: int = N_NEIGHBOURS, of: np.ndarray | None = None) -> np.ndarray:
     """Return the rows of the nearest others by cosine of the centred embedding (N, D), nearest first, (N, reach).
 
     `of` (Q,) asks for the neighbours of some rows alone, (Q, reach). Fewer are returned where there are fewer others.
@@ -34,7 +34,7 @@ def nearest(embedding: np.ndarray, *, reach: int = NEIGHBOURS, of: np.ndarray | 
     return np.asarray(found[~itself].reshape(len(asked), reach))
 
 
-def neighbour_agreement(embedding: np.ndarray, labels: np.ndarray, *, k: int = NEIGHBOURS) -> np.ndarray:
+def neighbour_agreement(embedding: np.ndarray, labels: np.ndarray, *, k: int = N_NEIGHBOURS) -> np.ndarray:
     """Return the share of each row's k nearest others that carry its own label, (N,) in 0..1.
 
     A second look at suspicious rows: in a good embedding a wrong label disagrees with its neighbours' as well. It flags

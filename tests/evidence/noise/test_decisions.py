@@ -79,6 +79,14 @@ def test_the_report_is_sorted_and_comes_back_from_the_disk(tmp_path):
     assert read["003.jpg"] == pytest.approx(3 / 199, abs=1e-5)
 
 
+def test_any_file_name_comes_back(tmp_path):
+    ids = np.array(["NA", "a\rb.jpg", "null", *IDS[3:]])
+    write_noise_report(tmp_path / "clean.csv", noise_report(ids, detection([3])))
+    assert set(read_noise_report(tmp_path / "clean.csv")["image_id"]) == set(ids)
+    (tmp_path / "d.csv").write_text("image_id,decision,label\nNA,drop,0\n")
+    assert read_decisions([tmp_path / "d.csv"])["image_id"].tolist() == ["NA"]
+
+
 def test_eyes_come_before_estimates():
     decided = decisions(("000.jpg", "keep", 0), ("199.jpg", "drop", 2), ("100.jpg", "relabel", 0))
     report = noise_report(IDS, detection([0, 30]), caps=Caps(0.01), decisions=decided).set_index("image_id")
