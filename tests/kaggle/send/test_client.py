@@ -271,7 +271,7 @@ def test_a_dataset_whose_creation_failed_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_call_whose_answer_is_lost_is_not_made_twice(notebook: Path) -> None:
-    api = Api(LOST, reply(version_number=9))
+    api = Api(LOST, LOST, reply(version_number=9))
     remote, _ = client(api)
     remote.kernel_version = lambda kernel, source: 7  # type: ignore[method-assign]
     assert remote.push_kernel(notebook, newer_than=6) == 7 and len(api.calls) == 1
@@ -310,6 +310,14 @@ def test_submissions_left_today(counts: tuple[int, int, int], left: int | None) 
 def test_a_client_that_knows_no_limits_tells_none() -> None:
     assert client(SimpleNamespace())[0].submissions_left() is None
     assert client(Api(refused(404)))[0].submissions_left() is None
+
+
+def test_the_files_of_a_dataset_are_listed_over_several_pages() -> None:
+    def page(name: str, size: int, token: str) -> SimpleNamespace:
+        return SimpleNamespace(files=[SimpleNamespace(name=name, total_bytes=size)], next_page_token=token)
+
+    assert client(Api(page("a", 1, "2"), page("b", 2, "")))[0].dataset_sizes("me/d") == {"a": 1, "b": 2}
+    assert client(Api(SimpleNamespace(files=None, next_page_token="")))[0].dataset_sizes("me/d") is None
 
 
 @pytest.mark.parametrize("joined", [True, False])
