@@ -16,7 +16,7 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import read_folds
 from cassava_kit.data.images import in_threads
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.noise.decisions import read_noise_report
+from cassava_kit.evidence.noise.decisions import AGREEMENT, read_noise_report
 from cassava_kit.evidence.noise.neighbours import nearest
 from cassava_kit.evidence.oof import Evidence, read_evidence
 from cassava_kit.files import cache_dir, header_path, read_json, sha256_bytes, write_text
@@ -92,6 +92,7 @@ def review_rows(report: pd.DataFrame, extras: Extras | None = None, *, limit: in
             "suggested": int(row["suggested_label"]),
             "quality": float(row["label_quality"]),
             "keep": bool(row["keep"]),
+            "agreement": float(row[AGREEMENT]) if AGREEMENT in row else None,
             "votes": votes.get(row["image_id"], []),
             "conflicts": [{"id": name, "label": label_of[name]} for name in conflicts.get(row["image_id"], [])],
             "near": [{"id": n, "label": label_of[n]} for n in (extras.near or {}).get(row["image_id"], [])[:N_NEAR]],

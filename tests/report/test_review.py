@@ -62,6 +62,7 @@ def test_suspicious_rows_come_worst_first_and_no_others():
         "suggested": 4,
         "quality": pytest.approx(0.01 + 0.98 / 29),
         "keep": False,
+        "agreement": None,
         "votes": [],
         "conflicts": [],
         "near": [],
@@ -326,6 +327,39 @@ def test_an_embedding_decides_who_is_near(journey):
     )
     rows = {row["id"]: row for row in page_data(journey / "review.html")["rows"]}
     assert {near["id"] for near in rows["021.jpg"]["near"][:2]} == {"020.jpg", "022.jpg"}
+
+
+def report_with_neighbours(journey):
+    """The report of `clean --embedding`: its rows say which share of their neighbours has their label."""
+    vectors = np.random.default_rng(2).normal(size=(60, 3))
+    np.savez(journey / "e.npz", image_id=np.array([f"{i:03d}.jpg" for i in range(60)]), embedding=vectors)
+    oof, folds, out = [journey / "sure.csv"], journey / "folds.csv", journey / "clean.csv"
+    clean_files(oof, folds, out, caps=Caps(0.1, 1.0), embedding=journey / "e.npz")
+    review_files(out, journey / "data", journey / "review.html")
+    return read_noise_report(out).set_index("image_id")["neighbour_agreement"]
+
+
+def test_the_page_knows_the_neighbours_agreement_where_the_report_does(journey):
+    review_files(journey / "clean.csv", journey / "data", journey / "review.html")
+    assert all(row["agreement"] is None for row in page_data(journey / "review.html")["rows"])
+    agreement = report_with_neighbours(journey)
+    rows = page_data(journey / "review.html")["rows"]
+    assert {row["id"]: row["agreement"] for row in rows} == {row["id"]: agreement[row["id"]] for row in rows}
+
+
+def test_the_page_is_sorted_by_the_neighbours_agreement_on_demand(journey, browser):
+    from selenium.webdriver.support.ui import Select
+
+    agreement = report_with_neighbours(journey)
+    show(browser, journey / "review.html")
+
+    def order():
+        return [card.get_attribute("data-id") for card in browser.find_elements("css selector", "article")]
+
+    before = order()
+    Select(browser.find_element("id", "sort")).select_by_value("agreement")
+    assert order() == sorted(before, key=lambda name: agreement[name])
+    assert f"{100 * agreement[order()[0]]:.0f} % of neighbours" in browser.find_element("tag name", "article").text
 
 
 def test_what_a_reviewer_decides_comes_back_through_clean(journey, browser):
