@@ -18,6 +18,7 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.duplicates import Fingerprints, fingerprint, group_duplicates
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
 from cassava_kit.data.table import list_images, read_table
+from cassava_kit.errors import UserError
 from cassava_kit.files import cache_dir
 
 SIDE = 64  # shorter side at which statistics are taken: an eighth of 800x600, decoded so by the JPEG library itself
@@ -101,7 +102,7 @@ def explore(
     looks = dict(zip(names, in_threads(look, paths, title="Looking", progress=progress), strict=True))
     readable = [name for name in names if not looks[name].reason]
     if not readable:
-        raise ValueError(f"no readable image in {image_dir} ({len(names)} files); check the download")
+        raise UserError(f"no readable image in {image_dir} ({len(names)} files); check the download")
     label_of = dict(zip(table["image_id"], table["label"].tolist(), strict=True))
     prints = fingerprint(
         [image_dir / name for name in readable], cache=cache or cache_dir() / "fingerprints.npz", progress=progress

@@ -13,7 +13,7 @@ from cassava_kit.report import charts
 from cassava_kit.report.charts import Chart
 from cassava_kit.report.eda import QUANTITIES, Eda, Group, between_classes, explore, sizes
 from cassava_kit.report.page import check_out, percent, short_names, write_page
-from cassava_kit.report.thumbnails import decoded, thumbnails
+from cassava_kit.report.thumbnails import decode_thumbnail, thumbnails
 
 GRID = 8
 SHOWN_CONFLICTS, SHOWN_GROUPS, SHOWN_COPIES, SHOWN_UNLISTED = 40, 20, 6, 16
@@ -37,7 +37,7 @@ def write_eda(
     pictures = thumbnails(eda.image_dir, wanted, progress=progress)
     values = {
         "eda": eda,
-        "classes": short_names(eda.competition),
+        "classes": short_names(eda.competition.classes),
         "samples": samples,
         "shown": shown,
         "copies": SHOWN_COPIES,
@@ -87,11 +87,11 @@ def _spread(values: np.ndarray) -> str:
 
 def eda_charts(eda: Eda, samples: Sequence[Sequence[str]], pictures: dict[str, str]) -> list[Chart]:
     """Class counts, statistics by class, and the sample grid (as PNG alone)."""
-    names = short_names(eda.competition)
+    names = short_names(eda.competition.classes)
     labels = eda.frame["label"].to_numpy()
     shown = ("brightness", "contrast", "saturation", "green")
     groups = {q: [eda.frame[q].to_numpy()[labels == k] for k in range(len(names))] for q in shown}
-    grid = [[decoded(pictures[name]) for name in row if pictures[name]] for row in samples]
+    grid = [[decode_thumbnail(pictures[name]) for name in row if pictures[name]] for row in samples]
     return [
         charts.bars("classes", "Images of each class, by given label.", names, eda.counts.tolist()),
         charts.boxes("statistics", "Median, quartiles and 5th to 95th percentile of each class.", names, groups),

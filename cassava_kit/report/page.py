@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cassava_kit.competition import Competition
+from cassava_kit.errors import UserError
 from cassava_kit.files import write_text
 from cassava_kit.report.charts import Chart, write_pngs
 
@@ -25,7 +25,7 @@ def write_page(out: Path, template: str, charts: Sequence[Chart], values: dict[s
 def check_out(out: Path) -> Path:
     """Refuse, before slow work, a name that no browser would open as a page."""
     if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"the page must be an .html file, got {out}")
+        raise UserError(f"the page must be an .html file, got {out}")
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; name the page to write")
     return out
@@ -56,10 +56,10 @@ def number(count: int, thing: str = "") -> str:
     return f"{count:,} {thing}{'s' if thing and count != 1 else ''}".strip()
 
 
-def short_names(competition: Competition) -> list[str]:
-    """Each class's number and the abbreviation in its brackets, or its whole name: `3 CMD`."""
-    brackets = [re.search(r"\(([^)]+)\)$", name) for name in competition.classes]
-    short = [m.group(1) if m else name for m, name in zip(brackets, competition.classes, strict=True)]
+def short_names(classes: Sequence[str]) -> list[str]:
+    """Return each class's number and the abbreviation in its brackets, or its whole name: `3 CMD`."""
+    brackets = [re.search(r"\(([^)]+)\)$", name) for name in classes]
+    short = [m.group(1) if m else name for m, name in zip(brackets, classes, strict=True)]
     return [f"{k} {name}" for k, name in enumerate(short)]
 
 

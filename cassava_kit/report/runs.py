@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import distinct_names
 from cassava_kit.evidence.predictions import Predictions, read_predictions
 from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, read_csv, read_json
@@ -52,15 +53,15 @@ def _expand(path: Path) -> list[Path]:
         raise FileNotFoundError(f"no run folder {path}; give what train wrote, e.g. runs/resnet18")
     if path.is_file():
         if path.suffix.lower() != ".csv":
-            raise ValueError(f"{path} is a file; give a run folder, or an out-of-fold prediction file (.csv)")
+            raise UserError(f"{path} is a file; give a run folder, or an out-of-fold prediction file (.csv)")
         return [path]
     if FOLD_FOLDER.fullmatch(path.name) and (path / CONFIG_FILE).is_file():
-        raise ValueError(f"{path} is one fold of a run; give the run's folder {path.parent}")
+        raise UserError(f"{path} is one fold of a run; give the run's folder {path.parent}")
     if _is_run(path):
         return [path]
     found = sorted(child for child in path.iterdir() if child.is_dir() and _is_run(child))
     if not found:
-        raise ValueError(f"{path} has no runs: expected fold0/config.json or oof.csv in it, or folders that have them")
+        raise UserError(f"{path} has no runs: expected fold0/config.json or oof.csv in it, or folders that have them")
     return found
 
 
@@ -102,7 +103,7 @@ def _read_run(folder: Path, name: str) -> Run:
 def _read_object(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold one JSON object, got {type(value).__name__}")
+        raise UserError(f"{path} must hold one JSON object, got {type(value).__name__}")
     return value
 
 
@@ -114,7 +115,7 @@ def _read_metrics(path: Path) -> pd.DataFrame:
     """A row an epoch; `note` is text, empty where the doctor found nothing."""
     frame = read_csv(path)
     if not {"epoch", "train_loss", "val_loss"} <= set(frame.columns):
-        raise ValueError(f"{path} must have the columns epoch,train_loss,val_loss, got {','.join(frame.columns)}")
+        raise UserError(f"{path} must have the columns epoch,train_loss,val_loss, got {','.join(frame.columns)}")
     return frame.assign(note=frame["note"].fillna("").astype(str) if "note" in frame else "")
 
 

@@ -46,12 +46,13 @@ class Report:
     scored: list[ScoredRun]
     baseline: ScoredRun | None
     pairs: list[Comparison]
-    competition: Competition
+    task: Task
+    title: str
 
     @property
     def metric_name(self) -> str:
-        """What runs are ranked by, in words."""
-        return METRIC_NAMES[self.competition.metric]
+        """Return what runs are ranked by, in words."""
+        return METRIC_NAMES[self.task.metric]
 
 
 def write_report(
@@ -188,7 +189,7 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
         "scored": by_name,
         "head": headline(report),
         "score_rows": score_rows(report),
-        "said": {one.name: format_score(one.score) for one in report.scored},
+        "shown_score": {one.name: format_score(one.score) for one in report.scored},
         "stored_rows": stored_rows(report),
         "pair_rows": [_pair_row(pair) for pair in report.pairs],
         "settings": differing_settings([run for run in report.runs if run.configs]),

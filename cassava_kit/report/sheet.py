@@ -9,6 +9,7 @@ import numpy as np
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.images import ImageError, load_image
 from cassava_kit.data.table import TrainTable, read_competition
+from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path
 
 TILE = (120, 160)
@@ -24,9 +25,9 @@ def contact_sheet(
     """
     competition = competition or current()
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"the sheet must be a .png or .jpg file, got {out}")
+        raise UserError(f"the sheet must be a .png or .jpg file, got {out}")
     if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+        raise UserError(f"columns must be at least 1, got {columns}")
     table = read_competition(data, competition)
     rng = np.random.default_rng(seed)
     rows = [_row(table, label, columns, rng) for label in range(competition.n_classes)]

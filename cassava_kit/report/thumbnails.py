@@ -20,7 +20,7 @@ def thumbnails(image_dir: Path, names: Sequence[str], *, progress: bool = True) 
     return dict(zip(distinct, made, strict=True))
 
 
-def decoded(picture: str) -> np.ndarray:
+def decode_thumbnail(picture: str) -> np.ndarray:
     """The pixels of a thumbnail (H, W, 3)."""
     from cassava_kit.data.images import decode
 

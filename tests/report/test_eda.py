@@ -12,8 +12,8 @@ import pytest
 from cells import Cells
 from PIL import Image
 
-from cassava_kit.__main__ import app
 from cassava_kit.cli.app import run_app
+from cassava_kit.cli.verbs import app
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.duplicates import fingerprint
 from cassava_kit.data.table import read_table
