@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 KIT_VERSION = "0.1.0"
 KIT_MANIFEST = "KIT_MANIFEST.json"
 WEIGHTS_MANIFEST = "WEIGHTS_MANIFEST.json"
+# The submissions that were made, in the current folder; `make clean` keeps it.
+LEDGER_FILE = "submissions.json"
 # What a fold's run leaves in its folder.
 CHECKPOINT_FILE, OOF_FILE, DONE_FILE, CONFIG_FILE = "best.safetensors", "oof.csv", "run.json", "config.json"
 

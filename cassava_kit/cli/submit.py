@@ -12,13 +12,13 @@ import typer
 from cassava_kit.cli.app import StageGroup, Stages, make_app
 from cassava_kit.cli.options import Views
 from cassava_kit.errors import UserError
+from cassava_kit.files import LEDGER_FILE
 
 if TYPE_CHECKING:
     from cassava_kit.kaggle.pack.kernels import Changes, Kernel
 
 Strings = list[str] | None
 KERNELS = Path("build/kernels")
-LEDGER = Path("submissions.json")
 SUBMISSION = "ensemble-submission"
 
 Bundle = Annotated[Path, typer.Option("--bundle", help="Folder packed by `ensemble` or `package`.")]
@@ -208,7 +208,7 @@ def submit_command(
     again: Again = False,
     yes: Annotated[bool, typer.Option("--yes", help="Make the last submission of the day without asking.")] = False,
     dry_run: OnlyPlan = False,
-    ledger: Ledger = LEDGER,
+    ledger: Ledger = Path(LEDGER_FILE),
 ) -> int:
     """Push a bundle, submit what its notebook leaves, and wait for the score."""
     from cassava_kit.cli.kaggle import print_calls, send
@@ -230,7 +230,9 @@ def fetch_command(bundle: BundleOrNone = None, kernel: KernelName = SUBMISSION) 
 
 
 def finals_command(
-    ledger: Annotated[Path | None, typer.Option(help=f"Submissions recorded by `submit`; default: {LEDGER}.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help=f"Submissions recorded by `submit`; default: {LEDGER_FILE}.")
+    ] = None,
     candidate: Annotated[
         Strings,
         typer.Option(
@@ -246,7 +248,7 @@ def finals_command(
         raise UserError("--candidate needs --folds FILE, its split, and --folds goes with it; the ledger has its own")
     if candidate and ledger:
         raise UserError("--candidate stands in place of the ledger; give it or --ledger")
-    return finals(ledger or LEDGER, folds, candidate or [])
+    return finals(ledger or Path(LEDGER_FILE), folds, candidate or [])
 
 
 def _notebook(name: str, param: Strings = None, attach: Strings = None) -> tuple[Kernel, Changes | None]:

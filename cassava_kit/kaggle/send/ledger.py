@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from cassava_kit.files import read_json, write_json
+from cassava_kit.files import LEDGER_FILE, read_json, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.selection import EVIDENCE
 from cassava_kit.kaggle.send.remote import Submission
 
-# In the current folder. Earlier versions wrote the ledger to build/, which `make clean` removes.
-LEDGER, OLD_LEDGER = Path("submissions.json"), Path("build/submissions.json")
+# Earlier versions wrote the ledger to build/, which `make clean` removes.
+LEDGER, OLD_LEDGER = Path(LEDGER_FILE), Path("build") / LEDGER_FILE
 
 
 def adopt_old_ledger(ledger: Path) -> Path:

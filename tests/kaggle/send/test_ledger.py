@@ -12,16 +12,6 @@ from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.kernels import find_kernel
 from cassava_kit.kaggle.send.ledger import LEDGER, OLD_LEDGER, adopt_old_ledger
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-
-
-def test_what_cannot_be_made_again_is_kept_by_clean_and_by_git() -> None:
-    recipe = (REPOSITORY / "Makefile").read_text().partition("clean:")[2].partition("\n\n")[0]
-    ignored = (REPOSITORY / ".gitignore").read_text().splitlines()
-    for kept in (LEDGER, LEDGER.with_suffix(""), OUTPUTS):
-        assert kept.parts[0] not in recipe.split() and "build" in recipe.split()
-        assert f"/{kept}" in ignored or f"/{kept}/" in ignored
-
 
 def test_an_old_ledger_is_copied_once_with_its_evidence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

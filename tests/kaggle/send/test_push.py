@@ -485,7 +485,7 @@ def test_a_push_that_is_stopped_and_given_again_takes_up_the_same_session(stub: 
     stub.output = {"notes.json": b"{}"}
     variables = environment(stub, tmp_path / "home", os.environ["PATH"])
     given = ["--kernel", "train-folds", "--param", "RECIPE=resnet18", "--param", "WEIGHTS=resnet18.safetensors"]
-    command = [sys.executable, str(REPOSITORY / "submit.py"), "--push", *given, "--attach", "somebody/first-weights"]
+    command = [sys.executable, str(REPOSITORY / "submit.py"), "push", *given, "--attach", "somebody/first-weights"]
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
