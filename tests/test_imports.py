@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Each room may import the ones to its left; rooms that share an entry do not know each other.
 ORDER = (
-    "errors files | settings | competition | models data | evidence | inference | "
+    "errors | files | settings | competition | models data | evidence | inference | "
     "training kaggle | report | cli | __main__"
 )
 PLACE = {room: place for place, rooms in enumerate(ORDER.split("|")) for room in rooms.split()}

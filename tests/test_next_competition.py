@@ -286,7 +286,7 @@ def test_a_file_that_is_there_stays_and_nothing_is_asked_in_vain(tmp_path):
     assert first.returncode == 0, first.stderr
     before = (tmp_path / "competition.json").read_bytes()
     again = kit("-m", "cassava_kit", "init", "--slug", "other", "--classes", "a,b", cwd=tmp_path)
-    assert again.returncode == 2 and "already there; give --force" in again.stderr
+    assert again.returncode == 2 and "exists already; give --force" in again.stderr
     assert (tmp_path / "competition.json").read_bytes() == before
     forced = kit("-m", "cassava_kit", "init", "--slug", "other", "--classes", "a,b", "--force", cwd=tmp_path)
     assert forced.returncode == 0 and read_facts(tmp_path / "competition.json").slug == "other"

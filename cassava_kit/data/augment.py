@@ -1,4 +1,4 @@
-"""The albumentations pipelines behind `transforms.train_transform`; imported late, as albumentations takes seconds."""
+"""Albumentations pipelines, imported late by `transforms.train_transform`. Entry point: `TrainTransform`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SYMMETRIES = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")
 
 
 class TrainTransform:
-    """A decoded (H, W, 3) uint8 image -> an augmented (height, width, 3) uint8 picture.
+    """A callable from a decoded (H, W, 3) uint8 image to an augmented (height, width, 3) uint8 picture.
 
-    With `seed` the picture depends on the image and the seed alone, whatever ran before and in whichever worker; the
-    dataset derives one from (run seed, epoch, index). Without, pictures follow albumentations' own random state.
+    With `seed` the picture depends on image and seed alone; the dataset derives one from (run seed, epoch, index).
+    Without, pictures depend on albumentations' own random state.
     """
 
     def __init__(self, name: str, size: tuple[int, int]) -> None:
@@ -27,7 +27,7 @@ class TrainTransform:
 
     def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
         if seed is not None:
-            # One state for all: A.Compose's own seed gives every transform the same draws, and so ties them together.
+            # One state for all: A.Compose's seed would give every transform the same draws.
             state = np.random.default_rng(seed), random.Random(seed)
             for transform in self.transforms:
                 transform.set_random_state(*state)
@@ -38,7 +38,7 @@ class TrainTransform:
 
 
 class CropResize(A.RandomResizedCrop):
-    """RandomResizedCrop by `resize_crop`."""
+    """RandomResizedCrop that resizes by `resize_crop`."""
 
     def apply(self, img: np.ndarray, crop_coords: tuple[int, int, int, int], **params: Any) -> np.ndarray:
         left, top, right, bottom = crop_coords
@@ -46,7 +46,7 @@ class CropResize(A.RandomResizedCrop):
 
 
 class Symmetry(A.D4):
-    """One of a square's eight symmetries, by OpenCV: a tenth of the library's time."""
+    """A random one of a square's eight symmetries, by OpenCV in a tenth of the library's time."""
 
     def get_params(self) -> dict[str, str]:
         return {"group_element": self.py_random.choice(SYMMETRIES)}
@@ -56,10 +56,10 @@ class Symmetry(A.D4):
 
 
 def resize_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a training crop: sides at least twice too long are halved by means of neighbours, the rest is bilinear.
+    """Resize a training crop: sides at least twice too long are halved by averaging, the rest is bilinear.
 
     Bilinear alone skips pixels when it shrinks by more than two (29 dB from the evaluation pixels); area averaging does
-    not, at eight times the cost. This stays above 33 dB at little more than the cost of the first.
+    not, but costs eight times as much. This stays above 33 dB at little more than the cost of bilinear.
     """
     height, width = size
     while True:
@@ -71,7 +71,7 @@ def resize_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def symmetry(image: np.ndarray, element: str) -> np.ndarray:
-    """An image in one of a square's eight positions; names are albumentations' (e, r90, r180, r270, v, h, t, hvt)."""
+    """Return an image in one of a square's eight positions, by albumentations' names (`SYMMETRIES`)."""
     if element in ("t", "hvt", "r90", "r270"):
         image = cv2.transpose(image)
     code = {"v": 0, "h": 1, "r180": -1, "r90": 0, "r270": 1, "hvt": -1}.get(element)
@@ -79,7 +79,7 @@ def symmetry(image: np.ndarray, element: str) -> np.ndarray:
 
 
 def make_transform(transform: type, **kwargs: Any) -> Any:
-    """Build an albumentations transform; an argument that it would ignore with a warning is a ValueError here."""
+    """Return an albumentations transform; ValueError for an argument that it would ignore with a warning."""
     try:
         return transform(**kwargs, strict=True)
     except ValueError as error:
@@ -87,22 +87,22 @@ def make_transform(transform: type, **kwargs: Any) -> Any:
 
 
 def pipeline(name: str, size: tuple[int, int]) -> list[A.BasicTransform]:
-    """The transforms of one augmentation, `none`, `light` or `strong`, in order."""
+    """Return the transforms of the augmentation `none`, `light` or `strong`, in order."""
     if name == "none":
         return []
     return light_transforms(size) if name == "light" else [*light_transforms(size), *strong_transforms()]
 
 
 def light_transforms(size: tuple[int, int]) -> list[A.BasicTransform]:
-    """Crops, and the eight symmetries of a leaf seen from above (transpose and both flips): no colour is touched."""
+    """Return a random crop and one of a square's eight symmetries; colours are not changed."""
     crop = make_transform(CropResize, size=size, scale=(0.4, 1.0), ratio=(0.75, 4 / 3))
-    # Turning the small picture is cheaper, but it would turn a rectangle's sides round.
+    # Symmetries of the small picture are cheaper, but would exchange the sides of a rectangle.
     square = size[0] == size[1]
     return [crop, make_transform(Symmetry, p=1.0)] if square else [make_transform(Symmetry, p=1.0), crop]
 
 
 def strong_transforms() -> list[A.BasicTransform]:
-    """What the best teams of the competition added: small shifts and turns, light and colour, holes."""
+    """Return what the best teams of the competition added: small shifts and rotations, light and colour, holes."""
     return [
         make_transform(
             A.Affine,

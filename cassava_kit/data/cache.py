@@ -1,4 +1,4 @@
-"""Pre-decoded pixels in one memory-mapped file, made once: later epochs never decode a JPEG."""
+"""Decoded pixels in one memory-mapped file, so that later epochs decode no JPEG. Entry point: `open_cache`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cassava_kit.data.images import ImageError, decode, in_threads, resize
+from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path, read_json, write_json
 
 
 class CachedFile(BaseModel):
-    """What a row was made from: the file's name, content hash, and the marks by which a change is noticed."""
+    """The image file behind a row: name, content hash, size and times, and why it could not be decoded, if so."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -39,8 +40,8 @@ class CacheHeader(BaseModel):
 class PixelCache:
     """Pictures (H, W, 3) uint8 by index or by path, as read-only views into the file.
 
-    Nothing is loaded: the pages seen are the system's file cache, which it takes back when memory is short. Each
-    process maps the file itself, so a cache may be handed to worker processes.
+    The file is memory-mapped, so its pages count as the system's file cache. Each process maps the file itself: a cache
+    may be pickled to worker processes.
     """
 
     def __init__(self, file: Path, paths: Sequence[Path], header: CacheHeader) -> None:
@@ -58,7 +59,7 @@ class PixelCache:
         return self._row(self._order[index])
 
     def load(self, path: Path) -> np.ndarray:
-        """The picture of an image file; ImageError where the file could not be decoded when the cache was made."""
+        """Return the picture of an image file; ImageError where the file could not be decoded."""
         try:
             return self._row(self._rows[Path(path)])
         except ImageError as error:
@@ -76,10 +77,13 @@ class PixelCache:
 
 
 def open_cache(folder: Path, paths: Sequence[Path], size: tuple[int, int], *, progress: bool = True) -> PixelCache:
-    """The pixel cache of these images in `folder`, made if it is not there, broken, or not of these files any more.
+    """Return the pixel cache of these images in `folder`, made anew if it is missing, damaged or of other contents.
 
-    Rows are those of `images.load_image(path, size)`. A cache of more images serves any part of them. A file
-    whose size and times are unchanged is taken as unchanged; any other is known by the hash of its content.
+    Rows are those of `images.load_image(path, size)`. A cache of more images serves any part of them. A file whose size
+    and times are unchanged is taken as unchanged; of any other the content is hashed.
+
+    Raises:
+        UserError: There is no image, two have one name, or the disk has too little room.
     """
     _check_names(paths)
     file = Path(folder) / f"pixels-{size[0]}x{size[1]}.npy"
@@ -92,10 +96,12 @@ def open_cache(folder: Path, paths: Sequence[Path], size: tuple[int, int], *, pr
 
 def _check_names(paths: Sequence[Path]) -> None:
     if not paths:
-        raise ValueError("a pixel cache needs at least one image, got none")
+        raise UserError("a pixel cache needs at least one image, got none")
     names = [Path(path).name for path in paths]
     if len(set(names)) != len(names):
-        raise ValueError("a pixel cache knows images by name: give one cache folder to each image folder")
+        raise UserError(
+            "a pixel cache knows images by name, and two have the same; give each image folder its own cache"
+        )
 
 
 def _header_file(file: Path) -> Path:
@@ -103,7 +109,7 @@ def _header_file(file: Path) -> Path:
 
 
 def _read_header(file: Path, size: tuple[int, int]) -> CacheHeader | None:
-    """The header, if the pixels beside it are whole and of this size; None otherwise."""
+    """Return the header, if the pixels beside it are complete and of this size; None otherwise."""
     try:
         header = CacheHeader.model_validate(read_json(_header_file(file)))
         stored = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -114,9 +120,9 @@ def _read_header(file: Path, size: tuple[int, int]) -> CacheHeader | None:
 
 
 def _confirm(file: Path, paths: Sequence[Path], header: CacheHeader, *, progress: bool) -> CacheHeader | None:
-    """The header, where it has every image with the content that it has now; None otherwise.
+    """Return the header, where it has every image with its present content; None otherwise.
 
-    Only files whose marks differ are read; if their content is the old one, the new marks are noted for next time.
+    Only files whose size or times differ are read; where their content is the old one, the header gets the new times.
     """
     stored = {one.name: one for one in header.files}
     if not all(Path(path).name in stored for path in paths):
@@ -135,7 +141,7 @@ def _confirm(file: Path, paths: Sequence[Path], header: CacheHeader, *, progress
 
 
 def _marks(path: Path) -> tuple[int, int, int]:
-    """Size, time of change and time of the last change of state: no edit leaves all three as they were."""
+    """Return file size, mtime and ctime; a change of any means that the file may have been edited."""
     try:
         stat = Path(path).stat()
     except OSError:
@@ -151,7 +157,7 @@ def _sha256(path: Path) -> str:
 
 
 def _make(file: Path, paths: Sequence[Path], size: tuple[int, int], *, progress: bool) -> CacheHeader:
-    """Decode every image into the file, whole or not at all; threads write rows in place, memory stays flat."""
+    """Decode every image into the file, atomically; threads write rows in place."""
     shape = (len(paths), *size, 3)
     file.parent.mkdir(parents=True, exist_ok=True)
     _check_room(file.parent, int(np.prod(shape)))
@@ -164,7 +170,7 @@ def _make(file: Path, paths: Sequence[Path], size: tuple[int, int], *, progress:
             write = partial(_write_row, out.fileno(), start, size)
             files = tuple(in_threads(write, list(enumerate(paths)), title="Pixel cache", progress=progress))
             os.fsync(out.fileno())
-        # Without its header the old file is nothing, so no moment has new pixels under an old header.
+        # A file without a header is not read: new pixels are never found under an old header.
         _header_file(file).unlink(missing_ok=True)
     header = CacheHeader(size=size, files=files)
     write_json(_header_file(file), header.model_dump(mode="json"))
@@ -172,7 +178,7 @@ def _make(file: Path, paths: Sequence[Path], size: tuple[int, int], *, progress:
 
 
 def _write_row(descriptor: int, start: int, size: tuple[int, int], item: tuple[int, Path]) -> CachedFile:
-    """Decode one image into its row; an image that cannot be decoded leaves it black, with the reason kept."""
+    """Decode one image into its row; one that cannot be decoded leaves it black, with the reason in the header."""
     row, path = item
     marks = _marks(path)
     try:
@@ -191,7 +197,7 @@ def _write_row(descriptor: int, start: int, size: tuple[int, int], item: tuple[i
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ValueError(
+        raise UserError(
             f"a pixel cache of {needed / 1e9:.1f} GB does not fit in {folder} ({free / 1e9:.1f} GB free); "
             "use a smaller picture size, another folder, or no cache"
         )

@@ -1,4 +1,4 @@
-"""Images and labels as a torch data set that no single broken file can stop."""
+"""Images and labels as a torch data set in which a damaged file becomes a gray picture. Entry point: `ImageDataset`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ Load = Callable[[Path], np.ndarray]
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """(picture (3, H, W) uint8, label, index) by row; each picture is loaded when it is asked for.
+    """Items (picture (3, H, W) uint8, label, index) by row; each picture is loaded when it is asked for.
 
-    `load` gives an image's pixels by path: `images.load_image` with a size, `images.read_image`, or a pixel cache's
-    `load`; a read-only array is copied, any other is taken over. `transform(pixels, seed=...)` then augments them; its
-    seed is drawn from (`seed`, epoch, index), so a picture is the same in any worker, in any order, and in a resumed
-    run; call `set_epoch` before each epoch.
+    `load` returns an image's pixels by path: `images.load_image` with a size, `images.read_image`, or a pixel cache's
+    `load`. `transform(pixels, seed=...)` augments them; its seed is drawn from (`seed`, epoch, index), so a picture is
+    the same in any worker, in any order, and in a resumed run. Call `set_epoch` before each epoch.
 
-    An image that cannot be decoded becomes a gray picture and is marked in `failed`. The epoch and these marks lie in
-    shared memory: worker processes, persistent ones included, see the one and fill the other.
+    An image that cannot be decoded becomes a gray picture and is marked in `failed`. The epoch and these marks are in
+    shared memory, which persistent workers see as well.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class ImageDataset(torch.utils.data.Dataset):
         image = self._pixels(index)
         if self.transform is not None:
             image = self.transform(image, seed=item_seed(self.seed, self.epoch, index))
-        # A picture that may not be written to is a view into a cache; torch would warn of it, and rightly.
+        # A read-only picture is a view into a cache, which torch must not share.
         picture = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)
         return picture, int(self.labels[index]), index
 
@@ -61,7 +60,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, so that its pictures differ from the last one's."""
+        """Set the epoch, so that its pictures differ from the last one's."""
         self._epoch.fill_(epoch)
 
     @property
@@ -79,7 +78,7 @@ class ImageDataset(torch.utils.data.Dataset):
             return self._gray.copy()
 
     def _first_whole(self) -> np.ndarray:
-        """The first image that can be decoded: it has the shape that a replacement must have."""
+        """Return the first image that can be decoded, for its shape."""
         for path in self.paths:
             try:
                 return self.load(path)
@@ -89,12 +88,12 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def item_seed(seed: int, epoch: int, index: int) -> int:
-    """One well-mixed 32-bit seed for a row in an epoch."""
+    """Return a 32-bit seed for a row in an epoch, independent of those of other rows and epochs."""
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
 
 
 def collate(items: list[tuple[torch.Tensor, int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch, pictures in channels-last memory: pixels are copied as they lie, several times faster than turned."""
+    """Return a batch, pictures in channels-last memory: several times faster than a copy into another layout."""
     pictures, labels, indices = zip(*items, strict=True)
     batch = torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
     return batch, torch.tensor(labels), torch.tensor(indices)

@@ -1,4 +1,4 @@
-"""The training augmentation by kornia, on the device that trains; imported late, as kornia takes a second."""
+"""Training augmentation by kornia on the training device. Entry point: `DeviceAugment` (import it late: it is slow)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
+from cassava_kit.errors import UserError
+
 
 class DeviceAugment(nn.Module):
-    """(B, 3, H, W) uint8 pictures of one size -> augmented (B, 3, *size) uint8 pictures, on their own device.
+    """A module from (B, 3, H, W) uint8 pictures to augmented (B, 3, *size) uint8 pictures on the same device.
 
-    `light` and `strong` mean what they mean in `augment`, transform by transform, each picture with its own draws from
-    torch's random state; `none` resizes alone.
+    `light` and `strong` are those of `augment`, transform by transform; each picture has its own draws from torch's
+    random state. `none` resizes alone.
     """
 
     def __init__(self, name: str, size: tuple[int, int]) -> None:
@@ -22,7 +24,7 @@ class DeviceAugment(nn.Module):
             "strong": [*light_layers(size), *strong_layers(size)],
         }
         if name not in transforms:
-            raise ValueError(f"augmentation must be one of {', '.join(transforms)}, got {name!r}")
+            raise UserError(f"augmentation must be one of {', '.join(transforms)}, got {name!r}")
         self.size = size
         self.transforms = K.AugmentationSequential(*transforms[name], data_keys=["input"])
 
@@ -33,15 +35,15 @@ class DeviceAugment(nn.Module):
 
 
 def light_layers(size: tuple[int, int]) -> list[nn.Module]:
-    """Crops, and the eight symmetries of a square."""
+    """Return a random crop and one of a square's eight symmetries."""
     crop = K.RandomResizedCrop(size, scale=(0.4, 1.0), ratio=(0.75, 4 / 3))
     flips: list[nn.Module] = [K.RandomHorizontalFlip(p=0.5), K.RandomVerticalFlip(p=0.5)]
-    # A picture turned by a quarter keeps its shape only if it is square.
+    # A picture rotated by a quarter turn keeps its shape only if it is square.
     return [crop, *flips, K.RandomRotation90((1, 1), p=0.5)] if size[0] == size[1] else [crop, *flips]
 
 
 def strong_layers(size: tuple[int, int]) -> list[nn.Module]:
-    """Small shifts and turns, light and colour, and a hole."""
+    """Return small shifts and rotations, light and colour, and holes."""
     side = 0.085**2  # the mean hole of `augment.strong_transforms`, as a share of the area
     return [
         K.RandomAffine(45, translate=(0.0625, 0.0625), scale=(0.9, 1.1), padding_mode="reflection", p=0.5),

@@ -1,10 +1,11 @@
-"""Near-duplicate photographs: a perceptual hash proposes pairs, the pixels decide, and pairs join into groups.
+"""Group near-duplicate images. Entry point: `find_duplicates`.
 
-Found are copies that were saved again, resized, made brighter or darker, flipped, turn by quarter turns, or cropped
-to 95 % of each side and more. Two photographs of one plant from two places are not copies and stay apart.
+A perceptual hash proposes pairs, their pixels decide, and pairs are joined into groups. Copies may have been saved
+again, resized, made brighter or darker, flipped, rotated by quarter turns, or cropped to 95 % of each side and more.
+Two photographs of one plant from two positions are not copies.
 
 Measured on 958 photographs of the competition: crops to 95 % of each side, anywhere, are found in 99.6 of 100 cases,
-centred crops to 90 % in 94, the other changes always; no two different photographs were joined (best match .59).
+centred crops to 90 % in 94, the other changes always; no two different photographs are grouped.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What duplicates are found from: gray thumbnails (N, 48, 48) uint8 and content digests (N, 16) uint8.
+    """Gray thumbnails (N, 48, 48) uint8 and content digests (N, 16) uint8 of N images.
 
-    An image that cannot be decoded has a black thumbnail, which matches nothing.
+    An image that cannot be decoded has a black thumbnail, which matches none.
     """
 
     thumbnails: np.ndarray
@@ -82,12 +83,12 @@ def table_groups(table: TrainTable, *, progress: bool = True) -> np.ndarray:
 
 
 def group_duplicates(prints: Fingerprints, *, progress: bool = False) -> np.ndarray:
-    """Group of each image, (N,) int64, from the fingerprints."""
+    """Return the group of each image, (N,) int64, from the fingerprints."""
     from rich.console import Console
     from rich.progress import track
 
     _, first, kind = np.unique(prints.digests, axis=0, return_index=True, return_inverse=True)
-    group = first[kind.ravel()]  # equal files are one from the start, and only the first of them is looked at
+    group = first[kind.ravel()]  # equal files are one group, and only the first of them is compared
     usable = np.intersect1d(first, np.flatnonzero(_contrast(prints.thumbnails) >= MIN_CONTRAST))
     thumbnails = prints.thumbnails[usable]
     for position in track(range(8), "Comparing", console=Console(stderr=True), disable=not progress):
@@ -99,21 +100,21 @@ def group_duplicates(prints: Fingerprints, *, progress: bool = False) -> np.ndar
 
 
 def _contrast(thumbnails: np.ndarray) -> np.ndarray:
-    """Standard deviation of each thumbnail's pixels, (N,); all at once would take eight times their memory."""
+    """Return the standard deviation of each thumbnail's pixels, (N,), block by block to save memory."""
     starts = range(0, len(thumbnails), BLOCK)
     return np.concatenate([np.zeros(0), *(thumbnails[n : n + BLOCK].std(axis=(1, 2)) for n in starts)])
 
 
 def _in_order(group: np.ndarray) -> np.ndarray:
-    """The same groups, numbered 0, 1, ... in order of appearance."""
+    """Return the same groups, numbered 0, 1, ... in order of appearance."""
     _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 
 def candidates(thumbnails: np.ndarray, position: int) -> Iterator[tuple[int, int]]:
-    """Pairs i < j that are near in hash and in low frequencies when j is `turn` to a position, 0..7.
+    """Yield pairs i < j that are near in hash and in low frequencies once j is in a position 0..7 (see `turn`).
 
-    Every pair is looked at, in blocks that stay in the processor's cache: a quarter of a second for 21,397 images.
+    Every pair is compared, in blocks that fit the processor's cache: a quarter of a second for 21,397 images.
     """
     low = low_frequencies(thumbnails)
     low_turned = turn_frequencies(low, position)
@@ -131,7 +132,7 @@ def candidates(thumbnails: np.ndarray, position: int) -> Iterator[tuple[int, int
 
 
 def low_frequencies(thumbnails: np.ndarray) -> np.ndarray:
-    """The lowest 8x8 coefficients of each thumbnail's cosine transform (DCT-II), (N, 8, 8) float32."""
+    """Return the lowest 8x8 coefficients of each thumbnail's cosine transform (DCT-II), (N, 8, 8) float32."""
     k, x = np.arange(FREQUENCIES)[:, None], np.arange(THUMBNAIL_SIDE)[None]
     basis = np.cos(np.pi * (2 * x + 1) * k / (2 * THUMBNAIL_SIDE)).astype(np.float32)
     low = np.empty((len(thumbnails), FREQUENCIES, FREQUENCIES), np.float32)
@@ -141,7 +142,7 @@ def low_frequencies(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def turn_frequencies(low: np.ndarray, position: int) -> np.ndarray:
-    """The coefficients of `turn` thumbnails: a flip changes the sign of odd frequencies."""
+    """Return the coefficients of the thumbnails after `turn`: a flip changes the sign of odd frequencies."""
     signs = (-1.0) ** np.arange(FREQUENCIES)
     low = low.transpose(0, 2, 1) if position & 4 else low
     low = low * signs[:, None] if position & 2 else low
@@ -149,14 +150,14 @@ def turn_frequencies(low: np.ndarray, position: int) -> np.ndarray:
 
 
 def turn(image: np.ndarray, position: int) -> np.ndarray:
-    """One of a square's eight positions: bit 4 transposes, then bit 2 flips up-down and bit 1 left-right."""
+    """Return an image in one of a square's eight positions: bit 4 transposes, bit 2 flips up-down, bit 1 left-right."""
     image = image.T if position & 4 else image
     image = image[::-1] if position & 2 else image
     return np.ascontiguousarray(image[:, ::-1] if position & 1 else image)
 
 
 def hash_bits(low: np.ndarray) -> np.ndarray:
-    """Perceptual hash (N,) uint64: the signs of all low frequencies but the mean."""
+    """Return perceptual hashes (N,) uint64: the signs of all low frequencies but the mean."""
     signs = low.reshape(len(low), FREQUENCIES**2) > 0
     signs[:, 0] = False
     return np.packbits(signs, axis=1).view(np.uint64).ravel()
@@ -170,9 +171,9 @@ def _unit(low: np.ndarray) -> np.ndarray:
 def match(a: np.ndarray, b: np.ndarray) -> float:
     """Return how well two thumbnails agree, -1..1: correlation of a's middle with b at the best place and scale.
 
-    A middle without contrast (a white sheet) says nothing, so nearly the whole thumbnail takes its place; where that is
-    flat as well, the result is -1. What agrees in the middle must agree in its surroundings too: the result is at most
-    `detail_agreement` at the best place, scaled so that `MIN_AGREEMENT` there is `MIN_MATCH` here.
+    Where the middle has no contrast (a white sheet), nearly the whole thumbnail is used; where that is flat too, the
+    result is -1. The surroundings must agree as well: the result is at most `detail_agreement` at the best place,
+    scaled so that `MIN_AGREEMENT` there is `MIN_MATCH` here.
     """
     best, place = -1.0, None
     flat = {window: _flat_places(b, window) for window in WINDOWS}
@@ -194,7 +195,7 @@ def _scaled(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _flat_places(image: np.ndarray, window: int) -> np.ndarray:
-    """Which windows of an image lack contrast, bool by the window's corner: a correlation with them is 0/0."""
+    """Return which windows of an image lack contrast, bool by the window's corner: a correlation with them is 0/0."""
     import cv2
 
     wide = image.astype(np.float64)
@@ -204,9 +205,9 @@ def _flat_places(image: np.ndarray, window: int) -> np.ndarray:
 
 
 def _best_place(a: np.ndarray, b: np.ndarray, flat: dict[int, np.ndarray]) -> tuple[float, tuple[int, int]] | None:
-    """Highest correlation of a's middle with a window of b, and where a's corner then lies in b (row, column).
+    """Return the highest correlation of a's middle with a window of b, and where a's corner then is in b (row, column).
 
-    The window is the first of `WINDOWS` with contrast in a; None where none has. `flat` are b's windows without any.
+    The window is the first of `WINDOWS` with contrast in a; None where no window has. `flat`: see `_flat_places`.
     """
     import cv2
 
@@ -222,7 +223,7 @@ def _best_place(a: np.ndarray, b: np.ndarray, flat: dict[int, np.ndarray]) -> tu
 
 
 def _overlap(a: np.ndarray, b: np.ndarray, shift: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The parts of a and b, of one shape, that lie on each other when a's corner is at `shift` in b."""
+    """Return the parts of a and b, of one shape, that overlap when a's corner is at `shift` in b."""
     spans = [(max(0, d), min(THUMBNAIL_SIDE, d + len(a))) for d in shift]
     (top, bottom), (left, right) = spans
     return a[top - shift[0] : bottom - shift[0], left - shift[1] : right - shift[1]], b[top:bottom, left:right]
@@ -231,8 +232,8 @@ def _overlap(a: np.ndarray, b: np.ndarray, shift: tuple[int, int]) -> tuple[np.n
 def detail_agreement(a: np.ndarray, b: np.ndarray) -> float:
     """Return the correlation, -1..1, of two aligned pictures of one shape over the pixels where either has detail.
 
-    What is flat in both, and its rim, counts nothing: a white sheet in the same place does not make two pictures
-    copies, whatever its share. -1 where less than `MIN_DETAIL` of the pixels are left.
+    Areas that are flat in both, and their rim, are left out: a white sheet in the same place does not make two pictures
+    copies. -1 where less than `MIN_DETAIL` of the pixels are left.
     """
     import cv2
 
@@ -247,7 +248,7 @@ def detail_agreement(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _local_deviation(image: np.ndarray) -> np.ndarray:
-    """Standard deviation of the 3x3 pixels around each pixel."""
+    """Return the standard deviation of the 3x3 pixels around each pixel."""
     import cv2
 
     wide = image.astype(np.float64)
@@ -256,7 +257,7 @@ def _local_deviation(image: np.ndarray) -> np.ndarray:
 
 
 def fingerprint(paths: Sequence[Path], *, cache: Path | None = None, progress: bool = True) -> Fingerprints:
-    """Fingerprints of images, N in order; those that `cache` holds of unchanged files are not computed again."""
+    """Return the fingerprints of N images in order; those of unchanged files are taken from `cache`."""
     known = _read_cache(cache) if cache else {}
     keys = [_file_key(path) for path in paths]
     missing = [n for n, key in enumerate(keys) if key not in known]
@@ -268,8 +269,8 @@ def fingerprint(paths: Sequence[Path], *, cache: Path | None = None, progress: b
         if cache and missing:
             try:
                 _write_cache(cache, known)
-            except OSError as error:  # a full disk: the fingerprints are made again next time
-                print(f"fingerprints are not kept: {error}", file=sys.stderr)
+            except OSError as error:  # e.g. a full disk: they are computed again next time
+                print(f"fingerprints are not cached: {error}", file=sys.stderr)
     thumbnails = np.zeros((len(paths), THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
     digests = np.zeros((len(paths), 16), np.uint8)
     for n, key in enumerate(keys):
@@ -278,7 +279,7 @@ def fingerprint(paths: Sequence[Path], *, cache: Path | None = None, progress: b
 
 
 def _fingerprint(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One image's thumbnail (48, 48) and digest (16,)."""
+    """Return one image's thumbnail (48, 48) and digest (16,)."""
     import cv2
 
     content = Path(path).read_bytes()
@@ -299,7 +300,7 @@ def _file_key(path: Path) -> Key:
 
 
 def _read_cache(cache: Path) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
-    """What the cache file holds; nothing where it is missing, broken or of another layout."""
+    """Return the cache file's fingerprints; none where it is missing, damaged or of another layout."""
     try:
         with np.load(cache, allow_pickle=False) as file:
             columns = [file[name] for name in ("names", "sizes", "times", "thumbnails", "digests")]

@@ -1,4 +1,4 @@
-"""Image files -> RGB pixels; validation, out-of-fold predictions and submissions all see `load_image`, nothing else."""
+"""Image files -> RGB pixels, the same in validation, out of fold and in submissions. Entry point: `load_image`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _Result = TypeVar("_Result")
 
 
 class ImageError(UserError):
-    """A file or its content that is not a whole image; the message says why."""
+    """A file or its content is not a whole image; the message says why."""
 
 
 class JpegFrame(NamedTuple):
-    """What a JPEG's header says: size in pixels before any EXIF rotation, and whether it is progressive."""
+    """A JPEG's header: size in pixels before any EXIF rotation, whether progressive, offset of the first scan."""
 
     height: int
     width: int
@@ -55,7 +55,7 @@ def load_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file at its own size, (H, W, 3) uint8 RGB; ImageError, naming the file, where it is not whole."""
+    """Read an image file at its own size, (H, W, 3) uint8 RGB; ImageError, naming the file, where it is not whole."""
     try:
         return decode(read_bytes(path))
     except ImageError as error:
@@ -63,7 +63,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """A file's content; a folder, or a file that is missing or may not be read, is an ImageError."""
+    """Return a file's content; ImageError for a folder, or a file that is missing or cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -103,7 +103,7 @@ def decode_small(content: bytes, side: int, *, most: int = 8) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Antialiased bilinear resize of (H, W, 3) uint8 to `size` (height, width), as PIL does it within two levels.
+    """Resize (H, W, 3) uint8 to `size` (height, width), antialiased bilinear: PIL's pixels within two levels.
 
     A channels-last uint8 tensor takes torch's vectorised path, 3-4 times faster than PIL. Safe to call from threads.
     """
@@ -117,9 +117,9 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def quick_check(path: str | Path) -> str | None:
-    """Why a file cannot be a whole image, from its first and last bytes alone; None if nothing speaks against it.
+    """Return why a file is not a whole image; None where it is, or seems so from its first and last bytes.
 
-    Where those bytes leave a doubt (no end marker at the end of a JPEG, another format, a tiny file), it is decoded.
+    Where those bytes do not decide (a JPEG without an end marker, another format, a tiny file), it is decoded.
     """
     try:
         with Path(path).open("rb") as file:
@@ -139,7 +139,7 @@ def quick_check(path: str | Path) -> str | None:
 def in_threads(
     function: Callable[[_Item], _Result], items: Sequence[_Item], *, title: str, progress: bool
 ) -> Iterator[_Result]:
-    """Results of `function` for each item, in order, from a pool of threads, with a progress bar on stderr."""
+    """Yield `function` of each item, in order, from a pool of threads, with a progress bar on standard error."""
     from rich.console import Console
     from rich.progress import track
 
@@ -222,7 +222,7 @@ def _pillow(content: bytes, shrink: int = 1) -> np.ndarray:
 
 
 def _memory_shrink(frame: JpegFrame) -> int:
-    """1, 2, 4 or 8: by how much a JPEG's sides are divided while decoding so that the picture fits the limit."""
+    """Return 1, 2, 4 or 8: the divisor of a JPEG's sides with which the decoded image fits the limit."""
     area = frame.height * frame.width
     if frame.progressive and area > MAX_PROGRESSIVE_PIXELS:
         raise _too_large(frame.height, frame.width)
@@ -237,7 +237,7 @@ def _too_large(height: int, width: int) -> ImageError:
 
 
 def _check_jpeg(content: bytes) -> JpegFrame:
-    """The JPEG's header; ImageError where it has none."""
+    """Return the JPEG's header; ImageError where there is none."""
     frame = _jpeg_frame(content)
     if frame is None:
         raise ImageError("a JPEG without a readable header")
@@ -306,7 +306,7 @@ def _pillow_formats() -> list[str]:
 
 @cache
 def _silence_opencv() -> None:
-    """Turn off OpenCV's own log, once: a broken image is reported by ImageError, with its file's name."""
+    """Turn off OpenCV's own log, once: a damaged image is reported by ImageError, with its file's name."""
     import cv2
 
     logging = getattr(cv2.utils, "logging", cv2)  # where OpenCV 5 and OpenCV 4 have it

@@ -1,4 +1,4 @@
-"""Another competition's facts: given, read from its folder, or asked for; checked against the folder, and written."""
+"""Gather another competition's facts from options, its folder or questions. Entry point: `init_competition`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from cassava_kit.competition import COMPETITION_FILE, SLUG, VARIABLE, Competition, parse_facts, write_facts
 from cassava_kit.data.table import IMAGE_SUFFIXES, list_images, read_competition
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 
 # What is asked for at a terminal, where it was neither given nor found.
@@ -35,19 +36,26 @@ Ask = Callable[[str, str], str]
 def init_competition(
     given: Mapping[str, Any], out: Path, *, data: Path | None = None, ask: Ask | None = None, force: bool = False
 ) -> str:
-    """The verb init: write the competition's file and return what to do next; ValueError for one that is there."""
+    """Write the competition's file and return what to do next.
+
+    Raises:
+        UserError: The file exists and `force` is off, or a fact is missing or wrong.
+    """
     if out.exists() and not force:
-        raise ValueError(f"{out} is already there; give --force to write it anew, or --out another name")
+        raise UserError(f"{out} exists already; give --force to write over it, or another --out")
     competition = new_competition(given, data=data, ask=ask)
     write_facts(out, competition)
     return describe_next_steps(competition, out, data)
 
 
 def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: Ask | None = None) -> Competition:
-    """A competition from fields that are `given`, else found in the folder `data`, else asked for, else usual.
+    """Return a competition from fields that are `given`, else found in the folder `data`, else asked for, else default.
 
-    `ask` takes a question and the usual answer; None asks nothing. ValueError or FileNotFoundError where a field is
-    missing or wrong, or the folder is not what the fields say.
+    `ask(question, default)` returns an answer; None asks nothing.
+
+    Raises:
+        UserError: A field is missing or wrong, or does not agree with the folder.
+        FileNotFoundError: A file or folder of the competition is missing.
     """
     values = {**(find_fields(data, given) if data is not None else {}), **given}
     for name, question in QUESTIONS.items() if ask is not None else ():
@@ -56,12 +64,12 @@ def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: 
             answer = ask(question, usual)
             values[name] = split_names(answer) if name == "classes" else answer
     if missing := [f"--{name}" for name in ("slug", "classes") if not values.get(name)]:
-        raise ValueError(
+        raise UserError(
             f"init needs {' and '.join(missing)}; the slug is the last part of the competition's address, the classes "
             "are names in the order of their labels, with commas, or are read from --data DIR --label-map FILE"
         )
     if not re.fullmatch(SLUG, values["slug"]):
-        raise ValueError(
+        raise UserError(
             "--slug must be the last part of the competition's address, of a-z, 0-9 and '-' as in "
             f"plant-pathology-2020-fgvc7, got {values['slug']!r}"
         )
@@ -76,17 +84,17 @@ def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: 
 
 
 def make_title(slug: str) -> str:
-    """A title where none is given."""
+    """Return the slug's words as a title."""
     return slug.replace("-", " ").title()
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Names between commas."""
+    """Return the names between commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def find_fields(data: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that a competition's folder shows by itself, its file and folder names as given or usual."""
+    """Return the fields that a competition's folder shows, its file and folder names as given or default."""
     if not data.is_dir():
         raise FileNotFoundError(f"no folder {data}; --data is the competition's folder as it was downloaded")
     usual = {**DEFAULTS, **given}
@@ -95,7 +103,7 @@ def find_fields(data: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"id_column": sample[0][0]}
     id_column = given.get("id_column", sample[0][0])
     if id_column not in columns:
-        raise ValueError(
+        raise UserError(
             f"{data / usual['train_csv']}: expected the column {id_column}, got {','.join(columns)}; "
             "say with --id-column which one names the image"
         )
@@ -111,7 +119,7 @@ def find_fields(data: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _top(data: Path, name: str) -> list[list[str]]:
-    """The header of a table and its first row."""
+    """Read the header of a table and its first row."""
     path = data / name
     if not path.is_file():
         raise FileNotFoundError(
@@ -121,26 +129,26 @@ def _top(data: Path, name: str) -> list[list[str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(islice(csv.reader(file), 2))
     if not rows or len(rows[0]) < 2:
-        raise ValueError(f"{path}: expected a header with an id and at least one more column, got {rows[:1]}")
+        raise UserError(f"{path}: expected a header with an id and at least one more column, got {rows[:1]}")
     return rows
 
 
 def _label_column(columns: list[str], id_column: str, answers: list[str], path: Path) -> str:
-    """The one column that can hold the labels; a column a class in the sample submission holds none."""
+    """Return the column that can hold the labels; UserError where none or several can."""
     others = [name for name in columns if name != id_column]
     likely = [name for name in (*(answers if len(answers) == 1 else ()), DEFAULTS["label_column"]) if name in others]
     if likely or len(others) == 1:
         return str([*likely, *others][0])
     if set(answers) <= set(others):
-        raise ValueError(
+        raise UserError(
             f"{path}: expected one column of labels 0, 1, ..., got one for each class ({','.join(answers)}); put the "
             "number of the class that is 1 into a column of its own and name it with --label-column"
         )
-    raise ValueError(f"{path} has the columns {','.join(columns)}; say with --label-column which holds the labels")
+    raise UserError(f"{path} has the columns {','.join(columns)}; say with --label-column which holds the labels")
 
 
 def _class_names(data: Path, label_map: str, *, required: bool) -> dict[str, Any]:
-    """Class names from the map of labels to names, by its name or as the only JSON file of that form."""
+    """Return class names from the JSON map of labels to names: the named file, or the only one of that form."""
     paths = [data / label_map] if required or (data / label_map).is_file() else sorted(data.glob("*.json"))
     if required and not paths[0].is_file():
         raise FileNotFoundError(f"no {paths[0]}; --label-map names a JSON file of labels and class names in --data")
@@ -151,7 +159,7 @@ def _class_names(data: Path, label_map: str, *, required: bool) -> dict[str, Any
         if content and content.keys() == {str(k) for k in range(len(content))}
     }
     if required and not good:
-        raise ValueError(f'{paths[0]} must map labels to names as {{"0": "healthy", "1": ...}}; or give --classes')
+        raise UserError(f'{paths[0]} must map labels to names as {{"0": "healthy", "1": ...}}; or give --classes')
     if len(good) != 1:
         return {}
     ((path, names),) = good.items()
@@ -159,17 +167,17 @@ def _class_names(data: Path, label_map: str, *, required: bool) -> dict[str, Any
 
 
 def _json(path: Path, required: bool) -> Any:
-    """A JSON file's content; None for one that is broken and that nobody named."""
+    """Read a JSON file; None for a damaged one, unless it is required."""
     try:
         return read_json(path)
-    except ValueError:
+    except UserError:
         if required:
             raise
         return None
 
 
 def _image_facts(folder: Path, image_id: str, suffix: str | None) -> dict[str, Any]:
-    """Suffix of the image of one row, and whether its id has it."""
+    """Return the suffix of one row's image, and whether its id has it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; name the one of the training images with --train-images")
     tried = [image_id, *(f"{image_id}{each}" for each in ([suffix] if suffix else IMAGE_SUFFIXES))]
@@ -184,7 +192,7 @@ def _image_facts(folder: Path, image_id: str, suffix: str | None) -> dict[str, A
 
 
 def count_labels(data: Path, competition: Competition) -> dict[str, Any]:
-    """Training images and the classes' shares of them, once the folder is found to be what the competition says."""
+    """Return the number of training images and the classes' shares; UserError where folder and competition disagree."""
     table = read_competition(data, competition)
     tests = data / competition.test_images
     if not tests.is_dir() or not list_images(tests):
@@ -192,14 +200,14 @@ def count_labels(data: Path, competition: Competition) -> dict[str, Any]:
     header = _top(data, competition.sample_submission)[0]
     expected = competition.submission_columns
     if (header[0], sorted(header)) != (expected[0], sorted(expected)):
-        raise ValueError(
+        raise UserError(
             f"{data / competition.sample_submission}: expected the columns {','.join(expected)} "
             f"for {competition.metric}, got {','.join(header)}; look at --metric, --id-column, --label-column and "
             "--probability-columns"
         )
     counts = table.frame["label"].value_counts()
     if absent := [k for k in range(competition.n_classes) if k not in counts.index]:
-        raise ValueError(
+        raise UserError(
             f"expected rows of every class, got none of {absent[0]} ({competition.classes[absent[0]]}) in "
             f"{competition.train_csv}; look at --classes, there are {competition.n_classes} names"
         )
@@ -209,7 +217,7 @@ def count_labels(data: Path, competition: Competition) -> dict[str, Any]:
 
 
 def describe_next_steps(competition: Competition, out: Path, data: Path | None) -> str:
-    """What was written, and the commands that lead on."""
+    """Return what was written, and the next commands."""
     folder = data or "DIR"
     where = "in this folder" if out == Path(COMPETITION_FILE) else f"with {VARIABLE}={out}"
     lines = [

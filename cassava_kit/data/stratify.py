@@ -1,4 +1,4 @@
-"""Labels -> stratified parts of any shares, groups kept together; `data.folds` makes folds and holdouts of them."""
+"""Labels -> stratified parts of any shares, groups kept together. Entry point: `assign_parts`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def assign_parts(y: np.ndarray, shares: Sequence[float], *, seed: int, groups: n
     """Return the part of each row, (N,) int in 0..P-1, by labels `y` (N,) and `shares` (P,) that sum to 1.
 
     Groups of several rows are placed first, each where it fits; single rows then fill each class's quotas exactly.
-    What a group is called does not matter.
+    The names of groups do not matter.
     """
     rng = np.random.default_rng(seed)
     quotas = compute_quotas(np.unique(y, return_counts=True)[1], shares)
@@ -25,7 +25,7 @@ def assign_parts(y: np.ndarray, shares: Sequence[float], *, seed: int, groups: n
 def compute_quotas(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     """Return the images of each class in each part, (K, P) int, rows adding up to `counts` (K,).
 
-    Each is its ideal share rounded up or down; rounding is carried from class to class, so that totals stay near too.
+    Each is its ideal share rounded up or down; rounding is carried from class to class, so that totals are near theirs.
     """
     ideal = np.outer(counts, shares)
     quotas = np.floor(ideal + 1e-9).astype(int)

@@ -1,4 +1,4 @@
-"""The training table: `image_id,label` read strictly, each row's picture on disk, and pictures that no row names."""
+"""Read the training table and check it against the images on disk. Entry points: `read_competition`, `read_table`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cassava_kit.competition import Competition, current
+from cassava_kit.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 
 @dataclass(frozen=True)
 class TrainTable:
-    """The rows (`image_id,label`), the folder of their images, and the names of images there that no row names."""
+    """The rows (`image_id,label`), the folder of their images, and the names of unlisted images in it."""
 
     frame: pd.DataFrame
     image_dir: Path
@@ -28,7 +29,7 @@ class TrainTable:
 
 
 class Row(NamedTuple):
-    """One row of the CSV as written, with the line on which an editor shows it (the header is line 1)."""
+    """One row of the CSV as written, with its line number (the header is line 1)."""
 
     line: int
     image_id: str
@@ -38,23 +39,27 @@ class Row(NamedTuple):
 def read_table(csv: str | Path, competition: Competition | None = None) -> pd.DataFrame:
     """Read `image_id: str, label: int` from a CSV with a header; other columns are dropped; ids are file names.
 
-    Raises FileNotFoundError for a missing file and ValueError, naming the file and the line, for an empty table, a
-    missing column, a row of another width, an empty or repeated id, or a label that is not a whole number in 0..K-1.
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The table is empty, lacks a column, has a row of another width, an empty or repeated id, or a label
+            that is not a whole number in 0..K-1; the message names the file and the line.
     """
     return _frame(_read_rows(Path(csv), competition or current()))
 
 
 def to_written_columns(table: pd.DataFrame, competition: Competition) -> pd.DataFrame:
-    """A table `image_id,label` under the column names, and with the ids, that the competition's own has."""
+    """Return a table `image_id,label` with the column names and ids of the competition's own tables."""
     ids = [competition.written_id(name) for name in table["image_id"]]
     columns = {"image_id": competition.id_column, "label": competition.label_column}
     return table.assign(image_id=ids).rename(columns=columns)
 
 
 def read_competition(data_dir: str | Path, competition: Competition | None = None) -> TrainTable:
-    """Read a competition folder: its training table, checked against the images on disk (names alone are looked at).
+    """Read a competition folder's training table and check that each row's image is there; no image is opened.
 
-    Raises FileNotFoundError where the table, the image folder or the image of a row is missing.
+    Raises:
+        FileNotFoundError: The table, the image folder or the image of a row is missing.
+        UserError: The table is not as `read_table` expects.
     """
     competition = competition or current()
     data_dir = Path(data_dir)
@@ -69,7 +74,7 @@ def read_competition(data_dir: str | Path, competition: Competition | None = Non
 
 
 def list_images(folder: str | Path) -> list[str]:
-    """Names of the image files (by suffix, hidden files left out) in a folder, sorted."""
+    """Return the names of the image files (by suffix, without hidden files) in a folder, sorted."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
@@ -102,12 +107,12 @@ def _frame(rows: list[Row]) -> pd.DataFrame:
 def _read_rows(csv: Path, competition: Competition) -> list[Row]:
     rows = list(_parse(csv, competition))
     if not rows:
-        raise ValueError(f"{csv} has a header but no rows; expected one row for every training image")
+        raise UserError(f"{csv} has a header but no rows; expected one row for every training image")
     first_line: dict[str, int] = {}
     for row in rows:
         _check_row(row, csv, competition)
         if row.image_id in first_line:
-            raise ValueError(
+            raise UserError(
                 f"{csv}, line {row.line}: {row.image_id!r} is already on line {first_line[row.image_id]}; "
                 "each image has one row"
             )
@@ -117,17 +122,17 @@ def _read_rows(csv: Path, competition: Competition) -> list[Row]:
 
 def _check_row(row: Row, csv: Path, competition: Competition) -> None:
     if not row.image_id.strip():
-        raise ValueError(f"{csv}, line {row.line}: {competition.id_column} is empty; expected an image's file name")
+        raise UserError(f"{csv}, line {row.line}: {competition.id_column} is empty; expected an image's file name")
     digits = row.label if row.label.isascii() and row.label.isdigit() else ""
     if not digits or int(digits) >= competition.n_classes:
-        raise ValueError(
+        raise UserError(
             f"{csv}, line {row.line}: {competition.label_column} must be a whole number in "
             f"0..{competition.n_classes - 1}, got {row.label!r}"
         )
 
 
 def _parse(csv: Path, competition: Competition) -> Iterator[Row]:
-    """The rows of the file with their line numbers; blank lines are passed over."""
+    """Yield the rows of the file with their line numbers; blank lines are skipped."""
     # `str.splitlines` would end a row at a form feed or U+2028 as well.
     reader = csv_module.reader(io.StringIO(_read_text(csv), newline=""), strict=True)
     try:
@@ -139,21 +144,21 @@ def _parse(csv: Path, competition: Competition) -> Iterator[Row]:
             if not cells:
                 continue
             if len(cells) != len(header):
-                raise ValueError(f"{csv}, line {line}: expected {len(header)} cells as in the header, got {len(cells)}")
+                raise UserError(f"{csv}, line {line}: expected {len(header)} cells as in the header, got {len(cells)}")
             image_id = cells[id_at]
             yield Row(line, image_id and competition.file_name(image_id), cells[label_at].strip())
     except csv_module.Error as error:
-        raise ValueError(f"{csv}, line {reader.line_num}: not a valid CSV row ({error})") from None
+        raise UserError(f"{csv}, line {reader.line_num}: not a valid CSV row ({error})") from None
 
 
 def _columns(header: list[str], csv: Path, competition: Competition) -> tuple[int, int]:
-    """Where the id and the label stand in a row."""
+    """Return the positions of id and label in a row."""
     names = [name.strip() for name in header]
     wanted = (competition.id_column, competition.label_column)
     if not any(names):
-        raise ValueError(f"{csv} is empty; expected the header {','.join(wanted)} and one row for every image")
+        raise UserError(f"{csv} is empty; expected the header {','.join(wanted)} and one row for every image")
     if any(names.count(name) != 1 for name in wanted):
-        raise ValueError(f"{csv}, line 1: expected the columns {','.join(wanted)}, got {','.join(names)}")
+        raise UserError(f"{csv}, line 1: expected the columns {','.join(wanted)}, got {','.join(names)}")
     return names.index(wanted[0]), names.index(wanted[1])
 
 
@@ -165,6 +170,6 @@ def _read_text(csv: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
+        raise UserError(
             f"{csv}, line {line}: not UTF-8 (byte 0x{content[error.start]:02x}); save the file as UTF-8"
         ) from None

@@ -1,9 +1,11 @@
-"""Training augmentation by name, and normalisation on the batch's own device."""
+"""Training augmentation by name, and normalisation. Entry points: `train_transform`, `normalize`."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
+
+from cassava_kit.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -14,9 +16,9 @@ AUGMENTATIONS = ("none", "light", "strong")
 
 
 def train_transform(name: str, size: tuple[int, int]) -> TrainTransform:
-    """The augmentation `none`, `light` or `strong`, ending at `size` (height, width); `none` is the plain resize."""
+    """Return the augmentation `none`, `light` or `strong`, ending at `size` (height, width); `none` resizes alone."""
     if name not in AUGMENTATIONS:
-        raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {name!r}")
+        raise UserError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {name!r}")
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would look for a newer version on the network
     from cassava_kit.data.augment import TrainTransform
 
@@ -24,14 +26,14 @@ def train_transform(name: str, size: tuple[int, int]) -> TrainTransform:
 
 
 def normalize(batch: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """(B, 3, H, W) uint8 -> float32 (x/255 - mean) / std, on the batch's device; mean and std are of RGB in 0..1."""
+    """Return (x/255 - mean) / std of a uint8 batch, (B, 3, H, W) float32 on its device; mean, std of RGB in 0..1."""
     import torch
 
     scale = 1 / (255 * torch.tensor(std, device=batch.device))
     shift = -torch.tensor(mean, device=batch.device) / torch.tensor(std, device=batch.device)
     if batch.is_contiguous():
         return batch.to(torch.float32).mul_(scale.view(1, -1, 1, 1)).add_(shift.view(1, -1, 1, 1))
-    # Channels-last: a whole image row at a time, for torch is several times slower where the innermost loop is 3 long.
+    # Channels-last: a whole image row at a time; with an innermost loop of length 3 torch is several times slower.
     n, channels, height, width = batch.shape
     rows = batch.permute(0, 2, 3, 1).reshape(n, height, width * channels).to(torch.float32)
     rows.mul_(scale.repeat(width)).add_(shift.repeat(width))

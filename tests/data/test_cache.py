@@ -200,7 +200,7 @@ def test_it_travels_to_processes_without_its_pixels(folder, paths):
 def test_two_images_of_one_name_are_refused(folder, paths, tmp_path):
     (tmp_path / "other").mkdir()
     save(tmp_path / "other" / "0.jpg", 9)
-    with pytest.raises(ValueError, match="one cache folder to each image folder"):
+    with pytest.raises(ValueError, match="give each image folder its own cache"):
         opened(folder, [*paths, tmp_path / "other" / "0.jpg"])
     with pytest.raises(ValueError, match="at least one image"):
         opened(folder, [])

@@ -347,4 +347,4 @@ def test_detail_agreement_is_the_correlation_where_there_is_detail():
 def test_fingerprints_that_cannot_be_kept_cost_no_run(folder, capsys):
     (folder / "file").write_text("")
     assert find_duplicates(paths(folder), cache=folder / "file" / "prints.npz", progress=False).tolist() == [*range(10)]
-    assert "fingerprints are not kept" in capsys.readouterr().err
+    assert "fingerprints are not cached" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from cassava_kit.data.sample.scenery import (
     Rng,
     background,
     cast_shadow,
-    gaussian_blur,
+    soften,
     mix,
     noise,
     occlude,
@@ -153,13 +153,13 @@ def _blight(image: Image, leaf: Leaf, severity: float, rng: Rng) -> Image:
     for lobe in leaf.lobes:
         if rng.random() < 0.7 * severity:
             cv2.circle(spots, on_stencil(lobe[-1]), round(rng.uniform(16, 44) * leaf.scale), 255, -1, cv2.LINE_AA)
-    image = mix(image, rgb(0.60, 0.58, 0.20), 0.6 * gaussian_blur(shrink(halo), 1.5))
+    image = mix(image, rgb(0.60, 0.58, 0.20), 0.6 * soften(shrink(halo), 1.5))
     return mix(image, rgb(0.27, 0.16, 0.08) * (1 + 0.2 * noise(rng, 3))[..., None], 0.92 * shrink(spots))
 
 
 def _streak(image: Image, leaf: Leaf, severity: float, rng: Rng) -> Image:
     """Brown streak: yellow spreads from the veins in feathered patches; what lies between them stays green."""
-    near = gaussian_blur(leaf.side_veins + 1.6 * leaf.veins, 1.3 * leaf.scale)
+    near = soften(leaf.side_veins + 1.6 * leaf.veins, 1.3 * leaf.scale)
     patches = soft_step(noise(rng, 28, 13), 0.35 - 1.0 * severity, 0.7)
     yellow = rgb(0.74, 0.68, 0.16) * np.float32(rng.uniform(0.85, 1.1))
     return mix(image, yellow, (1.9 + 1.2 * severity) * near * patches)

@@ -1,4 +1,4 @@
-"""The embedded sample competition: Kaggle's layout, drawn leaves, known label errors; made in seconds, offline."""
+"""Make the sample competition: Kaggle's layout, drawn leaves, known label errors. Entry point: `ensure_sample`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cassava_kit.competition import CASSAVA, Competition
-from cassava_kit.files import cache_dir, read_json, write_json, write_text
+from cassava_kit.errors import UserError
+from cassava_kit.files import cache_dir, csv_text, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,17 +39,19 @@ class Photo:
 
 
 def own_sample(competition: Competition) -> Path:
-    """The embedded sample, made if it is not there; ValueError for a competition that it is none of."""
+    """Return the sample competition's folder, made if missing; UserError for another competition than the sample's."""
     if competition != CASSAVA:
-        raise ValueError(f"the embedded sample is of {CASSAVA.slug}; give --data DIR, the folder of {competition.slug}")
+        raise UserError(f"the embedded sample is of {CASSAVA.slug}; give --data DIR, the folder of {competition.slug}")
     return ensure_sample()
 
 
 def ensure_sample(folder: Path | None = None) -> Path:
-    """The sample competition's folder, made first if it is not there whole; default `sample-v1` in the kit's cache.
+    """Return the sample competition's folder, made if missing; default: `sample-v1` in the kit's cache.
 
-    A sample that has lost files is made anew. A folder that holds, or has been given, anything else is refused with
-    ValueError.
+    A sample that has lost files is made again.
+
+    Raises:
+        UserError: The folder holds anything else.
     """
     folder = cache_dir() / SAMPLE_NAME if folder is None else Path(folder)
     if _is_whole(folder):
@@ -73,7 +76,7 @@ def make_sample(folder: Path, *, n_train: int = 1200, n_test: int = 120, noise: 
     """Make a sample competition in `folder`: the same bytes for the same arguments, machine and libraries.
 
     `noise` is the share of rows of `train.csv` with a wrong label; `truth.csv`, which no other module reads, has the
-    true ones (`image_id,true_label,duplicate_of`, train and test). 2 % of the rows are near-duplicates of another
+    true labels (`image_id,true_label,duplicate_of`, train and test). 2 % of the rows are near-duplicates of another
     row, and a few training images have no row.
     """
     folder = Path(folder)
@@ -88,7 +91,7 @@ def make_sample(folder: Path, *, n_train: int = 1200, n_test: int = 120, noise: 
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether `folder` is a sample competition with all its photographs and tables."""
+    """Return whether `folder` is a sample competition with all its photographs and tables."""
     if not (folder / MARKER).is_file():
         return False
     names = (CASSAVA.train_csv, CASSAVA.sample_submission, CASSAVA.label_map, TRUTH_CSV)
@@ -99,30 +102,30 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _check_own(folder: Path, names: set[str]) -> None:
-    """ValueError where a sample that is to be made anew holds what no sample has."""
+    """Raise UserError where a sample that is to be made again holds foreign files."""
     if foreign := sorted(path.name for path in folder.iterdir() if path.name not in names):
-        raise ValueError(
-            f"{folder} has lost files of the sample, and {foreign[0]} is none of it; move it or name another folder"
+        raise UserError(
+            f"{folder} has lost files of the sample, and {foreign[0]} is not part of it; move it or name another folder"
         )
 
 
 def _check_empty(folder: Path) -> None:
-    """ValueError where `folder` holds anything."""
+    """Raise UserError where `folder` holds anything."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} must be a new or empty folder, or a sample competition made before; name another")
+        raise UserError(f"{folder} must be a new or empty folder, or a sample competition made before; name another")
 
 
 # --- the plan ------------------------------------------------------------------------------------------------------
 
 
 def _plan(n_train: int, n_test: int, *, noise: float, seed: int) -> pd.DataFrame:
-    """One row per photograph: image_id, split, label (given), true_label, picture (row whose drawing it shows)."""
+    """Return one row per photograph: image_id, split, label (given), true_label, picture (row of its drawing)."""
     import pandas as pd
 
     if n_train < 50 or n_test < 1:
-        raise ValueError(f"n_train must be at least 50 and n_test at least 1, got {n_train} and {n_test}")
+        raise UserError(f"n_train must be at least 50 and n_test at least 1, got {n_train} and {n_test}")
     if not 0 <= noise <= 0.3:
-        raise ValueError(f"noise must be in 0..0.3 (swaps need rows of other classes), got {noise}")
+        raise UserError(f"noise must be in 0..0.3 (swaps need rows of other classes), got {noise}")
     rng = np.random.default_rng([seed, 0])
     n_unlisted = max(1, round(UNLISTED_SHARE * n_train))
     true = np.concatenate([_labels(n_train, rng), _labels(n_test, rng), rng.integers(0, CASSAVA.n_classes, n_unlisted)])
@@ -135,13 +138,13 @@ def _plan(n_train: int, n_test: int, *, noise: float, seed: int) -> pd.DataFrame
 
 
 def _labels(n: int, rng: np.random.Generator) -> np.ndarray:
-    """`n` shuffled labels in the competition's shares, to within one row."""
+    """Return `n` shuffled labels in the competition's shares, to within one row."""
     edges = np.round(np.cumsum((0, *CASSAVA.class_shares)) * n).astype(int)
     return rng.permutation(np.repeat(np.arange(CASSAVA.n_classes), np.diff(edges)))
 
 
 def _swap_labels(labels: np.ndarray, n_pairs: int, rng: np.random.Generator) -> np.ndarray:
-    """Exchange the labels of `n_pairs` random pairs of different classes: the class shares stay as they are."""
+    """Exchange the labels of `n_pairs` random pairs of different classes; class shares are unchanged."""
     given, free = labels.copy(), rng.permutation(len(labels))
     for _ in range(n_pairs):
         first, others = free[0], free[1:]
@@ -152,7 +155,7 @@ def _swap_labels(labels: np.ndarray, n_pairs: int, rng: np.random.Generator) -> 
 
 
 def _repeat_pictures(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """For every row the row whose picture it shows: its own, but for `n` rows that of another of the same class."""
+    """Return each row's picture as a row number: for `n` rows another row of the class, else the row itself."""
     picture = np.arange(len(labels))
     copies = rng.choice(len(labels), n, replace=False)
     originals = np.setdiff1d(picture, copies)
@@ -163,7 +166,7 @@ def _repeat_pictures(labels: np.ndarray, n: int, rng: np.random.Generator) -> np
 
 
 def _numbers(n: int, rng: np.random.Generator) -> np.ndarray:
-    """`n` different numbers such as the competition's images have for names."""
+    """Return `n` different numbers like those in the competition's image names."""
     numbers = np.unique(rng.integers(10**6, 2**32, 2 * n))
     return rng.permutation(numbers)[:n]
 
@@ -172,7 +175,7 @@ def _numbers(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _photos(folder: Path, plan: pd.DataFrame) -> list[Photo]:
-    """The files to make, one for each row of the plan."""
+    """Return the files to make, one for each row of the plan."""
     folders = {"train": CASSAVA.train_images, "unlisted": CASSAVA.train_images, "test": CASSAVA.test_images}
     columns = (plan[name].tolist() for name in ("image_id", "split", "true_label", "picture"))
     return [
@@ -200,7 +203,7 @@ def _write_photo(photo: Photo, seed: int) -> None:
 
 
 def _jpeg(photo: Photo, seed: int) -> bytes:
-    """The photograph's file content."""
+    """Return the photograph's file content."""
     import cv2
 
     from cassava_kit.data.sample.leaves import draw_photo
@@ -216,7 +219,7 @@ def _jpeg(photo: Photo, seed: int) -> bytes:
 
 
 def _near_copy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The same picture a little cropped and a little brighter or darker."""
+    """Return the picture slightly cropped and slightly brighter or darker."""
     import cv2
 
     height, width = image.shape[:2]
@@ -237,14 +240,10 @@ def _write_tables(folder: Path, plan: pd.DataFrame) -> None:
     truth = listed[["image_id", "true_label"]].assign(
         duplicate_of=np.where(original == listed["image_id"], "", original)
     )
-    write_text(folder / CASSAVA.train_csv, _csv(train[["image_id", "label"]]))
-    write_text(folder / CASSAVA.sample_submission, _csv(test[["image_id"]].assign(label=4)))
+    write_text(folder / CASSAVA.train_csv, csv_text(train[["image_id", "label"]]))
+    write_text(folder / CASSAVA.sample_submission, csv_text(test[["image_id"]].assign(label=4)))
     write_text(folder / CASSAVA.label_map, json.dumps({str(k): name for k, name in enumerate(CASSAVA.classes)}))
-    write_text(folder / TRUTH_CSV, _csv(truth))
+    write_text(folder / TRUTH_CSV, csv_text(truth))
     write_tfrecords(
         folder / CASSAVA.train_tfrecords, train, image_dir=folder / CASSAVA.train_images, n_files=N_TFRECORDS
     )
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False, lineterminator="\n")

@@ -48,8 +48,8 @@ def soft_step(value: Plane, edge: float, softness: float) -> Plane:
     return np.clip((value - np.float32(edge)) / np.float32(softness) + np.float32(0.5), 0, 1)
 
 
-def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian gaussian_blur of an image or a plane."""
+def soften(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian soften of an image or a plane."""
     import cv2
 
     return cv2.GaussianBlur(image, (0, 0), sigma)
@@ -108,7 +108,7 @@ def _soil(rng: Rng) -> Image:
         start = random_point(rng)
         end = start + rng.uniform(-30, 30, 2)
         cv2.line(image, start.astype(int).tolist(), end.astype(int).tolist(), (rng.uniform(0.5, 0.8), 0.55, 0.35), 1)
-    return gaussian_blur(image, rng.uniform(0.4, 1.3))
+    return soften(image, rng.uniform(0.4, 1.3))
 
 
 def _foliage(rng: Rng) -> Image:
@@ -122,7 +122,7 @@ def _foliage(rng: Rng) -> Image:
         axes = round(length), round(length * rng.uniform(0.15, 0.4))
         centre = random_point(rng).astype(int).tolist()
         cv2.ellipse(image, centre, axes, rng.uniform(0, 180), 0, 360, colour, -1)
-    return gaussian_blur(image, rng.uniform(1.0, 3.5))
+    return soften(image, rng.uniform(1.0, 3.5))
 
 
 def _sky(rng: Rng) -> Image:
@@ -130,7 +130,7 @@ def _sky(rng: Rng) -> Image:
     image = mix(rgb(0.50, 0.66, 0.86), rgb(0.95, 0.96, 0.97), 0.5 + 0.35 * noise(rng, 60, 25, 10))
     horizon = HEIGHT * rng.uniform(0.5, 1.05) + 5 * noise(rng, 20)[0]
     below = soft_step(np.arange(HEIGHT, dtype=np.float32)[:, None] - horizon, 1.5, 3)
-    return gaussian_blur(mix(image, _foliage(rng), below), 0.8)
+    return soften(mix(image, _foliage(rng), below), 0.8)
 
 
 def _cloth(rng: Rng) -> Image:
@@ -151,7 +151,7 @@ def _hand(image: Image, rng: Rng) -> Image:
         knuckle = root + np.array([14 * finger - 21, 0])
         tip = knuckle + np.array([rng.uniform(-8, 8), rng.uniform(40, 62) * (1 if top else -1)])
         cv2.line(layer, on_stencil(knuckle), on_stencil(tip), 255, 21)
-    return mix(image, skin * (1 + 0.06 * noise(rng, 20, 4))[..., None], gaussian_blur(shrink(layer), 1.0))
+    return mix(image, skin * (1 + 0.06 * noise(rng, 20, 4))[..., None], soften(shrink(layer), 1.0))
 
 
 # --- light and camera ----------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def _hand(image: Image, rng: Rng) -> Image:
 def cast_shadow(image: Image, mask: Plane, rng: Rng) -> Image:
     """Darken what lies under a leaf, shifted by up to 6 pixels."""
     shifted = np.roll(mask, tuple(rng.integers(-6, 7, 2)), axis=(0, 1))
-    return image * (1 - rng.uniform(0.1, 0.5) * gaussian_blur(shifted, 2.5))[..., None]
+    return image * (1 - rng.uniform(0.1, 0.5) * soften(shifted, 2.5))[..., None]
 
 
 def occlude(image: Image, rng: Rng) -> Image:
@@ -178,9 +178,7 @@ def occlude(image: Image, rng: Rng) -> Image:
         cv2.ellipse(layer, on_stencil(random_point(rng)), axes, rng.uniform(0, 180), 0, 360, 255, -1, cv2.LINE_AA)
     green = rng.uniform(0.2, 0.55)
     colour = rgb(green * rng.uniform(0.5, 1.3), green, green * rng.uniform(0.25, 0.6))
-    return mix(
-        image, colour * (1 + 0.05 * noise(rng, 10))[..., None], gaussian_blur(shrink(layer), rng.uniform(0.5, 2))
-    )
+    return mix(image, colour * (1 + 0.05 * noise(rng, 10))[..., None], soften(shrink(layer), rng.uniform(0.5, 2)))
 
 
 def photograph(image: Image, rng: Rng) -> np.ndarray:
@@ -190,6 +188,6 @@ def photograph(image: Image, rng: Rng) -> np.ndarray:
     side_light = (1 + strength * (np.cos(angle) * x + np.sin(angle) * y)).astype(np.float32)
     cast = np.exp(rng.normal(0, 0.18) + rng.normal(0, 0.07, 3)).astype(np.float32)
     image = np.clip(image * cast * side_light[..., None], 0, 1) ** np.float32(np.exp(rng.normal(0, 0.15)))
-    image = gaussian_blur(image, 0.2 + rng.exponential(0.3))
+    image = soften(image, 0.2 + rng.exponential(0.3))
     grain = rng.uniform(0.005, 0.03) * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip((image + grain) * 255 + 0.5, 0, 255).astype(np.uint8)

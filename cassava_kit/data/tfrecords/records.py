@@ -1,4 +1,4 @@
-"""Read, check and write a competition's TFRecords without TensorFlow. Entry points: `unpack_tfrecords`, `TFRecordIndex`.
+"""Read and write a competition's TFRecords without TensorFlow. Entry points: `unpack_tfrecords`, `TFRecordIndex`.
 
 A file is a sequence of records: length (uint64), its masked CRC32C, the data, their masked CRC32C. The data are a
 `tf.train.Example` with the features image, image_name and target; others are ignored.

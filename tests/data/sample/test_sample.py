@@ -229,7 +229,7 @@ def test_what_is_not_the_samples_is_never_thrown_away(tmp_path: Path, monkeypatc
     assert sample.ensure_sample(folder) == folder and len(calls) == 1
     next((folder / "train_images").iterdir()).unlink()
     (folder / "test_images" / "mine.jpg").unlink()
-    with pytest.raises(ValueError, match="has lost files of the sample, and runs is none of it"):
+    with pytest.raises(ValueError, match="has lost files of the sample, and runs is not part of it"):
         sample.ensure_sample(folder)
     assert (folder / "runs").is_dir() and names(tmp_path) == ["s"]
 
