@@ -14,7 +14,7 @@ import pytest
 
 from cassava_kit.competition import CASSAVA
 from cassava_kit.files import read_json, sha256_file, write_json
-from cassava_kit.kaggle.doctor import CAUSES, doctor
+from cassava_kit.kaggle.doctor import CHECKS, doctor
 from cassava_kit.kaggle.pack.bundle import Bundle, package_kernel
 from cassava_kit.kaggle.pack.config import library_ranges, read_config
 from cassava_kit.kaggle.pack.credentials import collect_secrets, redact
@@ -57,7 +57,7 @@ class Asked:
 def test_every_cause_has_its_line_and_a_good_bundle_passes(bundle: Bundle) -> None:
     rehearsed(bundle)
     checks = doctor(REPOSITORY, bundle.home)
-    assert [check.cause for check in checks] == [cause for cause, _, _ in CAUSES]
+    assert [check.cause for check in checks] == [cause for cause, _, _ in CHECKS]
     assert not [str(check) for check in checks if check.status == "failed"]
     unknown = {check.cause for check in checks if check.status == "unknown"}
     assert unknown == {"GPU quota and phone", "rules accepted", "submissions left today"}
