@@ -177,6 +177,19 @@ def test_nor_after_a_kill_right_behind_the_upload(job: PushJob, kaggle: Memory, 
     assert kaggle.calls == ["version"] and kaggle.served == clock.build
 
 
+@pytest.mark.parametrize("number", [None, 1])
+def test_nor_where_kaggle_counts_a_version_only_when_it_is_processed(
+    job: PushJob, kaggle: Memory, clock: Clock, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    monkeypatch.setattr(kaggle, "dataset_version", lambda dataset: number)
+    kaggle.kill_after = "version"
+    with pytest.raises(Killed):
+        send_kit(job)
+    clock.ready_at = 100
+    send_kit(job)
+    assert kaggle.calls == ["version"]
+
+
 def test_nor_where_it_is_ready_and_the_old_manifest_is_still_served(job: PushJob, kaggle: Memory, clock: Clock) -> None:
     kaggle.kill_after = "version"
     with pytest.raises(Killed):
