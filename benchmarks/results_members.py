@@ -20,15 +20,16 @@ from cassava_kit.competition import current
 from cassava_kit.data.duplicates import find_duplicates
 from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.data.table import read_competition
-from cassava_kit.evidence.oof import average_members, fold_predictions, join_folds, make_evidence
+from cassava_kit.evidence.noise.clean import clean_labels
+from cassava_kit.evidence.noise.decisions import write_noise_report
+from cassava_kit.evidence.oof import average_members, fold_predictions, join_folds, make_evidence, read_evidence
 from cassava_kit.evidence.predictions import Predictions, read_predictions, write_predictions
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
 from cassava_kit.settings import replace
-from cassava_kit.training.ablation import own_report
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.recipes import recipe
 from cassava_kit.training.rows import TrainData, TrainOptions
-from cassava_kit.training.ssl.config import METHODS
+from cassava_kit.training.ssl.methods import SSL_METHODS
 
 SEED, N_SPLITS = 42, 5
 # The mobilenet recipe made smaller, so that all variants of it fit into less than an hour of two CPU cores.
@@ -197,7 +198,8 @@ def cleaned(shop: Shop, name: str, action: str) -> Made:
     evidence = make_evidence([shop.made[each].predictions for each in names], shop.data.folds, names)
     suspects = shop.plan.work / "suspects.csv"
     write_predictions(suspects, average_members(evidence, np.full(2, 0.5)))
-    report = own_report(suspects, shop.data.folds, shop.plan.work / "clean.csv")
+    report = shop.plan.work / "clean.csv"
+    write_noise_report(report, clean_labels(read_evidence([suspects], shop.data.folds)).report)
     config = replace(finetuned_config(shop), recipe=name)
     return train(shop, config, weights=shop.plan.weights[1], clean=report, action=action)
 
@@ -233,12 +235,13 @@ def probe(shop: Shop, name: str = PROBE, *, size: int | None = None, views: str 
 
 def pretrained(method: str, shop: Shop) -> Made:
     """The small ResNet from a backbone pretrained by the method on all photographs, no label seen."""
-    from cassava_kit.training.ssl.pretrain import CONFIG, describe, pretrain
-    from cassava_kit.training.ssl.recipes import recipe as pretraining
+    from cassava_kit.training.ssl.pretrain import pretrain
+    from cassava_kit.training.ssl.recipes import pretrain_recipe
+    from cassava_kit.training.ssl.run_folder import RUN_CONFIG, describe_run
 
-    config = pretraining(f"small_{method}").with_settings(["on_collapse=warn", *shop.plan.ssl_settings])
+    config = pretrain_recipe(f"small_{method}").with_settings(["on_collapse=warn", *shop.plan.ssl_settings])
     out = shop.plan.work / "pretrain" / method
-    if (out / CONFIG).is_file() and read_json(out / CONFIG) != describe(config, shop.paths, None):
+    if (out / RUN_CONFIG).is_file() and read_json(out / RUN_CONFIG) != describe_run(config, shop.paths, None):
         shutil.rmtree(out)
     weights, seconds = timed(
         shop, f"pretrain {method}", lambda: pretrain(config, shop.paths, out), settings=shop.plan.ssl_settings
@@ -277,7 +280,7 @@ MEMBERS = (
     Member("logreg", "logistic regression on 32x32 pixels", logreg),
     Member("small_resnet", "small ResNet, random weights", partial(small, "small_resnet")),
     Member("small_vit", "small ViT, random weights", partial(small, "small_vit")),
-    *(Member(each, f"small ResNet, {each} pretraining", partial(pretrained, each)) for each in METHODS),
+    *(Member(each, f"small ResNet, {each} pretraining", partial(pretrained, each)) for each in SSL_METHODS),
     Member("random", "the finetuned network from random weights", partial(finetuned, name="random", pretrained=False)),
     Member(PROBE, "ImageNet backbone frozen, linear probe", probe),
     Member(FINETUNED, "ImageNet backbone finetuned, smoothing .1", finetuned),
@@ -298,4 +301,4 @@ MEMBERS = (
     Member("finetuned, flips", "4 views", partial(with_views, FINETUNED, "flips"), (FINETUNED,)),
     Member("finetuned, d4", "8 views", partial(with_views, FINETUNED, "d4"), (FINETUNED,)),
 )
-NETWORKS = ("small_resnet", "small_vit", *METHODS, PROBE, FINETUNED, "unsmoothed", "mixup", "dropped", "cleaned")
+NETWORKS = ("small_resnet", "small_vit", *SSL_METHODS, PROBE, FINETUNED, "unsmoothed", "mixup", "dropped", "cleaned")

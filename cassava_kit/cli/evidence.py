@@ -115,9 +115,6 @@ def ablate_command(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="One variant: a setting, or several in quotes; may be repeated."),
     ] = None,
-    cleaning: Annotated[
-        bool, typer.Option("--cleaning", help="A variant without the rows that its own predictions make suspicious.")
-    ] = False,
     clean: Annotated[
         Path | None, typer.Option(help="A variant on the training rows that this noise report keeps.")
     ] = None,
@@ -131,17 +128,15 @@ def ablate_command(
     workers: Annotated[int, typer.Option(min=0, help="Loader processes; 0 loads in the main process.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder for decoded pixels, as for train.")] = None,
 ) -> None:
-    """Train a recipe with and without a change or cleaning over the same folds, and put the proof in one table."""
+    """Train a recipe with and without a change over the same folds, and compare each variant with the recipe."""
     from cassava_kit.training.ablation import ablate_files
     from cassava_kit.training.recipes import recipe
 
-    if cleaning and clean is not None:
-        raise UserError("give --cleaning (a report of its own predictions) or --clean FILE, not both")
-    if clean_action is not None and not cleaning and clean is None:
-        raise UserError("--clean-action goes with --clean FILE or --cleaning")
+    if clean_action is not None and clean is None:
+        raise UserError("--clean-action goes with --clean FILE")
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.training.rows import TrainOptions
 
     action = clean_action or "drop"
     options = TrainOptions(weights=weights, limit=limit, clean=clean, clean_action=action, workers=workers, cache=cache)
-    print(ablate_files(config, data, folds, out, changes=change or [], cleaning=cleaning, options=options))
+    print(ablate_files(config, data, folds, out, changes=change or [], options=options))

@@ -105,6 +105,7 @@ def _parsed(kernel: Kernel, values: Mapping[str, Any]) -> Parameters:
 
 def _check_training(given: TrainFolds) -> None:
     from cassava_kit.models.network import check_image_size
+    from cassava_kit.training.losses import make_loss
 
     if given.RECIPE == BASELINE:
         if given.SET or given.WEIGHTS or given.CLEAN or given.EXISTING or given.GPUS_PER_FOLD > 1:
@@ -113,6 +114,7 @@ def _check_training(given: TrainFolds) -> None:
             )
         return
     config = _training(given)
+    make_loss(config)
     check_image_size(config.model, config.image_size, config.model_args)
 
 

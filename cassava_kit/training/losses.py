@@ -1,19 +1,20 @@
-"""Losses for noisy labels: logits (N, K), targets (N,) classes or (N, K) probabilities -> losses (N,)."""
+"""Losses for noisy labels: logits (N, K), targets (N,) classes or (N, K) probabilities -> losses (N,); `make_loss`.
+
+A new loss is a function here and a line of `LOSSES`.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cassava_kit.errors import UserError, closest
 from cassava_kit.training.config import RunConfig
-
-if TYPE_CHECKING:
-    import torch
-
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -43,7 +44,7 @@ def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
 def taylor_cross_entropy(logits: Tensor, targets: Tensor, order: float = 2) -> Tensor:
     """Taylor cross-entropy sum_{i=1..order} (1 - p)^i / i. Feng et al. 2020, equation 7."""
     if order < 1 or order != int(order):
-        raise ValueError(f"order must be a whole number of at least 1, got {order}")
+        raise UserError(f"order must be a whole number of at least 1, got {order}")
     p = F.softmax(_at_least_float(logits), dim=1).gather(1, targets[:, None]).squeeze(1)
     terms = [(1 - p) ** i / i for i in range(1, int(order) + 1)]
     return torch.stack(terms).sum(dim=0)
@@ -63,10 +64,11 @@ def bi_tempered(
 ) -> Tensor:
     """Bi-tempered logistic loss. Amid et al. 2019, equation 8; t1 = t2 = 1 is the cross-entropy.
 
-    Raises ValueError unless t1 <= 1 <= t2: elsewhere the loss is unbounded or the normaliser has no fixed point.
+    Raises:
+        UserError: Not t1 <= 1 <= t2: elsewhere the loss is unbounded or the normaliser has no fixed point.
     """
     if not t1 <= 1 <= t2:
-        raise ValueError(f"bi-tempered loss needs t1 <= 1 <= t2, got t1={t1}, t2={t2}")
+        raise UserError(f"bi-tempered loss needs t1 <= 1 <= t2, got t1={t1}, t2={t2}")
     logits = _at_least_float(logits)
     soft = smooth_targets(targets, logits.shape[1], smoothing).to(logits.dtype)
     p = tempered_softmax(logits, t2, steps)
@@ -99,36 +101,40 @@ def tempered_softmax(logits: Tensor, t: float, steps: int = 20) -> Tensor:
     return exp_t(normalised, t) / total
 
 
-def make_loss(config: RunConfig) -> Loss:
-    """The loss a configuration names, a value a row, bound to its parameters; ValueError for what it does not take."""
-    import inspect
+# By the name that a recipe gives. A loss with a parameter `smoothing` takes label smoothing and soft targets.
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "ce": cross_entropy,
+    "bitempered": bi_tempered,
+    "taylor": taylor_cross_entropy,
+    "symmetric": symmetric_cross_entropy,
+    "focal": focal,
+}
 
-    functions: dict[str, Callable[..., Tensor]] = {
-        "ce": cross_entropy,
-        "bitempered": bi_tempered,
-        "taylor": taylor_cross_entropy,
-        "symmetric": symmetric_cross_entropy,
-        "focal": focal,
-    }
-    function = functions[config.loss]
-    known = [
-        name
-        for name in inspect.signature(function).parameters
-        if name not in ("logits", "targets", "smoothing", "steps")
-    ]
+
+def make_loss(config: RunConfig) -> Loss:
+    """Return the loss of a configuration, bound to its parameters: logits (B, K), targets -> losses (B,).
+
+    Raises:
+        UserError: There is no such loss, or it does not take the configuration's parameters, smoothing or mixing.
+    """
+    name = config.loss
+    if name not in LOSSES:
+        raise UserError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}{closest(name, LOSSES)}")
+    parameters = inspect.signature(LOSSES[name]).parameters
+    known = [each for each in parameters if each not in ("logits", "targets", "smoothing", "steps")]
     unknown = set(config.loss_args) - set(known)
     if unknown:
-        raise ValueError(
-            f"loss {config.loss} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known) or 'none'}"
+        raise UserError(
+            f"loss {name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(known) or 'none'}"
         )
-    arguments: dict[str, float] = dict(config.loss_args)
-    if config.loss in ("ce", "bitempered"):
-        arguments["smoothing"] = config.label_smoothing
-
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return function(logits, targets, **arguments)
-
-    loss(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))  # what it cannot do, it says here
+    soft = [each for each, loss in LOSSES.items() if "smoothing" in inspect.signature(loss).parameters]
+    if name not in soft and config.label_smoothing:
+        raise UserError(f"label_smoothing goes with the losses {' and '.join(soft)}; set label_smoothing=0 for {name}")
+    if name not in soft and (config.mixup or config.cutmix):
+        raise UserError(f"mixup and cutmix make soft targets, which the loss {name} does not take")
+    smoothing = {"smoothing": config.label_smoothing} if name in soft else {}
+    loss = partial(LOSSES[name], **config.loss_args, **smoothing)
+    loss(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))  # values that it cannot take are refused here
     return loss
 
 
@@ -137,8 +143,8 @@ def _at_least_float(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def without_largest(losses: torch.Tensor, n: int, *, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of a batch's losses (B,) without its n largest (OUSM, Xu et al. 2019); of a short batch one is always left.
+def without_largest(losses: Tensor, n: int, *, weights: Tensor | None = None) -> Tensor:
+    """Return the mean of a batch's losses (B,) without its n largest (OUSM, Xu et al. 2019); one is always left.
 
     With weights (B,) the losses that are left count by them; which are the largest is judged without.
     """

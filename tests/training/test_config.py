@@ -57,10 +57,6 @@ def test_bad_settings_die_at_once_in_one_line(setting, message):
 
 
 def test_options_that_would_be_ignored_are_refused():
-    with pytest.raises(ValueError, match="label_smoothing goes with"):
-        replace(recipe("resnet18"), loss="focal")
-    with pytest.raises(ValueError, match="soft targets"):
-        replace(recipe("resnet18"), loss="focal", label_smoothing=0, mixup=0.2)
     with pytest.raises(ValueError, match="frozen backbone"):
         replace(recipe("vgg16"), backbone_lr_scale=0.1)
 

@@ -6,7 +6,7 @@ from cassava_kit.settings import replace
 from cassava_kit.training.cost import SINGLE_PRECISION, pass_seconds, train_hours
 from cassava_kit.training.recipes import recipe
 from cassava_kit.training.ssl.cost import pretrain_hours
-from cassava_kit.training.ssl.recipes import recipe as pretraining
+from cassava_kit.training.ssl.recipes import pretrain_recipe as pretraining
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """A holdout split through training, evidence and scores: one run, and a test part that nothing learns from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tiny import SILENT, TINY
 
+from cassava_kit.competition import CASSAVA
 from cassava_kit.data.dataset import ImageDataset
 from cassava_kit.data.folds import split_holdout, write_folds
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.inference.folder import write_folder_predictions
@@ -67,3 +71,12 @@ def test_logreg_learns_from_the_training_part_alone(tiny_table, split, tmp_path)
     score = train_baseline(data, tmp_path, progress=False)
     assert score.n == 24
     read_evidence([tmp_path / "logreg" / "oof.csv"], split)
+
+
+def test_folds_of_another_competition_are_refused_before_training(tiny_table, split, tmp_path):
+    other = dataclasses.replace(split, task=dataclasses.replace(CASSAVA.task, competition="another-competition"))
+    with pytest.raises(UserError, match=r"fold file is of another-competition \(5 classes\), .* cassava-leaf-disease"):
+        train_recipe(TINY, tiny_table, other, tmp_path)
+    with pytest.raises(UserError, match="fold file is of another-competition"):
+        train_baseline(TrainData(tiny_table, other), tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from cassava_kit.errors import UserError
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.losses import (
     bi_tempered,
@@ -149,6 +150,32 @@ def test_soft_targets_go_through_cross_entropy():
     assert torch.allclose(
         make_loss(config("bitempered"))(logits, soft), make_loss(config("bitempered"))(logits, targets)
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "focl"}, r"loss must be one of ce, bitempered, .*, got 'focl' \(did you mean focal\?\)"),
+        ({"loss": "focal"}, "label_smoothing goes with the losses ce and bitempered; set label_smoothing=0 for focal"),
+        ({"loss": "taylor", "label_smoothing": 0, "mixup": 0.2}, "soft targets, which the loss taylor does not take"),
+        ({"loss": "symmetric", "label_smoothing": 0, "cutmix": 1.0}, "soft targets"),
+    ],
+)
+def test_a_loss_that_does_not_take_the_settings_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        make_loss(RunConfig(recipe="r", model="m", **changes))
+
+
+def test_smoothing_is_spread_over_all_classes_also_in_bi_tempered():
+    logits, targets = batch()
+    p = tempered_softmax(logits, 1.4, steps=200)
+    expected = 0.0
+    for row, y in zip(p.tolist(), targets.tolist(), strict=True):
+        for k, q in enumerate(row):
+            aim = 0.7 * (k == y) + 0.3 / 5
+            expected += aim * ((aim**0.2 - 1) / 0.2 - (q**0.2 - 1) / 0.2) - (aim**1.2 - q**1.2) / 1.2
+    loss = make_loss(RunConfig(recipe="r", model="m", loss="bitempered", label_smoothing=0.3))
+    assert loss(logits, targets).mean().item() == pytest.approx(expected / len(p), abs=1e-6)
 
 
 def test_unknown_parameter_of_a_loss_is_refused():

@@ -12,9 +12,8 @@ from torch import nn
 from cassava_kit.files import read_json
 from cassava_kit.models.checkpoint import load_model
 from cassava_kit.training.ssl import callbacks
-from cassava_kit.training.ssl import pretrain as module_under_test
-from cassava_kit.training.ssl.collapse import CollapseError, complaint, health, prototype_usage, rank_me
-from cassava_kit.training.ssl.config import configure
+from cassava_kit.training.ssl.collapse import CollapseError, find_collapse, measure_health, prototype_usage, rank_me
+from cassava_kit.training.ssl.methods import configure, make_ssl_module
 from cassava_kit.training.ssl.pretrain import pretrain
 
 LIMITS = {"min_std": 0.15, "min_rank": 1.5}
@@ -25,31 +24,31 @@ def isotropic(n=512, d=64):
 
 
 def test_isotropic_embeddings_are_healthy():
-    measured = health(isotropic())
+    measured = measure_health(isotropic())
     assert measured.std == pytest.approx(1, abs=0.02)
     assert measured.cosine == pytest.approx(0, abs=0.01)
     assert measured.rank > 55
-    assert complaint(measured, **LIMITS) is None
+    assert find_collapse(measured, **LIMITS) is None
 
 
 def test_the_mean_cosine_is_that_of_all_pairs():
     z = isotropic(20, 5) + 1
     unit = nn.functional.normalize(z, dim=1)
     pairs = [float(unit[i] @ unit[j]) for i in range(20) for j in range(20) if i != j]
-    assert health(z).cosine == pytest.approx(np.mean(pairs), abs=1e-5)
+    assert measure_health(z).cosine == pytest.approx(np.mean(pairs), abs=1e-5)
 
 
 def test_constant_embeddings_are_a_collapse():
-    measured = health(torch.ones(256, 64) + 0.01 * isotropic(256))
+    measured = measure_health(torch.ones(256, 64) + 0.01 * isotropic(256))
     assert measured.std < 0.05 and measured.cosine > 0.99
-    assert "embeddings hardly differ" in complaint(measured, **LIMITS)
+    assert "embeddings hardly differ" in find_collapse(measured, **LIMITS)
 
 
 def test_a_line_is_a_collapse():
     along = torch.randn(256, 1) @ torch.randn(1, 64)
-    measured = health(along)
+    measured = measure_health(along)
     assert measured.std > 0.5 and measured.rank < 1.2
-    assert "effective rank" in complaint(measured, **LIMITS)
+    assert "effective rank" in find_collapse(measured, **LIMITS)
 
 
 def test_rank_me_is_the_papers():
@@ -65,10 +64,10 @@ def test_what_is_not_finite_is_a_collapse():
     z = isotropic(8)
     z[0, 0] = torch.nan
     try:
-        measured = health(z)
+        measured = measure_health(z)
     except torch.linalg.LinAlgError:
         pytest.fail("a broken embedding must be reported, not crash the report")
-    assert "not finite" in complaint(measured, **LIMITS)
+    assert "not finite" in find_collapse(measured, **LIMITS)
 
 
 def test_prototype_usage_is_the_share_in_use():
@@ -80,12 +79,12 @@ def test_prototype_usage_is_the_share_in_use():
 
 def test_swav_that_answers_alike_is_a_collapse():
     scores = torch.randn(64, 30)
-    stuck = health(isotropic(64), scores, loss=math.log(30))
-    assert "answered alike" in complaint(stuck, **LIMITS)
-    assert complaint(health(isotropic(64), scores, loss=0.8 * math.log(30)), **LIMITS) is None
+    stuck = measure_health(isotropic(64), scores, loss=math.log(30))
+    assert "same probability" in find_collapse(stuck, **LIMITS)
+    assert find_collapse(measure_health(isotropic(64), scores, loss=0.8 * math.log(30)), **LIMITS) is None
     few = torch.zeros(64, 60)
     few[:, 3] = 1
-    assert "few prototypes" in complaint(health(isotropic(64), few, loss=1.0), **LIMITS)
+    assert "few prototypes are used" in find_collapse(measure_health(isotropic(64), few, loss=1.0), **LIMITS)
 
 
 @pytest.fixture
@@ -126,15 +125,14 @@ def byol(**settings):
 
 def break_on_purpose(monkeypatch):
     """Remove the predictor and let the gradient into the target, which then equals the online network."""
-    make_module = module_under_test.make_module
 
     def broken(config, *, init=None):
-        module = make_module(config, init=init)
+        module = make_ssl_module(config, init=init)
         module.prediction_head = nn.Identity()
         module.target = lambda images: module.projection_head(module.backbone(images))
         return module
 
-    monkeypatch.setattr(module_under_test, "make_module", broken)
+    monkeypatch.setattr("cassava_kit.training.ssl.methods.make_ssl_module", broken)
 
 
 def test_a_run_broken_on_purpose_is_stopped_within_a_few_steps(images, tmp_path, monkeypatch):
@@ -150,13 +148,13 @@ def test_a_fresh_head_has_longer_to_become_healthy_than_a_good_one_to_stay_so():
     class Module(callbacks.SSLModule):
         def __init__(self):
             nn.Module.__init__(self)
-            self.config, self.watched_scores = byol(), None
+            self.config, self.scores = byol(), None
 
     def alarm(first_looks, bad_from):
         watch, module = callbacks.CollapseWatch(), Module()
         good, bad = isotropic(32, 16), torch.ones(32, 16) + 0.01 * isotropic(32, 16)
         for step in range(1, 60):
-            module.watched = good if first_looks and step < bad_from else bad
+            module.embeddings = good if first_looks and step < bad_from else bad
             trainer = SimpleNamespace(global_step=step, accumulate_grad_batches=1)
             try:
                 watch.on_train_batch_end(trainer, module, {"loss": torch.tensor(1.0)}, None, 0)
@@ -176,9 +174,9 @@ def test_a_stopped_run_goes_on_from_its_last_epoch_as_it_was_told_to(images, tmp
     done = len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) - 1
     assert 0 < done < 15
     epochs = []
-    start = callbacks.Metrics.on_train_epoch_start
+    start = callbacks.PretrainMetrics.on_train_epoch_start
     monkeypatch.setattr(
-        callbacks.Metrics, "on_train_epoch_start", lambda *a: (epochs.append(a[1].current_epoch), start(*a))[1]
+        callbacks.PretrainMetrics, "on_train_epoch_start", lambda *a: (epochs.append(a[1].current_epoch), start(*a))[1]
     )
     with pytest.warns(UserWarning, match="byol has collapsed"):
         assert pretrain(byol(on_collapse="warn"), images, tmp_path / "run").is_file()
@@ -200,10 +198,10 @@ def test_a_collapsed_run_starts_anew_with_other_settings(images, tmp_path, monke
 
 
 def test_batches_that_are_gathered_for_one_step_are_looked_at_once(monkeypatch):
-    module = SimpleNamespace(config=byol(), watched=isotropic(32, 16), watched_scores=None)
+    module = SimpleNamespace(config=byol(), embeddings=isotropic(32, 16), scores=None)
     monkeypatch.setattr(callbacks, "SSLModule", SimpleNamespace)
     looks = []
-    monkeypatch.setattr(callbacks, "health", lambda *a: (looks.append(1), health(*a))[1])
+    monkeypatch.setattr(callbacks, "measure_health", lambda *a: (looks.append(1), measure_health(*a))[1])
     watch = callbacks.CollapseWatch()
     for step in (1, 1, 1, 2, 2, 2):
         trainer = SimpleNamespace(global_step=step, accumulate_grad_batches=3)

@@ -12,8 +12,8 @@ import torch
 
 from cassava_kit.models.checkpoint import load_model
 from cassava_kit.settings import replace
-from cassava_kit.training.ssl.config import configure
-from cassava_kit.training.ssl.pretrain import make_module, pretrain
+from cassava_kit.training.ssl.methods import configure, make_ssl_module
+from cassava_kit.training.ssl.pretrain import pretrain
 
 VIT = {
     "backbone": "vit_tiny_patch16_224",
@@ -53,8 +53,7 @@ STEP = """
 WORKER = (
     """
     import json, sys, torch, torch.distributed as dist
-    from cassava_kit.training.ssl.config import PretrainConfig
-    from cassava_kit.training.ssl.pretrain import make_module
+    from cassava_kit.training.ssl.methods import make_ssl_module, parse_config
 """
     + STEP
     + """
@@ -64,13 +63,13 @@ WORKER = (
             self.module = module
 
         def forward(self, views):
-            return self.module.loss_of(views)
+            return self.module.compute_loss(views)
 
     rank, folder = int(sys.argv[1]), sys.argv[2]
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for method in ("simclr", "moco", "byol", "swav"):
-        config = PretrainConfig.model_validate(json.load(open(f"{folder}/{method}.json")))
-        module = make_module(config)
+        config = parse_config(json.load(open(f"{folder}/{method}.json")))
+        module = make_ssl_module(config)
         module.load_state_dict(torch.load(f"{folder}/{method}-state.pt", weights_only=True))
         module.trainer = type("Trainer", (), {"current_epoch": 0})()
         whole = torch.load(f"{folder}/{method}-views.pt", weights_only=True)
@@ -99,7 +98,7 @@ def start(method):
     """Module and views, the same each time."""
     config = configure(method, **{**VIT, **METHODS[method]})
     torch.manual_seed(0)
-    module = make_module(config)
+    module = make_ssl_module(config)
     return config, module, [torch.randn(8, 3, v.size, v.size) for v in config.views for _ in range(v.count)]
 
 
@@ -139,7 +138,7 @@ def test_two_processes_are_one_with_the_whole_batch(method, two_processes):
 
 SHUFFLE = """
     import sys, torch, torch.distributed as dist
-    from cassava_kit.training.ssl.config import configure
+    from cassava_kit.training.ssl.methods import configure
     from cassava_kit.training.ssl.moco import MoCo
 
     rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -174,11 +173,11 @@ def test_moco_shuffles_keys_across_processes(tmp_path):
 RUN = """
     import json, sys
     from pathlib import Path
-    from cassava_kit.training.ssl.config import PretrainConfig
+    from cassava_kit.training.ssl.methods import parse_config
     from cassava_kit.training.ssl.pretrain import pretrain
 
     folder = Path(sys.argv[1])
-    config = PretrainConfig.model_validate(json.loads((folder / "config.json").read_text()))
+    config = parse_config(json.loads((folder / "config.json").read_text()))
     pretrain(config, sorted((folder / "images").glob("*.png")), folder / "run")
 """
 

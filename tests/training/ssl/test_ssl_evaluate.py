@@ -14,13 +14,13 @@ from torch import nn
 from cassava_kit.inference.features import Pixels, extract_features
 from cassava_kit.training.ssl.probe import (
     PENALTIES,
-    Probe,
+    KnnHalves,
     balanced_accuracy,
     balanced_answers,
     choose_penalty,
+    expand_classes,
     knn_probs,
     linear_probs,
-    spread,
 )
 
 PIXELS = Pixels(16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -151,7 +151,7 @@ def test_rare_classes_leave_the_choice_to_the_others():
 
 
 def test_classes_that_were_not_seen_have_no_probability():
-    assert np.array_equal(spread(np.array([[0.2, 0.8]]), np.array([1, 4]), 5), [[0, 0.2, 0, 0, 0.8]])
+    assert np.array_equal(expand_classes(np.array([[0.2, 0.8]]), np.array([1, 4]), 5), [[0, 0.2, 0, 0, 0.8]])
 
 
 def test_balanced_answers_undo_the_shares():
@@ -162,11 +162,11 @@ def test_balanced_answers_undo_the_shares():
 
 def test_the_probe_halves_each_class_and_skips_unknown_labels(images):
     labels = np.array([-1 if k < 10 else k % 2 for k in range(70)])
-    probe = Probe(images, labels, PIXELS)
+    probe = KnnHalves(images, labels, PIXELS)
     assert len(probe.labels) == 60 and (probe.labels >= 0).all()
     assert [int((probe.labels[probe.bank] == k).sum()) for k in range(2)] == [15, 15]
-    plain, balanced = probe.knn(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(12, 12, bias=False)))
+    plain, balanced = probe.score(nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(12, 12, bias=False)))
     assert plain == pytest.approx(balanced) and plain > 0.9
-    assert len(Probe(images, labels, PIXELS, limit=20).labels) == 20
+    assert len(KnnHalves(images, labels, PIXELS, limit=20).labels) == 20
     with pytest.raises(ValueError, match="two classes"):
-        Probe(images, np.zeros(70, dtype=int), PIXELS)
+        KnnHalves(images, np.zeros(70, dtype=int), PIXELS)

@@ -11,7 +11,7 @@ from lightly.loss import NegativeCosineSimilarity, NTXentLoss, SwaVLoss
 from torch import nn
 
 from cassava_kit.training.ssl.byol import BYOL
-from cassava_kit.training.ssl.config import configure
+from cassava_kit.training.ssl.methods import configure
 from cassava_kit.training.ssl.moco import MoCo
 from cassava_kit.training.ssl.simclr import SimCLR
 from cassava_kit.training.ssl.swav import SwAV
@@ -64,12 +64,12 @@ def test_simclr_is_the_papers_algorithm_1(temperature):
         partner = i + 1 if i % 2 == 0 else i - 1
         others = [math.exp(cosine(z[i], z[k]) / temperature) for k in range(2 * N) if k != i]
         total += -math.log(math.exp(cosine(z[i], z[partner]) / temperature) / sum(others))
-    assert_same(simclr(temperature).loss_of([x0, x1]), total / (2 * N))
+    assert_same(simclr(temperature).compute_loss([x0, x1]), total / (2 * N))
 
 
 def test_simclr_is_lightlys_with_its_gradient():
     views = embeddings(0, 1)
-    ours = simclr().loss_of(views)
+    ours = simclr().compute_loss(views)
     theirs = NTXentLoss(temperature=0.1)(*(v.flatten(1) for v in views))
     assert_same(ours, theirs)
     assert_same_gradient(gradients(ours, views), gradients(theirs, views))
@@ -89,24 +89,24 @@ def test_moco_is_the_papers_algorithm_1():
     for q, k in zip(rows(x0), rows(x1), strict=True):
         logits = [cosine(q, k) / 0.2, *(cosine(q, n) / 0.2 for n in negatives)]
         total += -math.log(math.exp(logits[0]) / sum(map(math.exp, logits)))
-    assert_same(module.loss_of([x0, x1]), total / N)
+    assert_same(module.compute_loss([x0, x1]), total / N)
 
 
 def test_moco_is_lightlys_with_its_gradient_and_only_queries_learn():
     module, views = moco(), embeddings(0, 1)
     theirs_criterion = NTXentLoss(temperature=0.2, memory_bank_size=(10, DIM))
     theirs_criterion.memory_bank.bank = module.queue.bank.clone()
-    ours, theirs = module.loss_of(views), theirs_criterion(views[0].flatten(1), views[1].detach().flatten(1))
+    ours, theirs = module.compute_loss(views), theirs_criterion(views[0].flatten(1), views[1].detach().flatten(1))
     assert_same(ours, theirs)
     assert gradients(ours, [views[1]]) == (None,)
-    ours = module.loss_of(views)
+    ours = module.compute_loss(views)
     assert_same_gradient(gradients(ours, views[:1]), gradients(theirs, views[:1]))
 
 
 def test_moco_takes_keys_in_after_the_step_in_the_order_of_the_batch():
     module, views = moco(), embeddings(0, 1)
     before = module.queue.bank.clone()
-    module.loss_of(views)
+    module.compute_loss(views)
     assert torch.equal(module.queue.bank, before)
     module.on_train_batch_end(None, None, 0)
     keys = nn.functional.normalize(views[1].detach().flatten(1), dim=1)
@@ -118,8 +118,8 @@ def test_symmetric_moco_is_the_mean_of_both_directions():
     views = embeddings(0, 1)
     both, one = moco(symmetric=True), moco()
     one.queue.bank.copy_(both.queue.bank)
-    expected = (one.loss_of(views) + one.loss_of(views[::-1])) / 2
-    assert_same(both.loss_of(views), expected)
+    expected = (one.compute_loss(views) + one.compute_loss(views[::-1])) / 2
+    assert_same(both.compute_loss(views), expected)
 
 
 class Recorder(nn.Module):
@@ -143,7 +143,7 @@ def test_moco_shuffles_keys_between_its_batchnorm_groups_and_puts_them_back():
     images[:, 0, 0, 0] = torch.arange(64)
     backbone.groups.clear()
     module.momentum_backbone.groups.clear()
-    module.loss_of([images, images])
+    module.compute_loss([images, images])
     assert backbone.groups == [list(range(start, start + 16)) for start in range(0, 64, 16)]
     shuffled = module.momentum_backbone.groups
     assert [len(group) for group in shuffled] == [16] * 4
@@ -171,7 +171,7 @@ def test_byol_is_the_papers_equation_2():
         for prediction, z in zip(p, rows(b), strict=True):
             difference = prediction / prediction.norm() - z / z.norm()
             total += float(difference @ difference)
-    assert_same(module.loss_of([x0, x1]), total / N)
+    assert_same(module.compute_loss([x0, x1]), total / N)
 
 
 def test_byol_is_lightlys_times_its_factor_with_its_gradient():
@@ -180,7 +180,7 @@ def test_byol_is_lightlys_times_its_factor_with_its_gradient():
     p0, p1 = (module.prediction_head(view.flatten(1)) for view in views)
     z0, z1 = (view.detach().flatten(1) for view in views)
     theirs = 0.5 * (criterion(p0, z1) + criterion(p1, z0))
-    ours = module.loss_of(views)
+    ours = module.compute_loss(views)
     assert_same(ours, 4 + 4 * theirs)
     assert_same_gradient(gradients(ours, views), gradients(4 * theirs, views))
 
@@ -212,12 +212,12 @@ def test_swav_is_the_papers_pseudocode():
             for b in range(N):
                 exp = [math.exp(s / 0.1) for s in scores[v][b]]
                 total -= sum(float(q[b, k]) * math.log(exp[k] / sum(exp)) for k in range(5)) / N / 4 / 2
-    assert_same(module.loss_of(views), total)
+    assert_same(module.compute_loss(views), total)
 
 
 def test_swav_is_lightlys_with_its_gradient():
     module, views = swav(), embeddings(0, 1, 2, 3, 4)
-    ours = module.loss_of(views)
+    ours = module.compute_loss(views)
     scores = [module.prototypes(nn.functional.normalize(view.flatten(1), dim=1)) for view in views]
     theirs = SwaVLoss(temperature=0.1)(scores[:2], scores[2:])
     assert_same(ours, theirs)
@@ -226,14 +226,14 @@ def test_swav_is_lightlys_with_its_gradient():
 
 def test_swav_with_its_queue_is_lightlys():
     module, views = swav(queue_size=2 * N, epochs=20), embeddings(0, 1, 2, 3, 4)
-    without = module.loss_of(views)
+    without = module.compute_loss(views)
     for queue in module.queues:
         queue.push(nn.functional.normalize(torch.randn(2 * N, DIM), dim=1))
     assert module.queue_in_use
     scores = [module.prototypes(nn.functional.normalize(view.flatten(1), dim=1)) for view in views]
     queued = [module.prototypes(queue.bank) for queue in module.queues]
     theirs = SwaVLoss(temperature=0.1)(scores[:2], scores[2:], queued)
-    ours = module.loss_of(views)
+    ours = module.compute_loss(views)
     assert_same(ours, theirs)
     assert float(ours) != pytest.approx(float(without), rel=1e-4)
 
@@ -241,6 +241,6 @@ def test_swav_with_its_queue_is_lightlys():
 def test_prototypes_are_unit_directions():
     module = swav()
     module.prototypes.heads[0].weight.data.mul_(7)
-    module.loss_of(embeddings(0, 1, 2, 3, 4))
+    module.compute_loss(embeddings(0, 1, 2, 3, 4))
     assert torch.allclose(module.prototypes.heads[0].weight.norm(dim=1), torch.ones(5), atol=1e-6)
     assert module.prototypes.heads[0].bias is None

@@ -9,8 +9,7 @@ from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead, SimCLRProjectionHead
 from torch import nn
 
-from cassava_kit.training.ssl.config import configure
-from cassava_kit.training.ssl.module import make_optimizer, parameter_groups
+from cassava_kit.training.optimizers import make_optimizer, parameter_groups
 from cassava_kit.training.ssl.parts import Queue, momentum_at, momentum_copy, sinkhorn, with_norm
 
 
@@ -135,7 +134,7 @@ def test_a_head_without_norm_has_biases_instead_and_ignores_the_batch():
 def test_biases_and_norms_have_no_decay_and_frozen_parameters_do_not_move():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2), nn.Linear(2, 2))
     module[4].requires_grad_(False)
-    decayed, plain = parameter_groups(module, 0.1)
+    plain, decayed = parameter_groups(module, lr=1.0, weight_decay=0.1)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert [id(p) for p in decayed["params"]] == [id(module[0].weight), id(module[3].weight)]
     assert {id(p) for p in plain["params"]} == {
@@ -144,10 +143,9 @@ def test_biases_and_norms_have_no_decay_and_frozen_parameters_do_not_move():
 
 
 def test_lars_scales_what_is_decayed_alone():
-    config = configure("byol", batch_size=256, base_lr=0.5)
     weight, bias = (nn.Parameter(torch.full((4,), 2.0)) for _ in range(2))
     groups = [{"params": [weight], "weight_decay": 1e-6}, {"params": [bias], "weight_decay": 0.0}]
-    optimizer = make_optimizer(groups, config)
+    optimizer = make_optimizer(groups, "lars", lr=0.5)
     weight.grad, bias.grad = torch.full((4,), 8.0), torch.full((4,), 8.0)
     optimizer.step()
     assert torch.allclose(bias, torch.full((4,), 2 - 0.5 * 8.0))

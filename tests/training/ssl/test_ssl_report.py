@@ -15,11 +15,11 @@ from cassava_kit.training.config import RunConfig
 from cassava_kit.training.rows import TrainData
 from cassava_kit.training.ssl.probe import linear_probs
 from cassava_kit.training.ssl.report import (
-    judge,
+    compare_starts,
+    format_markdown,
     labelled_rows,
-    markdown,
     probe_oof,
-    result_of,
+    score_result,
     ssl_report,
     start_features,
 )
@@ -52,7 +52,7 @@ def data(tmp_path):
 
 
 def result(init, answers, labels, how="linear", share=0.1):
-    return result_of((init, how, share), labels, np.eye(5)[answers], 10, "accuracy")
+    return score_result((init, how, share), labels, np.eye(5)[answers], 10, "accuracy")
 
 
 def test_the_verdict_follows_from_the_paired_comparison():
@@ -62,7 +62,7 @@ def test_the_verdict_follows_from_the_paired_comparison():
     better, worse = half.copy(), half.copy()
     better[:300] = labels[:300]
     worse[:300] = (labels[:300] + 1) % 5
-    report = judge(
+    report = compare_starts(
         [result(*row, labels) for row in (("random", half), ("a", better), ("b", worse), ("c", half))], labels
     )
     a, b, c = report.verdict.splitlines()
@@ -82,18 +82,18 @@ def test_proved_means_proved_among_all_comparisons_of_the_report():
     base, lucky = np.ones(400, int), np.ones(400, int)
     base[:5], lucky[5:21] = 0, 0
     assert 0.01 < binomtest(16, 21, 0.5).pvalue < 0.05
-    alone = judge([result("random", base, labels), result("a", lucky, labels)], labels)
+    alone = compare_starts([result("random", base, labels), result("a", lucky, labels)], labels)
     assert "better in linear" in alone.verdict and alone.table()["proved"][1]
     rows = [result("random", base, labels, share=s) for s in np.linspace(0.1, 0.8, 8)]
     rows += [result("a", lucky if s == 0.1 else base, labels, share=s) for s in np.linspace(0.1, 0.8, 8)]
-    family = judge(rows, labels)
+    family = compare_starts(rows, labels)
     assert "better" not in family.verdict and not family.table()["proved"].fillna(False).any()
 
 
 def test_a_start_below_the_majority_is_told_so():
     labels = np.array([3] * 70 + [1] * 30)
     answers = np.array([1] * 100)
-    report = judge([result("random", answers, labels), result("a", answers, labels)], labels)
+    report = compare_starts([result("random", answers, labels), result("a", answers, labels)], labels)
     assert "never beats one answer for every image" in report.verdict
 
 
@@ -104,16 +104,18 @@ def test_the_competitions_metric_judges_and_probes_are_never_asked_for_log_loss(
     answers = np.where(rng.random(300) < 0.7, labels, (labels + 1) % 3)
     sure, mild = 0.997 * np.eye(3)[answers] + 0.001, 0.7 * np.eye(3)[answers] + 0.1
     starts = [("random", sure), ("a", mild)]
-    results = [result_of((n, how, 1.0), labels, p, 10, "log_loss") for n, p in starts for how in ("linear", "finetune")]
-    report = judge(results, labels)
+    results = [
+        score_result((n, how, 1.0), labels, p, 10, "log_loss") for n, p in starts for how in ("linear", "finetune")
+    ]
+    report = compare_starts(results, labels)
     assert "better in finetune with 100% of the labels" in report.verdict
     assert "no difference proved in linear" in report.verdict
     assert [r.metric for r in report.results] == ["accuracy", "log_loss"] * 2
-    page = markdown(report)
+    page = format_markdown(report)
     assert "| a | finetune | 10 (100%) | log loss 0." in page and "| a | linear | 10 (100%) | accuracy 0." in page
     shares = np.bincount(labels) / 300
     assert report.baselines["log_loss"].value == pytest.approx(-(shares * np.log(shares)).sum())
-    by_f1 = judge([result_of((n, "linear", 1.0), labels, p, 10, "macro_f1") for n, p in starts], labels)
+    by_f1 = compare_starts([score_result((n, "linear", 1.0), labels, p, 10, "macro_f1") for n, p in starts], labels)
     assert by_f1.comparisons["a", "linear", 1.0].metric == "macro_f1"
 
 
