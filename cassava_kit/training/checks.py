@@ -9,6 +9,8 @@ from tempfile import gettempdir
 import numpy as np
 import pandas as pd
 
+from cassava_kit.competition import VARIABLE
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_noise_report, read_noise_report
 from cassava_kit.models.checkpoint import labels_learnt
 from cassava_kit.models.network import check_image_size, shapes_alone, sized_args
@@ -66,7 +68,14 @@ LONGEST_TEMPORARY = 70  # a socket's path may have 107 characters; longer ones a
 
 
 def check_table(data: TrainData) -> None:
-    """The fold file must be of this very table: same images, same labels."""
+    """Raise UserError unless the fold file is of this competition and table: same images, same labels."""
+    task, competition = data.folds.task, data.competition
+    if task is not None and (task.competition, task.classes) != (competition.slug, competition.classes):
+        raise UserError(
+            f"the fold file is of {task.competition} ({len(task.classes)} classes), the competition at hand is "
+            f"{competition.slug} ({competition.n_classes} classes); give its own fold file, or name the other "
+            f"competition's file by ${VARIABLE}"
+        )
     table = data.table.frame.sort_values("image_id", kind="stable").reset_index(drop=True)
     split = data.folds.frame
     unknown = pd.Index(table["image_id"]).difference(split["image_id"])
