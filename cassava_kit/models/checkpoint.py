@@ -101,7 +101,20 @@ def fold_checkpoints(folder: str | Path) -> list[Path]:
 
 
 def load_model(path: str | Path) -> tuple[Any, CheckpointInfo]:
-    """The model (eval mode, CPU, strict load) and its header; ValueError where the weights are not the model's."""
+    """Load a checkpoint as a torch module, in evaluation mode on the CPU, with its header.
+
+    `path` is a `.safetensors` file that the kit wrote. The header says what the model takes: `model` (timm name),
+    `input_size` (height, width) in pixels, `mean` and `std` of the channels, `n_classes`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The file is no checkpoint of the kit, or its tensors are not the model's.
+
+    Example::
+
+        model, info = load_model("runs/small_resnet/fold0/best.safetensors")
+        logits = model(torch.zeros(1, 3, *info.input_size))  # (1, info.n_classes)
+    """
     from cassava_kit.models.network import create_model
     from cassava_kit.models.weights import load_tensors
 
