@@ -1,4 +1,4 @@
-"""Check the parameters of a kernel at home, by value, as the verbs that it runs check theirs: `check_parameters`."""
+"""Check the values of a kernel's parameters as the verbs that it runs check them: `check_parameters`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 BASELINE = "logreg"
 Value = TypeVar("Value")
-# A list, which may have been written as a tuple.
+# A list; a tuple is taken as one.
 Plain = Annotated[list[Value], BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)]
-# What a rehearsal's epoch is cut down to, so that it takes seconds on two CPU cores.
+# The batch size of a rehearsal, small enough for two CPU cores.
 REHEARSED_BATCH = 4
 
 
 class Parameters(BaseModel):
-    """The parameters of a kernel, by the names that its first cell gives them."""
+    """The parameters of a kernel, by the names in its first code cell."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class TrainFolds(Parameters):
-    """Those of train-folds."""
+class TrainFoldsParameters(Parameters):
+    """The parameters of train-folds."""
 
     RECIPE: str
     FOLDS: Annotated[Plain[int], Field(min_length=1)]
@@ -45,7 +45,7 @@ class TrainFolds(Parameters):
     EXISTING: Literal["", "keep", "replace"]
 
     @model_validator(mode="after")
-    def _folds_exist(self) -> TrainFolds:
+    def _folds_exist(self) -> TrainFoldsParameters:
         unknown = [fold for fold in self.FOLDS if not 0 <= fold < self.N_SPLITS]
         if unknown or len(set(self.FOLDS)) != len(self.FOLDS):
             raise ValueError(
@@ -55,36 +55,38 @@ class TrainFolds(Parameters):
         return self
 
 
-class PretrainSsl(Parameters):
-    """Those of pretrain-ssl."""
+class PretrainParameters(Parameters):
+    """The parameters of pretrain-ssl."""
 
     METHOD: str
     SET: Plain[str]
 
 
-class Eda(Parameters):
-    """Those of eda."""
+class EdaParameters(Parameters):
+    """The parameters of eda."""
 
     N_DUPLICATES: int = Field(ge=1)
 
 
-PARAMETERS: dict[str, type[Parameters]] = {"train-folds": TrainFolds, "pretrain-ssl": PretrainSsl, "eda": Eda}
+PARAMETERS: dict[str, type[Parameters]] = {
+    "train-folds": TrainFoldsParameters,
+    "pretrain-ssl": PretrainParameters,
+    "eda": EdaParameters,
+}
 
 
 def check_parameters(kernel: Kernel, values: Mapping[str, Any], attached: Sequence[str] = ()) -> None:
-    """Refuse values that the kernel would fail on, before anything is sent.
-
-    `attached` are the datasets and kernels that a push attaches beside the kernel's own.
+    """Check values before anything is sent. `attached`: the datasets and kernels that a push attaches.
 
     Raises:
-        UserError: a value has the wrong type, no recipe or setting is called so, settings do not go together, a fold
-            does not exist, or a file is named while nothing that could hold it is attached.
+        UserError: a value has the wrong type, a recipe, setting or fold does not exist, settings exclude each other, or
+            a file is named while nothing is attached that could hold it.
     """
     found = _parsed(kernel, values)
     try:
-        if isinstance(found, TrainFolds):
+        if isinstance(found, TrainFoldsParameters):
             _check_training(found)
-        elif isinstance(found, PretrainSsl):
+        elif isinstance(found, PretrainParameters):
             _pretraining(found)
     except ValueError as error:
         raise UserError(f"{kernel.name}: {error}") from None
@@ -103,7 +105,7 @@ def _parsed(kernel: Kernel, values: Mapping[str, Any]) -> Parameters:
         raise UserError(f"{kernel.name}: {format_errors(error)}") from None
 
 
-def _check_training(given: TrainFolds) -> None:
+def _check_training(given: TrainFoldsParameters) -> None:
     from cassava_kit.models.network import check_image_size
     from cassava_kit.training.losses import make_loss
 
@@ -118,13 +120,13 @@ def _check_training(given: TrainFolds) -> None:
     check_image_size(config.model, config.image_size, config.model_args)
 
 
-def _training(given: TrainFolds) -> RunConfig:
+def _training(given: TrainFoldsParameters) -> RunConfig:
     from cassava_kit.training.recipes import recipe
 
     return recipe(given.RECIPE).with_settings(given.SET)
 
 
-def _pretraining(given: PretrainSsl) -> PretrainConfig:
+def _pretraining(given: PretrainParameters) -> PretrainConfig:
     from cassava_kit.models.network import check_image_size
     from cassava_kit.training.ssl.recipes import pretrain_recipe
 
@@ -134,12 +136,12 @@ def _pretraining(given: PretrainSsl) -> PretrainConfig:
 
 
 def rehearsal_parameters(kernel: Kernel, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that cut a kernel down to one tiny epoch of its own recipe, for a rehearsal at home.
+    """Return the parameters that reduce a kernel to one small epoch of its recipe, for a rehearsal.
 
-    Weights and noise reports lie on Kaggle and are left out; everything else stays as it was packed.
+    Weights and noise reports are on Kaggle and are left out. Everything else stays as it was packed.
     """
     found = _parsed(kernel, values)
-    if isinstance(found, TrainFolds):
+    if isinstance(found, TrainFoldsParameters):
         cut: dict[str, Any] = {"FOLDS": found.FOLDS[:1], "WEIGHTS": "", "CLEAN": "", "WORKERS": 0}
         if found.RECIPE == BASELINE:
             return cut
@@ -152,7 +154,7 @@ def rehearsal_parameters(kernel: Kernel, values: Mapping[str, Any]) -> dict[str,
             **({"swa_lr_scale": 0.1} if config.swa_epochs else {}),
         }
         return cut | {"SET": [*found.SET, *_differing(config, changes)]}
-    if isinstance(found, PretrainSsl):
+    if isinstance(found, PretrainParameters):
         method = _pretraining(found)
         changes = {
             **{"epochs": 1, "warmup_epochs": 0, "accumulate": 1, "num_workers": 0, "precision": "32-true"},

@@ -15,9 +15,9 @@ from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 
 METADATA_FILE = "dataset-metadata.json"
-PACKAGE = Path(__file__).resolve().parents[2]
+PACKAGE_DIR = Path(__file__).resolve().parents[2]
 # The part of the repository inside an installed wheel: kernels/, pyproject.toml, dataset-metadata.json.
-INSTALLED_PROJECT = PACKAGE / "project"
+INSTALLED_PROJECT = PACKAGE_DIR / "project"
 PLACEHOLDER_OWNER = "your-kaggle-name"
 # Packages that the kernels need and Kaggle's image lacks. All are pure Python: one wheel serves both images.
 COMMAND_LINE = ("typer", "rich", "shellingham", "annotated-doc")
@@ -79,7 +79,7 @@ class KaggleConfig:
 
 def project_root() -> Path:
     """Return the folder that bundles are packed from: the repository, or the installed kit's copy of its files."""
-    repository = PACKAGE.parent
+    repository = PACKAGE_DIR.parent
     return repository if (repository / "kernels").is_dir() else INSTALLED_PROJECT
 
 

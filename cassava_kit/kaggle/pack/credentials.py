@@ -1,4 +1,4 @@
-"""Where the user's credentials are, so that nothing packed, printed or passed on ever holds them."""
+"""Find the user's credentials and keep them out of what is packed or printed: `collect_secrets`, `refuse_secrets`."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from pathlib import Path
 
 from cassava_kit.errors import UserError
 
-# Variables whose value is a secret: a word that says so anywhere in the name, or a short one between underscores.
+# Variables with a secret value: a long word anywhere in the name, or a short one between underscores.
 SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSWO?R?D|PASSPHRASE|API_?KEY|CREDENTIAL|(^|_)(PAT|KEY|PASS|PW)(_|\d|$)|_PWD(_|\d|$)", re.IGNORECASE
 )
-# What an access token looks like: Kaggle's, Hugging Face's, GitHub's, GitLab's, OpenAI's, AWS's, Slack's, Google's; a
-# private key; and a bare 32-digit hexadecimal key, as kaggle.json holds one.
+# Access tokens of Kaggle, Hugging Face, GitHub, GitLab, OpenAI, AWS, Slack and Google, JSON web tokens, private keys,
+# and bare hexadecimal keys: 32 digits as in kaggle.json, 40 as of Weights & Biases.
 TOKEN_SHAPES = re.compile(
     rb"\bKGAT_[A-Za-z0-9]{16,}|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
     rb"|\bglpat-[\w-]{20,}|\bsk-[\w-]{20,}|\bAKIA[A-Z0-9]{16}\b|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{35}"
-    rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----|(?<![0-9A-Za-z])[0-9a-f]{32}(?![0-9A-Za-z])"
+    rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----|\beyJ[\w-]{10,}\.[\w-]{10,}\."
+    rb"|(?<![0-9A-Za-z])([0-9a-f]{32}|[0-9a-f]{40})(?![0-9A-Za-z])"
 )
 SECRET_FILES = ("kaggle.json", "access_token", "access_token.txt", "credentials.json")
 SECRET_KEYS = ("key", "access_token", "refresh_token", "token")
 SHORTEST = 8
 READ_BYTES = 1 << 20
-# What follows the '?' of an address: a signed one opens the file for whoever reads it.
+# The query of an address, which may be a signature that gives access to the file.
 QUERY = re.compile(r"\?[^\s'\"<>()=]+=[^\s'\"<>()]*")
 
 
 def collect_secrets(folders: Iterable[Path] = (), environment: Mapping[str, str] | None = None) -> set[str]:
-    """Values that must never leave this machine: from the environment, Kaggle's own files, and those in `folders`."""
+    """Return the secrets in the environment, in the Kaggle client's files, and in files of those names in `folders`."""
     environment = os.environ if environment is None else environment
     values = {value for name, value in environment.items() if SECRET_NAME.search(name)}
     named = [Path(environment[name]) for name in ("KAGGLE_CONFIG_DIR",) if environment.get(name)]
     for folder in [*named, Path.home() / ".kaggle", Path.home() / ".config" / "kaggle", *folders]:
         for name in SECRET_FILES:
-            values |= _in_file(folder / name)
+            values |= _read_secrets(folder / name)
     # KAGGLE_API_TOKEN may name a file that holds the token.
-    values |= _in_file(Path(environment.get("KAGGLE_API_TOKEN") or "/nonexistent"))
+    values |= _read_secrets(Path(environment.get("KAGGLE_API_TOKEN") or "/nonexistent"))
     return {value.strip() for value in values if len(value.strip()) >= SHORTEST}
 
 
-def _in_file(path: Path) -> set[str]:
-    """Secrets in one of the client's files: those of its known keys if it is JSON, else all of its text."""
+def _read_secrets(path: Path) -> set[str]:
+    """Return the secrets in one of the client's files: the values of known keys in JSON, else the whole text."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -98,12 +99,12 @@ def _holds(path: Path, needles: list[bytes]) -> bool:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """The text with every secret replaced, for whatever is printed or logged; of two the longer first."""
+    """Return the text with every secret replaced by `***`, longer ones first."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
 def strip_queries(text: str) -> str:
-    """The text with what follows the '?' of every address replaced, for errors that name signed ones."""
+    """Return the text with the query of every address replaced by `***`."""
     return QUERY.sub("?***", text)

@@ -1,7 +1,8 @@
-"""Notebooks and their metadata, generated from percent sources: `python -m cassava_kit.kaggle.pack.kernels [--check]`.
+"""Generate the notebooks of `kernels/` and their metadata from percent sources: `render`, `build_kernels`.
 
-`# include: settings` in a source is replaced by what the kernel must know (the competition's names, what to
-install, the builds it was made for), `# include: <file>` by a file of `kernels/`. The same sources give the same bytes.
+`# include: settings` in a source is replaced by what the notebook must know before it can import the kit (names of the
+competition, what to install, the builds it was made for), `# include: <file>` by a file of `kernels/`. The same sources
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,22 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from cassava_kit.competition import CASSAVA, Competition, current, facts
-from cassava_kit.errors import UserError
+from cassava_kit.errors import UserError, closest
 from cassava_kit.files import write_text
 from cassava_kit.kaggle.pack.config import COMMAND_LINE, KaggleConfig, read_config
 
 KERNEL_METADATA = "kernel-metadata.json"
-# A session ends after twelve hours, and one that is cut off may lose its output: a kernel that trains ends before.
+# A session ends after twelve hours and may then lose its output: a kernel that trains ends itself before.
 OWN_LIMIT_SECONDS = int(11.5 * 3600)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One folder of `kernels/`: what it installs, and what Kaggle must give it.
+    """One folder of `kernels/`.
 
-    `leaves` is a pattern of what a whole run leaves in its output, one file at least. `own_output` attaches the output
-    of an earlier session of the same kernel, to go on from it; before there is one, Kaggle says that it cannot be
-    added, and runs the kernel all the same.
+    `install`: the packages that it installs.
+    `leaves`: a pattern of the output files, of which a whole run leaves at least one.
+    `weights`, `gpu`: whether it needs the dataset of weights, and a GPU.
+    `own_output`: whether the output of its latest session is attached, to go on from. Before there is one, Kaggle warns
+    that it cannot be added, and runs the kernel nevertheless.
     """
 
     name: str
@@ -58,9 +61,9 @@ KERNEL_NAMES = tuple(kernel.name for kernel in KERNELS)
 
 @dataclass(frozen=True)
 class Changes:
-    """What one push of a kernel changes: values of its parameters, by name, and what else to attach.
+    """What one push changes in a kernel: values of its parameters by name, and what is attached besides.
 
-    That is datasets by owner/slug, and kernels of the kit by name, for what their latest run left.
+    `attach` names datasets by owner/slug, and kernels of the kit, whose latest output is attached, by name.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -68,15 +71,15 @@ class Changes:
 
 
 def find_kernel(name: str) -> Kernel:
-    """The kernel of that name; ValueError with those there are."""
+    """Return the kernel of that name; UserError for an unknown one."""
     found = next((kernel for kernel in KERNELS if kernel.name == name), None)
     if found is None:
-        raise UserError(f"no kernel {name!r}; there are {', '.join(kernel.name for kernel in KERNELS)}")
+        raise UserError(f"no kernel {name!r}{closest(name, KERNEL_NAMES)}; kernels are {', '.join(KERNEL_NAMES)}")
     return found
 
 
 def parse_changes(parameters: Sequence[str], attach: Sequence[str]) -> Changes:
-    """`NAME=VALUE` arguments, VALUE a Python literal or else text, and what to attach; ValueError otherwise."""
+    """Parse `NAME=VALUE` arguments, VALUE a Python literal or else text, and what to attach; UserError otherwise."""
     values: dict[str, Any] = {}
     for text in parameters:
         name, equals, value = text.partition("=")
@@ -103,12 +106,12 @@ def kernel_parameters(kernel: Kernel, root: Path, changes: Changes | None = None
     source = root / "kernels" / kernel.name / f"{kernel.name}.py"
     given = changes.parameters if changes else {}
     values: dict[str, Any] = {}
-    exec(_assigned(_first_cell(_notebook(source)).source, given, kernel.name), values)
+    exec(_assign(_first_cell(_notebook(source)).source, given, kernel.name), values)
     return {name: value for name, value in values.items() if name.isupper()}
 
 
-def settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]) -> dict[str, Any]:
-    """What the generated notebook must know before it can import the kit; `builds` pins manifests to build ids."""
+def notebook_settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the notebook must know before it can import the kit; `builds`: build id by manifest."""
     from cassava_kit.data.table import IMAGE_SUFFIXES
 
     return {
@@ -128,8 +131,8 @@ def settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]
     }
 
 
-def metadata(kernel: Kernel, config: KaggleConfig, competition: Competition) -> dict[str, Any]:
-    """The `kernel-metadata.json`: private, offline, two T4s; internet is on wherever this does not say otherwise."""
+def kernel_metadata(kernel: Kernel, config: KaggleConfig, competition: Competition) -> dict[str, Any]:
+    """Return `kernel-metadata.json`: private, two T4s, and internet off, which Kaggle turns on by default."""
     own = [config.kernel_id(kernel.name)] if kernel.own_output else []
     return {
         "id": config.kernel_id(kernel.name),
@@ -150,9 +153,9 @@ def metadata(kernel: Kernel, config: KaggleConfig, competition: Competition) -> 
 
 
 def notebook_text(source: Path, values: Mapping[str, Any], parameters: Mapping[str, Any] | None = None) -> str:
-    """The notebook of a percent source, with pinned cell ids and metadata: jupytext draws new ids on every build.
+    """Return the notebook of a percent source as JSON, with fixed cell ids: jupytext draws new ones on every build.
 
-    `parameters` stand in for values that the first code cell assigns.
+    `parameters` replace values that the first code cell assigns.
     """
     import nbformat
 
@@ -162,7 +165,7 @@ def notebook_text(source: Path, values: Mapping[str, Any], parameters: Mapping[s
         cell.id, cell.metadata = f"{source.stem}-{number:02d}", {}
     if parameters:
         first = _first_cell(notebook)
-        first.source = _assigned(first.source, parameters, source.stem)
+        first.source = _assign(first.source, parameters, source.stem)
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -186,8 +189,8 @@ def _first_cell(notebook: Any) -> Any:
     return next(cell for cell in notebook.cells if cell.cell_type == "code")
 
 
-def _assigned(cell: str, parameters: Mapping[str, Any], kernel: str) -> str:
-    """The parameters' cell with other values after its own; ValueError for a name that it does not assign."""
+def _assign(cell: str, parameters: Mapping[str, Any], kernel: str) -> str:
+    """Return the parameters' cell with other values after its own; UserError for a name that it does not assign."""
     assigned = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Name)]
     known = sorted({node.id for node in assigned if isinstance(node.ctx, ast.Store)})
     if unknown := [name for name in parameters if name not in known]:
@@ -203,7 +206,7 @@ def with_parameters(notebook: str, parameters: Mapping[str, Any], kernel: str) -
     """
     content = json.loads(notebook)
     first = next(cell for cell in content["cells"] if cell["cell_type"] == "code")
-    first["source"] = _assigned("".join(first["source"]), parameters, kernel)
+    first["source"] = _assign("".join(first["source"]), parameters, kernel)
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -230,12 +233,12 @@ def render(
     changes: Changes | None = None,
     competition: Competition | None = None,
 ) -> dict[str, str]:
-    """File name -> text of a kernel's generated files; `builds` pins it to the datasets it was made for."""
+    """Return file name -> text of a kernel's generated files; `builds` pins the notebook to the datasets' build ids."""
     competition = competition or current()
     source, changes = root / "kernels" / kernel.name / f"{kernel.name}.py", changes or Changes()
-    values = settings(kernel, competition, builds or {})
+    values = notebook_settings(kernel, competition, builds or {})
     config = read_config(root, owner=owner, competition=competition)
-    described = metadata(kernel, config, competition)
+    described = kernel_metadata(kernel, config, competition)
     described["dataset_sources"] += [source for source in changes.attach if source not in KERNEL_NAMES]
     described["kernel_sources"] += [config.kernel_id(name) for name in changes.attach if name in KERNEL_NAMES]
     return {
@@ -245,7 +248,7 @@ def render(
 
 
 def build_kernels(root: str | Path, check: bool = False) -> list[Path]:
-    """Generate every kernel's files; with `check` write nothing. Returns those that were out of date."""
+    """Generate the files of every kernel and return those that were out of date; with `check` write nothing."""
     root, stale = Path(root), []
     for kernel in KERNELS:
         for name, text in render(kernel, root, competition=CASSAVA).items():

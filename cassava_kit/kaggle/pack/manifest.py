@@ -1,4 +1,4 @@
-"""What a dataset holds, in a file beside it: name, size and SHA-256 of every file, and one id for all of it."""
+"""Write and check a dataset's manifest, name, size and SHA-256 of every file and one build id: `write_manifest`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cassava_kit.files import KIT_MANIFEST, WEIGHTS_MANIFEST, read_json, sha256_
 from cassava_kit.kaggle.pack.config import METADATA_FILE
 
 MANIFESTS = {"kit": KIT_MANIFEST, "weights": WEIGHTS_MANIFEST}
-# What a manifest says besides its files, each a table of names.
+# Further fields of a manifest, each a dict.
 FACTS: dict[str, tuple[str, ...]] = {"kit": ("wheels", "tested"), "weights": ()}
 # Kaggle strips '+', '~' and non-ASCII from names, refuses '@' and '&', and unpacks archives.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}")
@@ -20,19 +20,23 @@ UNPACKED_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
 
 
 def check_flat(folder: Path) -> None:
-    """Refuse what would not arrive as it is: folders and links, names that Kaggle changes, archives it unpacks."""
+    """Check that a folder arrives on Kaggle as it is.
+
+    Raises:
+        UserError: it holds a folder, a link, a name that Kaggle changes, or an archive that it unpacks.
+    """
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not path.is_file():
             raise UserError(f"{path} is not a plain file; an uploaded dataset must be a flat folder of files")
         if not PLAIN_NAME.fullmatch(path.name) or path.name.lower().endswith(UNPACKED_SUFFIXES):
             raise UserError(
-                f"{path.name!r} would not keep its name or form on Kaggle; "
+                f"{path.name!r} changes its name or form on Kaggle; "
                 "use letters, digits, '.', '_' and '-', and no archives"
             )
 
 
 def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a flat folder; its build id is the hash of everything else it says."""
+    """Write the manifest of a flat folder and return it; the build id is the hash of all its other fields."""
     check_flat(folder)
     aside = (METADATA_FILE, *MANIFESTS.values())
     files = [
@@ -47,7 +51,7 @@ def write_manifest(folder: Path, kind: str, facts: dict[str, Any]) -> dict[str, 
 
 
 def build_id(manifest: dict[str, Any]) -> str:
-    """Hash of a manifest without its own build id."""
+    """Return the hash of a manifest without its build id."""
     rest = {key: value for key, value in manifest.items() if key != "build_id"}
     return sha256_bytes(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode())
 
@@ -78,7 +82,7 @@ def _is_listing(files: Any) -> bool:
 
 
 def find_problems(folder: Path, kind: str) -> list[str]:
-    """What in a folder is not as its manifest says, one line each; the manifest and metadata may be there besides."""
+    """Return how a folder differs from its manifest, one line for each file; manifest and metadata are not counted."""
     manifest = read_manifest(folder, kind)
     listed = {entry["name"]: entry for entry in manifest["files"]}
     present = {path.name for path in folder.iterdir()} - {METADATA_FILE, MANIFESTS[kind]}

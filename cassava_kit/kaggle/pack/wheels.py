@@ -1,9 +1,8 @@
-"""Wheels without a network: the kit's own, built reproducibly, and those of pure distributions installed here.
+"""Make wheels without a network: the kit's own, and those of installed pure packages: `build_kit_wheel`, `pure_wheel`.
 
-A rehearsal, and the first run of a newcomer, must need no network, and an installed wheel no longer lies about as a
-file. But installing a pure wheel is unpacking it: every file is still there, with its SHA-256 in `RECORD`. So the
-wheel is put together again from the files that still match. What a `py3-none-any` wheel holds is the same for every
-Python, so the result serves the image's 3.12 and 3.13 as well as this machine's interpreter.
+A rehearsal and the first run must need no network, and an installed wheel is no longer a file. But installing a pure
+wheel only unpacks it: every file is still there, with its SHA-256 in `RECORD`, and the wheel is made again from the
+files that still match. A `py3-none-any` wheel is the same for every Python, so it serves the image's 3.12 and 3.13.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ IMAGE_PYTHONS = ("3.12", "3.13")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE", "dataset-metadata.json")
 SOURCES = ("cassava_kit/**/*.py", "cassava_kit/**/*.typed", "cassava_kit/report/**/*.html", "kernels/**/*.py")
 SOURCES += ("kernels/image-*.txt",)
-# Left by the installer, not part of the wheel; direct_url.json may even hold the token of a private index.
+# Files of the installer, which are not part of the wheel; direct_url.json may hold the token of a private index.
 INSTALLER_FILES = ("INSTALLER", "REQUESTED", "RECORD", "RECORD.jws", "RECORD.p7s", "direct_url.json", "uv_cache.json")
 ZIP_DATE = (2020, 2, 2, 0, 0, 0)
 EPOCH = "1580601600"
@@ -41,13 +40,14 @@ EPOCH = "1580601600"
 def build_kit_wheel(root: Path, out: Path) -> Path:
     """Build the kit's wheel from `root` into `out` with hatchling: the same sources give the same bytes.
 
-    The build sees a clean copy that holds code and page templates alone, so nothing else in the tree can get in.
+    The build sees a copy of code, page templates and notebook sources alone, so that nothing else gets in. From an
+    installed kit the wheel is made of the installed files.
 
     Raises:
         FileNotFoundError: `root` is not the repository.
-        UserError: a source file holds a credential, or hatchling cannot build.
+        UserError: hatchling cannot build, or an installed file was changed.
     """
-    if root == INSTALLED_PROJECT:  # no repository around it: the wheel is made of the installed files
+    if root == INSTALLED_PROJECT:
         return rebuild_wheel("cassava-kit", out)
     with tempfile.TemporaryDirectory(prefix="kit-build-") as folder:
         source, target = Path(folder) / "source", Path(folder) / "dist"
@@ -82,9 +82,10 @@ def _copy_sources(root: Path, target: Path) -> None:
 
 
 def pure_wheel(name: str, out: Path, *, wheelhouse: Path | None = None) -> Path:
-    """Put the wheel of a pure distribution into `out`: from the wheelhouse if it is there, else from what is installed.
+    """Put the wheel of a pure package into `out`: the wheelhouse's, else one made of the installed files.
 
-    ValueError where it is not pure, was changed after it was installed, or refuses a Python of Kaggle's image.
+    Raises:
+        UserError: it is not pure, was changed after its installation, or excludes a Python of Kaggle's images.
     """
     ready = find_wheel(name, wheelhouse) if wheelhouse else None
     wheel = _place(ready, out) if ready else rebuild_wheel(name, out)
@@ -93,7 +94,7 @@ def pure_wheel(name: str, out: Path, *, wheelhouse: Path | None = None) -> Path:
 
 
 def find_wheel(name: str, wheelhouse: Path) -> Path | None:
-    """The newest pure wheel of `name` in a folder of wheels, or None."""
+    """Return the newest pure wheel of `name` in a folder of wheels, or None."""
     from packaging.utils import canonicalize_name, parse_wheel_filename
 
     found = []
@@ -105,13 +106,17 @@ def find_wheel(name: str, wheelhouse: Path) -> Path | None:
 
 
 def rebuild_wheel(name: str, out: Path) -> Path:
-    """Put an installed pure distribution back into a wheel: its own files, each equal to its SHA-256 in `RECORD`."""
+    """Make a wheel of an installed pure package from its files, each checked against its SHA-256 in `RECORD`.
+
+    Raises:
+        UserError: it is not installed, not pure, or was changed.
+    """
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         raise UserError(f"{name} is not installed and no wheelhouse has it; run: pip install {name}") from None
     tags = _wheel_tags(name, distribution.read_text("WHEEL") or "")
-    members = _verified(distribution, _wheel_files(distribution))
+    members = _read_files(distribution, _wheel_files(distribution))
     folder = next(path.split("/")[0] for path in members if path.endswith(".dist-info/WHEEL"))
     target = out / f"{folder.removesuffix('.dist-info')}-{tags}.whl"
     with atomic_path(target) as temporary:
@@ -128,7 +133,7 @@ def _wheel_tags(name: str, text: str) -> str:
 
 
 def _wheel_files(distribution: metadata.Distribution) -> list[str]:
-    """Paths inside the wheel: without the installer's own files and the scripts it made from entry points."""
+    """Return the paths inside the wheel, without the installer's files and the scripts of entry points."""
     name, paths = distribution.metadata["Name"], []
     scripts = {point.name for point in distribution.entry_points if point.group in ("console_scripts", "gui_scripts")}
     for file in distribution.files or []:
@@ -145,7 +150,7 @@ def _wheel_files(distribution: metadata.Distribution) -> list[str]:
     return sorted(paths)
 
 
-def _verified(distribution: metadata.Distribution, paths: list[str]) -> dict[str, bytes]:
+def _read_files(distribution: metadata.Distribution, paths: list[str]) -> dict[str, bytes]:
     recorded = {file.as_posix(): file.hash for file in distribution.files or []}
     members = {path: Path(str(distribution.locate_file(path))).read_bytes() for path in paths}
     for path, content in members.items():
@@ -164,9 +169,9 @@ def _record_hash(content: bytes) -> str:
 
 
 def write_wheel(path: Path, members: dict[str, bytes], dist_info: str) -> None:
-    """Write a wheel: members in order of name, `RECORD` last, fixed dates and modes, the same bytes every time.
+    """Write a wheel with the same bytes every time: members by name, `RECORD` last, fixed dates and modes.
 
-    Stored, not deflated: compressed bytes differ between zlib builds, and these wheels are small.
+    Members are stored, not deflated: compressed bytes differ between builds of zlib, and these wheels are small.
     """
     record = io.StringIO()
     rows = csv.writer(record, lineterminator="\n")
@@ -181,7 +186,11 @@ def write_wheel(path: Path, members: dict[str, bytes], dist_info: str) -> None:
 
 
 def read_wheel(wheel: Path) -> tuple[dict[str, bytes], str]:
-    """The files of a wheel without its `RECORD`, each equal to its hash there, and the name of its `.dist-info`."""
+    """Return a wheel's files without `RECORD`, each checked against its hash there, and the name of its `.dist-info`.
+
+    Raises:
+        UserError: the file is not a whole wheel, or a hash differs.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
@@ -191,12 +200,12 @@ def read_wheel(wheel: Path) -> tuple[dict[str, bytes], str]:
     rows = {row[0]: row[1] for row in csv.reader(io.StringIO(members.pop(f"{info}/RECORD").decode())) if row}
     for name, content in members.items():
         if rows.get(name) != _record_hash(content):
-            raise UserError(f"{wheel}: {name} is not what its RECORD says; make or download it again")
+            raise UserError(f"{wheel}: {name} differs from its hash in RECORD; make or download it again")
     return members, info
 
 
 def check_pure(wheel: Path, pythons: Iterable[str] = IMAGE_PYTHONS) -> None:
-    """Refuse a wheel that is broken, not pure, or not for the image's Pythons."""
+    """Check that a wheel is whole, pure, and for the images' Pythons; UserError otherwise."""
     from packaging.specifiers import SpecifierSet
 
     members, info = read_wheel(wheel)

@@ -1,8 +1,8 @@
-"""Run one notebook as Kaggle would: a script of its own process, started by `rehearsal.py` with a JSON file.
+"""Run one notebook as Kaggle would: a script that `runner.py` starts with a JSON file (`run_spec`).
 
-It imports nothing of the kit, so that the notebook cannot find it by accident. In a mount namespace it first puts
-`/kaggle/input` (read-only) and `/kaggle/working` in place, in a root of its own: the machine's root is not touched.
-Exit code 97 says that the namespace could not be set up; the outcome itself goes to `result.json`.
+It imports nothing of the kit, so that the notebook cannot find it by accident. In a mount namespace it first makes
+`/kaggle/input` (read-only) and `/kaggle/working` in a root of its own: the machine's root is not touched. Exit code 97:
+the namespace could not be set up. The result goes to `result.json`.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 NO_NAMESPACE = 97
-POLL_SECONDS = 0.1
+WATCH_SECONDS = 0.1
 
 
 def bring_up_loopback() -> None:
-    """Inside a fresh network namespace even 127.0.0.1 is down; data-parallel training and Jupyter talk through it."""
+    """Bring up 127.0.0.1, which is down in a new network namespace; data-parallel training and Jupyter use it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         request = struct.pack("16sh", b"lo", 0)
         flags = struct.unpack("16sh", fcntl.ioctl(handle, 0x8913, request))[1]
@@ -32,14 +32,18 @@ def bring_up_loopback() -> None:
 
 
 def mount(*arguments: str | Path) -> None:
-    """Call mount(8); its complaint becomes the error."""
+    """Call mount(8).
+
+    Raises:
+        OSError: with its error message.
+    """
     done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(done.stderr.strip() or f"mount {arguments} failed")
 
 
 def bind_read_only(source: Path, target: Path) -> None:
-    """Bind-mount a file or folder without the right to write; flags that a user namespace may not drop are kept."""
+    """Bind-mount a file or folder read-only, with the flags that a user namespace may not drop."""
     mount("--bind", source, target)
     kept = {os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec", os.ST_RELATIME: "relatime"}
     flags = os.statvfs(target).f_flag
@@ -47,7 +51,7 @@ def bind_read_only(source: Path, target: Path) -> None:
 
 
 def enter_kaggle_root(spec: dict[str, Any]) -> None:
-    """Change into a root that is the machine's, with `/kaggle` added."""
+    """Change into a copy of the machine's root by bind mounts, with `/kaggle` added."""
     root = Path(spec["scratch"]) / "root"
     root.mkdir()
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", root)
@@ -78,7 +82,7 @@ def enter_kaggle_root(spec: dict[str, Any]) -> None:
 
 
 def descendants(ancestor: int) -> set[int]:
-    """Process ids below `ancestor`."""
+    """Return the ids of the processes below `ancestor`."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -96,7 +100,7 @@ def descendants(ancestor: int) -> set[int]:
 
 
 def private_bytes(pids: set[int]) -> int:
-    """Memory of the processes that is theirs alone: resident and not shared with files or each other."""
+    """Return the resident memory of the processes that is not shared with files or each other."""
     total = 0
     for pid in pids:
         try:
@@ -108,7 +112,7 @@ def private_bytes(pids: set[int]) -> int:
 
 
 class Watch(threading.Thread):
-    """Ends the notebook's processes at the deadline or above the memory limit, and keeps the peak."""
+    """Kill the notebook's processes at the deadline or above the memory limit, and record the peak (bytes)."""
 
     def __init__(self, memory: int | None, deadline: float | None) -> None:
         super().__init__(daemon=True)
@@ -116,8 +120,8 @@ class Watch(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
-        """Look ten times a second until told that it is over."""
-        while not self.over.wait(POLL_SECONDS):
+        """Check ten times a second until `over` is set."""
+        while not self.over.wait(WATCH_SECONDS):
             pids = descendants(os.getpid())
             self.peak = max(self.peak, private_bytes(pids))
             if self.memory and self.peak > self.memory:
@@ -134,7 +138,7 @@ class Watch(threading.Thread):
 
 
 def outputs_as_text(notebook: Any) -> str:
-    """What the notebook printed, cell after cell."""
+    """Return the notebook's printed output, cell after cell."""
     lines = []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -144,7 +148,7 @@ def outputs_as_text(notebook: Any) -> str:
 
 
 def execute(spec: dict[str, Any], watch: Watch) -> dict[str, Any]:
-    """Run every cell; returns error (empty if none) and what was printed."""
+    """Run every cell; returns `error` (empty if none) and `log`, the printed output."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -180,9 +184,9 @@ def execute(spec: dict[str, Any], watch: Watch) -> dict[str, Any]:
     return {"error": watch.killed or error, "log": outputs_as_text(notebook)}
 
 
-def main() -> int:
-    """Set up what the JSON file given as first argument asks for, run, and write the result."""
-    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+def run_spec(path: Path) -> int:
+    """Set up what a JSON file asks for, run the notebook, write the result, and return the exit code."""
+    spec = json.loads(path.read_text(encoding="utf-8"))
     try:
         if spec["network_namespace"]:
             bring_up_loopback()
@@ -205,4 +209,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_spec(Path(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""An environment with the versions of Kaggle's image, to rehearse in: made once, from a file of `kernels/`."""
+"""Make an environment with the versions of Kaggle's image, to rehearse in: `image_environment`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ IMAGES = ("3.13", "3.12")
 
 
 def image_environment(root: Path, folder: Path, *, version: str | None = None) -> Path:
-    """The Python of an environment made from `kernels/image-<version>.txt` in `folder`; made anew when that changes.
+    """Return the Python of an environment made from `kernels/image-<version>.txt`, in a folder of that name.
 
-    `version` asks for the image with that Python (None: the newest that is installed here); each has a folder of its
-    own below `folder`. Takes about 5 GB and needs a package index, the first time. FileNotFoundError where the Python
-    is not installed, ValueError where the environment cannot be made.
+    `version` is the image's Python; None: the newest that is installed here. The environment is made once, and again
+    when the file changes; it takes about 5 GB and a package index.
+
+    Raises:
+        FileNotFoundError: that Python is not installed.
+        UserError: the environment cannot be made.
     """
     version, interpreter = find_python(version)
     wanted, folder = root / "kernels" / f"image-{version}.txt", folder / version
@@ -42,7 +45,12 @@ def image_environment(root: Path, folder: Path, *, version: str | None = None) -
 
 
 def find_python(asked: str | None = None) -> tuple[str, Path]:
-    """The newest of the image's Python versions that is installed here, or the one that is asked for, and where."""
+    """Return the newest of the images' Python versions that is installed here, or the one asked for, and its path.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+        UserError: no image has the one asked for.
+    """
     if asked not in (None, *IMAGES):
         raise UserError(f"Kaggle's images have Python {' or '.join(IMAGES)}, got {asked}")
     versions = IMAGES if asked is None else (asked,)
@@ -51,7 +59,7 @@ def find_python(asked: str | None = None) -> tuple[str, Path]:
             if candidate.is_file() and _version(candidate) == version:
                 return version, candidate
     raise FileNotFoundError(
-        f"none of Python {', '.join(versions)} is installed; install one to rehearse as Kaggle runs "
+        f"Python {' or '.join(versions)} is not installed; install one to rehearse as Kaggle runs "
         f"(python{versions[0]} on PATH, pyenv, uv)"
     )
 
@@ -68,14 +76,14 @@ def _candidates(version: str) -> Iterator[Path]:
 
 
 def _version(python: Path) -> str:
-    """`major.minor` of an interpreter that starts and can make environments; empty otherwise (a shim, a bare one)."""
+    """Return `major.minor` of an interpreter that can make environments; empty otherwise (a shim, no ensurepip)."""
     code = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
 
 def image_versions(root: Path) -> dict[str, dict[str, str]]:
-    """Image -> library -> version, as the files of `kernels/` pin them."""
+    """Return image -> library -> version, as the files of `kernels/` pin them."""
     versions: dict[str, dict[str, str]] = {}
     for image in IMAGES:
         lines = (root / "kernels" / f"image-{image}.txt").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Ways to close the network around a notebook and to show it its input, the strongest first."""
+"""Close the network around a notebook and mount its input, in the strongest way possible: `find_isolations`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.files import write_text
 from cassava_kit.kaggle.rehearse.layout import Mount
 
-# Passed on to the notebook; everything else stays outside, above all KAGGLE_* and other tokens.
+# Variables that the notebook gets. All others, above all KAGGLE_* and tokens, are left out.
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_")
 
@@ -50,7 +50,7 @@ socket.socket.sendto = _closing(socket.socket.sendto, -1)
 
 @dataclass(frozen=True)
 class Isolation:
-    """One way; `command` starts a program inside it, `report` says in words what is closed."""
+    """One kind of isolation: the prefix of a command that starts inside it, what it closes, and a report in words."""
 
     name: str
     command: tuple[str, ...]
@@ -59,7 +59,7 @@ class Isolation:
     report: str
 
     def available(self) -> bool:
-        """Whether this machine lets us do it."""
+        """Return whether this machine allows it."""
         if not self.command:
             return True
         try:
@@ -80,7 +80,11 @@ ISOLATIONS = (
 
 
 def find_isolations(name: str | None = None) -> Iterator[Isolation]:
-    """Those that this machine allows, the strongest first; `name` asks for one of them."""
+    """Return the kinds that this machine allows, the strongest first, or only the one called `name`.
+
+    Raises:
+        UserError: no kind has that name.
+    """
     names = [isolation.name for isolation in ISOLATIONS]
     if name is not None and name not in names:
         raise UserError(f"isolation must be one of {', '.join(names)}, got {name!r}")
@@ -88,7 +92,7 @@ def find_isolations(name: str | None = None) -> Iterator[Isolation]:
 
 
 def private_environment(place: Path) -> dict[str, str]:
-    """The notebook's environment: no credentials, no PYTHONPATH, homes and caches of its own below `place`."""
+    """Return the notebook's environment: no credentials, no PYTHONPATH, home and caches below `place`."""
     kept = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
     for name in ("home", "tmp", "jupyter", "ipython"):
         (place / name).mkdir()
@@ -104,7 +108,7 @@ def private_environment(place: Path) -> dict[str, str]:
 
 
 def link_tree(mounts: Sequence[Mount], root: Path) -> Path:
-    """The input as links in folders that refuse writing, for where nothing can be mounted."""
+    """Make the input as links in read-only folders, for a machine on which nothing can be mounted."""
     for mount in mounts:
         target = root / mount.target
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +119,6 @@ def link_tree(mounts: Sequence[Mount], root: Path) -> Path:
 
 
 def close_sockets(place: Path) -> Path:
-    """A folder for PYTHONPATH whose `sitecustomize` lets no connection leave this machine."""
+    """Return a folder for PYTHONPATH whose `sitecustomize` blocks every connection to another machine."""
     write_text(place / "closed" / "sitecustomize.py", CLOSED_SOCKETS)
     return place / "closed"

@@ -1,4 +1,4 @@
-"""What Kaggle makes of an uploaded folder and of a competition, and where a notebook finds them."""
+"""Lay out datasets and competitions as Kaggle mounts them: `as_uploaded`, `dataset_mounts`, `competition_mounts`."""
 
 from __future__ import annotations
 
@@ -26,27 +26,31 @@ REFUSED_CHARACTERS = "@&"
 
 @dataclass(frozen=True)
 class Mount:
-    """A file or folder of this machine, and where it lies below `/kaggle/input`."""
+    """A file or folder of this machine, and its path below `/kaggle/input`."""
 
     source: Path
     target: PurePosixPath
 
 
 def dataset_folder(dataset: str, layout: Layout) -> PurePosixPath:
-    """Where a dataset owner/slug is mounted, below the input."""
+    """Return the folder of a dataset owner/slug below the input."""
     owner, _, slug = dataset.partition("/")
     return PurePosixPath("datasets", owner, slug) if layout == "new" else PurePosixPath(slug)
 
 
 def competition_folder(slug: str, layout: Layout) -> PurePosixPath:
-    """Where a competition is mounted, below the input."""
+    """Return the folder of a competition below the input."""
     return PurePosixPath("competitions", slug) if layout == "new" else PurePosixPath(slug)
 
 
 def competition_mounts(
     folder: Path, layout: Layout, competition: Competition | None = None, *, test_images: Path | None = None
 ) -> list[Mount]:
-    """The competition's own files, and nothing else that may lie in the folder; `test_images` stands in for its own."""
+    """Return the mounts of the competition's files, without others in the folder; `test_images` replaces its own.
+
+    Raises:
+        FileNotFoundError: the test images or the sample submission are missing.
+    """
     competition = competition or current()
     at = competition_folder(competition.slug, layout)
     needed = {competition.test_images: test_images, competition.sample_submission: None}
@@ -59,33 +63,36 @@ def competition_mounts(
 
 
 def dataset_mounts(folder: Path, dataset: str, layout: Layout) -> list[Mount]:
-    """The files of a folder that was laid out by `as_uploaded`."""
+    """Return the mounts of a folder that `as_uploaded` made."""
     at = dataset_folder(dataset, layout)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [Mount(path.resolve(), at / path.relative_to(folder).as_posix()) for path in files]
 
 
 def as_uploaded(folder: Path, out: Path) -> Path:
-    """What a dataset's folder has become when a notebook sees it; files that stay as they are become links.
+    """Make in `out` what a notebook sees of an uploaded folder; unchanged files become links.
 
-    Sub-folders are dropped (the client's default `--dir-mode skip`), the metadata file stays behind, '+', '~' and
-    non-ASCII go from names, archives are unpacked, links and exec bits are lost. ValueError for names with '@' or '&'.
+    Sub-folders are dropped (the client's default `--dir-mode skip`), the metadata file is not mounted, '+', '~' and
+    non-ASCII characters are removed from names, archives are unpacked, links and exec bits are lost.
+
+    Raises:
+        UserError: a name has '@' or '&'.
     """
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != METADATA_FILE:
-            _arrive(path, out / uploaded_name(path.name))
+            _upload(path, out / uploaded_name(path.name))
     return out
 
 
 def uploaded_name(name: str) -> str:
-    """The name that a file has on Kaggle; ValueError where it is refused."""
+    """Return the name that a file has on Kaggle; UserError where Kaggle refuses it."""
     if any(character in name for character in REFUSED_CHARACTERS):
         raise UserError(f"{name!r} is refused by Kaggle; use letters, digits, '.', '_' and '-'")
     return re.sub(r"[+~]|[^\x00-\x7f]", "", name)
 
 
-def _arrive(path: Path, target: Path) -> None:
+def _upload(path: Path, target: Path) -> None:
     name = path.name.lower()
     if zipfile.is_zipfile(path) and name.endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
@@ -103,7 +110,7 @@ def _arrive(path: Path, target: Path) -> None:
 
 
 def link_images(images: Mapping[str, Path], out: Path) -> Path:
-    """A folder of links, name -> image: a public or a hidden test set of any size."""
+    """Make a folder of links, name -> image, and return it."""
     out.mkdir(parents=True, exist_ok=True)
     for name, source in images.items():
         (out / name).symlink_to(source.resolve())
@@ -139,7 +146,7 @@ def few_images(folder: Path, n_per_class: int, out: Path, competition: Competiti
 
 
 def hidden_images(folders: Sequence[Path], n: int) -> dict[str, Path]:
-    """`n` test images, name -> source: those of the folders in turn, and then the same ones again under new names."""
+    """Return `n` test images, name -> source: those of the folders in turn, then the same ones under new names."""
     from cassava_kit.data.table import list_images
 
     ordered: dict[str, Path] = {}

@@ -43,9 +43,8 @@ def http_status(error: BaseException) -> int | None:
 
 
 def answer_text(error: BaseException) -> str:
-    """Return the first 300 characters of the answer that an error reports."""
-    response = getattr(error, "response", None)
-    return str(getattr(response, "text", ""))[:300]
+    """Return the text of the answer that an error reports; empty without an answer."""
+    return str(getattr(getattr(error, "response", None), "text", ""))[:300]
 
 
 def may_pass(error: BaseException) -> bool:

@@ -221,6 +221,8 @@ TOKENS = (
     "ghp_" + "a1B2" * 9,
     "github_pat_" + "11ABCDEFG0" * 3,
     "0123456789abcdef" * 2,
+    "0123456789" * 4,
+    "eyJhbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiIxMjM0NTYifQ.c2lnbmF0dXJl",
     "-----BEGIN RSA " + "PRIVATE KEY-----",
 )
 
@@ -277,7 +279,7 @@ def test_a_manifest_of_another_shape_is_one_line(tmp_path: Path, content: Any, m
 @pytest.mark.parametrize("name", ["model+1.bin", "a b.bin", "weights.tar.gz", "données.bin", "x&y.bin"])
 def test_names_that_kaggle_would_change_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match="would not keep its name or form"):
+    with pytest.raises(ValueError, match="changes its name or form"):
         write_manifest(tmp_path, "weights", {})
 
 

@@ -17,7 +17,7 @@ import torch
 
 from cassava_kit.competition import CASSAVA
 from cassava_kit.kaggle.pack.config import read_config
-from cassava_kit.kaggle.pack.kernels import KERNELS, Kernel, build_kernels, render, settings
+from cassava_kit.kaggle.pack.kernels import KERNELS, Kernel, build_kernels, notebook_settings, render
 from cassava_kit.kaggle.rehearse.layout import Mount, as_uploaded, competition_mounts, dataset_mounts
 from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
 from cassava_kit.kaggle.rehearse.runner import run_notebook
@@ -91,7 +91,7 @@ def test_a_gpu_that_does_not_compute_stops_training_alone(
     """What a scored notebook raises scores nothing, and the submission finds what computes by itself."""
     tree = ast.parse((REPOSITORY / "kernels" / "bootstrap.py").read_text())
     tree.body = [part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name == "check_gpus"]
-    cell: dict[str, Any] = {"SETTINGS": settings(kernel, CASSAVA, {})}
+    cell: dict[str, Any] = {"SETTINGS": notebook_settings(kernel, CASSAVA, {})}
     exec(compile(tree, "bootstrap", "exec"), cell)
 
     def ones(*_: int, **__: object) -> None:
