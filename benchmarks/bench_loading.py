@@ -1,9 +1,9 @@
-"""Loading for training: the usual notebook's decoding loader against the kit's, from files and from the pixel cache.
+"""Measure loading for training: the usual notebook's loader against the kit's, from files and from the pixel cache.
 
-All give batches of the same augmentations, in one process and one thread. The notebook's loader normalises each picture
-as a float array; the kit's gives uint8 batches, which the training step normalises on the model's device. The line
-"and normalised here" adds that step on this CPU; "for kornia on a device" is the loader's part of augment_on=device,
-whole pictures as they lie in the cache. Rounds of all loaders are interleaved; the figures are medians over
+All loaders return batches of the same augmentations, in one process and one thread. The notebook's loader normalises
+each picture as a float array; the kit's returns uint8 batches, which the training step normalises on the model's
+device. The line "and normalised here" adds that step on this CPU; "for kornia on a device" is the loader's part of
+augment_on=device, whole pictures from the cache. Rounds of all loaders are interleaved; figures are medians over
 rounds, and ratios to the notebook's loader. The cache holds whole photographs, `size` high and 4/3 of that wide.
 
     python benchmarks/bench_loading.py [--images FOLDER] [--sizes 224 384] [--rounds 7]

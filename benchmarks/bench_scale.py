@@ -1,14 +1,14 @@
 """The kit at the competition's full size: seconds and peak memory of each step at growing numbers of images.
 
 Photographs of the competition's size and bytes are made of the real ones once (photographs.py): about 4.3 GB and five
-minutes of two cores for the full size. Each step is a process of its own, as a user starts it. Seconds are its wall and
-its processor's; the memory is the sum of the resident sizes of the process and its children, looked at ten times a
-second, and at least the peak that the kernel noted of any one of them (Linux). Steps keep a user's order: what the step
-`groups` has hashed, `eda` and `review` find in the cache. The files are mostly in the system's file cache.
+minutes of two cores for the full size. Each step is one process, as a user starts it. Seconds are wall time and CPU
+time; memory is the sum of the resident sizes of the process and its children, read ten times a second, and at least the
+peak of any one of them (Linux). Steps run in a user's order: `eda` and `review` find the fingerprints of the step
+`groups` in the cache. The files are mostly in the system's file cache.
 
 A step is called linear where an image costs at the largest size at most 1.2 times what it costs at the size nearest to
-5,000; what each image beyond that one costs is told too, for start-up cannot hide it. Results are kept in the cache
-folder and the table is made of all that are kept, so that parts can be run apart.
+5,000; the cost of each further image is shown too, which excludes start-up. Results are kept in the cache folder, and
+the table is made of all that are kept, so that sizes and steps can be run one by one.
 
     python benchmarks/bench_scale.py [--sizes 1000 5000 15000 21397] [--steps folds groups eda ...] [--out TABLE.md]
 """
@@ -27,7 +27,7 @@ from typing import Any
 import cv2
 import pandas as pd
 from photographs import N_TEST, competition_folder
-from watched import watched
+from usage import measure_usage
 
 from cassava_kit.data.folds import read_folds
 from cassava_kit.files import cache_dir, read_json, write_json, write_text
@@ -40,8 +40,8 @@ RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a size's steps read and write: the competition folder and a folder of their own files."""
+class Workplace:
+    """Paths of one size's steps: the competition folder, and the folder of their own files."""
 
     data: Path
     work: Path
@@ -63,19 +63,19 @@ class Place:
 class Step:
     """A command by its arguments after `python`, what it writes, and the steps before it that it needs."""
 
-    command: Callable[[Place], list[str]]
+    command: Callable[[Workplace], list[str]]
     writes: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    prepare: Callable[[Place], object] | None = None
-    images: Callable[[Place], int] = lambda place: place.n_train
-    note: Callable[[Place], str] = lambda place: ""
+    prepare: Callable[[Workplace], object] | None = None
+    images: Callable[[Workplace], int] = lambda place: place.n_train
+    note: Callable[[Workplace], str] = lambda place: ""
 
 
 def kit(*arguments: object) -> list[str]:
     return ["-m", "cassava_kit", *map(str, arguments)]
 
 
-def write_oof(place: Place) -> None:
+def write_oof(place: Workplace) -> None:
     """The real out-of-fold table's rows of this size as a foreign file: no header, a fold column of our split."""
     rows = pd.read_csv(place.real / "tables" / "oof_rank14.csv", dtype={"image_id": str})
     probabilities = rows.filter(regex=r"^c\d$")
@@ -86,7 +86,7 @@ def write_oof(place: Place) -> None:
     )
 
 
-def write_members(place: Place) -> None:
+def write_members(place: Workplace) -> None:
     """An ensemble of two small recipes, two folds each, with random weights: no vote is ever settled early by them."""
     import torch
 
@@ -121,13 +121,13 @@ def write_members(place: Place) -> None:
     write_ensemble(folder / ENSEMBLE_FILE, Ensemble(members=tuple(members), prior=CASSAVA.class_shares))
 
 
-def votes_counted(place: Place) -> str:
+def votes_counted(place: Workplace) -> str:
     """How much of the submission run's work was done: less than all where the time limit cut it."""
     report = read_json(place.work / "submission" / "run.json")
     return f"{report['early_stop']['work_done']:.0%} of the votes counted"
 
 
-def pixel_cache(place: Place) -> list[str]:
+def pixel_cache(place: Workplace) -> list[str]:
     """What `train --cache` does first, and nothing else."""
     program = (
         "import sys; from pathlib import Path; from cassava_kit.data.cache import open_cache; "
@@ -139,9 +139,11 @@ def pixel_cache(place: Place) -> list[str]:
 
 
 STEPS = {
-    "folds": Step(lambda p: kit("folds", "--data", p.data, "--out", p.folds), ("folds.csv", "folds.json")),
+    "folds": Step(
+        lambda p: kit("folds", "--data", p.data, "--no-groups", "--out", p.folds), ("folds.csv", "folds.json")
+    ),
     "groups": Step(
-        lambda p: kit("folds", "--data", p.data, "--groups", "--out", p.work / "groups.csv"),
+        lambda p: kit("folds", "--data", p.data, "--out", p.work / "groups.csv"),
         ("groups.csv", "groups.json", "cache"),
     ),
     "eda": Step(
@@ -187,7 +189,7 @@ def main() -> None:
     for n in sorted(arguments.sizes):
         n_test = min(n, N_TEST)
         data = competition_folder(arguments.cache, arguments.real, n, n_test=n_test)
-        place = Place(data, arguments.cache / "work" / str(n), arguments.real, n, n_test, arguments.time_limit)
+        place = Workplace(data, arguments.cache / "work" / str(n), arguments.real, n, n_test, arguments.time_limit)
         for name in wanted:
             record = run_step(STEPS[name], place)
             keep(arguments.cache / RESULTS, name, record)
@@ -215,7 +217,7 @@ def with_needs(steps: Sequence[str]) -> list[str]:
     return [name for name in STEPS if name in wanted]
 
 
-def run_step(step: Step, place: Place) -> dict[str, Any]:
+def run_step(step: Step, place: Workplace) -> dict[str, Any]:
     """Run a step from nothing and measure it; RuntimeError with its last lines where it fails."""
     place.work.mkdir(parents=True, exist_ok=True)
     for name in step.writes:
@@ -226,7 +228,7 @@ def run_step(step: Step, place: Place) -> dict[str, Any]:
     environment = {**os.environ, "CASSAVA_KIT_CACHE": str(place.work / "cache")}
     root = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    use = watched([sys.executable, *step.command(place)], log, environment)
+    use = measure_usage([sys.executable, *step.command(place)], log, environment)
     written = sum(size_of(place.work / name) for name in step.writes)
     return {
         "images": step.images(place),

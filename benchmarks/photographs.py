@@ -1,13 +1,13 @@
-"""A competition folder of any size up to the real one's, made of the few real photographs at hand.
+"""Make a competition folder of any size up to the real one's from few photographs. Entry point: `competition_folder`.
 
-Each photograph is a crop of a real one, mirrored or transposed, that runs by a smooth random mask into a crop of
-another: two of them are no more alike to the duplicate search than two real ones, whereas crops of one photograph are.
-They are saved at the quality at which they take as many bytes as the real ones. Ids and labels are the competition's
-own, and the labels say nothing of the pictures. Every hundredth training photograph is a near-duplicate of one of the
-98 before it.
+Each photograph blends, by a smooth random mask, a crop of a real one, mirrored or transposed, with a crop of another.
+The duplicate search finds two of them no more alike than two real ones, whereas it would find crops of one photograph.
+They are saved at the quality at which their files are as large as the real ones. Ids and labels are the competition's;
+labels do not depend on the pictures. Every hundredth training photograph is a near-duplicate of one of the 98 before
+it.
 
-Each file depends on the seed and its row alone: a folder of n has the first n rows of the largest, is made once, and
-goes on where it broke off.
+Each file depends on the seed and its row alone: a folder of n has the first n rows of the largest. An interrupted run
+is resumed.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ class Originals:
 
 @dataclass(frozen=True)
 class Photographs:
-    """What every file is drawn from; `quality` is the JPEG quality."""
+    """Originals and seed, from which every file is drawn; `quality` is the JPEG quality."""
 
     originals: Originals
     seed: int = 0
 
     def train(self, row: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-        """Training photograph of a row at (width, height): BGR (H, W, 3) uint8."""
+        """Return the training photograph of a row at (width, height): BGR (H, W, 3) uint8."""
         source = copied_row(row, self.seed)
         if source is None:
             return compose(self.originals.images, self._rng(TRAIN, row), size)
         return near_duplicate(self.train(source, size), self._rng(TRAIN, row))
 
     def test(self, row: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-        """Test photograph of a row."""
+        """Return the test photograph of a row."""
         return compose(self.originals.images, self._rng(TEST, row), size)
 
     @cached_property
     def quality(self) -> int:
-        """The JPEG quality, by bisection, at which a sample's files are on average as large as the originals'."""
+        """The JPEG quality, found by bisection, at which a sample's files are on average as large as the originals'."""
         sample = [self.train(row) for row in range(SAMPLE)]
         low, high = 40, 98
         while low < high:
@@ -85,7 +85,7 @@ class Photographs:
 
 
 def read_originals(folder: Path) -> Originals:
-    """All photographs of a folder, BGR."""
+    """Read all photographs of a folder, BGR."""
     paths = [folder / name for name in list_images(folder)]
     if len(paths) < 2:
         raise ValueError(f"expected at least two photographs in {folder}, got {len(paths)}")
@@ -95,14 +95,14 @@ def read_originals(folder: Path) -> Originals:
 
 
 def copied_row(row: int, seed: int) -> int | None:
-    """The row of which a training row is a near-duplicate, or None."""
+    """Return the row of which a training row is a near-duplicate, or None."""
     if row % COPY_EVERY != COPY_EVERY - 1:
         return None
     return row - 1 - int(np.random.default_rng((seed, row)).integers(COPY_REACH))
 
 
 def compose(originals: Sequence[np.ndarray], rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Crops of two originals, one running into the other, brighter or darker: BGR at (width, height)."""
+    """Return a blend of crops of two originals, brighter or darker: BGR at (width, height)."""
     a, b = rng.choice(len(originals), 2, replace=False)
     first, second = (crop(originals[k], rng, size, least=LEAST_CROP) for k in (a, b))
     field = cv2.resize(rng.normal(size=MASK).astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
@@ -111,7 +111,7 @@ def compose(originals: Sequence[np.ndarray], rng: np.random.Generator, size: tup
 
 
 def near_duplicate(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The photograph again: cropped a little, perhaps mirrored, a little brighter or darker."""
+    """Return the photograph slightly cropped, perhaps mirrored, slightly brighter or darker."""
     height, width = image.shape[:2]
     return brighter(crop(image, rng, (width, height), least=COPY_CROP, transposes=False), rng, BRIGHTNESS / 2)
 
@@ -119,7 +119,7 @@ def near_duplicate(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def crop(
     image: np.ndarray, rng: np.random.Generator, size: tuple[int, int], *, least: float, transposes: bool = True
 ) -> np.ndarray:
-    """A crop of at least `least` of the largest one's sides, in one of the positions of a rectangle, at `size`."""
+    """Return a crop of at least `least` of the largest one's sides, in a random position of a rectangle, at `size`."""
     transposed = transposes and bool(rng.integers(2))
     aspect = size[1] / size[0] if transposed else size[0] / size[1]
     height, width = image.shape[:2]
@@ -134,26 +134,29 @@ def crop(
 
 
 def brighter(image: np.ndarray, rng: np.random.Generator, most: float) -> np.ndarray:
-    """The photograph, brighter or darker by at most a share."""
+    """Return the photograph, brighter or darker by at most the share `most`."""
     return cv2.convertScaleAbs(image, alpha=1 + rng.uniform(-most, most))
 
 
 def encode(image: np.ndarray, quality: int) -> bytes:
-    """The photograph as a JPEG."""
+    """Return the photograph as a JPEG."""
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def names_of_test(n: int, taken: set[str], *, seed: int) -> list[str]:
-    """Names of the first n test photographs, ten digits as the competition's own, none of them taken."""
+    """Return names of the first n test photographs, ten digits as the competition's, none of them in `taken`."""
     numbers = np.random.default_rng((seed, TEST_IDS)).permutation(np.arange(10**9, 4 * 10**9, 99_991))
     return [name for k in numbers if (name := f"{k}.jpg") not in taken][:n]
 
 
 def competition_folder(cache: Path, real: Path, n_train: int, *, n_test: int, seed: int = 0) -> Path:
-    """A competition folder of the first rows in Kaggle's layout, under `cache`; made, or gone on with, where needed.
+    """Return a competition folder of the first rows in Kaggle's layout under `cache`, made or resumed where needed.
 
     `real` holds originals/ (photographs) and tables/oof_rank14.csv (the ids and labels of all training rows). Folders
-    of other sizes share the files by hard links. Raises ValueError where the cache was made of something else.
+    of other sizes share the files by hard links.
+
+    Raises:
+        ValueError: The cache was made of other photographs or with another seed.
     """
     rows = pd.read_csv(real / "tables" / "oof_rank14.csv", dtype={"image_id": str})[["image_id", "label"]]
     if n_train > len(rows) or n_test > N_TEST:
@@ -184,19 +187,21 @@ def _file(draw: Callable[[int], np.ndarray], quality: int, row: int) -> bytes:
 
 
 def _settle(file: Path, photographs: Photographs) -> int:
-    """The JPEG quality of the files in a pool, new or there already; ValueError where they are of another origin."""
+    """Return the JPEG quality of the files in a pool; ValueError where they were made of other photographs."""
     facts = {"layout": 1, "seed": photographs.seed, "originals": photographs.originals.sha256}
     if not file.is_file():
         write_json(file, {**facts, "quality": photographs.quality})
     found = read_json(file)
     quality = int(found.pop("quality"))
     if found != facts:
-        raise ValueError(f"{file.parent} holds photographs made of others or with another seed; give another --cache")
+        raise ValueError(
+            f"{file.parent} has photographs of other originals or of another seed; give another --cache"
+        )
     return quality
 
 
 def fill(folder: Path, names: Sequence[str], content: Callable[[int], bytes]) -> None:
-    """Write the files that are not there yet, each whole or not at all; `content` gives a row's bytes."""
+    """Write the files that are missing, each atomically; `content` returns a row's bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     present = {path.name for path in folder.iterdir()}
     missing = [row for row, name in enumerate(names) if name not in present]
@@ -210,7 +215,7 @@ def fill(folder: Path, names: Sequence[str], content: Callable[[int], bytes]) ->
 
 
 def link(pool: Path, names: Sequence[str], folder: Path) -> None:
-    """Hard links in `folder` to exactly these files of the pool."""
+    """Make hard links in `folder` to exactly these files of the pool."""
     folder.mkdir(parents=True, exist_ok=True)
     present = {path.name for path in folder.iterdir()}
     for name in present.difference(names):

@@ -1,4 +1,4 @@
-"""The full-size benchmark's own figures: processes are watched whole, and growth is called by its name."""
+"""The full-size benchmark's own figures: memory of child processes counts, and growth beyond linear is reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def scale() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def watcher() -> ModuleType:
-    return module("watched")
+    return module("usage")
 
 
 CHILD = "import time; held = bytearray(150_000_000); time.sleep(1)"
@@ -37,7 +37,7 @@ CHILD = "import time; held = bytearray(150_000_000); time.sleep(1)"
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="memory is read from /proc, which Linux has")
 def test_memory_of_children_counts(watcher, tmp_path):
     parent = f"import subprocess, sys; held = bytearray(100_000_000); subprocess.run([sys.executable, '-c', {CHILD!r}])"
-    use = watcher.watched([sys.executable, "-c", parent], tmp_path / "log.txt", os.environ)
+    use = watcher.measure_usage([sys.executable, "-c", parent], tmp_path / "log.txt", os.environ)
     assert 250e6 < use.peak_bytes < 400e6
     assert 1 < use.seconds < 30
     assert use.cpu_seconds < use.seconds
@@ -46,7 +46,7 @@ def test_memory_of_children_counts(watcher, tmp_path):
 def test_a_step_that_fails_says_why(watcher, tmp_path):
     with pytest.raises(RuntimeError, match="ended with 3:\nno such thing"):
         program = "import sys; print('no such thing'); sys.exit(3)"
-        watcher.watched([sys.executable, "-c", program], tmp_path / "log.txt", os.environ)
+        watcher.measure_usage([sys.executable, "-c", program], tmp_path / "log.txt", os.environ)
 
 
 def test_steps_bring_those_that_they_need_in_order(scale):

@@ -1,4 +1,4 @@
-"""A program with all that it starts: its seconds, its processor's, and the most memory they held at once (Linux)."""
+"""Measure a program and its child processes: wall time, CPU time, peak memory (Linux). Entry point: `measure_usage`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-EVERY = 0.1  # seconds between two looks at the memory
+INTERVAL = 0.1  # seconds between two readings of the memory
 
 
-class Use(NamedTuple):
-    """What a program used; pages that its processes share count once for each of them."""
+class Usage(NamedTuple):
+    """Wall time and CPU time in seconds, peak memory in bytes; pages shared by processes count once for each."""
 
     seconds: float
     cpu_seconds: float
     peak_bytes: int
 
 
-def watched(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Use:
-    """Run a command to its end, its output into `log`; RuntimeError with the last lines where it fails."""
+def measure_usage(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Usage:
+    """Run a command to its end, its output into `log`, and return what it used; RuntimeError where it fails."""
     with log.open("wb") as file:
         begin = time.perf_counter()
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
@@ -37,18 +37,18 @@ def watched(command: Sequence[str], log: Path, environment: Mapping[str, str]) -
     if process.returncode != 0:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise RuntimeError(f"{' '.join(command)}\nended with {process.returncode}:\n{last}")
-    return Use(seconds, usage.ru_utime + usage.ru_stime, peak[0])
+    return Usage(seconds, usage.ru_utime + usage.ru_stime, peak[0])
 
 
 def _watch(pid: int, peak: list[int], ended: threading.Event) -> None:
-    """Note the most memory that a process and its descendants held, until the event is set."""
+    """Record the peak memory of a process and its descendants until the event is set."""
     while not ended.is_set():
-        peak[0] = max(peak[0], *memory_of(tree(pid)))
-        ended.wait(EVERY)
+        peak[0] = max(peak[0], *read_memory(list_processes(pid)))
+        ended.wait(INTERVAL)
 
 
-def tree(pid: int) -> list[int]:
-    """A process and its descendants."""
+def list_processes(pid: int) -> list[int]:
+    """Return a process and its descendants."""
     found = [pid]
     for one in found:
         for file in Path(f"/proc/{one}/task").glob("*/children"):
@@ -59,8 +59,8 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def memory_of(pids: Sequence[int]) -> tuple[int, int]:
-    """The sum of the resident sizes of processes, and the highest that the kernel noted of any one, in bytes."""
+def read_memory(pids: Sequence[int]) -> tuple[int, int]:
+    """Return the sum of the resident sizes of processes and the highest peak of any one, in bytes."""
     resident, highest = 0, 0
     for pid in pids:
         try:
