@@ -44,7 +44,7 @@ def http_status(error: BaseException) -> int | None:
 
 def answer_text(error: BaseException) -> str:
     """Return the text of the answer that an error reports; empty without an answer."""
-    return str(getattr(getattr(error, "response", None), "text", ""))[:300]
+    return str(getattr(getattr(error, "response", None), "text", ""))
 
 
 def may_pass(error: BaseException) -> bool:

@@ -204,6 +204,20 @@ def test_an_error_of_the_client_never_holds_a_secret(failure: BaseException, mon
     assert "Signature=" not in str(error.value)
 
 
+@pytest.mark.parametrize("before", range(180, 420, 20))
+def test_nor_a_part_of_one_where_the_text_is_cut(before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAGGLE_API_TOKEN", SECRET)
+
+    def exits() -> BaseException:
+        print(f"{SECRET}{'-' * before}")
+        return SystemExit(1)
+
+    for failure in (refused(400, "-" * before + SECRET), exits, ValueError("-" * before + SECRET)):
+        with pytest.raises(KaggleError) as error:
+            client(Api(failure))[0].kernel_status("me/k")
+        assert not [n for n in range(len(SECRET) - 8) if SECRET[n : n + 9] in str(error.value)]
+
+
 def test_nor_does_what_is_said_before_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", SECRET)
     failure = requests.ConnectionError(f"HTTPSConnection: Bearer {SECRET} to /files/a?X-Sig=abc reset")
