@@ -32,9 +32,10 @@ import numpy as np
 
 from cassava_kit.inference.features import Pixels, extract_features
 from cassava_kit.settings import replace
-from cassava_kit.training.ssl.config import METHODS, PretrainConfig
+from cassava_kit.training.ssl.config import PretrainConfig
+from cassava_kit.training.ssl.methods import SSL_METHODS
 from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs, linear_probs
-from cassava_kit.training.ssl.view import View
+from cassava_kit.training.ssl.view import ViewConfig
 
 TARGETS = {"simclr": 0.20, "moco": 0.08}
 DRAWS = 2000
@@ -177,7 +178,7 @@ def imagenet(config: PretrainConfig) -> PretrainConfig:
     return replace(config, **network, **changes, name=f"{config.method}_imagenet")
 
 
-def kornia_views(view: View) -> Any:
+def kornia_views(view: ViewConfig) -> Any:
     """The part of a view that kornia has: no spread, no background swap, no channel gain, no generator of its own."""
     import kornia.augmentation as K
     from torch import nn
@@ -201,11 +202,11 @@ def time_views(repeats: int = 15) -> None:
     import torch
 
     from cassava_kit.training.ssl.batch_views import draw_view
-    from cassava_kit.training.ssl.recipes import recipe
+    from cassava_kit.training.ssl.recipes import pretrain_recipe
 
     torch.set_num_threads(1)
-    small = recipe("small_simclr").views[0].model_copy(update={"background_swap_prob": 0.0})
-    papers = {name: recipe(name).views[0] for name in METHODS}
+    small = pretrain_recipe("small_simclr").views[0].model_copy(update={"background_swap_prob": 0.0})
+    papers = {name: pretrain_recipe(name).views[0] for name in SSL_METHODS}
     for name, view, batch, stored in [
         ("small_simclr", small, 64, (72, 96)),
         *((name, view, 16, (256, 341)) for name, view in papers.items()),
@@ -230,10 +231,10 @@ def seconds(cut: Callable[[], Any]) -> float:
 def main() -> int:
     """Run what was asked for; 1 where a figure to reach was missed."""
     from cassava_kit.data.sample.make import ensure_sample
-    from cassava_kit.training.ssl.recipes import recipe
+    from cassava_kit.training.ssl.recipes import pretrain_recipe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=SSL_METHODS, default=list(SSL_METHODS))
     parser.add_argument("--epochs", type=int, default=60, help="of pretraining, each method")
     parser.add_argument("--per-class", type=int, default=200, help="pictures asked about and in the bank, each class")
     parser.add_argument("--real", type=Path, help="competition folder with real photographs")
@@ -245,7 +246,8 @@ def main() -> int:
         time_views()
         return 0
     configs = [
-        replace(recipe(f"small_{method}"), epochs=arguments.epochs, on_collapse="warn") for method in arguments.methods
+        replace(pretrain_recipe(f"small_{method}"), epochs=arguments.epochs, on_collapse="warn")
+        for method in arguments.methods
     ]
     with tempfile.TemporaryDirectory() as scratch:
         out = arguments.out or Path(scratch)

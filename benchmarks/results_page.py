@@ -13,7 +13,7 @@ from results_members import FINETUNED, NETWORKS, PROBE, SEED
 
 from cassava_kit.evidence.compare import LEVEL, POWER_Z, Comparison, compare, correct
 from cassava_kit.report.runs_scores import Scored
-from cassava_kit.training.ssl.config import METHODS
+from cassava_kit.training.ssl.methods import SSL_METHODS
 from cassava_kit.training.ssl.probe import balanced_accuracy
 
 BEST_MEMBER = "best member"
@@ -31,7 +31,7 @@ QUESTIONS = (
     ("Does leaving suspicious rows out help?", FINETUNED, "dropped"),
     ("Does softening suspicious labels help?", FINETUNED, "cleaned"),
     ("Does mixup help?", FINETUNED, "mixup"),
-    *((f"Does {each} help the small ResNet?", "small_resnet", each) for each in METHODS),
+    *((f"Does {each} help the small ResNet?", "small_resnet", each) for each in SSL_METHODS),
     ("Do four views help the finetuned member?", FINETUNED, f"{FINETUNED}, flips"),
     ("Do eight?", FINETUNED, f"{FINETUNED}, d4"),
     ("Does the ensemble's plain mean beat its best member?", BEST_MEMBER, MEAN),

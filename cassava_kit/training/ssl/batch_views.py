@@ -1,9 +1,9 @@
-"""Views cut from a whole batch of decoded images at once, on the batch's device.
+"""Views cut from a whole batch of decoded images at once, on the batch's device: `cut_views`.
 
 lightly's transforms (`file_views.py`) are the published ones and the default, but they work image by image through
 PIL: two 48-pixel views of one image take about a millisecond, more than a small network's step on it. Here a crop with
-its mirror is one affine map, all colour operations together are one 3 x 3 matrix and an offset, and a batch of them is
-two calls. What differs from torchvision: colours are clamped once, at the end, and hue turns in the YIQ plane.
+its mirror is one affine map, all colour operations together are one 3 x 3 matrix and an offset, and a batch needs two
+calls. Two differences from torchvision: colours are clamped once, at the end, and hue is rotated in the YIQ plane.
 """
 
 from __future__ import annotations
@@ -14,30 +14,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import normalize
 
-from cassava_kit.training.ssl.view import View
+from cassava_kit.training.ssl.view import ViewConfig
 
-GRAY = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 ASPECTS = (3 / 4, 4 / 3)
 DISC_RADIUS, DISC_EDGE = (0.25, 0.5), 0.03  # of the image's height
 
 
-def make_views(
-    images: Tensor, views: Sequence[View], *, mean: Sequence[float], std: Sequence[float], generator: torch.Generator
+def cut_views(
+    images: Tensor,
+    views: Sequence[ViewConfig],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    generator: torch.Generator,
 ) -> list[Tensor]:
-    """Normalised views [(N, 3, size, size), ...] of uint8 images (N, 3, H, W), in the order of `views`."""
+    """Return normalised views [(N, 3, size, size), ...] of uint8 images (N, 3, H, W), in the order of `views`."""
     pixels = images.float().div_(255)
-    return [normalize(draw_view(pixels, view, generator), mean, std) for view in views for _ in range(view.count)]
+    drawn = (draw_view(pixels, view, generator) for view in views for _ in range(view.count))
+    return [normalize(view, list(mean), list(std), inplace=True) for view in drawn]
 
 
-def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x - mean) / std by channel, in place."""
-    return pixels.sub_(pixels.new_tensor(mean)[:, None, None]).div_(pixels.new_tensor(std)[:, None, None])
-
-
-def draw_view(pixels: Tensor, view: View, generator: torch.Generator) -> Tensor:
-    """One view of each image (N, 3, H, W) in 0..1."""
+def draw_view(pixels: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor:
+    """Return one view (N, 3, size, size) of each image (N, 3, H, W), both in 0..1."""
     n, _, height, width = pixels.shape
     if view.background_swap_prob:
         pixels = swap_backgrounds(pixels, view.background_swap_prob, generator)
@@ -53,11 +55,11 @@ def draw_view(pixels: Tensor, view: View, generator: torch.Generator) -> Tensor:
 
 
 def swap_backgrounds(pixels: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Replace what lies outside a soft disc about the middle by the same place of another image (N, 3, H, W).
+    """Replace each image outside a soft central disc by the same pixels of another image (N, 3, H, W).
 
-    Two views of one picture share its background, by which few varied pictures are told apart so easily that nothing
-    else is learnt. Swapping backgrounds removes that shortcut (Ryali et al. 2021, arXiv:2103.12719), here without
-    masks, for photographs that have their subject in the middle.
+    Two views of one image share its background. A small data set can be told apart by backgrounds alone, and nothing
+    else is learnt then. Swapping them removes that shortcut (Ryali et al. 2021, arXiv:2103.12719), here without masks,
+    for photographs with the subject in the middle.
     """
     n, _, height, width = pixels.shape
     y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
@@ -69,21 +71,19 @@ def swap_backgrounds(pixels: Tensor, probability: float, generator: torch.Genera
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Numbers spread evenly over low..high."""
+    """Return uniform random numbers in low..high."""
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
 def coin(n: int, probability: float, generator: torch.Generator) -> Tensor:
-    """True with the probability given, (n,) bool."""
+    """Return (n,) booleans, each True with this probability."""
     return torch.rand(n, generator=generator) < probability
 
 
-def draw_boxes(n: int, size: tuple[int, int], view: View, generator: torch.Generator) -> Tensor:
-    """Random crops (n, 4) as centre x, centre y, half width, half height in 0..1 of the image.
+def draw_boxes(n: int, size: tuple[int, int], view: ViewConfig, generator: torch.Generator) -> Tensor:
+    """Return random crops (n, 4): centre x, centre y, half width, half height, in 0..1 of the image.
 
-    Area and aspect ratio are torchvision's RandomResizedCrop's; a side that would not fit is cut to the image's. With
-    a `spread` below 1 crops keep to the middle, where a photograph has its subject: a background that both views show
-    tells images apart so easily that nothing else is learnt.
+    Area and aspect ratio are those of torchvision's RandomResizedCrop; a side that would not fit is cut to the image's.
     """
     height, width = size
     area = uniform((n,), *view.scale, generator) * height * width
@@ -95,8 +95,8 @@ def draw_boxes(n: int, size: tuple[int, int], view: View, generator: torch.Gener
     return torch.stack([centre_x, centre_y, half_w, half_h], dim=1)
 
 
-def draw_flips(n: int, view: View, generator: torch.Generator) -> Tensor:
-    """Signs (n, 2) of x and y: -1 mirrors."""
+def draw_flips(n: int, view: ViewConfig, generator: torch.Generator) -> Tensor:
+    """Return signs (n, 2) of x and y; -1 mirrors."""
     signs = [1 - 2 * coin(n, p, generator).float() for p in (view.hflip_prob, view.vflip_prob)]
     return torch.stack(signs, dim=1)
 
@@ -104,7 +104,7 @@ def draw_flips(n: int, view: View, generator: torch.Generator) -> Tensor:
 def crop(pixels: Tensor, boxes: Tensor, size: int, *, flips: Tensor) -> Tensor:
     """Resize each image's box to (size, size), bilinear; a crop much larger than `size` is averaged down."""
     n, channels, height, width = pixels.shape
-    # grid_sample reads four pixels a point: a crop more than twice its target would alias, so it is drawn larger first.
+    # grid_sample reads four pixels a point, so that a crop more than twice its target would alias: sample larger first.
     largest = float((2 * boxes[:, 2:].amax(dim=0) * boxes.new_tensor([width, height])).amax())
     factor = max(1, round(largest / size / 2))
     theta = boxes.new_zeros(n, 2, 3)
@@ -116,19 +116,19 @@ def crop(pixels: Tensor, boxes: Tensor, size: int, *, flips: Tensor) -> Tensor:
     return F.avg_pool2d(sampled, factor) if factor > 1 else sampled
 
 
-def recolour(pixels: Tensor, view: View, generator: torch.Generator) -> Tensor:
-    """Colour jitter in random order, channel gains, then grayscale, as one affine map of RGB for each image."""
+def recolour(pixels: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor:
+    """Apply colour jitter, channel gains and grayscale, as one affine map of RGB for each image."""
     n = len(pixels)
     matrix, offset = colour_maps(pixels.mean(dim=(2, 3)).cpu(), view, generator)
     flat = torch.baddbmm(offset.to(pixels)[:, :, None], matrix.to(pixels), pixels.reshape(n, 3, -1))
     return flat.reshape(pixels.shape)
 
 
-def colour_maps(means: Tensor, view: View, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Matrices (n, 3, 3) and offsets (n, 3) of a random colour jitter for images with these mean colours (n, 3).
+def colour_maps(means: Tensor, view: ViewConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return matrices (n, 3, 3) and offsets (n, 3) of a random colour jitter of images with these means (n, 3).
 
-    Brightness scales, contrast scales about the mean gray, saturation mixes with gray, hue turns the colour plane: each
-    is affine, so their product in each image's own random order is, too.
+    Brightness scales, contrast scales about the mean gray, saturation mixes with gray, hue rotates the colour plane.
+    Each is affine, and so is their product, which is taken in a random order for each image.
     """
     n = len(means)
     eye = torch.eye(3).expand(n, 3, 3)
@@ -138,7 +138,7 @@ def colour_maps(means: Tensor, view: View, generator: torch.Generator) -> tuple[
         name: uniform((n,), 1 - amount, 1 + amount, generator)[:, None, None]
         for name, amount in (("b", view.brightness), ("c", view.contrast), ("s", view.saturation))
     }
-    gray = torch.tensor(GRAY).expand(3, 3)
+    gray = torch.tensor(LUMA).expand(3, 3)
     none = torch.zeros(n, 3)
     fixed = torch.stack(
         [
@@ -154,7 +154,7 @@ def colour_maps(means: Tensor, view: View, generator: torch.Generator) -> tuple[
         which = order[:, position]
         step = fixed[torch.arange(n), which]
         now = torch.einsum("nij,nj->ni", matrix, means) + offset
-        mean_gray = (now * torch.tensor(GRAY)).sum(dim=1, keepdim=True).expand(n, 3)
+        mean_gray = (now * torch.tensor(LUMA)).sum(dim=1, keepdim=True).expand(n, 3)
         shift = torch.where((which == 1)[:, None], (1 - strength["c"][:, 0]) * mean_gray, none)
         matrix = torch.where(jittered[:, None, None], step @ matrix, matrix)
         offset = torch.where(jittered[:, None], torch.einsum("nij,nj->ni", step, offset) + shift, offset)
@@ -167,7 +167,7 @@ def colour_maps(means: Tensor, view: View, generator: torch.Generator) -> tuple[
 
 
 def hue_matrices(turns: Tensor) -> Tensor:
-    """Maps of RGB (n, 3, 3) that turn hue by these shares of a circle and keep the luminance."""
+    """Return maps of RGB (n, 3, 3) that rotate hue by these shares of a circle and keep the luminance."""
     to_yiq = torch.tensor(RGB_TO_YIQ)
     angle = 2 * math.pi * turns
     turn = torch.eye(3).repeat(len(turns), 1, 1)
@@ -177,19 +177,19 @@ def hue_matrices(turns: Tensor) -> Tensor:
     return torch.linalg.inv(to_yiq) @ turn @ to_yiq
 
 
-def blur_some(pixels: Tensor, view: View, generator: torch.Generator) -> Tensor:
-    """Gaussian blur of a random share of the images, each with its own width."""
+def blur_some(pixels: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor:
+    """Blur a random share of the images, each by its own sigma."""
     chosen = coin(len(pixels), view.blur_prob, generator).nonzero()[:, 0]
     if not len(chosen):
         return pixels
     sigma = uniform((len(chosen),), *view.blur_sigma, generator)
     index = chosen.to(pixels.device)
-    pixels[index] = blur(pixels[index], sigma.to(pixels.device))
+    pixels[index] = gaussian_blur(pixels[index], sigma.to(pixels.device))
     return pixels
 
 
-def blur(pixels: Tensor, sigma: Tensor) -> Tensor:
-    """Separable Gaussian blur of images (N, C, H, W), sigma (N,) in pixels, borders replicated."""
+def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
+    """Return images (N, C, H, W) blurred by Gaussians of sigma (N,) pixels, borders replicated."""
     n, channels, height, width = pixels.shape
     radius = min(math.ceil(3 * float(sigma.max())), min(height, width) - 1)
     at = torch.arange(-radius, radius + 1, device=pixels.device)

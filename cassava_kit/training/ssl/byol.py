@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar, Literal
+
 import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+from pydantic import Field
 from torch import Tensor, nn
 
-from cassava_kit.training.ssl.config import PretrainConfig
+from cassava_kit.training.ssl.config import MomentumConfig
 from cassava_kit.training.ssl.module import SSLModule
 from cassava_kit.training.ssl.parts import momentum_copy, with_norm
+from cassava_kit.training.ssl.view import ViewConfig
+
+SOFT: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+
+
+class BYOLConfig(MomentumConfig):
+    """BYOL's settings; the defaults are Grill et al. 2020's: table 6 for the two views, 10 epochs of warm-up."""
+
+    paper: ClassVar[dict[str, Any]] = {
+        "views": (ViewConfig(blur_prob=1.0, **SOFT), ViewConfig(blur_prob=0.1, solarize_prob=0.2, **SOFT)),
+        "optimizer": "lars",
+        "base_lr": 0.2,
+        "weight_decay": 1.5e-6,
+        "warmup_epochs": 10,
+        "hidden_dim": 4096,
+        "output_dim": 256,
+        "momentum": 0.996,
+        "momentum_end": 1.0,
+    }
+    remedies = "lower base_lr, warm up longer, or raise momentum"
+
+    method: Literal["byol"] = Field(default="byol", description="Name of the method.")
+    predictor_dim: int = Field(default=4096, ge=1, description="Width of the prediction head's hidden layer.")
 
 
 class BYOL(SSLModule):
     """Backbone, projection and prediction head; the target is a momentum copy of the first two."""
 
-    def __init__(self, config: PretrainConfig, backbone: nn.Module) -> None:
+    config_class = BYOLConfig
+    config: BYOLConfig
+
+    def __init__(self, config: BYOLConfig, backbone: nn.Module) -> None:
         super().__init__(config, backbone)
-        assert config.predictor_dim is not None
         projection = BYOLProjectionHead(self.feature_dim, config.hidden_dim, config.output_dim)
         prediction = BYOLPredictionHead(config.output_dim, config.predictor_dim, config.output_dim)
         self.projection_head = with_norm(projection, config.head_norm)
@@ -27,23 +55,18 @@ class BYOL(SSLModule):
         self.criterion = NegativeCosineSimilarity()
 
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """The prediction head has no copy: only the online network predicts."""
+        """Return backbone and projection head with their copies: only the online network predicts."""
         return [(self.backbone, self.momentum_backbone), (self.projection_head, self.momentum_projection_head)]
 
-    def loss_of(self, views: list[Tensor]) -> Tensor:
-        """Sum over both directions of |p - z|^2 between unit vectors, 2 - 2 cos, in 0..8: the paper's equation 2."""
+    def compute_loss(self, views: list[Tensor]) -> Tensor:
+        """Return the sum over both directions of |p - z|^2 of unit vectors, 2 - 2 cos, in 0..8: equation 2."""
         x0, x1 = views
-        p0, p1 = self.predict(x0, watch=True), self.predict(x1)
+        z0, z1 = (self.projection_head(self.backbone(x)) for x in views)
+        self.embeddings = z0.detach().float()
+        p0, p1 = (self.prediction_head(z).float() for z in (z0, z1))
         return 4 + 2 * (self.criterion(p0, self.target(x1)) + self.criterion(p1, self.target(x0)))
-
-    def predict(self, images: Tensor, *, watch: bool = False) -> Tensor:
-        """The online network's prediction p (N, d)."""
-        z = self.projection_head(self.backbone(images))
-        if watch:
-            self.watched = z.detach().float()
-        return self.prediction_head(z).float()
 
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
-        """The momentum network's projection z (N, d), from which no gradient flows."""
+        """Return the momentum network's projection z (N, d), through which no gradient flows."""
         return self.momentum_projection_head(self.momentum_backbone(images)).float()

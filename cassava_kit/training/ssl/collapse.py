@@ -1,4 +1,4 @@
-"""What a collapse looks like, measured at the head's output: in the backbone it hardly shows."""
+"""Collapse of embeddings, measured at the head's output, as it hardly shows in the backbone: `find_collapse`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cassava_kit.errors import UserError
 
-# A loss this close to ln(prototypes) is what SwAV pays for answering every prototype alike.
+# SwAV's loss is ln(prototypes) where all prototypes get the same probability; alarm above this share of it.
 UNIFORM_LOSS = 0.995
 
 
@@ -22,8 +22,8 @@ class CollapseError(UserError):
 class Health:
     """How spread embeddings are: `std` is 1 for isotropic and 0 for constant ones, `cosine` the mean between images.
 
-    `usage` is SwAV's effective number of prototypes that images fall to, as a share of what this batch could use;
-    `uniformity` its loss as a share of ln(prototypes).
+    `usage` is the effective number of prototypes that are nearest to some image, as a share of what this batch could
+    use; `uniformity` is SwAV's loss as a share of ln(prototypes).
     """
 
     std: float
@@ -34,7 +34,7 @@ class Health:
 
 
 @torch.no_grad()
-def health(z: Tensor, scores: Tensor | None = None, loss: float | None = None) -> Health:
+def measure_health(z: Tensor, scores: Tensor | None = None, loss: float | None = None) -> Health:
     """Measure embeddings z (N, d) and, for SwAV, their scores against the prototypes (N, K) and the loss."""
     unit = torch.nn.functional.normalize(z.detach().float(), dim=1)
     n, d = unit.shape
@@ -48,7 +48,7 @@ def health(z: Tensor, scores: Tensor | None = None, loss: float | None = None) -
 
 @torch.no_grad()
 def rank_me(z: Tensor) -> float:
-    """Effective rank exp(entropy of the normalised singular values), 1..min(N, d); NaN for NaN (RankMe, 2210.02885)."""
+    """Return exp(entropy of the normalised singular values), 1..min(N, d); NaN for NaN (RankMe, arXiv:2210.02885)."""
     if not torch.isfinite(z).all():
         return math.nan
     values = torch.linalg.svdvals(z.float())
@@ -58,32 +58,24 @@ def rank_me(z: Tensor) -> float:
 
 @torch.no_grad()
 def prototype_usage(scores: Tensor) -> float:
-    """exp(entropy) of how often each prototype is the nearest, over the most that N rows and K prototypes allow."""
+    """Return exp(entropy) of how often each prototype is the nearest, as a share of min(N, K)."""
     n, k = scores.shape
     share = torch.bincount(scores.argmax(dim=1), minlength=k).float() / n
     entropy = -(share * share.clamp_min(1e-12).log()).sum()
     return float(entropy.exp() / min(n, k))
 
 
-def complaint(measured: Health, *, min_std: float, min_rank: float) -> str | None:
-    """What is wrong with embeddings, in words, or None."""
+def find_collapse(measured: Health, *, min_std: float, min_rank: float) -> str | None:
+    """Return what is wrong with embeddings, in words, or None."""
     if not math.isfinite(measured.std) or not math.isfinite(measured.rank):
         return "the head's output is not finite"
     if measured.std < min_std:
         spread = f"sqrt(d) x std is {measured.std:.3f}, below {min_std:g}"
         return f"embeddings hardly differ: {spread} (mean cosine {measured.cosine:.3f})"
     if measured.rank < min_rank:
-        return f"embeddings fill hardly a line: effective rank {measured.rank:.2f}, below {min_rank:g}"
+        return f"embeddings lie on a line: effective rank {measured.rank:.2f}, below {min_rank:g}"
     if measured.uniformity is not None and measured.uniformity > UNIFORM_LOSS:
-        return f"every prototype is answered alike: the loss stands at {measured.uniformity:.3f} of ln(prototypes)"
+        return f"all prototypes get the same probability: the loss is {measured.uniformity:.3f} of ln(prototypes)"
     if measured.usage is not None and measured.usage < 0.05:
-        return f"images fall to a few prototypes: {measured.usage:.1%} of those that this batch could use"
+        return f"few prototypes are used: {measured.usage:.1%} of those that this batch could use"
     return None
-
-
-REMEDIES = {
-    "simclr": "lower base_lr, warm up longer, or raise the temperature",
-    "moco": "lower base_lr, raise momentum, or use a smaller queue_size",
-    "byol": "lower base_lr, warm up longer, or raise momentum",
-    "swav": "set sinkhorn_eps=0.03, freeze prototypes longer, soften the crops, or use a smaller or later queue",
-}

@@ -1,4 +1,4 @@
-"""The verb pretrain: a method and folders of images in, an exported backbone out."""
+"""Pretraining on folders: `pretrain_folders`, the verb `pretrain`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.table import list_images, read_competition
+from cassava_kit.errors import UserError
 from cassava_kit.training.ssl.config import PretrainConfig
 from cassava_kit.training.ssl.pretrain import pretrain
-from cassava_kit.training.ssl.recipes import recipe
+from cassava_kit.training.ssl.recipes import pretrain_recipe
 
 UNKNOWN = -1
 
@@ -25,30 +26,33 @@ def pretrain_folders(
     settings: Sequence[str] = (),
     competition: Competition | None = None,
 ) -> str:
-    """Pretrain on a competition's training images and further folders; returns what to tell the user.
+    """Pretrain on a competition's training images and further folders, and return what to tell the user.
 
-    The table's labels go to the kNN probe alone; images that no row names take part like any other.
+    The table's labels go to the kNN probe alone. Unlisted images are used like any other.
+
+    Raises:
+        UserError: neither folder is given, or one has no image.
     """
-    config = configured(method, backbone, settings)
+    config = configure_run(method, backbone, settings)
     if data is None and not images:
-        raise ValueError("give --data DIR, or --images DIR, or both")
-    paths, labels = gather(data, images, competition or current())
+        raise UserError("give --data DIR, or --images DIR, or both")
+    paths, labels = gather_images(data, images, competition or current())
     known = labels if any(label != UNKNOWN for label in labels) else None
     path = pretrain(config, paths, out, init=init, labels=known)
     return f"{config.method} on {len(paths)} images: {path}"
 
 
-def configured(method: str, backbone: str | None, settings: Sequence[str]) -> PretrainConfig:
-    """The recipe with the backbone and the settings of the command line."""
-    config = recipe(method)
+def configure_run(method: str, backbone: str | None, settings: Sequence[str]) -> PretrainConfig:
+    """Return the recipe with the backbone and the settings of the command line."""
+    config = pretrain_recipe(method)
     if backbone is not None:
         name = backbone.removeprefix("timm:")
         config = config.with_settings([f'backbone="{name}"', "model_args={}"])
     return config.with_settings(settings)
 
 
-def gather(data: Path | None, images: Sequence[Path], competition: Competition) -> tuple[list[Path], list[int]]:
-    """Image files and their labels, -1 where there is none."""
+def gather_images(data: Path | None, images: Sequence[Path], competition: Competition) -> tuple[list[Path], list[int]]:
+    """Return image files and their labels, -1 where there is none."""
     paths: list[Path] = []
     labels: list[int] = []
     if data is not None:
@@ -60,7 +64,7 @@ def gather(data: Path | None, images: Sequence[Path], competition: Competition) 
     for folder in images:
         names = list_images(folder)
         if not names:
-            raise ValueError(f"no image in {folder}")
+            raise UserError(f"no image in {folder}")
         paths += [folder / name for name in names]
         labels += [UNKNOWN] * len(names)
     return paths, labels

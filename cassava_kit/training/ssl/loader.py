@@ -1,108 +1,105 @@
-"""Unlabelled images -> batches for the views, the same for the same seed, epoch and image, resumed or not."""
+"""Batches of unlabelled images, `PretrainImages`: the same for the same seed, epoch and image, resumed or not."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from cassava_kit.data.images import ImageError, load_image, read_image
+from cassava_kit.errors import UserError
 from cassava_kit.settings import SEED_PRIME
+from cassava_kit.training.loaders import EpochSampler
 from cassava_kit.training.ssl.config import PretrainConfig
 from cassava_kit.training.ssl.file_views import file_transform
 
 
-class EpochSampler(Sampler[int]):
-    """Keys epoch x n + index of this process's share of the images, in an order drawn from the seed and the epoch."""
-
-    def __init__(self, n: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.n, self.seed, self.rank, self.world_size = n, seed, rank, world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.n // self.world_size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * SEED_PRIME + self.epoch)
-        order = torch.randperm(self.n, generator=generator)[: len(self) * self.world_size]
-        return iter((self.epoch * self.n + order[self.rank :: self.world_size]).tolist())
-
-
-class FileDataset(Dataset[list[Tensor]]):
-    """Views of image files; a file that is broken is stood in for by the next whole one, with a warning."""
+class FileViews(Dataset[list[Tensor]]):
+    """Views of image files; in a broken file's place come those of the next whole one, with a warning."""
 
     def __init__(self, paths: Sequence[Path], transform: Any, *, seed: int) -> None:
         self.paths, self.transform, self.seed = list(paths), transform, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other views from now on; the sampler calls this before each epoch."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: int) -> list[Tensor]:
+    def __getitem__(self, index: int) -> list[Tensor]:
         from PIL import Image
 
-        image = Image.fromarray(first_whole(self.paths, key % len(self.paths), read_image))
+        image = Image.fromarray(first_whole(self.paths, index, read_image))
+        seed = self.seed * SEED_PRIME + self.epoch * len(self.paths) + index
         state = np.random.get_state()
         with torch.random.fork_rng(devices=[]):
             # Seeded by image and epoch, in torch and in numpy (lightly uses both): no worker or resume changes a view.
-            torch.manual_seed(self.seed * SEED_PRIME + key)
-            np.random.seed((self.seed * SEED_PRIME + key) % 2**32)
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
             views: list[Tensor] = self.transform(image)
         np.random.set_state(state)
         return views
 
 
-class StoreDataset(Dataset[Tensor]):
+class StoredPixels(Dataset[Tensor]):
     """Decoded images of one size in a memory-mapped file (N, 3, H, W) uint8, read a batch at a time."""
 
     def __init__(self, store: Path) -> None:
         self.pixels = np.load(store, mmap_mode="r")
 
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: views of these pixels are drawn later, on the device."""
+
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, key: int) -> Tensor:
-        return self.__getitems__([key])[0]
+    def __getitem__(self, index: int) -> Tensor:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, keys: list[int]) -> Tensor:
-        return torch.from_numpy(self.pixels[np.asarray(keys) % len(self.pixels)])
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        return torch.from_numpy(self.pixels[np.asarray(indices)])
 
 
 def make_store(paths: Sequence[Path], size: tuple[int, int], store: Path) -> None:
     """Decode images to (height, width) into `store` (.npy), row by row, so that memory stays flat."""
-    from tqdm import tqdm
+    from rich.console import Console
+    from rich.progress import track
 
     from cassava_kit.files import atomic_path
 
     with atomic_path(store) as temporary:
         pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(paths), 3, *size))
-        for row in tqdm(range(len(paths)), desc="decoding", unit="image", delay=1, leave=False, disable=None):
+        for row in track(range(len(paths)), "Decoding", console=Console(stderr=True), transient=True):
             pixels[row] = first_whole(paths, row, lambda path: load_image(path, size)).transpose(2, 0, 1)
         pixels.flush()
 
 
 def first_whole(paths: Sequence[Path], index: int, read: Callable[[Path], np.ndarray]) -> np.ndarray:
-    """The image at `index`, or the next that can be read, with a warning for each that cannot."""
+    """Return the image at `index`, or the next that can be read, with a warning for each that cannot."""
     for at in (*range(index, len(paths)), *range(index)):
         try:
             return read(paths[at])
         except ImageError as error:
             warnings.warn(f"a broken image is replaced by the next: {error}", stacklevel=2)
-    raise ValueError(f"none of the {len(paths)} images can be read")
+    raise UserError(f"none of the {len(paths)} images can be read")
 
 
-def readable(paths: Sequence[Path]) -> list[Path]:
-    """The paths that look like whole images, in their order; ValueError where none does."""
+def whole_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths that look like whole images, in their order.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        UserError: none is a whole image.
+    """
     from cassava_kit.data.images import quick_check
 
     missing = [path for path in paths if not Path(path).is_file()]
@@ -110,12 +107,12 @@ def readable(paths: Sequence[Path]) -> list[Path]:
         raise FileNotFoundError(f"no image file {missing[0]} ({len(missing)} of {len(paths)} are missing)")
     whole = [Path(path) for path in paths if quick_check(path) is None]
     if not whole:
-        raise ValueError(f"none of the {len(paths)} files is a whole image; give a folder of JPEGs or PNGs")
+        raise UserError(f"none of the {len(paths)} files is a whole image; give a folder of JPEGs or PNGs")
     return whole
 
 
-class Images(pl.LightningDataModule):
-    """The run's images; several processes share one pixel store, which the first one makes."""
+class PretrainImages(L.LightningDataModule):
+    """A run's images; several processes share one pixel store, which the first one makes."""
 
     def __init__(self, config: PretrainConfig, paths: Sequence[Path], store: Path) -> None:
         super().__init__()
@@ -127,30 +124,24 @@ class Images(pl.LightningDataModule):
             make_store(self.paths, self.config.store_size, self.store)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of decoded images, or of views from files."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        dataset: Dataset[Any]
+        """Return batches of decoded images, or of views from files."""
         if self.config.store_size:
-            dataset = StoreDataset(self.store)
-        else:
-            dataset = FileDataset(self.paths, file_transform(self.config), seed=self.config.seed)
-        sampler = EpochSampler(len(self.paths), seed=self.config.seed, rank=rank, world_size=world_size)
-        return make_loader(dataset, sampler, self.config)
+            return make_loader(StoredPixels(self.store), self.config)
+        return make_loader(FileViews(self.paths, file_transform(self.config), seed=self.config.seed), self.config)
 
 
-def make_loader(dataset: Dataset[Any], sampler: EpochSampler, config: PretrainConfig) -> DataLoader[Any]:
-    """Batches in the sampler's order; the images of an epoch that fill no batch wait for another epoch."""
-    stored = isinstance(dataset, StoreDataset)
-    workers = 0 if stored else config.num_workers
+def make_loader(dataset: FileViews | StoredPixels, config: PretrainConfig) -> DataLoader[Any]:
+    """Return batches in the order of seed and epoch; images that fill no batch are left out of that epoch."""
+    stored = isinstance(dataset, StoredPixels)
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
-        sampler=sampler,
+        sampler=EpochSampler(dataset, config.seed),
         drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=0 if stored else config.num_workers,
         collate_fn=_as_is if stored else None,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
     )
 
 

@@ -2,29 +2,80 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar, Literal
+
 import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import batch_shuffle, batch_unshuffle
 from lightly.utils import dist
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cassava_kit.training.ssl.config import PretrainConfig
-from cassava_kit.training.ssl.module import SSLModule, has_batch_norm
-from cassava_kit.training.ssl.parts import Queue, momentum_copy, with_norm
+from cassava_kit.training.ssl.config import MomentumConfig
+from cassava_kit.training.ssl.module import SSLModule
+from cassava_kit.training.ssl.parts import Queue, has_batch_norm, momentum_copy, with_norm
+from cassava_kit.training.ssl.view import ViewConfig
+
+SOFT: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+
+
+class MoCoConfig(MomentumConfig):
+    """MoCo v2's settings; the defaults are Chen et al. 2020's, queue and momentum those of He et al. 2019."""
+
+    paper: ClassVar[dict[str, Any]] = {
+        "views": (ViewConfig(count=2, scale=(0.2, 1.0), **SOFT),),
+        "optimizer": "sgd",
+        "base_lr": 0.03,
+        "weight_decay": 1e-4,
+        "warmup_epochs": 0,
+        "hidden_dim": 2048,
+        "output_dim": 128,
+        "head_norm": "none",
+        "momentum": 0.999,
+        "momentum_end": 0.999,
+    }
+    remedies = "lower base_lr, raise momentum, or use a smaller queue_size"
+    sync_batchnorm = False  # its keys are shuffled over devices whose statistics must differ
+
+    method: Literal["moco"] = Field(default="moco", description="Name of the method.")
+    temperature: float = Field(default=0.2, gt=0, description="Temperature of the softmax.")
+    queue_size: int = Field(default=65536, ge=1, description="Keys kept from earlier batches as negatives.")
+    bn_groups: int = Field(
+        default=8,
+        ge=1,
+        description="Groups of a batch with their own BatchNorm statistics, shuffled for the keys.",
+    )
+    symmetric: bool = Field(
+        default=False, description="Each view is query once and key once, not only the first query."
+    )
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> MoCoConfig:
+        if self.batch_size % self.bn_groups:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of bn_groups ({self.bn_groups})")
+        if self.batch_size // self.bn_groups < 2:
+            raise ValueError(f"bn_groups={self.bn_groups} leaves fewer than two images a group; use fewer")
+        return self
+
+    def passes(self) -> tuple[float, float]:
+        """Return (1, 1), or (2, 2) where both views are queries and keys."""
+        return (2.0, 2.0) if self.symmetric else (1.0, 1.0)
 
 
 class MoCo(SSLModule):
     """Backbone and head, their momentum copies as the key encoder, and the queue of keys."""
 
-    def __init__(self, config: PretrainConfig, backbone: nn.Module) -> None:
+    config_class = MoCoConfig
+    config: MoCoConfig
+
+    def __init__(self, config: MoCoConfig, backbone: nn.Module) -> None:
         super().__init__(config, backbone)
         batch_norm = config.head_norm != "none"
         head = MoCoProjectionHead(self.feature_dim, config.hidden_dim, config.output_dim, batch_norm=batch_norm)
         self.projection_head = with_norm(head, config.head_norm) if batch_norm else head
         self.momentum_backbone = momentum_copy(self.backbone)
         self.momentum_projection_head = momentum_copy(self.projection_head)
-        assert config.temperature is not None and config.queue_size is not None
         self.criterion = NTXentLoss(temperature=config.temperature)
         self.criterion.memory_bank = Queue(config.queue_size, config.output_dim)
         self.keys: list[Tensor] = []
@@ -32,31 +83,32 @@ class MoCo(SSLModule):
 
     @property
     def queue(self) -> Queue:
-        """The keys that serve as negatives."""
+        """Keys that serve as negatives."""
         return self.criterion.memory_bank
 
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Both parts of the key encoder follow."""
+        """Return both parts of the network with their copies in the key encoder."""
         return [(self.backbone, self.momentum_backbone), (self.projection_head, self.momentum_projection_head)]
 
-    def loss_of(self, views: list[Tensor]) -> Tensor:
-        """Cross-entropy of each query's own key against the queue; with `symmetric`, the mean of both directions."""
+    def compute_loss(self, views: list[Tensor]) -> Tensor:
+        """Return each query's cross-entropy of its own key against the queue; `symmetric`: mean of both directions."""
         directions = [(0, 1), (1, 0)] if self.config.symmetric else [(0, 1)]
         losses = []
         for query, key in directions:
             q = self._in_groups(self.backbone, self.projection_head, views[query])
             k = self.encode_keys(views[key])
             self.keys.append(k)
-            self.watched = q.detach()
+            self.embeddings = q.detach()
             losses.append(self.criterion(q, k))
         return torch.stack(losses).mean()
 
     @torch.no_grad()
     def encode_keys(self, images: Tensor) -> Tensor:
-        """Unit keys (N, d). Shuffled between BatchNorm groups, so that its statistics do not give the positive away.
+        """Return unit keys (N, d), shuffled between BatchNorm groups while they are computed.
 
-        Across processes this is MoCo's shuffle; on one device, where the paper has none, `bn_groups` stand in for its
-        devices: queries are normalised in groups of neighbours, keys in groups of a random order.
+        Otherwise statistics would give the positive away. Across processes this is MoCo's shuffle. On one device, where
+        the paper has none, `bn_groups` stand in for devices: queries are normalised in groups of neighbours, keys in
+        groups of a random order.
         """
         spread = dist.world_size() > 1
         if not self.shuffles:
@@ -68,11 +120,11 @@ class MoCo(SSLModule):
         return nn.functional.normalize(batch_unshuffle(keys.contiguous(), order, distributed=spread), dim=1)
 
     def _in_groups(self, backbone: nn.Module, head: nn.Module, images: Tensor) -> Tensor:
-        groups = (self.config.bn_groups or 1) if self.shuffles else 1
+        groups = self.config.bn_groups if self.shuffles else 1
         return torch.cat([head(backbone(part)) for part in images.chunk(groups)]).float()
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
-        """The batch's keys enter the queue once its gradient is computed, one batch of theirs for each of ours."""
+        """Push the batch's keys into the queue, after its gradient is computed."""
         for keys in self.keys:
             self.queue.push(keys)
         self.keys = []

@@ -1,4 +1,4 @@
-"""Embeddings of earlier batches, in order; part of the state, so that a resumed run has them."""
+"""What several methods are built of: `Queue`, `with_norm`, `momentum_copy`, `momentum_at`, `sinkhorn`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 
 class Queue(nn.Module):
-    """A ring of the last `size` embeddings (size, dim).
+    """A ring of the last `size` embeddings (size, dim), saved with the model.
 
-    lightly's memory bank drops what passes its end and is not saved with the model; this one wraps around and is.
-    It starts with random unit vectors, as MoCo's does.
+    lightly's memory bank drops the embeddings that pass its end, and is not saved. Both start with random unit vectors.
     """
 
     bank: Tensor
@@ -28,12 +27,12 @@ class Queue(nn.Module):
 
     @property
     def full(self) -> bool:
-        """Whether every place holds a real embedding."""
+        """Whether every place holds an embedding that was pushed."""
         return int(self.pushed) >= len(self.bank)
 
     @torch.no_grad()
     def push(self, embeddings: Tensor) -> None:
-        """Replace the oldest embeddings by these (N, dim); with several processes, by those of all of them."""
+        """Replace the oldest embeddings by these (N, dim), gathered from all processes."""
         if dist.world_size() > 1:
             embeddings = concat_all_gather(embeddings.contiguous())
         size = len(self.bank)
@@ -44,15 +43,15 @@ class Queue(nn.Module):
         self.pushed += len(embeddings)
 
     def forward(self, output: Tensor, labels: Tensor | None = None, update: bool = False) -> tuple[Tensor, Tensor]:
-        """The interface of lightly's memory bank, for its NTXentLoss: `output` unchanged and the negatives (dim, size).
+        """Return `output` unchanged and the negatives (dim, size): the interface that lightly's NTXentLoss calls.
 
-        `update` is not obeyed: keys enter by `push`, after the backward pass, so that the graph's negatives stay put.
+        `update` has no effect: keys enter by `push` after the backward pass, so that the graph's negatives stay valid.
         """
         return output, self.bank.t()
 
 
 def with_norm(head: nn.Module, norm: str) -> nn.Module:
-    """The head with each BatchNorm kept (`batch`), made a LayerNorm (`layer`) or taken out (`none`).
+    """Return the head with each BatchNorm kept (`batch`), replaced by LayerNorm (`layer`) or removed (`none`).
 
     lightly's linear layers before a norm have no bias; without the norm they get one.
     """
@@ -72,10 +71,10 @@ def with_norm(head: nn.Module, norm: str) -> nn.Module:
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:
-    """A copy of a network, heads included, that gets no gradient.
+    """Return a copy of a network that gets no gradient.
 
-    It stays in train mode: lightly's `update_momentum` moves parameters alone, and BatchNorm's statistics then come
-    from the copy's own batches, as in the papers.
+    It is in train mode: lightly's `update_momentum` moves parameters alone, and BatchNorm's statistics come from the
+    copy's own batches, as in the papers.
     """
     twin = copy.deepcopy(module)
     deactivate_requires_grad(twin)
@@ -83,17 +82,16 @@ def momentum_copy(module: nn.Module) -> nn.Module:
 
 
 def momentum_at(step: int, steps: int, start: float, end: float) -> float:
-    """Share kept at optimizer step `step` of `steps`: a cosine from start to end (BYOL, section 3.1)."""
+    """Return the share kept at optimizer step `step` of `steps`: a cosine from start to end (BYOL, section 3.1)."""
     return end - (end - start) * (math.cos(math.pi * min(step, steps) / max(steps, 1)) + 1) / 2
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, *, eps: float = 0.05, iterations: int = 3) -> Tensor:
-    """Soft assignments (N, K), each row summing to 1 and each column to about N / K (SwAV, arXiv:2006.09882).
+    """Return soft assignments (N, K), rows summing to 1 and columns to about N / K (SwAV, arXiv:2006.09882).
 
-    The published form exponentiates scores / eps: NaN in fp16, and an overflow in fp32 on scores that are not
-    normalised. Logarithms of sums are finite for any finite scores, and equal to it elsewhere. With several processes
-    the columns are summed over all of them.
+    Computed in the log domain: the published form exponentiates scores / eps, which is NaN in fp16, and overflows in
+    fp32 where scores are not normalised. Columns are summed over all processes.
     """
     log_q = scores.float() / eps
     for _ in range(iterations):
@@ -103,10 +101,15 @@ def sinkhorn(scores: Tensor, *, eps: float = 0.05, iterations: int = 3) -> Tenso
 
 
 def _joint_logsumexp(log_q: Tensor) -> Tensor:
-    """Logarithm of each column's sum (1, K) over the rows of all processes."""
+    """Return the logarithm of each column's sum (1, K) over the rows of all processes."""
     columns = torch.logsumexp(log_q, dim=0, keepdim=True)
     if dist.world_size() == 1:
         return columns
     parts = [torch.empty_like(columns) for _ in range(dist.world_size())]
     torch.distributed.all_gather(parts, columns.contiguous())
     return torch.logsumexp(torch.cat(parts), dim=0, keepdim=True)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Return whether any part of a network computes statistics of the batch."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())

@@ -1,13 +1,15 @@
-"""Named pretraining runs: each is a function that returns a configuration."""
+"""Named pretraining runs, each a function that returns a configuration; `pretrain_recipe` finds one by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from cassava_kit.errors import UserError, closest
 from cassava_kit.training.recipes import small_ssl_resnet
-from cassava_kit.training.ssl.config import METHODS, PretrainConfig, configure
-from cassava_kit.training.ssl.view import View
+from cassava_kit.training.ssl.config import PretrainConfig
+from cassava_kit.training.ssl.methods import SSL_METHODS, configure
+from cassava_kit.training.ssl.view import ViewConfig
 
 
 def byol_resnet50() -> PretrainConfig:
@@ -16,7 +18,7 @@ def byol_resnet50() -> PretrainConfig:
 
 
 def swav_resnet50() -> PretrainConfig:
-    """SwAV likewise, with 100 prototypes as for few classes (published for this data: .71 after finetuning)."""
+    """SwAV, with 100 prototypes as for few classes (published for this data: .71 after finetuning)."""
     return configure(
         "swav",
         name="swav_resnet50",
@@ -29,7 +31,7 @@ def swav_resnet50() -> PretrainConfig:
 
 
 def simclr_resnet50() -> PretrainConfig:
-    """SimCLR likewise; temperature .2 for batches of 256, where the paper's .1 belongs to 4,096."""
+    """SimCLR with temperature .2 for batches of 256; the paper's .1 is for 4,096."""
     return configure(
         "simclr",
         name="simclr_resnet50",
@@ -42,7 +44,7 @@ def simclr_resnet50() -> PretrainConfig:
 
 
 def moco_resnet50() -> PretrainConfig:
-    """MoCo v2 likewise; a queue of 4,096, since 65,536 would hold each of the 21,397 images three times."""
+    """MoCo v2 with a queue of 4,096, since 65,536 would hold each of the 21,397 images three times."""
     return configure(
         "moco",
         name="moco_resnet50",
@@ -55,7 +57,7 @@ def moco_resnet50() -> PretrainConfig:
 
 
 def small(method: str, **settings: Any) -> PretrainConfig:
-    """A method on the small ResNet, for minutes on two CPU cores; the papers' settings are for other sizes."""
+    """Return a method on the small ResNet, for minutes on two CPU cores; the papers' settings are for other sizes."""
     member = small_ssl_resnet()
     shared: dict[str, Any] = {
         "backbone": member.model,
@@ -75,11 +77,11 @@ def small(method: str, **settings: Any) -> PretrainConfig:
     return configure(method, name=f"small_{method}", **{**shared, **settings})
 
 
-def small_view(**settings: Any) -> View:
-    """A crop of 40 pixels before another picture's background, in colours that leave a disease to be seen."""
+def small_view(**settings: Any) -> ViewConfig:
+    """Return a crop of 40 pixels with another image's background, whose colours change too little to hide a disease."""
     colours = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.3, "hue": 0.05, "grayscale_prob": 0.0}
     place = {"size": 40, "scale": (0.3, 1.0), "vflip_prob": 0.5, "background_swap_prob": 1.0}
-    return View(**{**colours, **place, "blur_prob": 0.0, **settings})
+    return ViewConfig(**{**colours, **place, "blur_prob": 0.0, **settings})
 
 
 def small_simclr() -> PretrainConfig:
@@ -88,7 +90,7 @@ def small_simclr() -> PretrainConfig:
 
 
 def small_moco() -> PretrainConfig:
-    """MoCo of the small ResNet: a queue and a momentum that fit some hundred steps, both directions."""
+    """MoCo of the small ResNet: a queue and a momentum for some hundred steps, both directions."""
     settings = {"queue_size": 512, "bn_groups": 2, "momentum": 0.97, "momentum_end": 0.99, "symmetric": True}
     return small("moco", temperature=0.2, head_norm="batch", **settings)
 
@@ -100,9 +102,9 @@ def small_byol() -> PretrainConfig:
 
 
 def small_swav() -> PretrainConfig:
-    """SwAV of the small ResNet: 30 prototypes that stand still, sharper assignments, and crops that share more.
+    """SwAV of the small ResNet: 30 frozen prototypes, sharper assignments, and crops with a larger overlap.
 
-    With the other methods' crops every prototype is soon answered alike, and the loss stands at ln(30): a random
+    With the other methods' crops all prototypes soon get the same probability, and the loss stays at ln(30): a random
     network's assignments of two such crops have nothing in common that could be learnt.
     """
     settings = {"prototypes": 30, "prototypes_frozen_epochs": 60, "queue_size": 0, "queue_from_epoch": 0}
@@ -110,7 +112,7 @@ def small_swav() -> PretrainConfig:
     return small("swav", views=(view,), sinkhorn_eps=0.03, temperature=0.1, base_lr=4e-3, epochs=60, **settings)
 
 
-RECIPES: tuple[Callable[[], PretrainConfig], ...] = (
+PRETRAIN_RECIPES: tuple[Callable[[], PretrainConfig], ...] = (
     byol_resnet50,
     swav_resnet50,
     simclr_resnet50,
@@ -122,14 +124,19 @@ RECIPES: tuple[Callable[[], PretrainConfig], ...] = (
 )
 
 
-def recipe(name: str) -> PretrainConfig:
-    """The configuration of a recipe, or of a method's name: its paper."""
-    for function in RECIPES:
+def pretrain_recipe(name: str) -> PretrainConfig:
+    """Return the configuration of a recipe, or of a method's name: its paper's.
+
+    Raises:
+        UserError: there is no recipe and no method of this name.
+    """
+    for function in PRETRAIN_RECIPES:
         if function.__name__ == name:
             return function()
-    if name in METHODS:
+    if name in SSL_METHODS:
         return configure(name, name=name)
-    raise ValueError(
-        f"no pretraining run {name!r}; there are the methods {', '.join(METHODS)}, as in their papers, and the recipes "
-        + ", ".join(function.__name__ for function in RECIPES)
+    recipes = [function.__name__ for function in PRETRAIN_RECIPES]
+    raise UserError(
+        f"no pretraining run {name!r}{closest(name, [*SSL_METHODS, *recipes])}; there are the methods "
+        f"{', '.join(SSL_METHODS)}, as in their papers, and the recipes {', '.join(recipes)}"
     )

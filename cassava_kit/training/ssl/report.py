@@ -1,4 +1,4 @@
-"""Did pretraining help? Every start on the same folds, label shares and budget, and a sentence that says so."""
+"""Whether pretraining helped: every start on the same folds, label shares and budget. Entry point: `ssl_report`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,8 @@ FINETUNE = "finetune"
 
 
 @dataclass(frozen=True)
-class Result:
-    """Out-of-fold probabilities of one start, method of evaluation and share of the labels, on every row of the split.
-
-    `metric` is what they are judged by.
-    """
+class SslResult:
+    """Out-of-fold probabilities of one start, evaluation and share of the labels, on every scored row of the split."""
 
     init: str
     how: str
@@ -48,17 +45,17 @@ class Result:
 class SslReport:
     """All results, each start's paired comparison with random weights, and the verdict in words.
 
-    A difference counts as proved after correction for all comparisons of the report.
-    `baselines` has, for each metric that judged a result, the score of one answer for every image.
+    A difference counts as proved after correction for all comparisons of the report. `baselines` has, by metric, the
+    score of one answer for every image.
     """
 
-    results: tuple[Result, ...]
+    results: tuple[SslResult, ...]
     comparisons: dict[tuple[str, str, float], Comparison]
     baselines: dict[Metric, Score]
     verdict: str
 
     def table(self) -> pd.DataFrame:
-        """One row a result, with its gain over random weights and the interval of that gain."""
+        """Return one row a result, with its gain over random weights and the interval of that gain."""
         rows = []
         for result in self.results:
             against = self.comparisons.get((result.init, result.how, result.share))
@@ -93,28 +90,33 @@ def ssl_report(
 ) -> SslReport:
     """Probe and finetune the recipe's network from random weights and from each file, and write the report to `out`.
 
-    Every start sees the same folds, the same labelled rows (`share` of each fold's training rows) and, in finetuning,
-    the same recipe; features come from the evaluation pixels and are cached. Writes ssl_report.csv, .json and .md, and
-    the finetuned runs under `out/finetune/<init>/<share>/`, whose members join an ensemble like any others.
+    Every start gets the same folds, the same labelled rows (`shares` of each fold's training rows) and, in finetuning,
+    the same recipe. Writes ssl_report.csv, .json and .md, and the finetuned runs under `out/finetune/<init>/<share>/`,
+    whose members may join an ensemble.
+
+    Raises:
+        UserError: a start, share, recipe or split that cannot be reported on, before slow work.
     """
     check_request(inits, shares)
     for weights in (None, *inits.values()):
         check_run(config, data, range(data.folds.n_splits), replace(options or TrainOptions(), weights=weights))
     starts: dict[str, Path | None] = {RANDOM: None, **inits}
     labels = data.folds.scored["label"].to_numpy()
-    results: list[Result] = []
+    results: list[SslResult] = []
     metric = data.competition.metric
     for name, weights in starts.items():
         features = start_features(config, data, weights, out / "features")
         for share in shares:
             for how, probe in PROBES.items():
-                results.append(result_of((name, how, share), labels, *probe_oof(features, data, share, probe), metric))
+                results.append(
+                    score_result((name, how, share), labels, *probe_oof(features, data, share, probe), metric)
+                )
             if finetune:
                 arguments = (config, data, share, out / FINETUNE / name / f"{share:g}")
                 probs, n = finetune_oof(*arguments, weights=weights, options=options)
-                results.append(result_of((name, FINETUNE, share), labels, probs, n, metric))
-    report = judge(results, labels)
-    write_report(report, out)
+                results.append(score_result((name, FINETUNE, share), labels, probs, n, metric))
+    report = compare_starts(results, labels)
+    write_ssl_report(report, out)
     return report
 
 
@@ -130,14 +132,14 @@ def check_request(inits: Mapping[str, Path | None], shares: Sequence[float]) -> 
 
 
 def start_features(config: RunConfig, data: TrainData, weights: Path | None, cache: Path) -> np.ndarray:
-    """Features (N, D) of all rows, in the split's order, by the recipe's backbone from this start."""
+    """Return features (N, D) of all rows, in the split's order, by the recipe's backbone from this start."""
     import torch
 
-    from cassava_kit.models.network import create_model, image_statistics, sized_args
+    from cassava_kit.models.network import create_model, image_statistics, args_for_size
     from cassava_kit.models.weights import load_weights
 
     torch.manual_seed(config.seed)
-    args = sized_args(config.model, config.image_size, config.model_args)
+    args = args_for_size(config.model, config.image_size, config.model_args)
     backbone = create_model(config.model, 0, model_args=args)
     if weights is not None:
         load_weights(backbone, weights)
@@ -146,13 +148,13 @@ def start_features(config: RunConfig, data: TrainData, weights: Path | None, cac
 
 
 def labelled_rows(data: TrainData, share: float) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Each fold with its labelled training rows: the same ones that finetuning with this limit trains on."""
+    """Yield each fold with its labelled training rows, the same ones that finetuning trains on."""
     for fold in range(data.folds.n_splits):
         yield fold, usable_rows(data, fold, labels_limit(data, fold, share))[0]
 
 
 def labels_limit(data: TrainData, fold: int, share: float) -> int | None:
-    """Number of training rows that keep their label, at least one a class; None for all."""
+    """Return the number of training rows that keep their label, at least one a class; None for all."""
     if share == 1:
         return None
     return max(round(share * len(data.folds.training(fold))), data.competition.n_classes)
@@ -200,22 +202,22 @@ def finetune_oof(
     return probs, n // data.folds.n_splits
 
 
-def judged_by(how: str, metric: Metric) -> Metric:
-    """The competition's metric, but accuracy for probes where it is log loss: their probabilities are no estimates."""
+def choose_metric(how: str, metric: Metric) -> Metric:
+    """Return the competition's metric, but accuracy for probes where it is log loss: they are not calibrated."""
     return "accuracy" if metric == "log_loss" and how in PROBES else metric
 
 
-def result_of(
+def score_result(
     name: tuple[str, str, float], labels: np.ndarray, probs: np.ndarray, n_labels: int, metric: Metric
-) -> Result:
-    """Probabilities (N, K) of a start, a method and a share, scored; `metric` is the competition's."""
-    own = judged_by(name[1], metric)
+) -> SslResult:
+    """Score probabilities (N, K) of a start, an evaluation and a share; `metric` is the competition's."""
+    own = choose_metric(name[1], metric)
     balanced = balanced_accuracy(labels, balanced_answers(probs, labels))
-    return Result(*name, n_labels, own, score(labels, probs, own), balanced, probs)
+    return SslResult(*name, n_labels, own, score(labels, probs, own), balanced, probs)
 
 
-def judge(results: Sequence[Result], labels: np.ndarray) -> SslReport:
-    """Compare every start with random weights, row by row, and put the outcome into words."""
+def compare_starts(results: Sequence[SslResult], labels: np.ndarray) -> SslReport:
+    """Compare every start with random weights, in pairs, and put the outcome into words."""
     base = {(r.how, r.share): r for r in results if r.init == RANDOM}
     others = [r for r in results if r.init != RANDOM]
     pairs = [
@@ -224,11 +226,11 @@ def judge(results: Sequence[Result], labels: np.ndarray) -> SslReport:
     keys = [(r.init, r.how, r.share) for r in others]
     comparisons = dict(zip(keys, correct(pairs), strict=True))
     baselines = {r.metric: baseline(r.metric, labels, r.probs.shape[1]) for r in results}
-    return SslReport(tuple(results), comparisons, baselines, verdict(comparisons, baselines))
+    return SslReport(tuple(results), comparisons, baselines, summarize(comparisons, baselines))
 
 
-def verdict(comparisons: Mapping[tuple[str, str, float], Comparison], baselines: Mapping[Metric, Score]) -> str:
-    """One sentence for each start: where it is proved better or worse than random weights, and where nothing is."""
+def summarize(comparisons: Mapping[tuple[str, str, float], Comparison], baselines: Mapping[Metric, Score]) -> str:
+    """Return a sentence for each start: where it is proved better or worse than random weights, and where neither."""
     sentences = []
     for init in dict.fromkeys(name for name, _, _ in comparisons):
         better: list[str] = []
@@ -251,18 +253,18 @@ def verdict(comparisons: Mapping[tuple[str, str, float], Comparison], baselines:
     return "\n".join(sentences)
 
 
-def write_report(report: SslReport, out: Path) -> None:
-    """ssl_report.csv, .json and .md, each whole or not at all."""
+def write_ssl_report(report: SslReport, out: Path) -> None:
+    """Write ssl_report.csv, .json and .md, each atomically."""
     table = report.table()
     write_text(out / "ssl_report.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     constant = {m: {"score": s.value, "standard_error": s.standard_error} for m, s in report.baselines.items()}
     rows = [{k: None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
     write_json(out / "ssl_report.json", {"results": rows, "one_answer": constant, "verdict": report.verdict})
-    write_text(out / "ssl_report.md", markdown(report))
+    write_text(out / "ssl_report.md", format_markdown(report))
 
 
-def markdown(report: SslReport) -> str:
-    """The report as a page: verdict first, then the table."""
+def format_markdown(report: SslReport) -> str:
+    """Return the report as Markdown: verdict first, then the table."""
     lines = [
         "# Did self-supervised pretraining help?",
         "",

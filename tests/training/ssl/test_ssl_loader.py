@@ -50,7 +50,7 @@ def test_processes_share_the_epoch_without_overlap(monkeypatch):
     whole = list(EpochSampler(dataset_of(51), 3))[:50]
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("cassava_kit.training.loaders.process_place", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("cassava_kit.training.loaders.process_rank", lambda rank=rank: (rank, 2))
         parts.append(list(EpochSampler(dataset_of(51), 3)))
     assert [len(part) for part in parts] == [25, 25]
     assert [index for pair in zip(*parts, strict=True) for index in pair] == whole

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from lightly.transforms import BYOLTransform, MoCoV2Transform, SimCLRTransform, SwaVTransform
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from lightly.transforms.torchvision_v2_compatibility import torchvision_transforms as T
 from PIL import Image
+from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
 from cassava_kit.training.ssl.batch_views import (
@@ -150,26 +153,27 @@ def test_views_are_normalised():
     assert torch.allclose(out[0, :, 0, 0], torch.tensor([3.0, 2.0, 0.8]), atol=1e-5)
 
 
+def leaves(transform):
+    """The single transforms of a composed one, in order, without those that change nothing."""
+    inner = getattr(transform, "transform", None)
+    if isinstance(inner, T.Compose):
+        return leaves(inner)
+    if isinstance(transform, (T.Compose, MultiViewTransform)):
+        return [leaf for part in transform.transforms for leaf in leaves(part)]
+    return [] if getattr(transform, "prob", None) == 0 or repr(transform) == "ColorJitter()" else [transform]
+
+
 def settings_of(transform):
-    """Composed transforms as text, without those that change nothing."""
-    parts = []
-    for one in transform.transforms:
-        steps = one.transforms if hasattr(one, "transforms") else [one]
-        for step in steps:
-            inner = getattr(step, "transform", step)
-            for leaf in getattr(inner, "transforms", [inner]):
-                if getattr(leaf, "prob", None) == 0 or repr(leaf) == "ColorJitter()":
-                    continue
-                own = {
-                    k: v
-                    for k, v in vars(leaf).items()
-                    if not k.startswith("_") and isinstance(v, (int, float, tuple, list))
-                }
-                parts.append(
-                    repr((type(leaf).__name__, own)).replace("2.0)", "2)")
-                    + repr(leaf) * isinstance(leaf, torch.nn.Module)
-                )
-    return parts
+    """What a composed transform is made of, as text."""
+    settings = []
+    for leaf in leaves(transform):
+        own = {
+            k: v for k, v in vars(leaf).items() if not k.startswith("_") and isinstance(v, (int, float, tuple, list))
+        }
+        settings.append(
+            repr((type(leaf).__name__, own)).replace("2.0)", "2)") + repr(leaf) * isinstance(leaf, nn.Module)
+        )
+    return settings
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,9 @@ def settings_of(transform):
     [("simclr", SimCLRTransform), ("byol", BYOLTransform), ("moco", MoCoV2Transform), ("swav", SwaVTransform)],
 )
 def test_the_published_views_are_lightlys_defaults(method, lightlys):
-    assert settings_of(file_transform(configure(method))) == settings_of(lightlys())
+    theirs = settings_of(lightlys())
+    assert settings_of(file_transform(configure(method))) == theirs
+    assert sum("RandomResizedCrop" in text for text in theirs) == (8 if method == "swav" else 2)
 
 
 def test_a_view_is_lightlys_pixel_by_pixel():

@@ -1,0 +1,71 @@
+"""The folder of a pretraining run: what describes the run in it, and who may use it; entry point `claim_folder`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cassava_kit.errors import UserError
+from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
+from cassava_kit.training.ssl.config import WITHOUT_EFFECT, PretrainConfig
+
+BACKBONE = "backbone.safetensors"
+RUN_CONFIG = "config.json"
+FAILED = "failed.json"
+LAST = "last.ckpt"
+METRICS = "metrics.csv"
+STORE = "pixels.npy"
+
+
+def describe_run(config: PretrainConfig, images: Sequence[Path], init: Path | None) -> dict[str, Any]:
+    """Return what decides a run's result: configuration, images and first weights, files by the hash of their bytes."""
+    listed = "\n".join(sha256_file(path) for path in images)
+    if init is not None and not Path(init).is_file():
+        raise FileNotFoundError(f"no weights file {init}")
+    return {
+        "config": config.model_dump(mode="json"),
+        "images": {"n": len(images), "sha256": sha256_bytes(listed.encode())},
+        "init": None if init is None else {"name": Path(init).name, "sha256": sha256_file(init)},
+    }
+
+
+def claim_folder(out_dir: Path, description: dict[str, Any]) -> bool:
+    """Write config.json, or find it the same; return False where the run is already complete.
+
+    What a run left that learnt nothing, or that failed with other settings, is overwritten.
+
+    Raises:
+        UserError: the folder holds another run's weights, or this very run diverged in it.
+    """
+    path = out_dir / RUN_CONFIG
+    if any((out_dir / name).exists() for name in (BACKBONE, LAST, FAILED)):
+        if not path.is_file():
+            raise UserError(f"{out_dir} holds weights without their {RUN_CONFIG}; give a new folder")
+        same = _decisive(read_json(path)) == _decisive(description)
+        failed = read_json(out_dir / FAILED) if (out_dir / FAILED).is_file() else None
+        if not same and failed is None:
+            raise UserError(
+                f"{out_dir} holds a run of another configuration, images or weights; give a new folder or delete it"
+            )
+        if same and failed is not None and failed["diverged"]:
+            raise UserError(f"{out_dir} holds this run, which failed: {failed['reason']}; change a setting")
+        if not same:
+            for name in (LAST, METRICS):
+                (out_dir / name).unlink(missing_ok=True)
+        (out_dir / FAILED).unlink(missing_ok=True)
+    if (out_dir / BACKBONE).is_file():
+        return False
+    write_json(path, description)
+    return True
+
+
+def mark_failed(out_dir: Path, reason: str, *, diverged: bool) -> None:
+    """Write failed.json: a run that diverged does not go on, one that collapsed may."""
+    write_json(out_dir / FAILED, {"reason": reason, "diverged": diverged})
+
+
+def _decisive(description: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's description without the settings that change no weight."""
+    config = {name: value for name, value in description["config"].items() if name not in WITHOUT_EFFECT}
+    return {**description, "config": config}
