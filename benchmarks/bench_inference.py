@@ -48,14 +48,14 @@ from cassava_kit.inference.fuse import fuse_conv_bn
 from cassava_kit.inference.machine import cpu_count
 from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.pixels import Budget, PixelStore
-from cassava_kit.inference.planner import Plan, arranged, choose_rows
+from cassava_kit.inference.planner import Plan, choose_rows, order_units
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.inference.report import RunReport
 from cassava_kit.inference.run import run_submission
 from cassava_kit.inference.runner import Runner
 from cassava_kit.inference.submission import check_answers
 from cassava_kit.inference.tta import make_views
-from cassava_kit.inference.votes import StopRule, Votes, simulate_stop
+from cassava_kit.inference.votes import Votes, simulate_votes
 from cassava_kit.models.checkpoint import CheckpointInfo, load_model, save_checkpoint
 
 MEMBERS = ("mobilenetv3_large_100", "resnet18", "efficientnet_b0")
@@ -387,7 +387,7 @@ def against_bare(arguments: argparse.Namespace, file: Path) -> None:
                     forward._logits(images)
 
             def whole() -> None:
-                runner.run(file, plain, rows, lambda seen, probabilities: None)
+                runner.predict(file, plain, rows, lambda seen, probabilities: None)
 
             whole()
             ways = [Way("bare resnet50", bare, len(paths)), Way("kit, images in memory", whole, len(paths))]
@@ -419,7 +419,7 @@ def tell_budget(name: str, p: np.ndarray, labels: np.ndarray, costs: np.ndarray)
         kept, right = 100 * np.mean(answers == full), 100 * np.mean(answers == labels)
         print(f"  {100 * share:3.0f} % of the cost: {kept:.2f} % of the labels, accuracy {right:.2f} %", flush=True)
     order = np.argsort(-weights / costs, kind="stable")
-    answers, used = simulate_stop(p, weights, order, StopRule("certified"))
+    answers, used = simulate_votes(p, weights, order, certified=True)
     changed = int((answers != full).sum())
     print(f"  certified stop: {len(p) / used:.1f} x fewer votes, {changed} labels changed")
 
@@ -485,16 +485,16 @@ def replay(p: np.ndarray, weights: np.ndarray, costs: np.ndarray, share: float) 
     """Labels (N,) when only `share` of the full cost may be spent; p (U, N, K)."""
     n_images = p.shape[1]
     units: Any = [
-        SimpleNamespace(part=SimpleNamespace(name=str(u)), view=SimpleNamespace(name="plain"), worth=w, weight=w)
+        SimpleNamespace(checkpoint=SimpleNamespace(name=str(u)), view=SimpleNamespace(name="plain"), worth=w, weight=w)
         for u, w in enumerate(weights)
     ]
     left = share * n_images * float(costs.sum())
-    plan = arranged(Plan(tuple(units), costs, n_images, left=left))
+    plan = order_units(Plan(tuple(units), costs, n_images, left=left))
     votes = Votes(n_images, weights, np.full(p.shape[2], 1 / p.shape[2]))
     while True:
         worked = False
         for u in plan.order:
-            rows = choose_rows(votes, plan, u, left=left, rule=StopRule())[: int(left / costs[u] + 1e-9)]
+            rows = choose_rows(votes, plan, u, left=left, certified=True)[: int(left / costs[u] + 1e-9)]
             if len(rows):
                 votes.add(u, rows, p[u, rows])
                 left -= len(rows) * costs[u]

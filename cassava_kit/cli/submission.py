@@ -20,7 +20,7 @@ def submission_command(
 ) -> None:
     """Label every image with an ensemble: each decoded once, inside the time limit, a valid file from the start."""
     from cassava_kit.inference.options import RunOptions
-    from cassava_kit.inference.run import run_at_home
+    from cassava_kit.inference.run import run_and_check
 
     options = RunOptions(views=views, early_stop=early_stop, memory=pixel_memory, device=device)
-    print(run_at_home(ensemble, images, out, time_limit=time_limit, options=options))
+    print(run_and_check(ensemble, images, out, time_limit=time_limit, options=options))

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolution before it: fewer passes over memory, the same answer."""
+"""Batch normalisation folded into the convolution before it: `fuse_conv_bn`; fewer passes over memory."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-TOLERANCE = 1e-3
+FUSED_TOLERANCE = 1e-3
+Pair = tuple[nn.Conv2d, str, nn.BatchNorm2d]  # a convolution, its norm layer and that layer's name
 
 
 def fuse_conv_bn(model: nn.Module, size: tuple[int, int]) -> int:
-    """Fold every BatchNorm2d that reads exactly one convolution's output into it; returns how many.
+    """Fold every BatchNorm2d that reads exactly one convolution's output into it; return how many.
 
     torch.fx's pass does nothing on timm's EfficientNets, whose norm layers carry the activation: here the pairs are
     seen in one forward pass of a model in eval mode. The fused model must answer as before (relative difference of
     the logits below 1e-3), or it is put back as it was and 0 is returned.
     """
     probe = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    pairs, before = _pairs(model, probe)
+    pairs, before = _find_pairs(model, probe)
     undo = [(conv, conv.weight, conv.bias, name, norm) for conv, name, norm in pairs]
     for conv, name, norm in pairs:
         _fold(conv, norm)
-        model.set_submodule(name, _what_remains(norm))
+        model.set_submodule(name, _remaining_module(norm))
     with torch.inference_mode():
         after = model(probe)
     # Weights that are no numbers are for the run to name: nothing is fused then.
     scale = float(before.nan_to_num().abs().max())
-    if pairs and not torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE * scale):
+    if pairs and not torch.allclose(before, after, rtol=FUSED_TOLERANCE, atol=FUSED_TOLERANCE * scale):
         for conv, weight, bias, name, norm in undo:
             conv.weight, conv.bias = weight, bias
             model.set_submodule(name, norm)
@@ -37,11 +38,13 @@ def fuse_conv_bn(model: nn.Module, size: tuple[int, int]) -> int:
     return len(pairs)
 
 
-def _pairs(model: nn.Module, probe: torch.Tensor) -> tuple[list[tuple[nn.Conv2d, str, nn.BatchNorm2d]], torch.Tensor]:
+def _find_pairs(
+    model: nn.Module, probe: torch.Tensor
+) -> tuple[list[tuple[nn.Conv2d, str, nn.BatchNorm2d]], torch.Tensor]:
     """Convolutions and the norm layers that read their outputs, as one forward pass shows them, and its answer."""
     names = {module: name for name, module in model.named_modules()}
     made_by: dict[int, nn.Conv2d] = {}
-    alive: list[torch.Tensor] = []  # an output that were freed could lend its id to another
+    alive: list[torch.Tensor] = []  # keeps outputs alive, so that no later one gets the id of an earlier one
     read: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
     calls: Counter[nn.Module] = Counter()
 
@@ -83,7 +86,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     conv.weight, conv.bias = weight, bias
 
 
-def _what_remains(norm: nn.BatchNorm2d) -> nn.Module:
+def _remaining_module(norm: nn.BatchNorm2d) -> nn.Module:
     """The activation that timm's norm layers carry, or nothing."""
     carried = [module for module in (getattr(norm, "drop", None), getattr(norm, "act", None)) if module is not None]
     kept = [module for module in carried if not isinstance(module, nn.Identity)]

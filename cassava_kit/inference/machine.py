@@ -86,7 +86,7 @@ def _group_memory(folder: Path, limit: str, usage: str, *, cache: str) -> int | 
     return most - used + forgettable
 
 
-def free_on(device: torch.device) -> int:
+def free_device_memory(device: torch.device) -> int:
     """Bytes free where a device keeps its tensors."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
@@ -103,7 +103,7 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({cpu_count()} cores)"
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a prediction."""
     from cassava_kit.files import KIT_VERSION
 
@@ -116,7 +116,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def on_disk(folder: Path) -> bool:
+def is_on_disk(folder: Path) -> bool:
     """Whether a folder's files take disk and not memory (`/tmp` is a tmpfs on some machines)."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Which files of a weights folder take part in the ensemble, with which weight, and which are left out and why."""
+"""Which checkpoints of a weights folder vote, with which weight, and which are left out and why: `load_members`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FALLBACK_VIEWS = "flips"
 
 
 @dataclass(frozen=True)
-class Part:
+class MemberCheckpoint:
     """One checkpoint that votes: its file, its member's name, its weight and its header."""
 
     path: Path
@@ -34,9 +34,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Members:
-    """The parts that vote (weights sum to 1), the files left out and why, the prior, and the ensemble as read."""
+    """Checkpoints that vote (weights sum to 1), files left out and why, the prior, views, and the ensemble file."""
 
-    parts: tuple[Part, ...]
+    checkpoints: tuple[MemberCheckpoint, ...]
     left_out: dict[str, str]
     prior: tuple[float, ...]
     views: str
@@ -44,9 +44,9 @@ class Members:
 
 
 def read_prior(weights_dir: Path, competition: Competition | None = None) -> tuple[float, ...]:
-    """Class shares of the training labels: the ensemble file's, else a checkpoint's, else the competition's.
+    """Return the training labels' class shares (K,): the ensemble file's, else a checkpoint's, else the competition's.
 
-    Reads headers alone and needs no model library: the first answer is on disk before torch is imported.
+    Only headers are read and no model library is imported: the first file must not wait for torch.
     """
     competition = competition or current()
     ensemble, _ = _ensemble_or_reason(weights_dir)
@@ -67,30 +67,30 @@ def load_members(
 ) -> Members:
     """Read a weights folder: `ensemble.json`, the files it names, and their hashes where a manifest lists them.
 
-    A file that is missing, broken, of another build, of another competition or for other classes, or for which the
-    clock leaves no time, is left out by name; the others share its weight. Without a readable `ensemble.json` every
-    checkpoint in the folder takes part, recipes with equal weight.
+    A file that is missing, broken, of another build, competition or number of classes is left out by name, and so is
+    one that the clock leaves no time for; the others share its weight. Without a readable `ensemble.json` every
+    checkpoint in the folder votes, recipes with equal weight.
     """
     clock = clock or Clock()
     folder, competition = Path(weights_dir), competition or current()
     ensemble, reason = _ensemble_or_reason(folder)
     left_out: dict[str, str] = {} if reason is None else {ENSEMBLE_FILE: reason}
     hashes = _manifest_hashes(folder, left_out)
-    members = ensemble.members if ensemble else _every_checkpoint(folder)
-    parts: list[Part] = []
+    members = ensemble.members if ensemble else _members_by_recipe(folder)
+    checkpoints: list[MemberCheckpoint] = []
     for member in members:
         kept = []
         for name in member.checkpoints:
             try:
                 if clock.left <= 0:
                     raise TimeoutError("the time was over before it was read")
-                kept.append(_part(folder / name, member, competition, hashes.get(name, "") if hashes else None))
+                kept.append(_read_member(folder / name, member, competition, hashes.get(name, "") if hashes else None))
             except (OSError, ValueError) as error:
                 left_out[name] = str(error)
         # A lost fold's weight goes to its sister folds, not to other members.
-        parts += [replace(part, weight=member.weight / len(kept)) for part in kept]
+        checkpoints += [replace(checkpoint, weight=member.weight / len(kept)) for checkpoint in kept]
     views = _known_views(ensemble, left_out)
-    return Members(reweighted(parts), left_out, read_prior(folder, competition), views, ensemble)
+    return Members(normalize_weights(checkpoints), left_out, read_prior(folder, competition), views, ensemble)
 
 
 def _known_views(ensemble: Ensemble | None, left_out: dict[str, str]) -> str:
@@ -104,15 +104,17 @@ def _known_views(ensemble: Ensemble | None, left_out: dict[str, str]) -> str:
     return FALLBACK_VIEWS
 
 
-def reweighted(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """The parts with weights that sum to 1; parts without weight only if nothing else is left."""
-    total = sum(part.weight for part in parts)
+def normalize_weights(checkpoints: Sequence[MemberCheckpoint]) -> tuple[MemberCheckpoint, ...]:
+    """Return the checkpoints with weights that sum to 1; those of weight 0 only if there are no others."""
+    total = sum(checkpoint.weight for checkpoint in checkpoints)
     if total <= 0:
-        return tuple(replace(part, weight=1 / len(parts)) for part in parts)
-    return tuple(replace(part, weight=part.weight / total) for part in parts if part.weight > 0)
+        return tuple(replace(one, weight=1 / len(checkpoints)) for one in checkpoints)
+    return tuple(
+        replace(checkpoint, weight=checkpoint.weight / total) for checkpoint in checkpoints if checkpoint.weight > 0
+    )
 
 
-def _part(path: Path, member: EnsembleMember, competition: Competition, sha256: str | None) -> Part:
+def _read_member(path: Path, member: EnsembleMember, competition: Competition, sha256: str | None) -> MemberCheckpoint:
     if not path.is_file():
         raise FileNotFoundError("the file is missing")
     if sha256 == "":
@@ -124,20 +126,20 @@ def _part(path: Path, member: EnsembleMember, competition: Competition, sha256: 
         raise UserError(f"predicts {info.n_classes} classes, the competition has {competition.n_classes}")
     if info.competition not in (None, competition.slug):
         raise UserError(f"was trained for the competition {info.competition}, this one is {competition.slug}")
-    return Part(path, member.name, member.weight, info)
+    return MemberCheckpoint(path, member.name, member.weight, info)
 
 
 def _ensemble_or_reason(folder: Path) -> tuple[Ensemble | None, str | None]:
     path = folder / ENSEMBLE_FILE
     if not path.is_file():
-        return None, "the file is missing: every checkpoint in the folder takes part, recipes with equal weight"
+        return None, "the file is missing: every checkpoint in the folder votes, recipes with equal weight"
     try:
         return read_ensemble(path), None
     except (OSError, ValueError) as error:
-        return None, f"{error}: every checkpoint in the folder takes part, recipes with equal weight"
+        return None, f"{error}: every checkpoint in the folder votes, recipes with equal weight"
 
 
-def _every_checkpoint(folder: Path) -> tuple[EnsembleMember, ...]:
+def _members_by_recipe(folder: Path) -> tuple[EnsembleMember, ...]:
     """One member per recipe from whatever checkpoints the folder holds; unreadable ones keep their file's name."""
     by_recipe: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -153,7 +155,7 @@ def _every_checkpoint(folder: Path) -> tuple[EnsembleMember, ...]:
 
 
 def _manifest_hashes(folder: Path, left_out: dict[str, str]) -> dict[str, str]:
-    """SHA-256 by file name from the weights' manifest; none where there is no manifest or it cannot be read."""
+    """SHA-256 by file name from the weights' manifest; empty without a manifest that can be read."""
     path = folder / WEIGHTS_MANIFEST
     if not path.is_file():
         return {}

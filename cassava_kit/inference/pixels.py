@@ -20,7 +20,7 @@ import torch
 
 from cassava_kit.data.images import ImageError, decode, image_size, resize
 from cassava_kit.inference.clock import Clock
-from cassava_kit.inference.machine import cpu_count, free_disk, free_memory, on_disk
+from cassava_kit.inference.machine import cpu_count, free_disk, free_memory, is_on_disk
 
 Size = tuple[int, int]  # (height, width)
 
@@ -39,7 +39,7 @@ POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Batch:
+class PixelBatch:
     """Rows (n,) of the store and their pixels (batch_size, H, W, 3) uint8; lines from n on are zeros."""
 
     rows: np.ndarray
@@ -58,7 +58,7 @@ class Budget:
     def of_machine(gigabytes: float | None = None) -> Budget:
         """A share of what is free now, or `gigabytes` of memory; a folder in memory does not count as disk."""
         folder = Path(tempfile.gettempdir())
-        disk = int(DISK_SHARE * free_disk(folder)) if on_disk(folder) else 0
+        disk = int(DISK_SHARE * free_disk(folder)) if is_on_disk(folder) else 0
         memory = MEMORY_SHARE * free_memory() if gigabytes is None else gigabytes * 1e9
         return Budget(int(memory), disk, folder)
 
@@ -125,7 +125,7 @@ class PixelStore:
             self._kept.close()
         self._kept = None
 
-    def batches(self, rows: np.ndarray, size: Size, batch_size: int) -> Iterator[Batch]:
+    def batches(self, rows: np.ndarray, size: Size, batch_size: int) -> Iterator[PixelBatch]:
         """Batches of the given rows in their order, always `batch_size` high; a few are prepared ahead.
 
         Ends early when the time is over. Raises what a size that no image can be brought to raises.
@@ -151,7 +151,7 @@ class PixelStore:
         pixels = torch.empty((batch_size, *size, 3), dtype=torch.uint8, pin_memory=self.pinned)
         out = pixels.numpy()
         out[len(rows) :] = 0
-        pending = _Pending(Batch(rows, pixels), len(rows))
+        pending = _Pending(PixelBatch(rows, pixels), len(rows))
         for i, row in enumerate(rows):
             self.jobs.put(_Job(int(row), size, out[i], pending))
         return pending
@@ -242,7 +242,7 @@ class PixelStore:
 class _Pending:
     """A batch that is being filled, and how many of its rows are not there yet."""
 
-    batch: Batch
+    batch: PixelBatch
     missing: int
     filled: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None

@@ -1,4 +1,4 @@
-"""What the work costs and is worth: the order of units, what fits into the time, and what is dropped first."""
+"""The order of work within the time: `make_units`, `order_units`, and `choose_rows` for each unit."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from cassava_kit.inference.members import Members, Part
+from cassava_kit.inference.members import MemberCheckpoint, Members
 from cassava_kit.inference.tta import View, make_views
-from cassava_kit.inference.votes import StopRule, Votes
+from cassava_kit.inference.votes import Votes
 from cassava_kit.models.checkpoint import CheckpointInfo
 
 # A checkpoint's further views repeat much of what its plain view says: the i-th adds .3 / (i (i + 1)) of it (the
 # variance of a mean of v correlated answers falls as 1/v, and .3 is about what the answers to two views do not share).
-VIEW_NEWS = 0.3
+VIEW_GAIN = 0.3
 # Under pressure a unit stays in the plan as long as this share of the images, the least sure, could take it.
 LEAST_SHARE = 0.15
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One checkpoint through one view: the weight of its vote, and what it is worth beside the units before it."""
+    """One (checkpoint, view) pair.
 
-    part: Part
+    `weight` is its share of the ensemble, `worth` its marginal value after the earlier views of the same checkpoint.
+    """
+
+    checkpoint: MemberCheckpoint
     view: View
     weight: float
     worth: float
@@ -33,38 +36,38 @@ class Unit:
     @property
     def name(self) -> str:
         """File and view, for the plan and the report."""
-        return f"{self.part.name} {self.view.name}"
+        return f"{self.checkpoint.name} {self.view.name}"
 
 
 def make_units(members: Members, views: str) -> tuple[Unit, ...]:
-    """Every checkpoint through every view its input size allows; a member's weight is shared evenly among them."""
+    """Return every checkpoint through every view its input size allows; views share the checkpoint's weight evenly."""
     units = []
-    for part in members.parts:
-        seen = make_views(views, size=part.info.input_size)
-        worth = part.weight * member_worth(members, part)
+    for checkpoint in members.checkpoints:
+        seen = make_views(views, size=checkpoint.info.input_size)
+        worth = checkpoint.weight * member_worth(members, checkpoint)
         for i, view in enumerate(seen):
-            news = 1.0 if i == 0 else VIEW_NEWS / (i * (i + 1))
-            units.append(Unit(part, view, part.weight / len(seen), worth * news))
+            gain = 1.0 if i == 0 else VIEW_GAIN / (i * (i + 1))
+            units.append(Unit(checkpoint, view, checkpoint.weight / len(seen), worth * gain))
     return tuple(units)
 
 
-def member_worth(members: Members, part: Part) -> float:
-    """What the ensemble loses out of fold without the part's member, by the competition's metric; 1 if nobody says.
+def member_worth(members: Members, checkpoint: MemberCheckpoint) -> float:
+    """Return what the ensemble loses out of fold without the checkpoint's member; 1 where this is not known.
 
-    `ensemble.json` has it as `oof.loss_without`; older ones have the accuracies themselves, `oof.without`. No loss
-    counts as a small one: differences below a standard error must not put a member out of the plan.
+    `ensemble.json` has it as `oof.loss_without`, by the competition's metric; older files have accuracies.
+    A loss of 0 counts as a small one: differences below a standard error must not drop a member.
     """
     oof = members.ensemble.oof if members.ensemble else {}
     losses: Any = oof.get("loss_without")
     if losses is None and "accuracy" in oof:
         losses = {name: float(oof["accuracy"]) - float(kept) for name, kept in oof.get("without", {}).items()}
-    if not losses or part.member not in losses or not np.isfinite(losses[part.member]):
+    if not losses or checkpoint.member not in losses or not np.isfinite(losses[checkpoint.member]):
         return 1.0
-    return max(0.0, float(losses[part.member])) * 100 + 0.1
+    return max(0.0, float(losses[checkpoint.member])) * 100 + 0.1
 
 
-def kind_of(info: CheckpointInfo) -> tuple[str, ...]:
-    """What decides a checkpoint's cost: architecture, head and input size."""
+def cost_key(info: CheckpointInfo) -> tuple[str, ...]:
+    """Return what decides a checkpoint's cost: architecture, head and input size."""
     return info.model, str(info.model_args), info.head, str(info.input_size)
 
 
@@ -89,9 +92,9 @@ class Plan:
     def total(self) -> float:
         """Seconds that every kept unit over every image takes, reading included; early stopping only shortens it."""
         rest = float(self.seconds[list(self.order[1:])].sum())
-        return (self.once(self.order[0]) if self.order else 0.0) + self.n_images * rest
+        return (self.first_pass_seconds(self.order[0]) if self.order else 0.0) + self.n_images * rest
 
-    def once(self, first: int) -> float:
+    def first_pass_seconds(self, first: int) -> float:
         """Seconds for the one pass that reads the images, with `first` as its unit.
 
         On a GPU the images are read while the unit computes; on the CPU both need the same cores.
@@ -104,11 +107,11 @@ class Plan:
         """Whether the kept units run over every image in the time left."""
         return self.total <= self.left
 
-    def lines(self) -> list[str]:
-        """The plan as text: one line per member and view (its checkpoints together), then the sums."""
+    def format_lines(self) -> list[str]:
+        """Return the plan as text: one line per member and view (its checkpoints together), then the sums."""
         groups: dict[str, list[int]] = {}
         for u in (*self.order, *np.flatnonzero(~self.kept).tolist()):
-            groups.setdefault(f"{self.units[u].part.member} {self.units[u].view.name}", []).append(u)
+            groups.setdefault(f"{self.units[u].checkpoint.member} {self.units[u].view.name}", []).append(u)
         width = max(map(len, groups), default=0)
         text = [f"{'member and view':{width}}  checkpoints  ms/image  seconds  weight   worth  plan"]
         for name, group in groups.items():
@@ -116,7 +119,7 @@ class Plan:
             weight, worth = (sum(getattr(self.units[u], of) for u in group) for of in ("weight", "worth"))
             text.append(
                 f"{name:{width}}  {len(group):11}  {1000 * cost:8.2f}  {cost * self.n_images:7.1f}  {weight:6.3f}  "
-                f"{worth:6.3f}  {self._fate(group)}"
+                f"{worth:6.3f}  {self._describe(group)}"
             )
         limit = "no time limit" if np.isinf(self.left) else f"{self.left:.1f} s left"
         text.append(
@@ -125,15 +128,15 @@ class Plan:
         )
         return text
 
-    def _fate(self, group: Sequence[int]) -> str:
+    def _describe(self, group: Sequence[int]) -> str:
         kept = int(self.kept[group].sum())
         if not kept:
             return "dropped"
         which = "all images" if self.fits or self.order[0] in group else "least sure images first"
         return which if kept == len(group) else f"{which}; {len(group) - kept} checkpoints dropped"
 
-    def as_json(self) -> dict[str, Any]:
-        """The plan for `run.json`."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan for `run.json`."""
         units = [
             {
                 "unit": self.units[u].name,
@@ -153,11 +156,12 @@ class Plan:
         }
 
 
-def arranged(plan: Plan) -> Plan:
-    """Order the kept units; drop the least valuable while not even the least sure images have time for them.
+def order_units(plan: Plan) -> Plan:
+    """Return the plan with its kept units in order; the least valuable are dropped until the rest fits the time.
 
-    First comes the cheapest checkpoint's plain view, over all images. With enough time the others follow by weight
-    per second, a checkpoint's views together: that settles most images soonest. Without, by worth per second.
+    The cheapest checkpoint's plain view comes first, over all images. With enough time the others follow by weight per
+    second, a checkpoint's views together: most images are finished soonest that way. Without, they follow by worth per
+    second, and a unit is dropped when not even `LEAST_SHARE` of the images have time for it.
     """
     usable = [int(u) for u in np.flatnonzero(plan.kept)]
     if not usable:
@@ -169,7 +173,7 @@ def arranged(plan: Plan) -> Plan:
     value = {u: plan.units[u].worth / max(float(plan.seconds[u]), 1e-9) for u in usable}
     ranked = [first, *sorted((u for u in usable if u != first), key=lambda u: (-value[u], u))]
     kept = plan.kept.copy()
-    base = plan.once(first)
+    base = plan.first_pass_seconds(first)
     while len(ranked) > 1 and base + LEAST_SHARE * plan.n_images * plan.seconds[ranked[1:]].sum() > plan.left:
         kept[ranked.pop()] = False
     return replace(plan, order=tuple(ranked), kept=kept)
@@ -180,32 +184,32 @@ def _by_weight(plan: Plan, usable: Sequence[int], first: int) -> tuple[int, ...]
     weight: Counter[str] = Counter()
     cost: Counter[str] = Counter()
     for u in usable:
-        weight[plan.units[u].part.name] += plan.units[u].weight  # type: ignore[assignment]
-        cost[plan.units[u].part.name] += float(plan.seconds[u])  # type: ignore[assignment]
-    leading = plan.units[first].part.name
+        weight[plan.units[u].checkpoint.name] += plan.units[u].weight  # type: ignore[assignment]
+        cost[plan.units[u].checkpoint.name] += float(plan.seconds[u])  # type: ignore[assignment]
+    leading = plan.units[first].checkpoint.name
 
     def place(u: int) -> tuple[bool, float, str, int]:
-        name = plan.units[u].part.name
+        name = plan.units[u].checkpoint.name
         return name != leading, -weight[name] / max(cost[name], 1e-9), name, u
 
     return (first, *sorted((u for u in usable if u != first), key=place))
 
 
-def choose_rows(votes: Votes, plan: Plan, unit: int, *, left: float, rule: StopRule) -> np.ndarray:
-    """Rows (n,) that take a unit now: all that still need it if there is time for everything, else the least sure.
+def choose_rows(votes: Votes, plan: Plan, unit: int, *, left: float, certified: bool) -> np.ndarray:
+    """Return the rows (n,) that take a unit now: all that need it if there is time for everything, else the least sure.
 
-    When time is short, images without any vote come first, and then as many of the least sure as could go all the way
-    through the units still to come. Those who were passed over come back in the next sweep, if time remains.
+    When time is short, images without any vote come first, then as many of the least sure as there is time to take
+    through all units still to come. The others may take the unit in a later round, if time remains.
     """
-    waiting = ~rule.finished(votes, plan.kept)
+    waiting = ~votes.finished(plan.kept, certified=certified)
     rows = np.flatnonzero(waiting & ~votes.seen[:, unit])
     todo = ~votes.seen[waiting] & plan.kept
     if float((todo @ plan.seconds).sum()) <= left:
         return rows
-    without_vote = np.flatnonzero(waiting & votes.unseen())
+    without_vote = np.flatnonzero(waiting & votes.without_vote())
     if len(without_vote):
         return without_vote
     ahead = [u for u in plan.order[plan.order.index(unit) :] if plan.kept[u]]
     affordable = max(1, int(left / max(float(plan.seconds[ahead].sum()), 1e-9)))
-    least_sure = rows[np.argsort(-votes.unsureness()[rows], kind="stable")]
+    least_sure = rows[np.argsort(-votes.uncertainty()[rows], kind="stable")]
     return np.sort(least_sure[:affordable])

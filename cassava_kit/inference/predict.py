@@ -47,7 +47,7 @@ def predict_images(
         ) as store,
         progress_bar(passes * len(paths), "predict", show=progress) as bar,
     ):
-        runner = Runner(store, devices, fitting_batch(batch_size, devices[0], len(paths)))
+        runner = Runner(store, devices, choose_batch_size(batch_size, devices[0], len(paths)))
         for member, checkpoint in enumerate(checkpoints):
             for view in seen[member]:
 
@@ -55,7 +55,7 @@ def predict_images(
                     out[member, rows] += probabilities / len(seen[member])
                     bar.update(len(rows))
 
-                runner.run(Path(checkpoint), view, np.arange(len(paths)), add)
+                runner.predict(Path(checkpoint), view, np.arange(len(paths)), add)
         failed = sorted(store.failed)
     for member, info in enumerate(infos):
         out[member, failed] = class_shares(info)
@@ -67,7 +67,7 @@ def class_shares(info: CheckpointInfo) -> np.ndarray:
     return np.array(info.prior or [1 / info.n_classes] * info.n_classes, np.float32)
 
 
-def fitting_batch(batch_size: int | None, device: Any, n_images: int) -> int:
+def choose_batch_size(batch_size: int | None, device: Any, n_images: int) -> int:
     """The batch size asked for, else the device's; few images get the next power of two instead."""
     wanted = batch_size or BATCH_SIZES.get(device.type, BATCH_SIZES["cuda"])
     return min(wanted, 1 << max(0, n_images - 1).bit_length())

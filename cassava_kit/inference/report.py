@@ -45,15 +45,15 @@ class RunReport:
         try:
             write_json(folder / REPORT_FILE, _printable(asdict(self)))
         except OSError as error:
-            warn(f"{folder / REPORT_FILE} could not be written: {error}")
+            print_warning(f"{folder / REPORT_FILE} could not be written: {error}")
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """One line to standard output, at once."""
     print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
 
 
-def warn(text: str) -> None:
+def print_warning(text: str) -> None:
     """One line to standard error, at once."""
     print(f"WARNING: {text}".encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""The submission run: a valid file in the first second, then the best one that the time allows."""
+"""The submission run: a valid file in the first second, then the best one within the time: `run_submission`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cassava_kit.inference.clock import Clock, process_start
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.members import load_members, read_prior
 from cassava_kit.inference.options import RunOptions
-from cassava_kit.inference.report import RunReport, say, warn
+from cassava_kit.inference.report import RunReport, print_line, print_warning
 from cassava_kit.inference.submission import check_answers, submission_ids, write_answers
 from cassava_kit.inference.votes import Votes
 
@@ -40,7 +40,7 @@ def run_submission(
     out, weights_dir, competition = Path(out), Path(weights_dir), competition or current()
     options = options or RunOptions()
     if competition.probability_columns and options.early_stop != "off":
-        say("the submission holds probabilities: every vote changes them, so no image stops early")
+        print_line("the submission holds probabilities: every vote changes them, so no image stops early")
         options = replace(options, early_stop="off")
     names = submission_ids(images_dir)
     prior = np.asarray(read_prior(weights_dir, competition))
@@ -49,36 +49,42 @@ def run_submission(
     except OSError as error:
         if not out.is_file():
             raise
-        warn(f"{out} could not be replaced, the file that is there stands for now: {error}")
+        print_warning(f"{out} could not be replaced, the file that is there stands for now: {error}")
     report = RunReport(str(out), len(names), time_limit=time_limit, early_stop={"kind": options.early_stop})
     report.timings["first_file"] = round(clock.used, 3)
-    report.class_counts = np.bincount([int(prior.argmax())] * len(names), minlength=len(prior)).tolist()
+    first = int(prior.argmax())
+    report.class_counts = np.bincount([first] * len(names), minlength=len(prior)).tolist()
     report.write(out.parent)
-    say(f"{len(names)} images in {images_dir}; {out} holds the prior's class {int(prior.argmax())} for all of them")
+    print_line(
+        f"{len(names)} images in {images_dir}; {out} holds the prior's class {int(prior.argmax())} for all of them"
+    )
     try:
         members = load_members(weights_dir, competition, clock=clock)
         for name, reason in members.left_out.items():
-            warn(f"{name} is left out: {reason}")
+            print_warning(f"{name} is left out: {reason}")
         report.left_out = dict(members.left_out)
-        if names and members.parts:
-            from cassava_kit.inference.session import Session
+        if names and members.checkpoints:
+            from cassava_kit.inference.ensemble_run import EnsembleRun
 
             paths = [Path(images_dir) / name for name in names]
             write = partial(write_votes, out, names, competition)
-            Session(paths, members, clock=clock, options=options, report=report, write=write).work()
+            EnsembleRun(paths, members, clock=clock, options=options, report=report, write=write).run()
         report.finished = True
     except Exception as error:
         report.error = f"{type(error).__name__}: {error}"
-        warn(f"the run stopped early ({report.error}); the best file so far stands")
+        print_warning(f"the run stopped early ({report.error}); the best file so far stands")
     if report.prior_alone:
-        warn("NO MEMBER VOTED: the submission holds the prior's class alone" if names else "no images: it has no rows")
+        what = "NO MEMBER VOTED: the submission holds the prior's class alone" if names else "no images: it has no rows"
+        print_warning(what)
     report.timings["total"] = round(clock.used, 3)
     report.write(out.parent)
-    say(f"{out}: {len(names)} images, {len(report.images_failed)} unreadable, {clock.used:.1f} s since the start")
+    print_line(
+        f"{out}: {len(names)} images, {len(report.images_failed)} unreadable, {clock.used:.1f} s since the start"
+    )
     return report
 
 
-def run_at_home(
+def run_and_check(
     weights: str | Path,
     images_dir: str | Path,
     out: str | Path,
@@ -86,11 +92,15 @@ def run_at_home(
     time_limit: float | None = None,
     options: RunOptions | None = None,
 ) -> str:
-    """The verb submission: a folder of weights or its `ensemble.json` in, a checked file out; returns what to tell.
+    """Run the verb submission: a folder of weights or its `ensemble.json` in, a checked file out.
 
-    At home a missing folder, one without a member that can vote, or a device that is not there is a slip of the pen:
-    an error before anything is written. A run in which no member voted all the same is a UserError; the file that it
-    leaves holds the prior's class.
+    Returns:
+        The summary of the submission, for the user.
+
+    Raises:
+        FileNotFoundError: a folder is missing; nothing was written.
+        UserError: no checkpoint can vote, or a device does not compute: nothing was written. Or no member voted in the
+            run: the file holds the prior's class.
     """
     weights = Path(weights)
     folder = weights.parent if weights.name == ENSEMBLE_FILE else weights
@@ -98,7 +108,7 @@ def run_at_home(
         raise FileNotFoundError(f"no folder of weights {folder}; give one with {ENSEMBLE_FILE} and its checkpoints")
     options = options or RunOptions()
     submission_ids(images_dir)
-    check_members(folder)
+    require_members(folder)
     if options.device != "auto":
         from cassava_kit.inference.machine import usable_devices
 
@@ -111,10 +121,10 @@ def run_at_home(
     return str(summary)
 
 
-def check_members(folder: Path) -> None:
-    """UserError with the reasons where no file of a weights folder can vote."""
+def require_members(folder: Path) -> None:
+    """Raise UserError with the reasons where no checkpoint of a weights folder can vote."""
     members = load_members(folder)
-    if not members.parts:
+    if not members.checkpoints:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in members.left_out.items())
         raise UserError(
             f"no member in {folder} can vote ({reasons}); give {ENSEMBLE_FILE} with its checkpoints beside it"

@@ -1,9 +1,8 @@
-"""Rows of images through one checkpoint and one view, on every device at once, until the clock says stop."""
+"""Rows of images through one checkpoint and one view, on every device at once, within the time: `Runner.predict`."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,12 +14,13 @@ import torch
 from cassava_kit.errors import UserError
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.forward import Forward, is_out_of_memory, load_forward
-from cassava_kit.inference.machine import free_on
-from cassava_kit.inference.pixels import Batch, PixelStore
-from cassava_kit.inference.report import warn
+from cassava_kit.inference.machine import free_device_memory
+from cassava_kit.inference.pixels import PixelBatch, PixelStore
+from cassava_kit.inference.report import print_warning
 from cassava_kit.inference.tta import View
 
 Deliver = Callable[[np.ndarray, np.ndarray], None]
+HandOver = Callable[[PixelBatch, np.ndarray], None]
 
 LOADED_SHARE = 0.25
 
@@ -40,20 +40,22 @@ class Runner:
     load_seconds: float = 0.0
     slowest_load: float = 0.0
     _loaded: dict[Path, list[Forward]] = field(default_factory=dict)
-    room: int = 0
+    most_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self.room = self.room or int(LOADED_SHARE * min(free_on(device) for device in self.devices))
+        self.most_bytes = self.most_bytes or int(
+            LOADED_SHARE * min(free_device_memory(device) for device in self.devices)
+        )
 
     @property
-    def at_once(self) -> int:
+    def images_at_once(self) -> int:
         """Images under way when every device has a batch."""
         return self.batch_size * len(self.devices)
 
     def load(self, path: Path) -> list[Forward]:
-        """The checkpoint on every device, from memory if it is there; others make room where memory runs out."""
+        """Return the checkpoint on every device; those loaded before are dropped where memory runs out."""
         if path not in self._loaded:
-            start = time.monotonic()
+            start = self.clock.used
             try:
                 replicas = [load_forward(path, device) for device in self.devices]
             except RuntimeError as error:
@@ -61,37 +63,40 @@ class Runner:
                     raise
                 self._loaded.clear()
                 replicas = [load_forward(path, device) for device in self.devices]
-            while self._loaded and self._taken() + sum(f.n_bytes for f in replicas) > self.room:
+            while self._loaded and self._loaded_bytes() + sum(f.n_bytes for f in replicas) > self.most_bytes:
                 del self._loaded[next(iter(self._loaded))]
             self._loaded[path] = replicas
-            self.slowest_load = max(self.slowest_load, time.monotonic() - start)
-            self.load_seconds += time.monotonic() - start
+            seconds = self.clock.used - start
+            self.slowest_load = max(self.slowest_load, seconds)
+            self.load_seconds += seconds
         return self._loaded[path]
 
     def load_time(self, path: Path) -> float:
-        """Seconds that loading may take: none for what is loaded, else the longest seen."""
+        """Return the seconds that loading may take: 0 for what is loaded, else the longest seen."""
         return 0.0 if path in self._loaded else self.slowest_load
 
-    def _taken(self) -> int:
+    def _loaded_bytes(self) -> int:
         return sum(forward.n_bytes for replicas in self._loaded.values() for forward in replicas)
 
-    def run(self, path: Path, view: View, rows: np.ndarray, deliver: Deliver, *, seconds_per_image: float = 0.0) -> int:
+    def predict(
+        self, path: Path, view: View, rows: np.ndarray, deliver: Deliver, *, seconds_per_image: float = 0.0
+    ) -> int:
         """Predict `rows` (n,); each batch's rows (b,) and probabilities (b, K) go to `deliver`. How many were done.
 
-        Stops before a batch that would not end in time, judged by the slowest batch of late, and before there is one by
+        Stops before a batch that would not end in time, judged by the slowest recent batch, and before there is one by
         `seconds_per_image`. Batches keep one shape, so that no row's answer depends on which others are broken or
         already finished. Where one device of several fails and another does not, the others take over its rows and all
         that is still to come. Raises NotFiniteError for answers that are no numbers.
         """
         replicas = self.load(path)
         for forward in replicas:
-            forward.batch_seconds = max(forward.batch_seconds, seconds_per_image * self.at_once)
-        batches = _Shared(self.store.batches(rows, replicas[0].info.input_size, self.batch_size))
+            forward.batch_seconds = max(forward.batch_seconds, seconds_per_image * self.images_at_once)
+        batches = _SharedBatches(self.store.batches(rows, replicas[0].info.input_size, self.batch_size))
         lock = threading.Lock()
         seen: list[np.ndarray] = []
         errors: dict[int, BaseException] = {}
 
-        def hand_over(batch: Batch, probabilities: np.ndarray) -> None:
+        def hand_over(batch: PixelBatch, probabilities: np.ndarray) -> None:
             answers = probabilities[: len(batch.rows)]
             self.check_finite(path, batch.rows, answers)
             with lock:
@@ -115,7 +120,7 @@ class Runner:
             raise first  # nothing says that it is the device and not the checkpoint
         self.drop(errors)
         rest = np.setdiff1d(rows, np.concatenate(seen))
-        return done + self.run(path, view, rest, deliver, seconds_per_image=seconds_per_image)
+        return done + self.predict(path, view, rest, deliver, seconds_per_image=seconds_per_image)
 
     def check_finite(self, path: Path, rows: np.ndarray, answers: np.ndarray) -> None:
         """NotFiniteError where a checkpoint answers NaN or infinity (n, K) for rows (n,) whose images could be read."""
@@ -130,18 +135,22 @@ class Runner:
         """Go on without the devices that failed, by their place among the devices."""
         for i, error in errors.items():
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            warn(f"{self.devices[i]} failed and takes no further part: {reason}")
+            print_warning(f"{self.devices[i]} failed and is not used any more: {reason}")
         kept = [i for i in range(len(self.devices)) if i not in errors]
         self.devices = [self.devices[i] for i in kept]
         self._loaded = {path: [replicas[i] for i in kept] for path, replicas in self._loaded.items()}
 
 
 def _work(
-    forward: Forward, view: View, batches: _Shared, clock: Clock, hand_over: Callable[[Batch, np.ndarray], None]
+    forward: Forward,
+    view: View,
+    batches: _SharedBatches,
+    clock: Clock,
+    hand_over: Callable[[PixelBatch, np.ndarray], None],
 ) -> None:
     """Take batches until there are none; on a GPU the next one is started before the last one's answer is fetched."""
-    under_way: tuple[Batch, torch.Tensor] | None = None
-    last = time.monotonic()
+    under_way: tuple[PixelBatch, torch.Tensor] | None = None
+    last = clock.used
     while clock.left > forward.batch_seconds and (batch := batches.take()) is not None:
         if clock.left <= forward.batch_seconds:  # waiting for the images took the time that the batch needs
             break
@@ -149,21 +158,21 @@ def _work(
         if under_way is not None:
             hand_over(under_way[0], forward.finish(under_way[1], under_way[0].pixels, view))
         under_way = (batch, started)
-        now = time.monotonic()
-        # The slowest of late: a batch must not be begun that would end after the limit.
+        now = clock.used
+        # The slowest recent batch: one that would end after the limit must not be begun.
         forward.batch_seconds, last = max(0.9 * forward.batch_seconds, now - last), now
     if under_way is not None:
         hand_over(under_way[0], forward.finish(under_way[1], under_way[0].pixels, view))
 
 
-class _Shared:
+class _SharedBatches:
     """One iterator of batches that several threads may draw from."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Iterator[PixelBatch]) -> None:
         self._batches = batches
         self._lock = threading.Lock()
 
-    def take(self) -> Batch | None:
+    def take(self) -> PixelBatch | None:
         with self._lock:
             return next(self._batches, None)
 

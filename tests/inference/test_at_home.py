@@ -12,7 +12,7 @@ from cassava_kit.inference import run as run_module
 from cassava_kit.inference import runner
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.options import RunOptions
-from cassava_kit.inference.run import run_at_home
+from cassava_kit.inference.run import run_and_check
 from cassava_kit.inference.submission import check_answers
 
 CPU = RunOptions(device="cpu", batch_size=4, progress=False)
@@ -62,7 +62,7 @@ def test_slips_are_one_line(
 
 
 def test_the_ensemble_file_stands_for_its_folder(images: Path, weights: Path, tmp_path: Path) -> None:
-    told = run_at_home(weights / ENSEMBLE_FILE, images, tmp_path / "s.csv", options=CPU)
+    told = run_and_check(weights / ENSEMBLE_FILE, images, tmp_path / "s.csv", options=CPU)
     assert told == str(check_answers(tmp_path / "s.csv", images))
 
 
@@ -70,7 +70,7 @@ def test_the_ensemble_file_stands_for_its_folder(images: Path, weights: Path, tm
 def test_weights_without_a_member_that_can_vote_cost_nothing(
     images: Path, weights: Path, tmp_path: Path, slip: str
 ) -> None:
-    run_at_home(weights, images, tmp_path / "s.csv", options=CPU)
+    run_and_check(weights, images, tmp_path / "s.csv", options=CPU)
     before = (tmp_path / "s.csv").read_bytes()
     for path in weights.glob("*.safetensors"):
         path.write_bytes(b"") if slip == "damaged" else path.unlink()
@@ -83,7 +83,7 @@ def test_weights_without_a_member_that_can_vote_cost_nothing(
         "the ensemble file alone": (weights / ENSEMBLE_FILE, "can vote .*res-fold1.safetensors: the file is missing"),
     }[slip]
     with pytest.raises(ValueError, match=message):
-        run_at_home(given, images, tmp_path / "s.csv", options=CPU)
+        run_and_check(given, images, tmp_path / "s.csv", options=CPU)
     assert (tmp_path / "s.csv").read_bytes() == before
 
 
@@ -95,7 +95,7 @@ def test_a_run_without_a_vote_is_an_error_with_its_reasons(
 
     monkeypatch.setattr(runner, "load_forward", load)
     with pytest.raises(ValueError, match=r"prior's class alone: no member voted \(.*vit-fold0.*of another model"):
-        run_at_home(weights, images, tmp_path / "s.csv", options=CPU)
+        run_and_check(weights, images, tmp_path / "s.csv", options=CPU)
     assert set(read_labels(tmp_path / "s.csv")) == {3}
 
 
@@ -108,7 +108,7 @@ def test_options_arrive(images: Path, weights: Path, tmp_path: Path, monkeypatch
         seen.extend([*where, time_limit, options])
         return "done"
 
-    monkeypatch.setattr(run_module, "run_at_home", run)
+    monkeypatch.setattr(run_module, "run_and_check", run)
     submission_command(weights, images, tmp_path / "s.csv", 60.0, "off", "d4", 2.0, "cpu")
     assert seen == [weights, images, tmp_path / "s.csv", 60.0, RunOptions("d4", "off", device="cpu", memory=2.0)]
 

@@ -25,12 +25,15 @@ def test_time_before_our_first_line_counts() -> None:
     assert process_start() < time.time()
 
 
-def test_left_is_the_limit_less_what_is_used_and_the_reserve() -> None:
-    clock = Clock(1000.0, time.time() - 100)
-    assert clock.used == pytest.approx(100, abs=0.5)
-    assert clock.left == pytest.approx(895, abs=0.5)
-    assert Clock(10.0, time.time()).left == pytest.approx(9.5, abs=0.1)
-    assert Clock(None, 0.0).left == float("inf")
+def test_left_is_the_limit_less_what_is_used_and_the_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, monotonic = 5000.0, 70.0
+    monkeypatch.setattr(time, "time", lambda: wall)
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic)
+    clock, short, free = Clock(1000.0, 4900.0), Clock(10.0, 5000.0), Clock(None, 0.0)
+    assert (clock.used, clock.left) == (100.0, 895.0)  # .5 % of 1000 s are kept
+    assert short.left == 9.5 and free.left == float("inf")  # never less than half a second
+    monotonic += 20.0
+    assert (clock.used, clock.left, short.left) == (120.0, 875.0, -10.5)
 
 
 def test_the_wall_clock_may_be_set_while_we_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import ROOT, full_ensemble, read_labels, submit
+from tiny_runs import ROOT, FakeClock, full_ensemble, read_labels, submit
 
 from cassava_kit.files import read_json
 from cassava_kit.inference import run as run_module
@@ -48,26 +48,39 @@ def test_the_file_only_gets_better_member_by_member(
     assert agreement[len(agreement) // 2] > agreement[0]
 
 
-def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    real = Forward.start
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """The run's clock, on which every batch of a model takes a tenth of a second and nothing else any time."""
+    clock, real = FakeClock(), Forward.start
+
+    def make(limit: float | None, started: float) -> FakeClock:
+        clock.limit = limit
+        return clock
 
     def start(self: Forward, pixels: object, view: object) -> object:
-        time.sleep(seconds)
+        clock.now += 0.1
         return real(self, pixels, view)
 
+    monkeypatch.setattr(run_module, "Clock", make)
     monkeypatch.setattr(Forward, "start", start)
+    return clock
 
 
-@pytest.mark.parametrize("limit", [1.5, 2.5])
+@pytest.mark.parametrize(("limit", "least"), [(1.0, 0.01), (2.5, 0.1), (6.0, 0.4)])
 def test_the_deadline_is_kept_with_a_complete_file(
-    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float
+    images: Path, weights: Path, tmp_path: Path, clock: FakeClock, limit: float, least: float
 ) -> None:
-    slow(monkeypatch, 0.1)  # the whole ensemble would take 16 units x 6 batches x .1 s
-    start = time.time()
-    labels, report = submit(images, weights, tmp_path / "s.csv", time_limit=limit, started=start, early_stop="off")
-    assert time.time() - start < limit + 1.5
-    assert report.early_stop["work_done"] < 1 and not report.prior_alone
+    # The whole ensemble takes 16 units x 6 batches x .1 s, measured batches of some units twice.
+    labels, report = submit(images, weights, tmp_path / "s.csv", time_limit=limit, early_stop="off")
+    assert clock.now <= limit - 0.5 + 1e-9  # the reserve is kept: no batch was begun that would end in it
+    assert least < report.early_stop["work_done"] < 1 and not report.prior_alone
     assert len(labels) == 21
+
+
+def test_with_time_enough_all_work_is_done(images: Path, weights: Path, tmp_path: Path, clock: FakeClock) -> None:
+    labels, report = submit(images, weights, tmp_path / "s.csv", time_limit=60.0, early_stop="off")
+    assert report.early_stop["work_done"] == 1 and 9.6 <= clock.now < 12
+    assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()
 
 
 def test_a_limit_that_is_already_over_leaves_the_prior(images: Path, weights: Path, tmp_path: Path) -> None:
@@ -78,15 +91,15 @@ def test_a_limit_that_is_already_over_leaves_the_prior(images: Path, weights: Pa
 def test_time_saved_by_stopping_early_brings_dropped_units_back(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cassava_kit.inference import session
+    from cassava_kit.inference import ensemble_run
 
-    real = session.arranged
+    real = ensemble_run.order_units
 
     def hurried(plan: object) -> object:
         plan.left = 1e-6  # type: ignore[attr-defined]
         return real(plan)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session, "arranged", hurried)
+    monkeypatch.setattr(ensemble_run, "order_units", hurried)
     labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert sum(unit["kept"] for unit in report.plan["units"]) == 1
     assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()
@@ -95,16 +108,16 @@ def test_time_saved_by_stopping_early_brings_dropped_units_back(
 def test_the_first_votes_are_on_disk_before_anything_is_timed(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cassava_kit.inference.session import Session
+    from cassava_kit.inference.ensemble_run import EnsembleRun
 
     seen: list[set[int]] = []
-    real = Session.time_reading
+    real = EnsembleRun.time_reading
 
-    def time_reading(self: Session, rows: np.ndarray) -> float:
+    def time_reading(self: EnsembleRun, rows: np.ndarray) -> float:
         seen.append(set(read_labels(tmp_path / "s.csv")))
         return real(self, rows)
 
-    monkeypatch.setattr(Session, "time_reading", time_reading)
+    monkeypatch.setattr(EnsembleRun, "time_reading", time_reading)
     submit(images, weights, tmp_path / "s.csv")
     (labels,) = seen
     assert len(labels) > 1  # the prior alone would be one class
@@ -159,32 +172,32 @@ def test_a_first_file_that_cannot_be_replaced_does_not_end_the_run(
 def test_a_file_is_written_inside_a_long_unit(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cassava_kit.inference import session
-    from cassava_kit.inference.session import Session
+    from cassava_kit.inference import ensemble_run
+    from cassava_kit.inference.ensemble_run import EnsembleRun
 
-    monkeypatch.setattr(session, "WRITE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(ensemble_run, "WRITE_EVERY_SECONDS", 0.0)
     inside: list[int] = []
     running: list[bool] = []
-    real_run, real_save = Session.run_unit, Session.save_meanwhile
+    real_run, real_save = EnsembleRun.run_unit, EnsembleRun.try_save
 
-    def run_unit(self: Session, u: int, rows: np.ndarray, **options: bool) -> float | None:
+    def run_unit(self: EnsembleRun, u: int, rows: np.ndarray, **options: bool) -> float | None:
         running.append(True)
         try:
             return real_run(self, u, rows, **options)
         finally:
             running.clear()
 
-    def save(self: Session) -> OSError | None:
+    def save(self: EnsembleRun) -> OSError | None:
         inside.extend([1] * bool(running))
         return real_save(self)
 
-    monkeypatch.setattr(Session, "run_unit", run_unit)
-    monkeypatch.setattr(Session, "save_meanwhile", save)
+    monkeypatch.setattr(EnsembleRun, "run_unit", run_unit)
+    monkeypatch.setattr(EnsembleRun, "try_save", save)
     submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert len(inside) >= 16 * 5  # every batch of four of every unit
 
     inside.clear()
-    monkeypatch.setattr(session, "WRITE_EVERY_SECONDS", 3600.0)
+    monkeypatch.setattr(ensemble_run, "WRITE_EVERY_SECONDS", 3600.0)
     submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert inside == []
 
@@ -192,10 +205,10 @@ def test_a_file_is_written_inside_a_long_unit(
 def test_dropped_units_come_back_the_most_valuable_first(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cassava_kit.inference import session
-    from cassava_kit.inference.session import Session
+    from cassava_kit.inference import ensemble_run
+    from cassava_kit.inference.ensemble_run import EnsembleRun
 
-    real, real_readmit = session.arranged, Session.readmit
+    real, real_readmit = ensemble_run.order_units, EnsembleRun.restore_unit
     came_back: list[int] = []
     values: list[float] = []
 
@@ -203,15 +216,15 @@ def test_dropped_units_come_back_the_most_valuable_first(
         plan.left = 1e-6  # type: ignore[attr-defined]
         return real(plan)  # type: ignore[arg-type]
 
-    def readmit(self: Session) -> bool:
+    def restore_unit(self: EnsembleRun) -> bool:
         known = set(self.plan.order)
         found = real_readmit(self)
         came_back.extend(set(self.plan.order) - known)
         values[:] = [unit.worth / max(s, 1e-9) for unit, s in zip(self.units, self.plan.seconds, strict=True)]
         return found
 
-    monkeypatch.setattr(session, "arranged", hurried)
-    monkeypatch.setattr(Session, "readmit", readmit)
+    monkeypatch.setattr(ensemble_run, "order_units", hurried)
+    monkeypatch.setattr(EnsembleRun, "restore_unit", restore_unit)
     submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert len(came_back) == 15
     order = [values[u] for u in came_back]

@@ -12,7 +12,7 @@ from cassava_kit.inference.members import load_members, read_prior
 
 
 def weight_of(folder: Path) -> dict[str, float]:
-    return {part.name: round(part.weight, 6) for part in load_members(folder).parts}
+    return {checkpoint.name: round(checkpoint.weight, 6) for checkpoint in load_members(folder).checkpoints}
 
 
 def test_a_whole_folder(weights: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_file_that_the_manifest_does_not_list_is_left_out(weights: Path) -> No
 def test_a_broken_manifest_is_said_and_stops_nothing(weights: Path) -> None:
     (weights / WEIGHTS_MANIFEST).write_text("{")
     members = load_members(weights)
-    assert len(members.parts) == 4 and list(members.left_out) == [WEIGHTS_MANIFEST]
+    assert len(members.checkpoints) == 4 and list(members.left_out) == [WEIGHTS_MANIFEST]
 
 
 def test_a_model_for_other_classes_is_left_out(weights: Path) -> None:
@@ -104,7 +104,7 @@ def test_views_that_the_kit_does_not_know_fall_back(weights: Path) -> None:
     content = json.loads((weights / ENSEMBLE_FILE).read_text())
     (weights / ENSEMBLE_FILE).write_text(json.dumps(content | {"views": "fisheye"}))
     members = load_members(weights)
-    assert members.views == "flips" and "fisheye" in members.left_out["views"] and len(members.parts) == 4
+    assert members.views == "flips" and "fisheye" in members.left_out["views"] and len(members.checkpoints) == 4
 
 
 def test_the_prior_comes_from_a_checkpoint_where_the_ensemble_file_is_lost(weights: Path) -> None:
@@ -114,8 +114,8 @@ def test_the_prior_comes_from_a_checkpoint_where_the_ensemble_file_is_lost(weigh
 
 def test_an_empty_folder_leaves_the_prior(tmp_path: Path) -> None:
     members = load_members(tmp_path)
-    assert members.parts == () and len(members.prior) == 5
-    assert load_members(tmp_path / "nowhere").parts == ()
+    assert members.checkpoints == () and len(members.prior) == 5
+    assert load_members(tmp_path / "nowhere").checkpoints == ()
     assert len(read_prior(tmp_path / "nowhere")) == 5
 
 

@@ -9,7 +9,7 @@ from tiny_members import PRIOR, write_checkpoint
 
 from cassava_kit.data.images import load_image
 from cassava_kit.data.transforms import normalize
-from cassava_kit.inference.predict import fitting_batch, predict_images
+from cassava_kit.inference.predict import choose_batch_size, predict_images
 from cassava_kit.inference.tta import make_views
 from cassava_kit.models.checkpoint import load_model
 
@@ -80,4 +80,4 @@ def test_no_images_give_an_empty_answer(weights: Path) -> None:
 
 def test_few_images_do_not_fill_a_large_batch() -> None:
     cpu = torch.device("cpu")
-    assert [fitting_batch(16, cpu, n) for n in (0, 1, 2, 3, 9, 16, 17, 999)] == [1, 1, 2, 4, 16, 16, 16, 16]
+    assert [choose_batch_size(16, cpu, n) for n in (0, 1, 2, 3, 9, 16, 17, 999)] == [1, 1, 2, 4, 16, 16, 16, 16]

@@ -10,8 +10,8 @@ import torch
 from tiny_members import write_checkpoint, write_image
 from tiny_runs import full_ensemble, run_python, submit
 
+from cassava_kit.inference import ensemble_run
 from cassava_kit.inference import run as run_module
-from cassava_kit.inference import session
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble, write_ensemble
 from cassava_kit.inference.forward import Forward
 from cassava_kit.inference.options import RunOptions
@@ -168,7 +168,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_checkpoint(
         real(*arguments)
 
     monkeypatch.setattr(run_module, "write_answers", write)
-    monkeypatch.setattr(session, "WRITE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(ensemble_run, "WRITE_EVERY_SECONDS", 0.0)
     labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert labels.tolist() == full_ensemble(images, weights).argmax(1).tolist()
     assert not report.left_out and report.error is None and not report.prior_alone

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import full_ensemble, read_labels, submit
 
-from cassava_kit.inference import machine, runner, session
+from cassava_kit.inference import ensemble_run, machine, runner
 from cassava_kit.inference.forward import Forward
 from cassava_kit.inference.machine import usable_devices
 from cassava_kit.inference.pixels import PixelStore
@@ -85,14 +85,14 @@ def test_loaded_models_make_room_when_loading_runs_out_of_memory(
         monkeypatch.setattr(runner, "load_forward", lambda *_: (_ for _ in ()).throw(RuntimeError("bad file")))
         with pytest.raises(RuntimeError, match="bad file"):
             work.load(weights / "eff-fold0.safetensors")
-        assert list(work._loaded) == [weights / "vit-fold0.safetensors"]  # another error costs nobody his place
+        assert list(work._loaded) == [weights / "vit-fold0.safetensors"]  # another error drops no other
 
 
 def test_models_beyond_the_room_are_given_back(images: Path, weights: Path) -> None:
     store, work = make_runner(images)
     with store:
         first = work.load(weights / "res-fold0.safetensors")[0]
-        work.room = int(1.5 * first.n_bytes)
+        work.most_bytes = int(1.5 * first.n_bytes)
         work.load(weights / "res-fold1.safetensors")
         assert list(work._loaded) == [weights / "res-fold1.safetensors"]
 
@@ -112,11 +112,11 @@ def test_several_devices_share_the_batches_and_each_row_comes_once(
     monkeypatch.setattr(Forward, "start", start)
     seen: list[np.ndarray] = []
     with store:
-        done = work.run(
+        done = work.predict(
             weights / "res-fold0.safetensors", PLAIN, np.arange(21), lambda rows, p: seen.append(rows.copy())
         )
     assert done == 21 and sorted(np.concatenate(seen)) == list(range(21))
-    assert len(busy) == 6 and set(busy) <= {0, 1} and work.at_once == 8
+    assert len(busy) == 6 and set(busy) <= {0, 1} and work.images_at_once == 8
 
 
 def fail_on_device_0(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
@@ -143,18 +143,18 @@ def test_a_device_that_fails_leaves_its_rows_to_the_other(
     with store:
         work.load(weights / "vit-fold0.safetensors")
         for name in ("res-fold0.safetensors", "vit-fold0.safetensors"):
-            done = work.run(weights / name, PLAIN, np.arange(21), lambda rows, p: seen.append(rows.copy()))
+            done = work.predict(weights / name, PLAIN, np.arange(21), lambda rows, p: seen.append(rows.copy()))
             assert done == 21 and sorted(np.concatenate(seen)) == list(range(21))
             seen.clear()
-    assert work.devices == [CPU] and work.at_once == 4
-    assert "cpu:0 failed and takes no further part: RuntimeError: CUDA error" in capsys.readouterr().err
+    assert work.devices == [CPU] and work.images_at_once == 4
+    assert "cpu:0 failed and is not used any more: RuntimeError: CUDA error" in capsys.readouterr().err
 
 
 def test_a_device_that_fails_costs_no_checkpoint(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = full_ensemble(images, weights).argmax(1).tolist()
-    monkeypatch.setattr(session, "usable_devices", lambda _: (torch.device("cpu", 0), CPU))
+    monkeypatch.setattr(ensemble_run, "usable_devices", lambda _: (torch.device("cpu", 0), CPU))
     fail_on_device_0(monkeypatch, after=3)
     labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert labels.tolist() == expected and not report.left_out and report.early_stop["work_done"] == 1
@@ -170,7 +170,7 @@ def test_a_checkpoint_that_fails_on_every_device_costs_no_device(
 
     monkeypatch.setattr(Forward, "start", start)
     with store, pytest.raises(RuntimeError, match="shapes cannot"):
-        work.run(weights / "res-fold0.safetensors", PLAIN, np.arange(21), lambda *_: None)
+        work.predict(weights / "res-fold0.safetensors", PLAIN, np.arange(21), lambda *_: None)
     assert len(work.devices) == 2
 
 

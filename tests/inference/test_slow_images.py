@@ -8,24 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import read_labels, submit
+from tiny_runs import FakeClock, read_labels, submit
 
 from cassava_kit.inference import pixels
-from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.pixels import Budget, PixelStore
 
 SIZE = (24, 24)
 
 
-class Stopped(Clock):
-    """A clock on which a test sets the seconds that are left."""
-
-    def __post_init__(self) -> None:
-        self.now_left = float("inf")
-
-    @property
-    def left(self) -> float:
-        return self.now_left
+def with_left(seconds: float) -> FakeClock:
+    """A clock with these seconds left."""
+    clock = FakeClock(None if seconds == float("inf") else 10_000.0)
+    clock.now = clock.left - seconds if clock.limit else 0.0
+    return clock
 
 
 @pytest.fixture
@@ -82,11 +77,11 @@ def test_no_more_places_are_taken_than_memory_allows(
 
 def test_waiting_for_an_image_ends_with_the_time(images: Path, hang: set[str]) -> None:
     hang |= {"005.jpg"}
-    clock = Stopped()
+    clock = with_left(100.0)
     with PixelStore(sorted(images.iterdir()), [SIZE], budget=Budget(10**9), clock=clock) as store:
         batches = store.batches(np.arange(21), SIZE, 4)
         assert next(batches).rows.tolist() == [0, 1, 2, 3]
-        clock.now_left = 0.0
+        clock.now += 100.0
         assert list(batches) == [] and not store.failed
 
 
@@ -108,10 +103,9 @@ def test_what_was_read_by_a_late_reader_is_not_kept(images: Path, monkeypatch: p
 
 @pytest.mark.parametrize(("left", "seconds"), [(float("inf"), 60.0), (1000.0, 50.0), (100.0, 5.0), (10.0, 2.0)])
 def test_one_image_may_take_a_twentieth_of_the_time_left(images: Path, left: float, seconds: float) -> None:
-    clock = Stopped()
-    clock.now_left = left
+    clock = with_left(left)
     with PixelStore(sorted(images.iterdir()), [SIZE], budget=Budget(0), clock=clock) as store:
-        assert store.read_seconds == seconds
+        assert store.read_seconds == pytest.approx(seconds)
 
 
 def test_an_image_too_large_for_the_time_is_not_decoded(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,16 +113,15 @@ def test_an_image_too_large_for_the_time_is_not_decoded(images: Path, monkeypatc
     decoded: list[int] = []
     real = pixels.decode
     monkeypatch.setattr(pixels, "decode", lambda content: (decoded.append(len(content)), real(content))[1])
-    clock = Stopped()
     paths = sorted(images.iterdir())
     for left, expected in ((10.0, 21), (1000.0, 22)):
-        clock.now_left = left
+        clock = with_left(left)
         decoded.clear()
         with PixelStore(paths, [SIZE], budget=Budget(0), clock=clock) as store:
             rows_of(store, np.arange(22))
         assert len(decoded) == expected
         assert len(store.failed) == 22 - expected
-    clock.now_left = 10.0
+    clock = with_left(10.0)
     with PixelStore(paths[-1:], [SIZE], budget=Budget(0), clock=clock) as store:
         rows_of(store, np.arange(1))
     assert (

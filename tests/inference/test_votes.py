@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cassava_kit.inference.votes import StopRule, Votes, simulate_stop
+from cassava_kit.inference.votes import Votes, simulate_votes
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -21,8 +21,8 @@ def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("seed", range(60))
 def test_certified_labels_are_the_full_ensembles(seed: int) -> None:
     p, weights, order = random_case(seed)
-    full, used_fully = simulate_stop(p, weights, order, StopRule("off"))
-    labels, used = simulate_stop(p, weights, order, StopRule("certified"))
+    full, used_fully = simulate_votes(p, weights, order, certified=False)
+    labels, used = simulate_votes(p, weights, order, certified=True)
     assert used_fully == len(p)
     assert np.array_equal(full, np.tensordot(weights, p.astype(float), axes=1).argmax(1))
     assert np.array_equal(labels, full)
@@ -33,23 +33,23 @@ def test_certified_stopping_saves_work_where_members_agree() -> None:
     rng = np.random.default_rng(0)
     sure = np.full((10, 500, 5), 0.02)
     sure[:, np.arange(500), rng.integers(0, 5, 500)] = 0.92
-    _, used = simulate_stop(sure, np.full(10, 0.1), np.arange(10), StopRule("certified"))
+    _, used = simulate_votes(sure, np.full(10, 0.1), np.arange(10), certified=True)
     assert used == 6  # .9 a vote: after six of ten the lead .54 is more than the .4 to come
 
 
 def test_no_certificate_is_given_while_a_tie_is_possible() -> None:
     votes = Votes(1, np.array([0.5, 0.5]), np.array([0.5, 0.5]))
     votes.add(0, np.array([0]), np.array([[0.0, 1.0]]))
-    assert not StopRule("certified").finished(votes, np.array([True, True]))[0]
-    assert StopRule("certified").finished(votes, np.array([True, False]))[0]
+    assert not votes.finished(np.array([True, True]), certified=True)[0]
+    assert votes.finished(np.array([True, False]), certified=True)[0]
 
 
 def test_the_prior_answers_for_images_without_votes_and_for_dead_ones() -> None:
     votes = Votes(3, np.array([1.0]), np.array([0.1, 0.7, 0.2]))
     votes.add(0, np.array([0, 2]), np.array([[0.9, 0.05, 0.05], [0.0, 0.1, 0.9]]))
-    votes.give_up(np.array([2]))
+    votes.mark_unreadable(np.array([2]))
     assert votes.labels().tolist() == [0, 1, 1]
-    assert StopRule("off").finished(votes, np.array([True])).tolist() == [True, False, True]
+    assert votes.finished(np.array([True]), certified=False).tolist() == [True, False, True]
 
 
 def test_a_vote_that_is_not_finite_is_not_counted() -> None:
@@ -58,8 +58,3 @@ def test_a_vote_that_is_not_finite_is_not_counted() -> None:
     votes.add(1, np.array([0, 1]), np.array([[0.1, 0.9], [0.4, 0.6]]))
     assert votes.labels().tolist() == [1, 1]
     assert np.isfinite(votes.totals).all()
-
-
-def test_an_unknown_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match="off or certified"):
-        StopRule("maybe")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.predict import predict_images
@@ -16,6 +17,18 @@ from cassava_kit.inference.submission import check_answers
 
 ROOT = Path(__file__).parents[2]
 CPU = {"device": "cpu", "batch_size": 4, "progress": False}
+
+
+class FakeClock(Clock):
+    """A clock that stands still but for what a test adds to `now`, the seconds used."""
+
+    def __post_init__(self) -> None:
+        self.now = 0.0
+
+    @property
+    def used(self) -> float:
+        """Seconds since the start."""
+        return self.now
 
 
 def run_python(arguments: list[str]) -> str:

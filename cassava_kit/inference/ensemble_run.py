@@ -1,0 +1,264 @@
+"""One submission run: measure, plan, vote unit by unit, keep the file on disk the best so far (`EnsembleRun.run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cassava_kit.inference.clock import Clock
+from cassava_kit.inference.machine import describe_device, package_versions, usable_devices
+from cassava_kit.inference.members import MemberCheckpoint, Members, normalize_weights
+from cassava_kit.inference.options import RunOptions
+from cassava_kit.inference.pixels import Budget, PixelStore
+from cassava_kit.inference.planner import Plan, choose_rows, cost_key, make_units, order_units
+from cassava_kit.inference.predict import choose_batch_size
+from cassava_kit.inference.report import RunReport, print_line, print_warning, progress_bar
+from cassava_kit.inference.runner import Runner
+from cassava_kit.inference.votes import Votes
+
+WRITE_EVERY_SECONDS = 60.0
+MEASURED_BATCHES = 3
+# Measuring may take this share of the time that is left; its answers are votes like any other.
+MEASURING_SHARE = 0.05
+NAMED_FAILURES = 20
+
+
+class EnsembleRun:
+    """The state of one run; `run` does all of it and leaves the report filled. Seconds are the clock's."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        members: Members,
+        *,
+        clock: Clock,
+        options: RunOptions,
+        report: RunReport,
+        write: Callable[[Votes], None],
+    ) -> None:
+        self.paths, self.members, self.clock, self.options, self.report = paths, members, clock, options, report
+        self.write = write
+        self.units = make_units(members, options.views or members.views)
+        self.votes = Votes(len(paths), np.array([unit.weight for unit in self.units]), np.asarray(members.prior, float))
+        self.plan = Plan(self.units, np.zeros(len(self.units)), len(paths))
+        self.certified = options.early_stop == "certified"
+        self.written = clock.used
+        self.images = np.zeros(len(self.units), int)
+        self.seconds = np.zeros(len(self.units))
+        self.reading = 0.0
+
+    def run(self) -> None:
+        """Vote from the first images to the last, and write the last file and the report."""
+        self.report.versions = package_versions()
+        self.report.views = self.options.views or self.members.views
+        devices = usable_devices(self.options.device)
+        self.report.devices = [describe_device(device) for device in devices]
+        self.store = PixelStore(
+            self.paths,
+            {unit.checkpoint.info.input_size for unit in self.units},
+            budget=self.options.budget or Budget.of_machine(self.options.memory),
+            keep=len(self.units) > 1,
+            pinned=devices[0].type == "cuda",
+            clock=self.clock,
+        )
+        with self.store:
+            batch = choose_batch_size(self.options.batch_size, devices[0], len(self.paths))
+            self.runner = Runner(self.store, devices, batch, self.clock)
+            self.make_plan(overlap=devices[0].type != "cpu")
+            self.run_units()
+            self.report.timings |= {
+                "images_decoded": self.store.decoded,
+                "decoding_threads": self.store.threads,
+                "loading": self.runner.load_seconds,
+                "work": self.reading + float(self.seconds.sum()),
+            }
+        self.fill_report()
+
+    def make_plan(self, *, overlap: bool) -> None:
+        """Measure, order the units and print the plan."""
+        measured = self.measure()
+        self.plan.left, self.plan.overlap = self.clock.left, overlap
+        self.plan = order_units(self.plan)
+        self.report.plan = self.plan.to_json()
+        for line in self.plan.format_lines():
+            print_line(line)
+        print_line(f"measured on real images in {measured:.1f} s; those answers count")
+
+    def measure(self) -> float:
+        """Time reading, and every view of one checkpoint per cost group, on real images; returns the seconds it took.
+
+        The cheapest groups come first. What there is no time to measure is taken to cost as much as the dearest so far.
+        """
+        start = self.clock.used
+        allowed = MEASURING_SHARE * self.clock.left
+        rows = np.arange(min(len(self.paths), self.runner.images_at_once * (1 + MEASURED_BATCHES)))
+        self.vote_first(rows[: self.runner.images_at_once])
+        self.plan.data_seconds = self.time_reading(rows)
+        unknown = np.ones(len(self.units), bool)
+        for group in self.cost_groups():
+            if self.clock.left > 0 and (unknown.all() or self.clock.used - start < allowed):
+                for u, seconds in self.time_group(group, rows).items():
+                    self.plan.seconds[u] = seconds
+                    unknown[u] = False
+        self.plan.seconds[unknown] = self.plan.seconds.max()
+        self.plan.kept[[unit.checkpoint.name in self.report.left_out for unit in self.units]] = False
+        return self.clock.used - start
+
+    def vote_first(self, rows: np.ndarray) -> None:
+        """Let the cheapest checkpoint that works vote on the first rows and write the file; nothing was timed yet."""
+        for group in self.cost_groups():
+            for checkpoint in group:
+                plain = self.units_of(checkpoint)[0]
+                if self.clock.left <= 0 or self.run_unit(plain, rows) is not None:
+                    self.try_save()
+                    return
+
+    def units_of(self, checkpoint: MemberCheckpoint) -> list[int]:
+        """Return the units of a checkpoint, its plain view first."""
+        return [u for u, unit in enumerate(self.units) if unit.checkpoint is checkpoint]
+
+    def cost_groups(self) -> list[list[MemberCheckpoint]]:
+        """Return checkpoints that cost the same (one architecture at one size) together, smallest files first."""
+        by_cost: dict[tuple[str, ...], list[MemberCheckpoint]] = {}
+        for checkpoint in self.members.checkpoints:
+            by_cost.setdefault(cost_key(checkpoint.info), []).append(checkpoint)
+        return sorted(by_cost.values(), key=lambda group: group[0].path.stat().st_size)
+
+    def time_reading(self, rows: np.ndarray) -> float:
+        """Return the seconds per image from file to pixels in all sizes, with all threads at work."""
+        at_once = self.runner.images_at_once
+        unread = rows[at_once:] if len(rows) > at_once else rows
+        start = self.clock.used
+        for _ in self.store.batches(unread, self.store.sizes[0], self.runner.batch_size):
+            pass
+        self.reading = self.clock.used - start
+        return self.reading / len(unread)
+
+    def time_group(self, group: Sequence[MemberCheckpoint], rows: np.ndarray) -> dict[int, float]:
+        """Return the seconds per image of every unit of one cost group, from its first checkpoint that works."""
+        batch = self.runner.images_at_once
+        for checkpoint in group:
+            if checkpoint.name in self.report.left_out:
+                continue
+            own = self.units_of(checkpoint)
+            plain = self.run_unit(own[0], rows[:batch])
+            if plain is None:
+                continue
+            times: list[float | None] = [plain] * len(own)
+            if len(rows) > batch:  # the first batch warmed the model up: the others tell its speed
+                times = [self.run_unit(own[0], rows[batch:]), *(self.run_unit(u, rows[:batch]) for u in own[1:])]
+            by_view = {
+                self.units[u].view.name: seconds for u, seconds in zip(own, times, strict=True) if seconds is not None
+            }
+            if len(by_view) < len(own):  # it failed in a later view: the next of the group is measured
+                continue
+            names = {one.name for one in group}
+            return {u: by_view[unit.view.name] for u, unit in enumerate(self.units) if unit.checkpoint.name in names}
+        return {}
+
+    def run_unit(self, u: int, rows: np.ndarray, *, show: bool = False) -> float | None:
+        """Let unit `u` vote on rows that it has not seen; seconds per image, or None where its checkpoint failed."""
+        unit, start = self.units[u], self.clock.used
+        done = 0
+        with progress_bar(len(rows), unit.name, show=show and self.options.progress) as bar:
+
+            def count(seen: np.ndarray, probabilities: np.ndarray) -> None:
+                new = ~self.votes.seen[seen, u]
+                self.votes.add(u, seen[new], probabilities[new])
+                bar.update(len(seen))
+                if self.clock.used - self.written > WRITE_EVERY_SECONDS:
+                    self.try_save()  # a run that is killed inside a long unit leaves a file of the last minute
+
+            try:
+                self.runner.load(unit.checkpoint.path)
+                start = self.clock.used
+                expected = float(self.plan.seconds[u])
+                done = self.runner.predict(unit.checkpoint.path, unit.view, rows, count, seconds_per_image=expected)
+            except Exception as error:
+                self.leave_out(unit.checkpoint, f"{type(error).__name__}: {error}".splitlines()[0])
+                return None
+            finally:
+                self.votes.mark_unreadable(np.array(list(self.store.failed), int))
+        seconds = self.clock.used - start
+        self.images[u] += done
+        self.seconds[u] += seconds
+        return seconds / max(done, 1)
+
+    def run_units(self) -> None:
+        """Run unit after unit in the plan's order, again for images passed over, until all is done or time is over.
+
+        Where stopping early saved time, units that were dropped come back, the most valuable first.
+        """
+        while self.clock.left > 0:
+            worked = [u for u in self.plan.order if self.plan.kept[u] and self.run_planned(u)]
+            if not worked and not self.restore_unit():
+                return
+
+    def run_planned(self, u: int) -> bool:
+        """Run one unit over the images that need it most, and write the file; whether anything was done."""
+        rows = choose_rows(self.votes, self.plan, u, left=self.clock.left, certified=self.certified)
+        if not len(rows) or self.clock.left <= self.runner.load_time(self.units[u].checkpoint.path):
+            return False
+        before, done = self.votes.labels(), self.images[u]
+        seconds = self.run_unit(u, rows, show=True)
+        self.try_save()
+        if seconds is None or self.images[u] == done:
+            return False
+        changed = int((self.votes.labels() != before).sum())
+        finished = int(self.votes.finished(self.plan.kept, certified=self.certified).sum())
+        print_line(
+            f"{self.units[u].name}: {self.images[u] - done} images, {1000 * seconds:.2f} ms each, "
+            f"{changed} labels changed, {finished} of {len(self.paths)} images finished"
+        )
+        return True
+
+    def restore_unit(self) -> bool:
+        """Take the most valuable dropped unit back into the plan; False where there is none."""
+        left_out = self.report.left_out
+        dropped = [u for u in np.flatnonzero(~self.plan.kept) if self.units[u].checkpoint.name not in left_out]
+        if not dropped:
+            return False
+        best = max(dropped, key=lambda u: self.units[u].worth / max(float(self.plan.seconds[u]), 1e-9))
+        self.plan.kept[best] = True
+        self.plan.order = (*self.plan.order, int(best))
+        return True
+
+    def leave_out(self, checkpoint: MemberCheckpoint, reason: str) -> None:
+        """Leave a checkpoint out that cannot be loaded or run; what it has voted stays counted."""
+        print_warning(f"{checkpoint.name} is left out: {reason}")
+        self.report.left_out[checkpoint.name] = reason
+        self.plan.kept[[unit.checkpoint is checkpoint for unit in self.units]] = False
+
+    def try_save(self) -> OSError | None:
+        """Replace the file by the votes counted so far; returns what failed, which costs no vote and no report."""
+        failed: OSError | None = None
+        try:
+            self.write(self.votes)
+            self.report.prior_alone = not (self.votes.totals.sum(axis=1) > 0).any()
+        except OSError as error:
+            print_warning(f"the file could not be replaced, the last one stands for now: {error}")
+            failed = error
+        self.written = self.clock.used
+        return failed
+
+    def fill_report(self) -> None:
+        """Write the last file, and what happened into the report."""
+        votes, report, failed = self.votes, self.report, self.store.failed
+        error = self.try_save()
+        if error is not None:
+            report.error = f"the last votes could not be written: {error}"
+        report.images_failed = {self.paths[row].name: failed[row] for row in sorted(failed)}
+        for name, reason in list(report.images_failed.items())[:NAMED_FAILURES]:
+            print_warning(f"{name} cannot be read and gets the prior's class: {reason}")
+        report.class_counts = np.bincount(votes.labels(), minlength=len(votes.prior)).tolist()
+        voted = {self.units[u].checkpoint.name for u in np.flatnonzero(votes.seen.any(axis=0))} - report.left_out.keys()
+        used = normalize_weights([one for one in self.members.checkpoints if one.name in voted])
+        report.members_used = [{"file": one.name, "member": one.member, "weight": one.weight} for one in used]
+        readable = max(1, int((~votes.unreadable).sum()))
+        report.early_stop["work_done"] = float(votes.seen[~votes.unreadable].sum()) / max(1, readable * len(self.units))
+        report.timings["units"] = [
+            {"unit": self.units[u].name, "images": int(self.images[u]), "seconds": round(float(self.seconds[u]), 4)}
+            for u in np.flatnonzero(self.images)
+        ]
