@@ -36,7 +36,7 @@ def create_model(
         classifier = classifier_name(model)
         model.set_submodule(classifier, dense_head(model.get_submodule(classifier).in_features, n_classes))
     elif n_classes:
-        start_small(model)
+        reset_head(model)
     return model
 
 
@@ -46,7 +46,7 @@ def check_image_size(name: str, size: int, model_args: dict[str, Any] | None = N
     Raises:
         UserError: It cannot, even where it is made for this size.
     """
-    model, image = shapes_alone(name, size, model_args=sized_args(name, size, model_args))
+    model, image = meta_model(name, size, model_args=args_for_size(name, size, model_args))
     try:
         with torch.no_grad():
             model(image)
@@ -58,7 +58,7 @@ def check_image_size(name: str, size: int, model_args: dict[str, Any] | None = N
         ) from None
 
 
-def shapes_alone(
+def meta_model(
     name: str, size: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
 ) -> tuple[nn.Module, torch.Tensor]:
     """A model in evaluation mode and one image (1, 3, size, size) on the meta device, where nothing is computed."""
@@ -66,7 +66,7 @@ def shapes_alone(
         return create_model(name, 2, model_args=model_args, head=head).eval(), torch.empty(1, 3, size, size)
 
 
-def sized_args(name: str, size: int, model_args: dict[str, Any] | None = None) -> dict[str, Any]:
+def args_for_size(name: str, size: int, model_args: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the arguments with `img_size`, where a model is made for one image size (a ViT) and this is another."""
     args = dict(model_args or {})
     with torch.device("meta"):
@@ -81,7 +81,7 @@ def sized_args(name: str, size: int, model_args: dict[str, Any] | None = None) -
     return args | {"img_size": size}
 
 
-def start_small(model: nn.Module) -> None:
+def reset_head(model: nn.Module) -> None:
     """Draw the linear head anew with small weights, so that a new head on trained features starts near even odds.
 
     timm's EfficientNets and MobileNets draw theirs within 1/sqrt(K): with 5 classes the first losses are near 7, and

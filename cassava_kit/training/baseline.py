@@ -14,6 +14,7 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import TEST, Folds
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes, resize
 from cassava_kit.data.table import TrainTable
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import Score, accuracy, score, score_record
 from cassava_kit.evidence.oof import fold_predictions, join_folds
 from cassava_kit.evidence.predictions import Predictions, write_predictions
@@ -72,7 +73,7 @@ def train_baseline(
     started = time.perf_counter()
     pixels, readable = read_pixels(data.paths(data.folds.frame), settings.image_size, progress=progress)
     if not readable.any():
-        raise ValueError(f"no readable training image in {data.table.image_dir}; check the download")
+        raise UserError(f"no readable training image in {data.table.image_dir}; check the download")
     run_dir, reading = out / settings.recipe, time.perf_counter() - started
     parts = []
     for k in _progress(numbers, progress):

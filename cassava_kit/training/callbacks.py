@@ -58,16 +58,16 @@ class Metrics(MetricsFile):
         super().__init__(run_dir / METRICS_FILE)
         self.classes = classes
         self.tell = tell
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far and the findings already told."""
-        return {**super().state_dict(), "told": sorted(self.told)}
+        return {**super().state_dict(), "told": sorted(self.reported)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore both."""
         super().load_state_dict(state_dict)
-        self.told = set(state_dict["told"])
+        self.reported = set(state_dict["told"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row; Lightning has validated by now."""
@@ -75,9 +75,9 @@ class Metrics(MetricsFile):
         row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[-1]["lr"], **values}
         self.add(row)
         findings = diagnose(self.rows, self.classes, last=trainer.current_epoch + 1 == trainer.max_epochs)
-        new = {key: text for key, text in findings.items() if key not in self.told}
+        new = {key: text for key, text in findings.items() if key not in self.reported}
         row["note"] = "; ".join(new.values())
-        self.told |= set(new)
+        self.reported |= set(new)
         if trainer.is_global_zero:
             for text in new.values():
                 self.tell(f"epoch {trainer.current_epoch + 1}: {text}")

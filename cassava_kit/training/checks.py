@@ -1,4 +1,4 @@
-"""What a run starts from: its loss, and its first weights, which must not know the labels that it is scored on."""
+"""Refuse what cannot be trained, before slow work; start at `check_run`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cassava_kit.competition import VARIABLE
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_noise_report, read_noise_report
 from cassava_kit.models.checkpoint import labels_learnt
-from cassava_kit.models.network import check_image_size, shapes_alone, sized_args
+from cassava_kit.models.network import args_for_size, check_image_size, meta_model
 from cassava_kit.models.weights import match_weights
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import check_devices
@@ -22,27 +22,40 @@ from cassava_kit.training.rows import TrainData, TrainOptions
 
 
 def check_run(config: RunConfig, data: TrainData, folds: Sequence[int], options: TrainOptions) -> None:
-    """All that can be refused before the slow work of training these folds, as ValueError or FileNotFoundError."""
-    check_session(config, data, options)
-    check_start(config, data, folds, options.weights, partial=options.partial_weights)
+    """Refuse a run of these folds that would fail, or prove nothing, before any image is read.
 
-
-def check_start(
-    config: RunConfig, data: TrainData, folds: Sequence[int], weights: Path | None, *, partial: bool = False
-) -> None:
-    """ValueError, before any image is read, for a loss or first weights with which these folds cannot be trained."""
+    Raises:
+        UserError: The fold file is of another table, or the model, loss, devices, weights, noise report or log do not
+            fit.
+        FileNotFoundError: A file of the options is missing.
+    """
+    check_options(config, data, options)
     make_loss(config)
-    if weights is not None:
-        args = sized_args(config.model, config.image_size, config.model_args)
-        model, _ = shapes_alone(config.model, config.image_size, model_args=args, head=config.head)
-        match_weights(model, weights, partial=partial)
-        refuse_seen_labels(weights, data, folds)
+    if options.weights is not None:
+        check_weights(config, data, folds, options.weights, partial=options.partial_weights)
+
+
+def check_weights(
+    config: RunConfig, data: TrainData, folds: Sequence[int], weights: Path, *, partial: bool = False
+) -> None:
+    """Refuse initial weights that do not fit the model, or that know labels on which these folds are scored.
+
+    Raises:
+        UserError: They do not fit, or may know a label.
+    """
+    args = args_for_size(config.model, config.image_size, config.model_args)
+    model, _ = meta_model(config.model, config.image_size, model_args=args, head=config.head)
+    match_weights(model, weights, partial=partial)
+    refuse_seen_labels(weights, data, folds)
 
 
 def refuse_seen_labels(weights: Path, data: TrainData, folds: Sequence[int]) -> None:
-    """ValueError where weights have learnt, or may have learnt, the label of a row that these folds are scored on.
+    """Refuse weights that were trained, or may have been, on the label of a row on which these folds are scored.
 
-    Weights of the same split that were trained without the fold have not; those of another competition cannot have.
+    Weights of the same split that were trained without the fold are taken, and weights of another competition.
+
+    Raises:
+        UserError: Names the fold, its first row, and what the weights were trained on.
     """
     info = labels_learnt(weights)
     if info is None or info.competition not in (None, data.competition.slug):
@@ -58,17 +71,22 @@ def refuse_seen_labels(weights: Path, data: TrainData, folds: Sequence[int]) -> 
         what, remedy = "it learnt the labels of all rows", ""
     else:
         what, remedy = "it learnt labels of another split, and may know this one", ""
-    raise ValueError(
+    raise UserError(
         f"{weights} must not have seen the labels of fold {seen[0]} (first row: {row}), which is scored: {what}; give "
         f"weights that learnt none of them (ImageNet's, or pretrain's){remedy}"
     )
 
 
-LONGEST_TEMPORARY = 70  # a socket's path may have 107 characters; longer ones are waited for in vain
+# Characters: a socket in it may have a path of 107, and a longer one is waited for without end.
+LONGEST_TEMPORARY = 70
 
 
 def check_table(data: TrainData) -> None:
-    """Raise UserError unless the fold file is of this competition and table: same images, same labels."""
+    """Refuse a fold file of another competition or table.
+
+    Raises:
+        UserError: Classes, images or labels differ; the message names the first row.
+    """
     task, competition = data.folds.task, data.competition
     if task is not None and (task.competition, task.classes) != (competition.slug, competition.classes):
         raise UserError(
@@ -81,7 +99,7 @@ def check_table(data: TrainData) -> None:
     unknown = pd.Index(table["image_id"]).difference(split["image_id"])
     absent = pd.Index(split["image_id"]).difference(table["image_id"])
     if len(unknown) or len(absent):
-        raise ValueError(
+        raise UserError(
             f"the fold file must have the table's images: {len(unknown)} images of the table are not in it"
             f"{f' (first: {unknown[0]})' if len(unknown) else ''}, {len(absent)} of its images are not in the table"
             f"{f' (first: {absent[0]})' if len(absent) else ''}; make it again with: python -m cassava_kit folds"
@@ -89,26 +107,26 @@ def check_table(data: TrainData) -> None:
     differs = table["label"].to_numpy() != split["label"].to_numpy()
     if differs.any():
         row = int(np.argmax(differs))
-        raise ValueError(
+        raise UserError(
             f"the fold file says label {split['label'].iloc[row]} for {split['image_id'].iloc[row]}, the table says "
             f"{table['label'].iloc[row]}; make the fold file again with: python -m cassava_kit folds"
         )
 
 
-def check_session(config: RunConfig, data: TrainData, options: TrainOptions) -> None:
-    """Everything that can be refused before slow work: table, model, devices, first weights, noise report, log."""
+def check_options(config: RunConfig, data: TrainData, options: TrainOptions) -> None:
+    """Refuse a table, model size, device, file or log that cannot be used (see `check_run`)."""
     check_table(data)
     check_image_size(config.model, config.image_size, config.model_args)
     check_devices(options.devices, config)
     if options.weights is not None and not options.weights.is_file():
         raise FileNotFoundError(f"no weights file {options.weights}")
     if options.clean_action not in ACTIONS:
-        raise ValueError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {options.clean_action!r}")
+        raise UserError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {options.clean_action!r}")
     if options.clean is not None:
         check_noise_report(read_noise_report(options.clean), data.folds.frame, data.competition.n_classes)
         check_row_weights(config, options.clean_action)
     if options.workers and len(gettempdir()) > LONGEST_TEMPORARY:
-        raise ValueError(
+        raise UserError(
             f"--workers needs a temporary folder of at most {LONGEST_TEMPORARY} characters, for the sockets of its "
             f"processes, got {gettempdir()}; set TMPDIR=/tmp"
         )
@@ -116,13 +134,13 @@ def check_session(config: RunConfig, data: TrainData, options: TrainOptions) -> 
         from importlib.util import find_spec
 
         if find_spec("tensorboard") is None:
-            raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard")
+            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard")
 
 
 def check_row_weights(config: RunConfig, action: str) -> None:
-    """ValueError where a noise report would give rows weights, and the recipe mixes rows."""
+    """Refuse a noise report that gives rows weights where the recipe mixes rows."""
     if action in WEIGHTED and (config.mixup or config.cutmix):
-        raise ValueError(
+        raise UserError(
             f"weights of rows do not go with mixup or cutmix, got --clean-action {action}; use drop or flip, or "
             "--set mixup=0 --set cutmix=0"
         )

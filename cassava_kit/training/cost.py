@@ -30,9 +30,9 @@ def pass_seconds(name: str, size: int, model_args: dict[str, Any] | None = None,
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from cassava_kit.models.network import shapes_alone, sized_args
+    from cassava_kit.models.network import args_for_size, meta_model
 
-    model, image = shapes_alone(name, size, model_args=sized_args(name, size, model_args), head=head)
+    model, image = meta_model(name, size, model_args=args_for_size(name, size, model_args), head=head)
     depthwise = 0
 
     def count(layer: Any, _: Any, answer: torch.Tensor) -> None:

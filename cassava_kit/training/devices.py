@@ -1,4 +1,4 @@
-"""How many devices a run trains on, and how the work is spread: Lightning's strategies on torch.distributed."""
+"""Devices of a run and Lightning's strategies over them: `Devices`, `make_strategy`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cassava_kit.errors import UserError
 from cassava_kit.training.config import RunConfig
 
 STRATEGIES = ("auto", "ddp", "ddp_sharded", "fsdp")
@@ -31,33 +32,33 @@ class Devices:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
+            raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
         if self.devices < 1 or self.num_nodes < 1:
-            raise ValueError(f"devices and num_nodes must be at least 1, got {self.devices} and {self.num_nodes}")
+            raise UserError(f"devices and num_nodes must be at least 1, got {self.devices} and {self.num_nodes}")
         if self.processes == 1 and self.strategy in ("ddp_sharded", "fsdp"):
-            raise ValueError(f"strategy {self.strategy} shards over processes: give --devices 2 or more")
+            raise UserError(f"strategy {self.strategy} shards over processes: give --devices 2 or more")
 
     @property
     def processes(self) -> int:
-        """Processes in all, one a device."""
+        """Number of processes, one a device."""
         return self.devices * self.num_nodes
 
 
 def check_devices(devices: Devices, config: RunConfig) -> None:
-    """ValueError for more GPUs than there are, and for what a strategy cannot do."""
+    """Refuse more GPUs than the machine has, and settings that a strategy does not support (UserError)."""
     found = torch.cuda.device_count()
     if found and devices.devices > found:
-        raise ValueError(f"--devices {devices.devices}: this machine has {found} GPUs")
+        raise UserError(f"--devices {devices.devices}: this machine has {found} GPUs")
     if devices.processes == 1:
         return
     refused = ("ema", "swa_epochs", "unfreeze_every") if devices.strategy == "fsdp" else ("unfreeze_every",)
     clash = [name for name in refused if getattr(config, name)]
     if clash:
-        raise ValueError(f"{clash[0]} does not go with strategy {devices.strategy}; use one device")
+        raise UserError(f"{clash[0]} does not go with strategy {devices.strategy}; use one device")
 
 
 def make_strategy(devices: Devices) -> Any:
-    """Lightning's strategy: gloo between CPU processes, NCCL between GPUs."""
+    """Return Lightning's strategy: gloo between CPU processes, NCCL between GPUs."""
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
     if devices.processes == 1:
@@ -70,14 +71,14 @@ def make_strategy(devices: Devices) -> Any:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+    """Return whether this process writes files and prints."""
     from lightning.pytorch.utilities import rank_zero_only
 
     return bool(rank_zero_only.rank == 0)
 
 
-def process_place() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) before and without a process group."""
+def process_rank() -> tuple[int, int]:
+    """Return this process's rank and the number of processes; (0, 1) without a process group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -86,14 +87,14 @@ def process_place() -> tuple[int, int]:
 def zero_optimizer(
     groups: list[dict[str, Any]], kind: type[torch.optim.Optimizer], arguments: dict[str, Any]
 ) -> torch.optim.Optimizer:
-    """torch's ZeRO-1 optimiser: each process keeps the state of its own share of the parameters."""
+    """Return torch's ZeRO-1 optimiser: each process keeps the state of its own share of the parameters."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **arguments)
 
 
 def shard(model: nn.Module, mesh: Any, blocks: Iterable[nn.Module]) -> None:
-    """FSDP2: the blocks, then what is left, keep a part of their parameters in each process of the mesh."""
+    """Spread the parameters of the blocks, then of the rest, over the processes of the mesh (FSDP2)."""
     from torch.distributed.fsdp import fully_shard
 
     for block in blocks:
@@ -101,8 +102,8 @@ def shard(model: nn.Module, mesh: Any, blocks: Iterable[nn.Module]) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's full weights, gathered from all processes where they are spread; every process calls it."""
+def full_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the model's full weights, gathered from all processes where they are spread; every process calls it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     if not any(hasattr(value, "full_tensor") for value in model.state_dict().values()):

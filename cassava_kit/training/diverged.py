@@ -8,7 +8,7 @@ import lightning as L
 import torch
 
 from cassava_kit.errors import UserError
-from cassava_kit.training.devices import process_place
+from cassava_kit.training.devices import process_rank
 from cassava_kit.training.findings import not_finite
 
 
@@ -29,7 +29,7 @@ class StopDiverged(L.Callback):
         """Look at the loss of the batch."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         bad = 1 - torch.isfinite(loss.detach()).all().float()
-        if process_place()[1] > 1:  # all processes stop at the same step
+        if process_rank()[1] > 1:  # all processes stop at the same step
             torch.distributed.all_reduce(bad)
         if bad:
             first = trainer.current_epoch == 0 and batch_idx == 0

@@ -11,7 +11,7 @@ import lightning as L
 import pandas as pd
 import torch
 
-from cassava_kit.evidence.noise.decisions import WEIGHTED
+from cassava_kit.evidence.noise.decisions import CLEANED_SEEN, WEIGHTED
 from cassava_kit.files import CHECKPOINT_FILE
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import free_stages, image_statistics
@@ -20,7 +20,7 @@ from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume, StopEarly
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.devices import is_main, whole_state
+from cassava_kit.training.devices import full_state, is_main
 from cassava_kit.training.diverged import DivergedError, StopDiverged
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
@@ -35,7 +35,7 @@ from cassava_kit.training.run_dir import (
     prepare_run_dir,
     read_finished,
     run_fingerprint,
-    write_oof,
+    write_fold_oof,
 )
 from cassava_kit.training.trainer import make_trainer, quiet_lightning
 
@@ -78,9 +78,10 @@ def fit_fold(
             mark_failed(run_dir, str(error))
         raise
     if is_main():
-        score = write_oof(run_dir, info, data, fold)
+        seen = (CLEANED_SEEN,) if options.clean is not None else ()
+        score = write_fold_oof(run_dir, info, data, fold, labels_seen=seen)
         seconds = round(time.perf_counter() - started, 3)
-        facts = {"fingerprint": wanted, "seconds": seconds, "given": options.given()}
+        facts = {"fingerprint": wanted, "seconds": seconds, "given": options.describe()}
         finish(run_dir, info, score, facts=facts)
     trainer.strategy.barrier()
     result = read_finished(run_dir)
@@ -106,7 +107,7 @@ def make_batches(
 def make_classifier(
     config: RunConfig, data: TrainData, batches: Batches, *, training: pd.DataFrame, options: TrainOptions
 ) -> Classifier:
-    """The module with its first weights: drawn from the seed, or from the options's file."""
+    """The module with its first weights: drawn from the seed, or from the options' file."""
     L.seed_everything(config.seed, workers=True, verbose=False)
     weighted = options.clean is not None and options.clean_action in WEIGHTED
     module = Classifier(
@@ -133,7 +134,7 @@ def run_trainer(
     label = f"{run_name(config)} {run_dir.name}"
 
     def save() -> None:
-        state = whole_state(module.inference_model)
+        state = full_state(module.inference_model)
         if is_main():
             save_checkpoint(run_dir / CHECKPOINT_FILE, state, info)
 
@@ -169,7 +170,7 @@ def finish_average(module: Classifier, batches: Batches, device: torch.device) -
     if config.unfreeze_every:
         free_stages(average, (config.epochs - 1) // config.unfreeze_every)
     torch.manual_seed(config.seed)
-    renew_statistics(average, batches.train_dataloader(), module.training_pictures)
+    renew_statistics(average, batches.train_dataloader(), module.augment_images)
 
 
 def make_logger(run_dir: Path, options: TrainOptions) -> Any:

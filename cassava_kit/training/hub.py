@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import write_json
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.recipes import recipe
@@ -22,7 +23,7 @@ def fetch_weights(names: Sequence[str], out: Path, *, owner: str | None = None) 
     takes. ValueError for an unknown recipe, before any download, and where the hub has no weights or does not answer.
     """
     if owner is not None and not re.fullmatch(OWNER, owner):
-        raise ValueError(f"--owner must be your name on Kaggle, of letters, digits, '-' and '_', got {owner!r}")
+        raise UserError(f"--owner must be your name on Kaggle, of letters, digits, '-' and '_', got {owner!r}")
     told = []
     for config in [recipe(name) for name in names]:
         path = out / f"{config.recipe}.safetensors"
@@ -55,7 +56,7 @@ def download(config: RunConfig, path: Path) -> str:
         published = timm.create_model(config.model, pretrained=True, **(config.model_args or {}))
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"no weights for {config.recipe} ({config.model}): {reason}; look at the connection, or fetch the model's "
             "model.safetensors from huggingface.co/timm in a browser and give it by --weights"
         ) from None

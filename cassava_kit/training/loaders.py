@@ -16,9 +16,10 @@ from cassava_kit.data.cache import open_cache
 from cassava_kit.data.dataset import ImageDataset, Load, collate
 from cassava_kit.data.images import load_image, read_image
 from cassava_kit.data.transforms import train_transform
+from cassava_kit.errors import UserError
 from cassava_kit.settings import SEED_PRIME
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.devices import process_place
+from cassava_kit.training.devices import process_rank
 
 
 class Batches(L.LightningDataModule):
@@ -89,11 +90,11 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * SEED_PRIME + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        rank, world = process_place()
+        rank, world = process_rank()
         return iter(order[rank::world][: len(self)])
 
     def __len__(self) -> int:
-        return len(self.dataset) // process_place()[1]
+        return len(self.dataset) // process_rank()[1]
 
 
 class ShareSampler(Sampler[int]):
@@ -103,11 +104,11 @@ class ShareSampler(Sampler[int]):
         self.rows = rows
 
     def __iter__(self) -> Iterator[int]:
-        rank, world = process_place()
+        rank, world = process_rank()
         return (position % len(self.rows) for position in range(rank, len(self) * world, world))
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // process_place()[1])
+        return -(-len(self.rows) // process_rank()[1])
 
 
 def training_set(config: RunConfig, paths: list[Path], labels: pd.Series, load: Load) -> ImageDataset:
@@ -125,7 +126,7 @@ def validation_set(paths: list[Path], labels: pd.Series, load: Load) -> ImageDat
 def fill_cache(config: RunConfig, paths: list[Path], cache: Path) -> None:
     """Decode all images into the cache, with a progress bar, unless they are there."""
     if config.train_pixels is None:
-        raise ValueError(
+        raise UserError(
             "a pixel cache holds all images at one size: say which, e.g. with --set train_pixels=[384,512]; "
             f"recipe {config.recipe} trains on images as they are"
         )

@@ -143,7 +143,7 @@ def _at_least_float(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def without_largest(losses: Tensor, n: int, *, weights: Tensor | None = None) -> Tensor:
+def mean_without_largest(losses: Tensor, n: int, *, weights: Tensor | None = None) -> Tensor:
     """Return the mean of a batch's losses (B,) without its n largest (OUSM, Xu et al. 2019); one is always left.
 
     With weights (B,) the losses that are left count by them; which are the largest is judged without.

@@ -12,20 +12,20 @@ from torch.nn import functional as F
 
 from cassava_kit.data.transforms import normalize
 from cassava_kit.models.network import (
+    args_for_size,
     create_model,
     free_stages,
     freeze_backbone,
     image_statistics,
     keep_frozen,
-    sized_args,
     stage_modules,
 )
 from cassava_kit.settings import SEED_PRIME
 from cassava_kit.training.averaging import make_ema, make_swa
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.devices import Devices, process_place, shard
-from cassava_kit.training.losses import make_loss, without_largest
-from cassava_kit.training.optimizers import make_optimizer, parameter_groups, rate_scales, with_schedule
+from cassava_kit.training.devices import Devices, process_rank, shard
+from cassava_kit.training.losses import make_loss, mean_without_largest
+from cassava_kit.training.optimizers import attach_schedule, lr_scales, make_optimizer, parameter_groups
 
 ImageBatch = tuple[Tensor, Tensor, Tensor]
 
@@ -53,7 +53,7 @@ class Classifier(L.LightningModule):
         self.register_buffer("row_weights", row_weights, persistent=False)
         self.total_steps = config.epochs * steps_per_epoch
         self.warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-        args = sized_args(config.model, config.image_size, config.model_args)
+        args = args_for_size(config.model, config.image_size, config.model_args)
         model = create_model(config.model, self.n_classes, model_args=args, head=config.head)
         # Channels last: convolutions run 1.3 to 1.5 times faster on a CPU, and on tensor cores.
         self.model = model.to(memory_format=torch.channels_last)
@@ -65,8 +65,8 @@ class Classifier(L.LightningModule):
             freeze_backbone(self.model)
         self.ema = make_ema(self.model, config)
         self.swa = make_swa(self.model, config)
-        self.learnt: list[Tensor] = []
-        self.seen: list[Tensor] = []
+        self.train_sums: list[Tensor] = []
+        self.val_rows: list[Tensor] = []
 
     @property
     def inference_model(self) -> nn.Module:
@@ -82,19 +82,19 @@ class Classifier(L.LightningModule):
             shard(self.model, self.device_mesh["data_parallel"], stage_modules(self.model))
             self.sharded = True
 
-    def pictures(self, images: Tensor) -> Tensor:
+    def normalize_images(self, images: Tensor) -> Tensor:
         """Normalised pictures (B, 3, H, W), channels last in memory, of uint8 images."""
         return normalize(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
-    def training_pictures(self, images: Tensor) -> Tensor:
+    def augment_images(self, images: Tensor) -> Tensor:
         """Normalised pictures of a training batch, augmented here where the device does it."""
-        return self.pictures(images if self.augment is None else self.augment(images))
+        return self.normalize_images(images if self.augment is None else self.augment(images))
 
     def on_train_epoch_start(self) -> None:
         """Seed each epoch by its number, so that a resumed run draws what an unbroken one would have drawn."""
-        self.learnt.clear()
+        self.train_sums.clear()
         seed = (self.config.seed * SEED_PRIME + self.current_epoch) % 2**32
-        torch.manual_seed(seed + process_place()[0])
+        torch.manual_seed(seed + process_rank()[0])
         np.random.seed(seed)
         if self.config.unfreeze_every:
             free_stages(self.model, self.current_epoch // self.config.unfreeze_every)
@@ -107,17 +107,17 @@ class Classifier(L.LightningModule):
         mixing = self.mix is not None and self.current_epoch < self.config.epochs - self.config.plain_epochs
         if mixing and len(images) > 1:  # two by two: the odd picture of an only batch waits for another epoch
             images, labels, indices = (part[: len(part) // 2 * 2] for part in batch)
-        images, targets = self.training_pictures(images), labels
+        images, targets = self.augment_images(images), labels
         if mixing and len(images) > 1:
             images, targets = self.mix(images, labels)
         logits = self.model(images)
         weights = None if self.row_weights is None else self.row_weights[indices]
         n_left_out = self.config.ousm if self.current_epoch >= self.config.ousm_after else 0
-        loss = without_largest(self.loss(logits, targets), n_left_out, weights=weights)
+        loss = mean_without_largest(self.loss(logits, targets), n_left_out, weights=weights)
         aimed = targets.argmax(dim=1) if targets.ndim == 2 else targets
         right = (logits.detach().argmax(dim=1) == aimed).sum()
         # Summed here and logged once an epoch: Lightning's log takes longer than a small network's backward pass.
-        self.learnt.append(torch.stack([loss.detach() * len(images), right, loss.new_tensor(len(images))]))
+        self.train_sums.append(torch.stack([loss.detach() * len(images), right, loss.new_tensor(len(images))]))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -139,22 +139,22 @@ class Classifier(L.LightningModule):
         """
         images, targets, indices = batch
         model = self.model if self.swa is not None else self.inference_model
-        logits = model(self.pictures(images)).float()
+        logits = model(self.normalize_images(images)).float()
         losses = F.cross_entropy(logits, targets, reduction="none")
-        self.seen.append(torch.stack([indices, losses, logits.argmax(dim=1), targets], dim=1).double())
+        self.val_rows.append(torch.stack([indices, losses, logits.argmax(dim=1), targets], dim=1).double())
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all rows, each counted once, whichever process saw it; and those of the training epoch.
 
         What follows from an epoch follows here: `Resume` saves before Lightning's own turn, which no restart repeats.
         """
-        if self.learnt:
-            loss, right, n = sum_of_processes(torch.stack(self.learnt).sum(dim=0))
-            self.learnt.clear()
+        if self.train_sums:
+            loss, right, n = sum_over_processes(torch.stack(self.train_sums).sum(dim=0))
+            self.train_sums.clear()
             self.log("train_loss", loss / n)
             self.log("train_accuracy", right / n)
-        rows = every_row_once(torch.cat(self.seen))
-        self.seen.clear()
+        rows = unique_rows(torch.cat(self.val_rows))
+        self.val_rows.clear()
         val_loss = rows[:, 1].mean().float()
         self.log("val_loss", val_loss)
         self.log("val_accuracy", (rows[:, 2] == rows[:, 3]).float().mean())
@@ -167,7 +167,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser over the stages of backbone and head, decayed and not, with its schedule."""
-        config, scales = self.config, rate_scales(self.model, self.config)
+        config, scales = self.config, lr_scales(self.model, self.config)
         optimizer = make_optimizer(
             parameter_groups(self.model, lr=config.lr, weight_decay=config.weight_decay, scales=scales),
             config.optimizer,
@@ -176,19 +176,19 @@ class Classifier(L.LightningModule):
             nesterov=True,
             sharded=self.devices.strategy == "ddp_sharded",
         )
-        return with_schedule(optimizer, config, self.total_steps, self.warmup_steps)
+        return attach_schedule(optimizer, config, self.total_steps, self.warmup_steps)
 
 
-def sum_of_processes(values: Tensor) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """The sum over all processes."""
-    if process_place()[1] > 1:
+    if process_rank()[1] > 1:
         torch.distributed.all_reduce(values)
     return values
 
 
-def every_row_once(rows: Tensor) -> Tensor:
+def unique_rows(rows: Tensor) -> Tensor:
     """The rows (index first) of all processes, ordered by index; one that two processes saw is taken once."""
-    _, world = process_place()
+    _, world = process_rank()
     if world > 1:
         parts = [torch.empty_like(rows) for _ in range(world)]
         torch.distributed.all_gather(parts, rows.contiguous())

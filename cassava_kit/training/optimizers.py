@@ -39,7 +39,7 @@ def parameter_groups(
     ]
 
 
-def rate_scales(model: nn.Module, config: RunConfig) -> dict[str, float]:
+def lr_scales(model: nn.Module, config: RunConfig) -> dict[str, float]:
     """Return each parameter's share of the head's learning rate, by name.
 
     The head learns at `lr`, the backbone at its share of it, times `layer_decay` for each of timm's stages below the
@@ -82,7 +82,7 @@ def make_optimizer(
     return KINDS[name](groups, **arguments)
 
 
-def with_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, total_steps: int, warmup_steps: int) -> Any:
+def attach_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, total_steps: int, warmup_steps: int) -> Any:
     """What Lightning's `configure_optimizers` returns for the configured schedule."""
     schedulers = torch.optim.lr_scheduler
     if config.schedule == "plateau":
@@ -94,11 +94,11 @@ def with_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, total_ste
         steps = max(total_steps + 1, 5)  # a rise of a quarter needs five: with four torch divides by zero
         schedule: Any = schedulers.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.25)
     else:
-        schedule = schedulers.LambdaLR(optimizer, lambda step: rate_factor(step, config, total_steps, warmup_steps))
+        schedule = schedulers.LambdaLR(optimizer, lambda step: lr_factor(step, config, total_steps, warmup_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def rate_factor(step: int, config: RunConfig, total_steps: int, warmup_steps: int) -> float:
+def lr_factor(step: int, config: RunConfig, total_steps: int, warmup_steps: int) -> float:
     """Share of the highest rate at a step: linear warm-up, then constant or half a cosine.
 
     The cosine ends at 0; where weights are averaged, it ends at `swa_lr_scale` when the averaging begins, and stays.

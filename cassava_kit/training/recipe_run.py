@@ -21,7 +21,7 @@ from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import is_main
 from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.loaders import fill_cache
-from cassava_kit.training.recipes import first_weights, run_name
+from cassava_kit.training.recipes import initial_weights, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
 from cassava_kit.training.run_dir import FoldResult, find_reusable, join_runs, run_fingerprint
 
@@ -56,14 +56,14 @@ def train_recipe(
 ) -> RecipeResult:
     """Train a recipe on each of `folds` (default: all) and say what came out, a line a fold.
 
-    The options's progress bar and its voice are made here.
+    The options' progress bar and its voice are made here.
     """
     options = options or TrainOptions()
     console = Console(stderr=True, file=sys.stderr, quiet=not is_main())
     numbers = list(range(split.n_splits)) if folds is None else list(folds)
     data = TrainData(table, split, competition or current())
     check_run(config, data, numbers, options)
-    wanted = first_weights(config)
+    wanted = initial_weights(config)
     if options.weights is None and wanted is not None:
         console.print(f"{config.recipe} starts from random weights, not from {wanted}: give --weights FILE", **PLAIN)
     results = []

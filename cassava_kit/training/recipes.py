@@ -194,7 +194,7 @@ RECIPES: tuple[Callable[[], RunConfig], ...] = (
 )
 
 
-def first_weights(config: RunConfig) -> str | None:
+def initial_weights(config: RunConfig) -> str | None:
     """Whose weights a run should start from, in words; None for the small recipes, which start from random ones."""
     if "ssl" in config.recipe:
         return "a self-supervised backbone (python -m cassava_kit pretrain)"

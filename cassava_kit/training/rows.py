@@ -1,4 +1,4 @@
-"""What a run learns from: the table with its images, the split, and the options's choices; the rows that are left."""
+"""Rows that a run is trained and validated on: `TrainData`, `TrainOptions`, `usable_rows`, `clean_rows`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.table import TrainTable
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import apply_noise_report, read_noise_report
 from cassava_kit.files import sha256_file
 from cassava_kit.training.devices import Devices
@@ -24,7 +25,7 @@ from cassava_kit.training.devices import Devices
 
 @dataclass(frozen=True)
 class TrainData:
-    """What a run learns from: the competition's table with its image folder, and the split."""
+    """A competition's table with its image folder, and its split into folds."""
 
     table: TrainTable
     folds: Folds
@@ -32,25 +33,25 @@ class TrainData:
 
     @cached_property
     def images_hash(self) -> str:
-        """SHA-256 over all the table's images, names and contents; one that cannot be read counts as empty."""
+        """SHA-256 of the names and contents of all images of the table; an unreadable one counts as empty."""
         digest = hashlib.sha256()
         for path in self.paths(self.folds.frame):
             digest.update(f"{path.name} {_content_hash(path)}\n".encode())
         return digest.hexdigest()
 
     def paths(self, rows: pd.DataFrame) -> list[Path]:
-        """Image files of rows."""
+        """Return the image files of rows."""
         return [self.table.image_dir / name for name in rows["image_id"]]
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a run is given beside its configuration.
+    """Options of a run beside its configuration.
 
-    First weights and whether they may leave tensors of the backbone random, a limit of rows, a noise report for the
-    training rows and what to do with it, the devices, loader processes, a folder for decoded pixels, whether to write
-    TensorBoard's log, what to do with a finished run that differs (refuse, replace it, or keep it where only the code
-    differs), and where to print.
+    `weights` are the initial weights; `partial_weights` allows tensors of the backbone that the file lacks. `limit` is
+    the largest number of training rows. `clean` is a noise report for the training rows, `clean_action` what is done
+    with it. `workers` are loader processes, `cache` a folder for decoded pixels. `existing` says what is done with a
+    finished run that differs: refuse, replace, or keep (where only the code differs). `tell` prints a line.
     """
 
     weights: Path | None = None
@@ -66,8 +67,8 @@ class TrainOptions:
     progress: Progress | None = None
     tell: Callable[[str], None] = print
 
-    def given(self) -> dict[str, object]:
-        """What decides the run's outcome, in words: files by name and hash."""
+    def describe(self) -> dict[str, object]:
+        """Return the options that decide the run's outcome; files by name and hash."""
         named = {"weights": self.weights, "clean": self.clean}
         files = {key: None if path is None else f"{path.name} {sha256_file(path)[:12]}" for key, path in named.items()}
         action = self.clean_action if self.clean else None
@@ -81,13 +82,17 @@ class TrainOptions:
 
 
 def usable_rows(data: TrainData, fold: int, limit: int | None) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Training rows (without unreadable images, at most `limit`), validation rows (all), and the unreadable images."""
+    """Return training rows (readable ones, at most `limit`), all validation rows, and the unreadable images.
+
+    Raises:
+        UserError: No training image can be read.
+    """
     training, validation = data.folds.training(fold), data.folds.validation(fold)
     bad = np.array([quick_check(path) is not None for path in data.paths(training)])
     broken = training["image_id"][bad].tolist()
     training = training[~bad].reset_index(drop=True)
     if training.empty:
-        raise ValueError(f"no readable training image in {data.table.image_dir}; check the download")
+        raise UserError(f"no readable training image in {data.table.image_dir}; check the download")
     if limit is not None and limit < len(training):
         training = draw_rows(training, limit)
     return training, validation, broken
@@ -107,7 +112,7 @@ def draw_rows(rows: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
 
 
 def clean_rows(training: pd.DataFrame, options: TrainOptions) -> pd.DataFrame:
-    """Training rows after the noise report: dropped, flipped, weighted, softened; validation rows are never touched."""
+    """Return training rows after the noise report: dropped, flipped, weighted or softened."""
     if options.clean is None:
         return training
     rows = apply_noise_report(training, read_noise_report(options.clean), action=options.clean_action)

@@ -28,7 +28,7 @@ from cassava_kit.files import (
 )
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
-from cassava_kit.models.network import sized_args
+from cassava_kit.models.network import args_for_size
 from cassava_kit.models.weights import load_tensors
 from cassava_kit.training.callbacks import METRICS_FILE, RESUME_FILE
 from cassava_kit.training.config import NAMES, RunConfig
@@ -148,7 +148,7 @@ def checkpoint_info(
     counts = np.bincount(training["label"], training.get("weight"), minlength=data.competition.n_classes)
     return CheckpointInfo(
         model=config.model,
-        model_args=sized_args(config.model, config.image_size, config.model_args),
+        model_args=args_for_size(config.model, config.image_size, config.model_args),
         head=config.head,
         n_classes=data.competition.n_classes,
         input_size=(config.image_size, config.image_size),
@@ -164,10 +164,13 @@ def checkpoint_info(
     )
 
 
-def write_oof(run_dir: Path, info: CheckpointInfo, data: TrainData, fold: int) -> Score:
+def write_fold_oof(
+    run_dir: Path, info: CheckpointInfo, data: TrainData, fold: int, *, labels_seen: tuple[str, ...] = ()
+) -> Score:
     """Predict the fold's own rows with the kept weights, as the submission would, and write `oof.csv`.
 
-    An image that cannot be read gets the training rows' class shares, as in a submission.
+    An image that cannot be read gets the training rows' class shares, as in a submission. `labels_seen` says in the
+    header how labels of these rows came into the training.
     """
     rows = data.folds.validation(fold)
     paths = data.paths(rows)
@@ -175,7 +178,8 @@ def write_oof(run_dir: Path, info: CheckpointInfo, data: TrainData, fold: int) -
     probabilities = np.asarray(members[0], np.float64)
     unread = np.isin(rows["image_id"].to_numpy(), list(failed))
     probabilities[unread] = info.prior
-    write_predictions(run_dir / OOF_FILE, fold_predictions(data.folds, fold, probabilities, info.name))
+    predictions = fold_predictions(data.folds, fold, probabilities, info.name, labels_seen=labels_seen)
+    write_predictions(run_dir / OOF_FILE, predictions)
     return accuracy(rows["label"].to_numpy(), probabilities)
 
 

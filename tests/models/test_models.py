@@ -13,13 +13,13 @@ from timm.layers import resample_abs_pos_embed
 
 from cassava_kit.errors import UserError
 from cassava_kit.models.network import (
+    args_for_size,
     create_model,
     freeze_backbone,
     head_parameters,
     image_statistics,
     keep_frozen,
-    shapes_alone,
-    sized_args,
+    meta_model,
 )
 from cassava_kit.models.weights import load_tensors, load_weights
 
@@ -303,15 +303,15 @@ def test_a_backbone_tensor_that_stays_random_is_an_error_unless_it_is_allowed(tm
     ],
 )
 def test_a_model_made_for_one_size_is_made_for_the_images(name, size, args, expected):
-    assert sized_args(name, size, args) == expected
-    model, image = shapes_alone(name, size, model_args=sized_args(name, size))
+    assert args_for_size(name, size, args) == expected
+    model, image = meta_model(name, size, model_args=args_for_size(name, size))
     assert model(image).shape == (1, 2)
 
 
 @pytest.mark.skipif(not DINOV2.is_file(), reason=f"no real weights {DINOV2}; set CASSAVA_KIT_REAL_DATA")
 def test_dinov2_of_518_pixels_is_whole_at_224():
     name = "vit_small_patch14_dinov2.lvd142m"
-    model = create_model(name, 5, model_args=sized_args(name, 224))
+    model = create_model(name, 5, model_args=args_for_size(name, 224))
     report = load_weights(model, DINOV2)
     assert report.random == () and set(report.missing) == {"head.weight", "head.bias"}
     published = load_tensors(DINOV2)

@@ -4,7 +4,7 @@ import pytest
 
 from cassava_kit.settings import parse_setting, replace
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.recipes import first_weights, recipe, recipe_names
+from cassava_kit.training.recipes import initial_weights, recipe, recipe_names
 
 PUBLISHED = {
     "resnet18": {"optimizer": "adamw", "schedule": "cosine", "lr": 1e-3, "epochs": 108},
@@ -62,9 +62,9 @@ def test_options_that_would_be_ignored_are_refused():
 
 
 def test_recipes_say_whose_weights_they_start_from():
-    assert [name for name in recipe_names() if first_weights(recipe(name)) is None] == ["small_resnet", "small_vit"]
-    assert "pretrain" in first_weights(recipe("small_ssl_resnet"))
-    assert "ImageNet" in first_weights(recipe("timm:convnext_tiny"))
+    assert [name for name in recipe_names() if initial_weights(recipe(name)) is None] == ["small_resnet", "small_vit"]
+    assert "pretrain" in initial_weights(recipe("small_ssl_resnet"))
+    assert "ImageNet" in initial_weights(recipe("timm:convnext_tiny"))
 
 
 def test_configuration_is_frozen():

@@ -13,8 +13,8 @@ from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.models.network import create_model, stage_modules
 from cassava_kit.models.weights import load_tensors
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.devices import Devices, check_devices, shard, whole_state
-from cassava_kit.training.module import every_row_once
+from cassava_kit.training.devices import Devices, check_devices, full_state, shard
+from cassava_kit.training.module import unique_rows
 from cassava_kit.training.optimizers import make_optimizer, parameter_groups
 
 
@@ -68,7 +68,7 @@ def test_ddp_sharded_spreads_the_optimisers_state_and_fsdp_the_weights(process_g
     assert isinstance(optimizer, ZeroRedundancyOptimizer) and isinstance(optimizer.optim, torch.optim.AdamW)
     shard(model, torch.distributed.init_device_mesh("cpu", (1,)), stage_modules(model))
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-    assert not any(isinstance(value, DTensor) for value in whole_state(model).values())
+    assert not any(isinstance(value, DTensor) for value in full_state(model).values())
 
 
 @pytest.mark.parametrize(
@@ -98,4 +98,4 @@ def test_more_gpus_than_there_are_is_an_error(monkeypatch):
 
 def test_a_row_that_two_processes_saw_counts_once():
     rows = torch.tensor([[2.0, 20], [0, 0], [1, 10], [0, 0]])
-    assert every_row_once(rows).tolist() == [[0, 0], [1, 10], [2, 20]]
+    assert unique_rows(rows).tolist() == [[0, 0], [1, 10], [2, 20]]

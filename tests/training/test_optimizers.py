@@ -6,7 +6,7 @@ from torch import nn
 
 from cassava_kit.models.network import create_model, free_stages, head_parameters, stages
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.optimizers import make_optimizer, parameter_groups, rate_factor, rate_scales, with_schedule
+from cassava_kit.training.optimizers import attach_schedule, lr_factor, lr_scales, make_optimizer, parameter_groups
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 
@@ -36,11 +36,11 @@ def test_stages_hold_every_weight_of_the_backbone_once(model, args, n_stages):
 
 def test_each_stage_learns_at_its_share_of_the_one_above():
     model = create_model("vit_tiny_patch16_224", 5, model_args=VIT)
-    scales = rate_scales(model, config(layer_decay=0.5, backbone_lr_scale=0.8))
+    scales = lr_scales(model, config(layer_decay=0.5, backbone_lr_scale=0.8))
     assert scales["head.weight"] == 1
     for depth, name in enumerate(("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.1.attn.qkv.weight")):
         assert scales[name] == pytest.approx(0.8 * 0.5 ** (4 - depth))
-    deep = rate_scales(model, config(layer_decay=0.5))
+    deep = lr_scales(model, config(layer_decay=0.5))
     groups = parameter_groups(model, lr=1.0, weight_decay=0.1, scales=deep)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert {group["lr"] for group in groups} == {1.0, 0.5, 0.25, 0.125, 0.0625}
@@ -81,23 +81,23 @@ def test_optimisers_are_torchs(name):
 
 def test_rates_warm_up_and_fall_on_half_a_cosine():
     settings = config(epochs=10, warmup_epochs=2)
-    assert [rate_factor(step, settings, 100, 20) for step in (0, 9, 19)] == pytest.approx([0.05, 0.5, 1.0])
-    assert rate_factor(60, settings, 100, 20) == pytest.approx(0.5)
-    assert rate_factor(100, settings, 100, 20) == pytest.approx(0, abs=1e-12)
+    assert [lr_factor(step, settings, 100, 20) for step in (0, 9, 19)] == pytest.approx([0.05, 0.5, 1.0])
+    assert lr_factor(60, settings, 100, 20) == pytest.approx(0.5)
+    assert lr_factor(100, settings, 100, 20) == pytest.approx(0, abs=1e-12)
 
 
 def test_rates_stay_where_weights_are_averaged():
     settings = config(epochs=10, swa_epochs=4, swa_lr_scale=0.2)
-    assert rate_factor(0, settings, 100, 0) == pytest.approx(1)
-    assert rate_factor(30, settings, 100, 0) == pytest.approx(0.6)
-    assert [rate_factor(step, settings, 100, 0) for step in (60, 75, 99)] == pytest.approx([0.2] * 3)
+    assert lr_factor(0, settings, 100, 0) == pytest.approx(1)
+    assert lr_factor(30, settings, 100, 0) == pytest.approx(0.6)
+    assert [lr_factor(step, settings, 100, 0) for step in (60, 75, 99)] == pytest.approx([0.2] * 3)
 
 
 def test_plateau_lowers_the_rate_when_the_validation_loss_stands():
     model, _, _ = problem()
     settings = config(schedule="plateau", early_stopping=3)
     optimizer = make_optimizer([{"params": list(model.parameters())}], "adamw", lr=settings.lr)
-    plan = with_schedule(optimizer, settings, 10, 0)["lr_scheduler"]
+    plan = attach_schedule(optimizer, settings, 10, 0)["lr_scheduler"]
     for loss in (1.0, 1.0, 1.0):
         plan["scheduler"].step(loss)
     assert plan["monitor"] == "val_loss" and optimizer.param_groups[0]["lr"] == pytest.approx(3e-4)
@@ -107,7 +107,7 @@ def test_one_cycle_rises_for_a_quarter_and_ends_near_nothing():
     model, _, _ = problem()
     settings = config(schedule="onecycle")
     optimizer = make_optimizer([{"params": list(model.parameters())}], "adamw", lr=settings.lr)
-    schedule = with_schedule(optimizer, settings, 100, 0)["lr_scheduler"]["scheduler"]
+    schedule = attach_schedule(optimizer, settings, 100, 0)["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -122,7 +122,7 @@ def test_one_cycle_of_a_handful_of_steps(total_steps):
     settings = config(schedule="onecycle")
     model, _, _ = problem()
     optimizer = make_optimizer([{"params": list(model.parameters())}], "adamw", lr=settings.lr)
-    schedule = with_schedule(optimizer, settings, total_steps, 0)["lr_scheduler"]["scheduler"]
+    schedule = attach_schedule(optimizer, settings, total_steps, 0)["lr_scheduler"]["scheduler"]
     for _ in range(total_steps):
         optimizer.step()
         schedule.step()

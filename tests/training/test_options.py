@@ -143,14 +143,14 @@ def test_augmentation_on_the_device(data, tmp_path, augmentation, size):
     assert images.shape[1:] == (3, 48, 64)  # not augmented by the loader
     module = make_classifier(config, data, batches, training=data.folds.training(0), options=SILENT)
     torch.manual_seed(1)
-    pictures = module.training_pictures(images)
+    pictures = module.augment_images(images)
     torch.manual_seed(1)
-    assert torch.equal(module.training_pictures(images), pictures)
+    assert torch.equal(module.augment_images(images), pictures)
     assert pictures.shape == (16, 3, size, size)
-    plain = module.training_pictures(images)
+    plain = module.augment_images(images)
     assert torch.equal(plain, pictures) == (augmentation == "none")
     # Colours stay where they were, on the whole.
-    assert (pictures.mean(dim=(0, 2, 3)) - module.pictures(images).mean(dim=(0, 2, 3))).abs().max() < 0.35
+    assert (pictures.mean(dim=(0, 2, 3)) - module.normalize_images(images).mean(dim=(0, 2, 3))).abs().max() < 0.35
 
 
 def noise_report(data: TrainData, path, dropped: list[str]) -> None:
@@ -218,9 +218,9 @@ def test_largest_losses_are_left_out_after_the_first_epochs(data, tmp_path, monk
     import cassava_kit.training.module as module
 
     left_out = []
-    plain = module.without_largest
+    plain = module.mean_without_largest
     monkeypatch.setattr(
-        module, "without_largest", lambda losses, n, **more: (left_out.append(n), plain(losses, n, **more))[1]
+        module, "mean_without_largest", lambda losses, n, **more: (left_out.append(n), plain(losses, n, **more))[1]
     )
     fit_fold(replace(TINY, ousm=3, ousm_after=2), data, 0, tmp_path, options=SILENT)
     assert left_out == [0] * (2 * len(left_out) // 3) + [3] * (len(left_out) // 3)

@@ -25,10 +25,10 @@ def edited(name: str, pattern: str, replacement: str):
     [
         ("smooth_targets", r"smoothing / n_classes", "smoothing / (n_classes - 1)"),
         ("HEAD_STD", r"HEAD_STD = 0\.01", "HEAD_STD = 0.02"),
-        ("rate_factor", r"math\.pi \* done", "math.pi * done * done"),
+        ("lr_factor", r"math\.pi \* done", "math.pi * done * done"),
         ("make_ema", r"use_warmup=True", "use_warmup=False"),
-        ("without_largest", r"largest=False", "largest=True"),
-        ("apply_report", r'action == "flip"', 'action == "drop"'),
+        ("mean_without_largest", r"largest=False", "largest=True"),
+        ("apply_noise_report", r'action == "flip"', 'action == "drop"'),
         ("item_seed", r"(def item_seed\(.*\n(?:.*\n)*?    return )", r"\g<1>1 + "),
         ("EpochSampler", r"manual_seed\(self\.seed", "manual_seed(1 + self.seed"),
         ("make_trainer", r"gradient_clip_val=config\.clip_norm", "gradient_clip_val=None"),
@@ -65,10 +65,10 @@ def test_words_reports_and_inference_do_not(name, pattern, replacement):
 
 def test_a_definition_that_has_moved_is_found_by_its_import():
     """The hash is of the definitions, wherever they are."""
-    source = read_module(PLACES["rate_factor"])
-    start = source.index("def rate_factor")
-    here = source[:start].replace("import math\n", "from cassava_kit.training.rates import rate_factor\n")
-    moved = {PLACES["rate_factor"]: here, "training.rates": source[start:]}
+    source = read_module(PLACES["lr_factor"])
+    start = source.index("def lr_factor")
+    here = source[:start].replace("import math\n", "from cassava_kit.training.rates import lr_factor\n")
+    moved = {PLACES["lr_factor"]: here, "training.rates": source[start:]}
     assert learning_code_hash(lambda wanted: moved.get(wanted) or read_module(wanted)) == learning_code_hash()
 
 

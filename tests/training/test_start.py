@@ -9,7 +9,7 @@ from cassava_kit.data.folds import split_folds
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import create_model
 from cassava_kit.settings import replace
-from cassava_kit.training.checks import check_run, check_start
+from cassava_kit.training.checks import check_run, check_weights
 from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.recipe_run import train_recipe
 from cassava_kit.training.rows import TrainData, TrainOptions
@@ -39,7 +39,7 @@ def weights(data, tmp_path):
 
 def test_weights_that_learnt_the_labels_of_a_fold_are_refused_before_any_fold_is_trained(data, weights, tmp_path):
     file, row = weights(), data.folds.validation(1)["image_id"].iloc[0]
-    check_start(TINY, data, [0], file)
+    check_weights(TINY, data, [0], file)
     with pytest.raises(ValueError, match=rf"must not have seen the labels of fold 1 \(first row: {row}\)"):
         train_recipe(TINY, data.table, data.folds, tmp_path / "runs", options=TrainOptions(weights=file))
     with pytest.raises(ValueError, match=r"all folds but 0; give .*, --fold 0 alone"):
@@ -59,29 +59,29 @@ def test_weights_that_learnt_the_labels_of_a_fold_are_refused_before_any_fold_is
 )
 def test_weights_that_may_know_the_labels_are_refused(data, weights, said, reason):
     with pytest.raises(ValueError, match=reason):
-        check_start(TINY, data, [0], weights(**said))
+        check_weights(TINY, data, [0], weights(**said))
 
 
 @pytest.mark.parametrize(
     "said", [{"n_classes": 0, "fold": None, "fold_hash": None}, {"competition": "plant-pathology-2020", "fold": None}]
 )
 def test_weights_that_cannot_know_the_labels_are_taken(data, weights, said):
-    check_start(TINY, data, [0, 1], weights(**said))
+    check_weights(TINY, data, [0, 1], weights(**said))
 
 
 def test_weights_of_this_table_under_other_folds_are_refused(data, weights, tiny_table):
     other = TrainData(tiny_table, split_folds(tiny_table.frame, n_splits=2, seed=9))
     with pytest.raises(ValueError, match="another split"):
-        check_start(TINY, other, [0], weights())
+        check_weights(TINY, other, [0], weights())
 
 
 def test_weights_without_a_header_are_taken_and_those_of_another_model_refused(data, tmp_path):
     file = tmp_path / "w.safetensors"
     save_file(create_model(TINY.model, 5, model_args=TINY.model_args).state_dict(), file)
-    check_start(TINY, data, [0, 1], file)
+    check_weights(TINY, data, [0, 1], file)
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="matches nothing of the model"):
-        check_start(TINY, data, [0], tmp_path / "w.pth")
+        check_weights(TINY, data, [0], tmp_path / "w.pth")
 
 
 def test_a_loss_that_cannot_be_is_refused_before_images_are_read(data, tmp_path, monkeypatch):

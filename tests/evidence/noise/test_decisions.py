@@ -17,7 +17,7 @@ from cassava_kit.evidence.noise.decisions import (
     write_noise_report,
 )
 from cassava_kit.evidence.noise.detect import LabelErrors
-from cassava_kit.training.losses import without_largest
+from cassava_kit.training.losses import mean_without_largest
 
 N = 200
 LABELS = np.repeat([0, 1, 2], [20, 60, 120])
@@ -244,14 +244,14 @@ def test_counts_and_noise_matrix_say_what_the_report_says():
 
 def test_the_largest_losses_are_left_out_and_have_no_gradient():
     losses = torch.tensor([1.0, 5.0, 2.0, 9.0], requires_grad=True)
-    mean = without_largest(losses, 2)
+    mean = mean_without_largest(losses, 2)
     mean.backward()
     assert mean.item() == 1.5 and losses.grad.tolist() == [0.5, 0, 0.5, 0]
-    assert without_largest(losses, 0).item() == pytest.approx(4.25)
-    assert without_largest(losses, 9).item() == 1.0, "of a short batch one loss is left"
+    assert mean_without_largest(losses, 0).item() == pytest.approx(4.25)
+    assert mean_without_largest(losses, 9).item() == 1.0, "of a short batch one loss is left"
 
 
 def test_losses_left_count_by_their_weights_and_the_largest_are_judged_without():
     losses, weights = torch.tensor([1.0, 5.0, 2.0, 9.0]), torch.tensor([1.0, 0.0, 0.5, 0.001])
-    assert without_largest(losses, 1, weights=weights).item() == pytest.approx((1.0 + 0.0 + 1.0) / 3)
-    assert without_largest(losses, 0, weights=torch.ones(4)).item() == pytest.approx(4.25)
+    assert mean_without_largest(losses, 1, weights=weights).item() == pytest.approx((1.0 + 0.0 + 1.0) / 3)
+    assert mean_without_largest(losses, 0, weights=torch.ones(4)).item() == pytest.approx(4.25)
