@@ -18,20 +18,21 @@ class DeviceAugment(nn.Module):
 
     def __init__(self, name: str, size: tuple[int, int]) -> None:
         super().__init__()
-        transforms = {
-            "none": [K.Resize(size, antialias=True)],
-            "light": light_layers(size),
-            "strong": [*light_layers(size), *strong_layers(size)],
-        }
-        if name not in transforms:
-            raise UserError(f"augmentation must be one of {', '.join(transforms)}, got {name!r}")
+        layers = {"none": [], "light": light_layers(size), "strong": [*light_layers(size), *strong_layers(size)]}
+        if name not in layers:
+            raise UserError(f"augmentation must be one of {', '.join(layers)}, got {name!r}")
         self.size = size
-        self.transforms = K.AugmentationSequential(*transforms[name], data_keys=["input"])
+        self.transforms = K.AugmentationSequential(*layers[name], data_keys=["input"]) if layers[name] else None
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Augment a batch."""
-        return self.transforms(images.float() / 255).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+        pixels = images.float() / 255
+        if self.transforms is None:  # as `images.resize`; kornia's own blurs more
+            pixels = nn.functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+        else:
+            pixels = self.transforms(pixels)
+        return pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def light_layers(size: tuple[int, int]) -> list[nn.Module]:

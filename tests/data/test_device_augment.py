@@ -1,8 +1,11 @@
 """Augmentation on the device means what it means in the loader."""
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 
-from cassava_kit.data.device_augment import light_layers
+from cassava_kit.data.device_augment import DeviceAugment, light_layers
 
 
 def test_light_takes_each_symmetry_as_often_as_the_loader():
@@ -17,3 +20,29 @@ def test_light_takes_each_symmetry_as_often_as_the_loader():
     assert (down ^ across).all() and 0.42 < down.float().mean() < 0.58
     backward = out[:, 0, 0, 0] > 0.5
     assert 0.42 < backward.float().mean() < 0.58
+
+
+@pytest.mark.parametrize("name", ["none", "light"])
+def test_a_flat_picture_keeps_its_value(name):
+    """Crops, symmetries and resizing move pixels: each of the 256 values stays, which truncation would lower."""
+    torch.manual_seed(0)
+    values = torch.arange(256, dtype=torch.uint8)
+    out = DeviceAugment(name, (16, 16))(values[:, None, None, None].expand(256, 3, 24, 20))
+    assert out.shape == (256, 3, 16, 16) and out.dtype == torch.uint8
+    assert torch.equal(out, values[:, None, None, None].expand(256, 3, 16, 16))
+
+
+def test_none_gives_the_evaluation_pixels():
+    """Reference: PIL's bilinear resize, within two levels."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    theirs = np.asarray(Image.fromarray(image).resize((16, 12), Image.BILINEAR))
+    ours = DeviceAugment("none", (12, 16))(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    assert np.abs(ours.numpy().astype(int) - theirs).max() <= 2
+
+
+def test_strong_changes_colours_and_light_does_not():
+    torch.manual_seed(0)
+    flat = torch.full((32, 3, 24, 24), 100, dtype=torch.uint8)
+    assert (DeviceAugment("strong", (16, 16))(flat) != 100).any(dim=3).any(dim=2).any(dim=1).float().mean() > 0.5
+    with pytest.raises(ValueError, match="augmentation must be one of none, light, strong, got 'heavy'"):
+        DeviceAugment("heavy", (16, 16))

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cassava_kit.competition import Competition
@@ -41,6 +42,14 @@ def test_other_columns_order_and_line_ends_do_not_matter(write):
     plain = read_table(write("image_id,label\na.jpg,3\nb.jpg,1\n"))
     other = read_table(write(b'\xef\xbb\xbfimage_id,source,label\r\na.jpg,"x, y", 3\r\n\r\nb.jpg,,1\r\n\r\n'))
     assert plain.equals(other)
+
+
+def test_line_ends_alone_end_a_row(write):
+    """Reference: pandas, which ends no row at a form feed or U+2028 either."""
+    path = write("image_id,label\na\u2028b.jpg,3\nc\x0cd.jpg,1\ne\x1cf.jpg,2\r\n")
+    frame = read_table(path)
+    assert frame["image_id"].tolist() == ["a\u2028b.jpg", "c\x0cd.jpg", "e\x1cf.jpg"]
+    assert frame.equals(pd.read_csv(path).astype({"image_id": frame["image_id"].dtype}))
 
 
 @pytest.mark.parametrize(

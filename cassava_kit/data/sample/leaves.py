@@ -19,7 +19,6 @@ from cassava_kit.data.sample.scenery import (
     Rng,
     background,
     cast_shadow,
-    soften,
     mix,
     noise,
     occlude,
@@ -30,6 +29,7 @@ from cassava_kit.data.sample.scenery import (
     rgb,
     shrink,
     soft_step,
+    soften,
     stencil,
 )
 
