@@ -1,4 +1,4 @@
-"""Charts as inline SVG that follows the page's light or dark colours, and as a PNG of the same figure beside it."""
+"""Charts as inline SVG in the page's light or dark colours, and as PNG; entry points are `bars` and its siblings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SETTINGS: Any = {  # matplotlib types its names one by one
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure under the name its PNG carries, and a sentence for those who cannot see it."""
+    """A figure as SVG and PNG; `name` is part of the PNG's file name, `alt` describes the figure in a sentence."""
 
     name: str
     alt: str
@@ -54,7 +54,7 @@ class Chart:
     png: bytes
 
 
-def styled(draw: Callable[Drawing, Chart]) -> Callable[Drawing, Chart]:
+def apply_style(draw: Callable[Drawing, Chart]) -> Callable[Drawing, Chart]:
     """Draw with `SETTINGS`, and leave matplotlib's own settings as they were."""
 
     @wraps(draw)
@@ -68,21 +68,21 @@ def styled(draw: Callable[Drawing, Chart]) -> Callable[Drawing, Chart]:
 
 
 def chart(name: str, alt: str, figure: Figure) -> Chart:
-    """The figure drawn both ways: the same bytes for the same figure and the same matplotlib."""
+    """Return the figure as SVG and PNG; the same figure and matplotlib give the same bytes."""
     svg = io.StringIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Chart(name, alt, inline_svg(svg.getvalue(), name, alt), png_bytes(figure))
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """The figure as PNG, dark on white."""
+    """Return the figure as PNG, dark on white."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white")
     return png.getvalue()
 
 
 def inline_svg(svg: str, name: str, alt: str) -> str:
-    """The SVG element alone, its ids its own on a page of many, its ink the page's."""
+    """Return the SVG element alone, with ids unique to the page and the page's text colour."""
     from html import escape
 
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name)
@@ -109,7 +109,7 @@ def write_pngs(page: Path, charts: Sequence[Chart]) -> list[Path]:
 def axes(
     width: float, height: float, *, columns: int = 1, rows: int = 1, heights: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` x `height` inches and its axes, row by row; no global state of matplotlib is touched."""
+    """Return a figure of `width` x `height` inches and its axes, row by row, without matplotlib's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -117,9 +117,9 @@ def axes(
     return figure, list(made.ravel())
 
 
-@styled
+@apply_style
 def bars(name: str, alt: str, labels: Sequence[str], values: Sequence[int]) -> Chart:
-    """Horizontal bars with their counts and shares of the total."""
+    """Draw horizontal bars with their counts and shares of the total."""
     figure, (ax,) = axes(7, 0.6 + 0.42 * len(labels))
     at = np.arange(len(labels))
     ax.barh(at, values, color=COLORS[0], height=0.7)
@@ -133,9 +133,9 @@ def bars(name: str, alt: str, labels: Sequence[str], values: Sequence[int]) -> C
     return chart(name, alt, figure)
 
 
-@styled
+@apply_style
 def boxes(name: str, alt: str, labels: Sequence[str], values: Mapping[str, Sequence[np.ndarray]]) -> Chart:
-    """For each quantity one row of box plots, a box a class: quartiles, whiskers to the 5th and 95th percentile."""
+    """Draw a row of box plots for each quantity, a box a class: quartiles, whiskers to the 5th and 95th percentile."""
     n = len(values)
     columns = min(n, 2)
     rows = -(-n // columns)
@@ -159,9 +159,9 @@ def boxes(name: str, alt: str, labels: Sequence[str], values: Mapping[str, Seque
     return chart(name, alt, figure)
 
 
-@styled
+@apply_style
 def picture_grid(name: str, alt: str, labels: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> Chart:
-    """A row of pictures (H, W, 3) uint8 for each label; as PNG alone, a page shows the pictures themselves."""
+    """Draw a row of pictures (H, W, 3) uint8 for each label, as PNG alone."""
     columns = max(1, *(len(row) for row in pictures))
     figure, spots = axes(1.5 * columns, 1.35 * len(labels), rows=len(labels))
     for spot, label, row in zip(spots, labels, pictures, strict=True):
@@ -174,16 +174,16 @@ def picture_grid(name: str, alt: str, labels: Sequence[str], pictures: Sequence[
 
 
 def four_to_three(picture: np.ndarray) -> np.ndarray:
-    """The middle of a picture (H, W, 3), cut to 4:3."""
+    """Return the middle of a picture (H, W, 3), cut to 4:3."""
     height, width = picture.shape[:2]
     high, wide = min(height, max(1, width * 3 // 4)), min(width, max(1, height * 4 // 3))
     top, left = (height - high) // 2, (width - wide) // 2
     return picture[top : top + high, left : left + wide]
 
 
-@styled
+@apply_style
 def curves(name: str, alt: str, metrics: Mapping[int, Mapping[str, Sequence[float]]]) -> Chart:
-    """Loss and accuracy by epoch, a colour a fold; validation is a full line, training a broken one."""
+    """Draw loss and accuracy by epoch, a colour a fold; validation is a solid line, training a dashed one."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
@@ -211,9 +211,9 @@ def curves(name: str, alt: str, metrics: Mapping[int, Mapping[str, Sequence[floa
     return chart(name, alt, figure)
 
 
-@styled
+@apply_style
 def confusion_matrix(name: str, alt: str, labels: Sequence[str], counts: np.ndarray) -> Chart:
-    """Counts (K, K) of true by predicted class, each row coloured and noted by its shares."""
+    """Draw counts (K, K) of true by predicted class, coloured by their share of the row."""
     figure, (ax,) = axes(1.8 + 0.95 * len(labels), 1.1 + 0.75 * len(labels))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="face", linewidth=0.7)
@@ -231,9 +231,9 @@ def confusion_matrix(name: str, alt: str, labels: Sequence[str], counts: np.ndar
     return chart(name, alt, figure)
 
 
-@styled
+@apply_style
 def intervals(name: str, alt: str, labels: Sequence[str], values: np.ndarray, *, zero: float | None = None) -> Chart:
-    """Points with intervals, values (N, 3) of value, low and high; `zero` draws a broken line to compare with."""
+    """Draw points with intervals, values (N, 3) of value, low and high; `zero` is the dashed line of reference."""
     figure, (ax,) = axes(7, 0.8 + 0.36 * len(labels))
     at = np.arange(len(labels))
     value, low, high = values.T
@@ -250,9 +250,9 @@ def intervals(name: str, alt: str, labels: Sequence[str], values: np.ndarray, *,
     return chart(name, alt, figure)
 
 
-@styled
+@apply_style
 def reliability(name: str, alt: str, confidence: np.ndarray, right: np.ndarray, *, bins: int) -> Chart:
-    """Accuracy against confidence (N,) by equal bins, over the number of images in each bin."""
+    """Draw accuracy against confidence (N,) in equal bins, over the number of images in each bin."""
     figure, (ax, below) = axes(4.6, 4.6, rows=2, heights=(3, 1))
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(bin_of, minlength=bins)

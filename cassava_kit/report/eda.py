@@ -1,4 +1,4 @@
-"""What the training photographs are: the figures of a competition folder that people look at before they train.
+"""Describe the training images of a competition folder: classes, sizes, statistics, copies; entry point `explore`.
 
 Broken files are found, named and counted; none stops the look.
 """
@@ -35,7 +35,7 @@ QUANTITIES = {
 
 
 class Look(NamedTuple):
-    """One image's statistics, or the reason why it has none."""
+    """Statistics of one image, or the reason why it could not be read."""
 
     reason: str = ""
     width: int = 0
@@ -57,13 +57,13 @@ class Group:
 
     @property
     def conflicting(self) -> bool:
-        """Whether two of the images are labelled differently."""
+        """Return whether two of the images have different labels."""
         return len({label for label in self.labels if label is not None}) > 1
 
 
 @dataclass(frozen=True)
 class Eda:
-    """The account of a folder.
+    """Everything that the page shows of a folder.
 
     `frame` has every row of the table whose image can be read, with `width`, `height` and the columns of `QUANTITIES`;
     `counts` (K,) are of all rows. `mean` and `std` (3,) are over all pixels, 0..1, RGB.
@@ -124,7 +124,7 @@ def explore(
 
 
 def look(path: Path) -> Look:
-    """One image's size and statistics, from a decode at an eighth to the whole of its size."""
+    """Return one image's size and statistics, from a decode at an eighth of its size or more."""
     try:
         content = read_bytes(path)
         image = decode_small(content, SIDE)
@@ -142,7 +142,7 @@ def look(path: Path) -> Look:
 
 
 def stored_size(content: bytes) -> tuple[int, int]:
-    """(width, height) as the file stores the picture, before any EXIF rotation, from its header."""
+    """Return (width, height) in pixels from the file's header, before any EXIF rotation."""
     import warnings
 
     from PIL import Image
@@ -157,14 +157,14 @@ def stored_size(content: bytes) -> tuple[int, int]:
 
 
 def pixel_statistics(looks: Sequence[Look]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of R, G and B over the images' pixels, each image weighing the same, 0..1."""
+    """Return mean and standard deviation of R, G and B (0..1), each image with the same weight."""
     mean = np.array([one.values[4:7] for one in looks]).mean(axis=0)
     square = np.array([one.squares for one in looks]).mean(axis=0)
     return mean / 255, np.sqrt(np.maximum(square - mean**2, 0)) / 255
 
 
 def _statistics(table: pd.DataFrame, looks: dict[str, Look]) -> pd.DataFrame:
-    """The rows whose image can be read, with their statistics."""
+    """Return the rows whose image can be read, with their statistics."""
     kept = table[[name in looks and not looks[name].reason for name in table["image_id"]]].reset_index(drop=True)
     mine = [looks[name] for name in kept["image_id"]]
     columns = dict(zip(QUANTITIES, np.array([one.values for one in mine]).reshape(-1, len(QUANTITIES)).T, strict=True))
@@ -181,7 +181,7 @@ def _is_file(path: Path) -> bool:
 def copy_groups(
     names: Sequence[str], label_of: dict[str, int], prints: Fingerprints, *, progress: bool = False
 ) -> tuple[Group, ...]:
-    """Groups of two images and more, those with conflicting labels first, then exact copies, then the larger."""
+    """Return groups of two or more images: conflicting labels first, then exact copies, then by size."""
     group_of = group_duplicates(prints, progress=progress)
     members: dict[int, list[int]] = {}
     for n, group in enumerate(group_of.tolist()):
@@ -199,7 +199,7 @@ def copy_groups(
 
 
 def between_classes(values: np.ndarray, labels: np.ndarray) -> float:
-    """Share of a quantity's variance that lies between the classes (eta squared), 0..1."""
+    """Return the share of a quantity's variance that lies between the classes (eta squared), 0..1."""
     total = float(((values - values.mean()) ** 2).sum())
     if total == 0:
         return 0.0
@@ -209,5 +209,5 @@ def between_classes(values: np.ndarray, labels: np.ndarray) -> float:
 
 
 def sizes(frame: pd.DataFrame) -> pd.Series:
-    """Images of each size, `width x height`, the most frequent first."""
+    """Return the number of images of each size, `width x height`, the most frequent first."""
     return (frame["width"].astype(str) + " × " + frame["height"].astype(str)).value_counts()

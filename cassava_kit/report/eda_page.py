@@ -1,4 +1,4 @@
-"""The page of the verb `eda`: the figures of `report.eda` as tables, charts and pictures."""
+"""The page of the verb `eda`: tables, charts and pictures of a competition folder; entry point `write_eda`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_eda(
     cache: Path | None = None,
     progress: bool = True,
 ) -> str:
-    """Look at a competition folder and write the page and its PNGs; returns what to tell the user."""
+    """Write the page of a competition folder and its PNGs; return a line for the user."""
     check_out(out)
     eda = explore(data, competition=competition, cache=cache, progress=progress)
     samples = sample_names(eda)
@@ -53,21 +53,21 @@ def write_eda(
 
 
 def sample_names(eda: Eda, *, columns: int = GRID, seed: int = 0) -> list[list[str]]:
-    """Names of `columns` random readable images of each class; the same for the same table."""
+    """Return the names of `columns` random readable images of each class; the same for the same table."""
     rng = np.random.default_rng(seed)
     by_class = [eda.frame["image_id"][eda.frame["label"] == k].sort_values() for k in range(eda.competition.n_classes)]
     return [rng.permutation(names.to_numpy().astype(object))[:columns].tolist() for names in by_class]
 
 
 def shown_groups(groups: Sequence[Group]) -> list[Group]:
-    """The groups whose pictures the page shows: those with conflicting labels before all others, a bounded number."""
+    """Return the groups whose pictures the page shows: at most a fixed number, conflicting labels first."""
     conflicting = [group for group in groups if group.conflicting]
     others = [group for group in groups if not group.conflicting]
     return [*conflicting[:SHOWN_CONFLICTS], *others[:SHOWN_GROUPS]]
 
 
 def statistics_table(eda: Eda) -> list[list[str]]:
-    """A row a quantity: its median (5th to 95th percentile) in each class, and the share between the classes."""
+    """Return a row a quantity: median (5th to 95th percentile) in each class, share of variance between classes."""
     labels = eda.frame["label"].to_numpy()
     rows = []
     for quantity in QUANTITIES:
@@ -86,7 +86,7 @@ def _spread(values: np.ndarray) -> str:
 
 
 def eda_charts(eda: Eda, samples: Sequence[Sequence[str]], pictures: dict[str, str]) -> list[Chart]:
-    """Class counts, statistics by class, and the sample grid (as PNG alone)."""
+    """Draw class counts, statistics by class, and the sample grid (as PNG alone)."""
     names = short_names(eda.competition.classes)
     labels = eda.frame["label"].to_numpy()
     shown = ("brightness", "contrast", "saturation", "green")

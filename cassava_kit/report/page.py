@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a template: text escaped, pictures and charts embedded, nothing fetched."""
+"""Self-contained HTML pages from templates, pictures and charts embedded; entry point `write_page`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cassava_kit.report.charts import Chart, write_pngs
 
 
 def write_page(out: Path, template: str, charts: Sequence[Chart], values: dict[str, Any]) -> str:
-    """Render a template of this package with its charts by name, write page and PNGs; returns what to tell the user."""
+    """Render a template with its charts by name, write page and PNGs, and return a line for the user."""
     shown = {one.name: one for one in charts}
     html = environment().get_template(template).render(charts=shown, stem=out.stem, **values)
     pngs = write_pngs(out, charts)
@@ -23,7 +23,7 @@ def write_page(out: Path, template: str, charts: Sequence[Chart], values: dict[s
 
 
 def check_out(out: Path) -> Path:
-    """Refuse, before slow work, a name that no browser would open as a page."""
+    """Refuse a name that no browser would open as a page."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"the page must be an .html file, got {out}")
     if out.is_dir():
@@ -32,7 +32,7 @@ def check_out(out: Path) -> Path:
 
 
 def environment() -> Any:
-    """Jinja over this package's templates: every value is escaped, a name that is not there is an error."""
+    """Return the Jinja environment of the templates: values are escaped, an unknown name is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
@@ -47,12 +47,12 @@ def environment() -> Any:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """`61.5 %` for .615, never parted at a line's end."""
+    """Return `61.5 %` for .615, with a space that does not break."""
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def number(count: int, thing: str = "") -> str:
-    """`1 image`, `21,397 images`."""
+    """Return a count and its noun: `1 image`, `21,397 images`."""
     return f"{count:,} {thing}{'s' if thing and count != 1 else ''}".strip()
 
 
@@ -64,5 +64,5 @@ def short_names(classes: Sequence[str]) -> list[str]:
 
 
 def slug(text: str) -> str:
-    """A name that is safe in a file's name."""
+    """Return the text with every character replaced that is unsafe in a file name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "run"

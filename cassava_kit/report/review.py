@@ -1,4 +1,4 @@
-"""The label review: suspicious photographs on one self-contained page, decisions out as CSV for `clean --decisions`."""
+"""The page on which a person decides about suspicious labels, as CSV for `clean --decisions`; `review_files`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ N_NEAR = 4
 
 @dataclass(frozen=True)
 class Extras:
-    """What the page shows beside labels and quality; each may be missing.
+    """What the page can show beside labels and quality.
 
     `evidence` members' out-of-fold probabilities (their votes); `near` image id -> its nearest images' ids; `groups`
     image id -> group of near-duplicates.
@@ -45,7 +45,7 @@ class Extras:
 
 @dataclass(frozen=True)
 class ReviewFiles:
-    """Files behind a page: members' out-of-fold files with their fold file, an embedding or a checkpoint for one."""
+    """Files that a page is made from: out-of-fold files and their fold file, an embedding or a checkpoint."""
 
     oof: tuple[Path, ...] = ()
     folds: Path | None = None
@@ -53,7 +53,7 @@ class ReviewFiles:
     backbone: Path | None = None
 
     def or_those_of(self, clean: Path) -> ReviewFiles:
-        """These files; where none are given, those that the report's own header names, if they are still there."""
+        """Return these files; in place of missing ones, those that the report's header names and that exist."""
         header = header_path(clean)
         named = read_json(header).get("files", {}) if header.is_file() else {}
         found = {
@@ -68,7 +68,7 @@ class ReviewFiles:
         return ReviewFiles(oof, folds, embedding, self.backbone)
 
     def evidence(self) -> Evidence | None:
-        """Members' predictions, joined and checked against the split; None without members."""
+        """Return the members' predictions, joined and checked against the split; None without members."""
         if not self.oof:
             return None
         if self.folds is None:
@@ -77,10 +77,10 @@ class ReviewFiles:
 
 
 def review_rows(report: pd.DataFrame, extras: Extras | None = None, *, limit: int = LIMIT) -> list[dict[str, Any]]:
-    """What the page shows of each row: near-duplicates whose labels differ, then suspicious rows, worst first."""
+    """Return what the page shows of each row: near-duplicates with other labels, then suspicious rows, worst first."""
     extras = extras or Extras()
     label_of = dict(zip(report["image_id"], report["label"].tolist(), strict=True))
-    conflicts = conflicting(label_of, extras.groups or {})
+    conflicts = find_conflicts(label_of, extras.groups or {})
     suspicious = (report["suggested_label"] != report["label"]) | ~report["keep"]
     in_conflict = report["image_id"].isin(conflicts)
     chosen = report.assign(first=~in_conflict)[suspicious | in_conflict].sort_values("first", kind="stable")
@@ -101,8 +101,8 @@ def review_rows(report: pd.DataFrame, extras: Extras | None = None, *, limit: in
     ]
 
 
-def conflicting(label_of: dict[str, int], groups: dict[str, int]) -> dict[str, list[str]]:
-    """For each image whose near-duplicates carry another label: those duplicates."""
+def find_conflicts(label_of: dict[str, int], groups: dict[str, int]) -> dict[str, list[str]]:
+    """Return the near-duplicates with another label, by image id."""
     members: dict[int, list[str]] = {}
     for name, group in groups.items():
         if name in label_of:
@@ -116,7 +116,7 @@ def conflicting(label_of: dict[str, int], groups: dict[str, int]) -> dict[str, l
 
 
 def member_votes(evidence: Evidence | None) -> dict[str, list[dict[str, Any]]]:
-    """Each member's most probable class, its probability and the given label's, by image id."""
+    """Return each member's most probable class, its probability and the given label's, by image id."""
     if evidence is None:
         return {}
     n = np.arange(len(evidence.labels))
@@ -136,13 +136,13 @@ def member_votes(evidence: Evidence | None) -> dict[str, list[dict[str, Any]]]:
 
 
 def nearest_ids(image_ids: np.ndarray, embedding: np.ndarray, shown: Sequence[str]) -> dict[str, list[str]]:
-    """Ids of the nearest images in an embedding (N, D), for the shown images."""
+    """Return the ids of the nearest images in an embedding (N, D), for the shown images."""
     rows = pd.Series(np.arange(len(image_ids)), index=image_ids)[list(shown)].to_numpy()
     return dict(zip(shown, image_ids[nearest(embedding, reach=N_NEAR, of=rows)].tolist(), strict=True))
 
 
-def thumbnails(rows: Sequence[dict[str, Any]], image_dir: Path, *, progress: bool = True) -> dict[str, str]:
-    """Thumbnails of all images the rows name: photographs larger, those only beside them smaller."""
+def review_thumbnails(rows: Sequence[dict[str, Any]], image_dir: Path, *, progress: bool = True) -> dict[str, str]:
+    """Return a thumbnail of every image that the rows name; neighbours get smaller ones."""
     beside = {other["id"]: NEIGHBOUR for row in rows for other in (*row["near"], *row["conflicts"])}
     sides = beside | {row["id"]: PHOTO for row in rows}
     made = in_threads(
@@ -152,7 +152,7 @@ def thumbnails(rows: Sequence[dict[str, Any]], image_dir: Path, *, progress: boo
 
 
 def review_page(rows: Sequence[dict[str, Any]], thumbs: dict[str, str], *, classes: Sequence[str], key: str) -> str:
-    """The page's HTML; `key` names the report, so that the browser keeps its decisions apart from another's."""
+    """Return the page's HTML; the browser keeps decisions under `key`, which names the report."""
     data = {"key": key, "classes": list(classes), "rows": list(rows), "thumbnails": thumbs}
     # Within a script element only "<" could end it, whatever a file is called.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -161,7 +161,7 @@ def review_page(rows: Sequence[dict[str, Any]], thumbs: dict[str, str], *, class
 
 
 def image_folder(data: Path, report: pd.DataFrame, clean: Path, competition: Competition) -> Path:
-    """The folder of the report's photographs; FileNotFoundError where it is not there or has none of them."""
+    """Return the folder of the report's photographs; FileNotFoundError where it is missing or has none of them."""
     folder = Path(data) / competition.train_images
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; --data must be the competition folder")
@@ -179,7 +179,7 @@ def write_review(
     limit: int = LIMIT,
     competition: Competition | None = None,
 ) -> str:
-    """Write the review page of a noise report over a competition folder's images; returns what to tell the user."""
+    """Write the review page of a noise report over a competition folder's images; return a line for the user."""
     competition = competition or current()
     report = read_noise_report(clean)
     image_dir = image_folder(data, report, clean, competition)
@@ -190,7 +190,7 @@ def write_review(
     labels = {row["label"] for row in rows} | {row["suggested"] for row in rows}
     names = list(classes) + [f"class {k}" for k in range(len(classes), max(labels) + 1)]
     key = sha256_bytes(Path(clean).read_bytes())[:16]
-    page = review_page(rows, thumbnails(rows, image_dir), classes=names, key=key)
+    page = review_page(rows, review_thumbnails(rows, image_dir), classes=names, key=key)
     write_text(out, page)
     return f"{out}: {len(rows):,} photographs to look at, {len(page) / 1e6:.1f} MB; open it in a browser"
 
@@ -204,7 +204,7 @@ def review_files(
     limit: int = LIMIT,
     competition: Competition | None = None,
 ) -> str:
-    """The verb `review`: the page with members' votes, near-duplicates and neighbours.
+    """Write the page with members' votes, near-duplicates and neighbours: the verb `review`.
 
     Without an embedding or a backbone the neighbours are the images most alike in their coarse layout.
     """
@@ -237,7 +237,7 @@ def review_files(
 
 
 def layout(thumbnails: np.ndarray) -> np.ndarray:
-    """Vectors (N, 63) of gray thumbnails: their lowest frequencies without the mean, each image's of length 1."""
+    """Return vectors (N, 63) of length 1 of gray thumbnails: their lowest frequencies without the mean."""
     from cassava_kit.data.duplicates import low_frequencies
 
     low = low_frequencies(thumbnails).reshape(len(thumbnails), -1)[:, 1:]

@@ -1,4 +1,4 @@
-"""Run folders as `train` leaves them: configurations, metrics, findings and out-of-fold files, by fold."""
+"""Read run folders: configurations, metrics, findings and out-of-fold files by fold; entry point `find_runs`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOLD_FOLDER = re.compile(r"fold(\d+)")
 
 @dataclass(frozen=True)
 class Run:
-    """What lies in one run folder, by fold: configuration, metrics, `run.json`, out-of-fold rows.
+    """The content of a run folder by fold: configuration, metrics, `run.json`, out-of-fold rows.
 
     `whole` is the joined prediction file, used where the folder has no folds of its own (another team's member).
     """
@@ -36,12 +36,12 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time that its finished folds took."""
+        """Return the seconds that its finished folds took."""
         return float(sum(done.get("seconds", 0) for done in self.done.values()))
 
 
 def find_runs(given: Sequence[Path]) -> list[Run]:
-    """Read the run folders; a folder of run folders stands for all of them, a `.csv` for another model's member."""
+    """Read run folders, folders of run folders, and `.csv` files of out-of-fold predictions of other models."""
     folders = [folder for path in given for folder in _expand(Path(path))]
     folders = list(dict.fromkeys(folders))
     names = distinct_names([_named(folder) for folder in folders])
@@ -75,7 +75,7 @@ def _fold_folders(folder: Path) -> dict[int, Path]:
 
 
 def _named(path: Path) -> Path:
-    """The path that names a run: its folder, or its file without the ending."""
+    """Return the path that names a run: its folder, or its file without the ending."""
     if path.is_file():
         return path.parent if path.stem == "oof" else path.with_suffix("")
     return path
@@ -112,7 +112,7 @@ def _has_content(path: Path) -> bool:
 
 
 def _read_metrics(path: Path) -> pd.DataFrame:
-    """A row an epoch; `note` is text, empty where the doctor found nothing."""
+    """Read a row an epoch; `note` is the finding of the run's doctor, empty where there was nothing to report."""
     frame = read_csv(path)
     if not {"epoch", "train_loss", "val_loss"} <= set(frame.columns):
         raise UserError(f"{path} must have the columns epoch,train_loss,val_loss, got {','.join(frame.columns)}")
@@ -120,13 +120,13 @@ def _read_metrics(path: Path) -> pd.DataFrame:
 
 
 def _given(done: dict[str, Any]) -> dict[str, Any]:
-    """What a finished run was given beside its configuration: weights, limits, a noise report, devices."""
+    """Return what a finished run was given beside its configuration: weights, limits, a noise report, devices."""
     given = done.get("given", {})
     return given if isinstance(given, dict) else {}
 
 
 def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Settings in which runs differ: name, and each run's value (several where its folds differ, none as a dash).
+    """Return the settings in which runs differ: name, and each run's value (several where its folds differ).
 
     What one run alone has to set is no difference: a baseline of another kind has settings of its own.
     """
@@ -144,7 +144,7 @@ def _plain(value: Any) -> str:
 
 
 def findings(run: Run) -> list[tuple[int, int, str]]:
-    """What the doctor of the run found: fold, epoch (from 1), text."""
+    """Return the findings of the run's doctor: fold, epoch (from 1), text."""
     return [
         (k, int(row["epoch"]) + 1, str(row["note"]))
         for k, metrics in run.metrics.items()

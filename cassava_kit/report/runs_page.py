@@ -1,4 +1,4 @@
-"""The page of the verb `report`: runs side by side, what is proved between them, and each run by itself."""
+"""The page of the verb `report`: runs compared, what is proved, and each run alone; entry point `write_report`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INTERVAL_Z = 1.96
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page says: the runs and, where labels are known, their scores; `baseline` is on all their rows."""
+    """Runs and, where labels are known, their scores; `baseline` answers the majority class on all their rows."""
 
     runs: list[Run]
     folds: Folds | None
@@ -63,7 +63,7 @@ def write_report(
     data: Path | None = None,
     competition: Competition | None = None,
 ) -> str:
-    """Read and check runs, score them, and write the page and its PNGs; returns what to tell the user."""
+    """Read, check and score runs, write the page and its PNGs, and return a line for the user."""
     competition = competition or current()
     check_out(out)
     image_dir = None if data is None else data / competition.train_images
@@ -78,7 +78,7 @@ def write_report(
 def gather_report(
     runs: Sequence[Path], *, folds: Path | None = None, data: Path | None = None, competition: Competition | None = None
 ) -> Report:
-    """The runs' scores on the rows they held out, the majority's on the same rows, and every pair compared.
+    """Score runs on the rows they held out, and the majority class on the same rows; compare every pair.
 
     Without fold file and competition folder no label is known: the page then has what the runs say of themselves.
     """
@@ -114,7 +114,7 @@ def _task(runs: Sequence[Run], split: Folds | None) -> Task | None:
 
 
 def _check_labels(split: Folds, table: pd.DataFrame | None) -> None:
-    """The fold file and the competition folder must agree on the labels of the images they share."""
+    """Refuse a competition folder whose labels differ from the fold file's, or that shares no image with it."""
     if table is None:
         return
     both = split.frame.merge(table, on="image_id", suffixes=("", "_table"))
@@ -125,7 +125,7 @@ def _check_labels(split: Folds, table: pd.DataFrame | None) -> None:
 
 
 def unique_slugs(names: Sequence[str]) -> list[str]:
-    """A name for each run that is safe in file names and anchors, no two alike."""
+    """Return a distinct name for each run that is safe in file names and anchors."""
     keys: list[str] = []
     for name in names:
         key, n = slug(name), 2
@@ -136,7 +136,7 @@ def unique_slugs(names: Sequence[str]) -> list[str]:
 
 
 def report_charts(report: Report, keys: Sequence[str]) -> list[Chart]:
-    """The comparison of all runs, then each run's curves, confusion, recall and calibration."""
+    """Draw the scores of all runs, then each run's curves, confusion, recall and calibration."""
     made = [_scores_chart(report)] if report.scored else []
     by_name = {one.name: one for one in report.scored}
     for run, key in zip(report.runs, keys, strict=True):
@@ -173,13 +173,13 @@ def _score_charts(one: ScoredRun, key: str, names: Sequence[str]) -> list[Chart]
 
 
 def _class_names(report: Report, one: ScoredRun) -> list[str]:
-    """Short names of the classes; numbers where the member predicts more than the competition has."""
+    """Return short class names; numbers for classes that the competition does not have."""
     names = short_names(report.task.classes)
     return [names[k] if k < len(names) else f"class {k}" for k in range(one.probabilities.shape[1])]
 
 
 def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> dict[str, Any]:
-    """What the template shows."""
+    """Return the values that the template shows."""
     by_name = {one.name: one for one in report.scored}
     mistakes = {one.name: mistakes_of(report, one) for one in report.scored}
     wanted = [name for rows in mistakes.values() for name in rows["image_id"]]
@@ -195,7 +195,7 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
         "settings": differing_settings([run for run in report.runs if run.configs]),
         "configured": [run.name for run in report.runs if run.configs],
         "findings": {run.name: findings(run) for run in report.runs},
-        "one_class": {one.name: one_class(one) for one in report.scored},
+        "one_class": {one.name: find_collapsed_class(one) for one in report.scored},
         "never": {one.name: never_predicted(report, one) for one in report.scored},
         "last_rows": {run.name: _last_rows(run) for run in report.runs},
         "recall_rows": {one.name: _recall_rows(report, one) for one in report.scored},
@@ -207,7 +207,7 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
 
 
 def mistakes_of(report: Report, one: ScoredRun) -> pd.DataFrame:
-    """The run's worst mistakes."""
+    """Return the run's worst mistakes."""
     assert report.folds is not None
     return worst_mistakes(one, report.folds, MISTAKES)
 
@@ -235,7 +235,7 @@ def never_predicted(report: Report, one: ScoredRun) -> str:
 
 
 def _against(report: Report, best: str, other: str) -> str:
-    """Whether the pair's difference is proved, in words."""
+    """Return in words whether the pair's difference is proved."""
     for pair in report.pairs:
         if set(pair.names) == {best, other}:
             shown = pair if pair.names[1] == best else pair.reverse()
@@ -244,20 +244,20 @@ def _against(report: Report, best: str, other: str) -> str:
     return f"with no row in common with {other}"
 
 
-def one_class(one: ScoredRun) -> tuple[int, float] | None:
-    """The class that nearly all predictions sit on, and its share; None for a run that tells classes apart."""
+def find_collapsed_class(one: ScoredRun) -> tuple[int, float] | None:
+    """Return the class of nearly all predictions and its share; None for a run without one."""
     counts = one.confusion.sum(axis=0)
     share = float(counts.max() / counts.sum())
     return (int(counts.argmax()), share) if share >= ONE_CLASS_SHARE else None
 
 
 def _figure(one: ScoredRun) -> str:
-    """A run's score and its standard error, without the metric's name."""
+    """Return a run's score and its standard error, without the metric's name."""
     return f"{one.score.value:.4f} ± {one.score.standard_error:.4f}"
 
 
 def score_rows(report: Report) -> list[dict[str, str]]:
-    """A row a run, the majority last, by heading: its score, what else is told of it, rows, folds and time."""
+    """Return a row a run by heading, the majority class last: score, other figures, rows, folds and time."""
     seconds = {run.name: run.seconds for run in report.runs}
     rows = []
     for one in [*report.scored, *([report.baseline] if report.baseline else [])]:
@@ -275,7 +275,7 @@ def score_rows(report: Report) -> list[dict[str, str]]:
 
 
 def stored_rows(report: Report) -> list[list[str]]:
-    """What finished folds say of themselves in `run.json`: run, fold, accuracy, standard error, rows."""
+    """Return the figures in the finished folds' `run.json`: run, fold, accuracy ± standard error, rows."""
     return [
         [run.name, str(k), f"{done['oof_accuracy']:.4f} ± {done['oof_standard_error']:.4f}", f"{done['oof_rows']:,}"]
         for run in report.runs
@@ -299,7 +299,7 @@ def _pair_row(pair: Comparison) -> list[str]:
 
 
 def _last_rows(run: Run) -> list[list[str]]:
-    """A row a fold: epochs so far, and the last one's figures."""
+    """Return a row a fold: number of epochs, and the figures of the last one."""
     columns = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")
     return [
         [f"fold {k}", str(len(m)), *(f"{m[column].iloc[-1]:.4f}" if column in m else "–" for column in columns)]
@@ -308,7 +308,7 @@ def _last_rows(run: Run) -> list[list[str]]:
 
 
 def _recall_rows(report: Report, one: ScoredRun) -> list[list[str]]:
-    """A row a class: recall with its interval, precision, rows, and predictions."""
+    """Return a row a class: recall with its interval, precision, rows, predictions."""
     confusion, rows = one.confusion, []
     for k, (name, (recall, low, high)) in enumerate(zip(_class_names(report, one), recalls(one), strict=True)):
         given, predicted = int(confusion[k].sum()), int(confusion[:, k].sum())

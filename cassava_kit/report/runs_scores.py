@@ -1,4 +1,4 @@
-"""Runs on the rows they held out: checked against the split, scored, and every pair of them compared."""
+"""Check runs against the split, score them on the rows they held out, and compare every pair: `score_run`."""
 
 from __future__ import annotations
 
@@ -40,40 +40,40 @@ class ScoredRun:
 
     @property
     def predicted(self) -> np.ndarray:
-        """The most probable class of each row; ties go to the lower class."""
+        """Return the most probable class of each row; ties go to the lower class."""
         return self.probabilities.argmax(axis=1)
 
     @cached_property
     def score(self) -> Score:
-        """The metric's value with its standard error."""
+        """Return the metric's value with its standard error."""
         return score(self.labels, self.probabilities, self.metric)
 
     @property
     def ece(self) -> float:
-        """Expected calibration error."""
+        """Return the expected calibration error."""
         return ece(self.labels, self.probabilities)
 
     @property
     def logloss(self) -> float:
-        """Mean negative log-probability of the given label."""
+        """Return the mean negative log-probability of the given label."""
         return logloss(self.labels, self.probabilities)
 
     @property
     def confusion(self) -> np.ndarray:
-        """Counts (K, K) of given label by predicted class."""
+        """Return the counts (K, K) of given label by predicted class."""
         k = self.probabilities.shape[1]
         return np.bincount(self.labels * k + self.predicted, minlength=k * k).reshape(k, k)
 
     @property
     def calibration(self) -> Calibration | None:
-        """What temperatures would mend, each fold by the others'; None where there is one fold alone."""
+        """Return the calibration of each fold by the other folds' temperatures; None for a single fold."""
         if len(np.unique(self.fold)) < 2:
             return None
         return calibrate(self.labels, self.probabilities, self.fold)
 
 
 def read_split(runs: Sequence[Run], folds: Path | None, table: pd.DataFrame | None) -> Folds | None:
-    """The split on which runs are scored: the fold file, else the table's labels by the folds of a complete run.
+    """Return the split on which runs are scored: the fold file, or the table's labels with a complete run's folds.
 
     None where there are neither; a split made again from a run is checked by its hash like any other.
     """
@@ -93,7 +93,7 @@ def read_split(runs: Sequence[Run], folds: Path | None, table: pd.DataFrame | No
 
 
 def score_run(run: Run, folds: Folds, metric: Metric) -> ScoredRun | None:
-    """The run on the rows it held out, its contract checked; None where no fold is finished."""
+    """Return the run on the rows it held out, checked against the split; None where no fold is finished."""
     if run.whole is not None:
         frame = check_oof(run.whole, folds, run.name)
     elif run.parts:
@@ -117,7 +117,7 @@ def score_run(run: Run, folds: Folds, metric: Metric) -> ScoredRun | None:
 
 
 def _check_part(run: Run, k: int, part: Predictions, folds: Folds) -> None:
-    """One fold's rows must be that fold's rows of this split, predicted by a checkpoint that never saw them."""
+    """Refuse a fold whose rows are not that fold's rows of the split, or whose checkpoint was trained on them."""
     name = f"{run.name} fold {k}"
     folds.check_fold(k)
     made_on = part.header.fold_hash if part.header is not None else None
@@ -137,7 +137,7 @@ def _check_part(run: Run, k: int, part: Predictions, folds: Folds) -> None:
 
 
 def majority_of(folds: Folds, rows: np.ndarray, n_classes: int, metric: Metric) -> ScoredRun:
-    """The class shares of the split's labels for every row: the baseline of every comparison."""
+    """Return the baseline of every comparison: the class shares of the split's labels for every row."""
     labels = folds.frame["label"].to_numpy()
     known = labels[folds.frame["fold"].to_numpy() != TEST]
     shares = np.tile(np.bincount(known, minlength=n_classes) / len(known), (len(rows), 1))
@@ -160,7 +160,7 @@ def compare_pairs(scored: Sequence[ScoredRun]) -> list[Comparison]:
 
 
 def recalls(scored: ScoredRun) -> np.ndarray:
-    """Each class's recall with its 95 % interval (Wilson 1927), (K, 3); a class without rows has none (nan)."""
+    """Return each class's recall with its 95 % interval (Wilson 1927), (K, 3); nan for a class without rows."""
     from scipy.stats import binomtest
 
     rows = []
@@ -174,7 +174,7 @@ def recalls(scored: ScoredRun) -> np.ndarray:
 
 
 def worst_mistakes(scored: ScoredRun, folds: Folds, n: int) -> pd.DataFrame:
-    """The `n` rows whose given label got the least probability: `image_id,label,predicted,p_label,p_predicted`."""
+    """Return the `n` rows with the least probable labels: `image_id,label,predicted,p_label,p_predicted`."""
     at = np.arange(len(scored.labels))
     frame = pd.DataFrame(
         {

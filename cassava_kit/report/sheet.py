@@ -1,4 +1,4 @@
-"""A contact sheet: some pictures of every class, a row each, as one image."""
+"""A contact sheet: random pictures of every class, a row a class, as one image; entry point `contact_sheet`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GAP = 4
 def contact_sheet(
     data: Path, out: Path, *, columns: int = 8, seed: int = 0, competition: Competition | None = None
 ) -> str:
-    """Write a sheet of `columns` random pictures of each given label, a row a class; returns what to tell the user.
+    """Write a sheet of `columns` random pictures of each given label, a row a class; return a line for the user.
 
     `out` is a .png or .jpg. Pictures that cannot be read are passed over; a class with fewer leaves gray tiles.
     """

@@ -1,4 +1,4 @@
-"""cassava_kit.report.thumbnails."""
+"""Small pictures as base64 WebP for the pages; entry points `thumbnails` and `thumbnail`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ THUMBNAIL = 160
 
 
 def thumbnails(image_dir: Path, names: Sequence[str], *, progress: bool = True) -> dict[str, str]:
-    """Small pictures of the images by name, in base64; empty for one that cannot be read."""
+    """Return small pictures of the images by name, in base64; an empty text for one that cannot be read."""
     distinct = list(dict.fromkeys(names))
     made = in_threads(lambda n: thumbnail(image_dir / n, THUMBNAIL), distinct, title="Thumbnails", progress=progress)
     return dict(zip(distinct, made, strict=True))
 
 
 def decode_thumbnail(picture: str) -> np.ndarray:
-    """The pixels of a thumbnail (H, W, 3)."""
+    """Return the pixels (H, W, 3) of a thumbnail."""
     from cassava_kit.data.images import decode
 
     return decode(base64.b64decode(picture))
@@ -33,7 +33,7 @@ PHOTO, NEIGHBOUR, QUALITY = 240, 72, 50
 
 
 def thumbnail(path: Path, side: int) -> str:
-    """A WebP picture whose longer side is `side` pixels, as base64; empty where the file is not a whole image."""
+    """Return a WebP picture with a longer side of `side` pixels, in base64; empty where the file is no whole image."""
     import cv2
 
     try:

@@ -14,7 +14,7 @@ from cassava_kit.data.folds import split_folds, write_folds
 from cassava_kit.evidence.noise.decisions import Caps, read_decisions, read_noise_report, write_noise_report
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
-from cassava_kit.report.review import Extras, ReviewFiles, conflicting, review_files, review_rows, write_review
+from cassava_kit.report.review import Extras, ReviewFiles, find_conflicts, review_files, review_rows, write_review
 from cassava_kit.report.thumbnails import NEIGHBOUR, PHOTO, thumbnail
 
 CLASSES = 5
@@ -75,7 +75,7 @@ def test_near_duplicates_with_two_labels_come_first_even_unsuspected():
     rows = review_rows(report(), Extras(groups=groups))
     assert [row["id"] for row in rows[:2]] == ["020.jpg", "021.jpg"], "022 and 027 agree: both are class 2"
     assert rows[0]["conflicts"] == [{"id": "021.jpg", "label": 1}]
-    assert conflicting({"a": 1, "b": 1}, {"a": 0, "b": 0, "stranger": 0}) == {}
+    assert find_conflicts({"a": 1, "b": 1}, {"a": 0, "b": 0, "stranger": 0}) == {}
 
 
 def test_votes_are_members_own():
