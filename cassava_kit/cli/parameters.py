@@ -156,12 +156,7 @@ def rehearsal_parameters(kernel: Kernel, values: Mapping[str, Any]) -> dict[str,
         return cut | {"SET": [*found.SET, *_differing(config, changes)]}
     if isinstance(found, PretrainParameters):
         method = _pretraining(found)
-        changes = {
-            **{"epochs": 1, "warmup_epochs": 0, "accumulate": 1, "num_workers": 0, "precision": "32-true"},
-            "batch_size": min(method.batch_size, max(REHEARSED_BATCH, 2 * (method.bn_groups or 1))),
-            **({"queue_from_epoch": 0} if method.queue_from_epoch else {}),
-        }
-        return {"SET": [*found.SET, *_differing(method, changes)]}
+        return {"SET": [*found.SET, *_differing(method, method.one_small_epoch(REHEARSED_BATCH))]}
     return {}
 
 

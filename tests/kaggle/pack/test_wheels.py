@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -141,6 +142,42 @@ def test_the_kits_wheel_is_reproducible_and_holds_code_alone(root: Path, tmp_pat
     carried = {f"cassava_kit/project/{path}" for path in (*notebooks, *PROJECT_FILES)}
     assert len(pages) >= 4 and len(notebooks) >= 4 and found == code | pages | carried
     assert b"PLANTED" not in one.read_bytes()
+
+
+def _python(code: str, path: Path, cwd: Path) -> str:
+    """What a Python prints that finds the kit in `path` alone, beside this environment's libraries."""
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_page_templates_and_notebook_sources_are_found_in_the_packed_wheel(root: Path, tmp_path: Path) -> None:
+    """A notebook imports from the wheel's file itself where pip fails."""
+    wheel = build_kit_wheel(root, tmp_path / "a")
+    code = (
+        "import cassava_kit\nfrom cassava_kit.report.page import environment\n"
+        "print(cassava_kit.__file__, *environment().list_templates())"
+    )
+    place, *templates = _python(code, wheel, tmp_path).split()
+    assert place.startswith(str(wheel)) and {"eda.html", "report.html"} <= set(templates)
+
+
+def test_an_installed_kit_packs_the_wheel_that_it_was_installed_from(root: Path, tmp_path: Path) -> None:
+    wheel = build_kit_wheel(root, tmp_path / "a")
+    command = [sys.executable, "-m", "pip", "install", "--isolated", "--no-index", "--no-deps", "--quiet"]
+    subprocess.run([*command, "--target", tmp_path / "site", wheel], check=True, capture_output=True)
+    code = (
+        "from pathlib import Path\nfrom cassava_kit.kaggle.pack import config, kernels, wheels\n"
+        "root = config.project_root()\n"
+        "made = wheels.build_kit_wheel(root, Path('out'))\n"
+        "text = kernels.render(kernels.SUBMISSION_KERNEL, root)['ensemble-submission.ipynb']\n"
+        "print(root, made, len(text), ','.join(config.library_ranges(root)))"
+    )
+    place, made, length, ranges = _python(code, tmp_path / "site", tmp_path).split()
+    assert place == str(tmp_path / "site" / "cassava_kit" / "project")
+    assert (tmp_path / made).read_bytes() == wheel.read_bytes()
+    assert int(length) > 10_000 and {"torch", "timm"} <= set(ranges.split(","))
 
 
 def test_a_change_of_one_source_changes_the_kits_wheel(root: Path, tmp_path: Path) -> None:
