@@ -10,10 +10,11 @@ import typer
 from cassava_kit.cli.app import named_file
 from cassava_kit.cli.options import Data, FoldFile, SettingChanges, Weights
 from cassava_kit.errors import UserError
+from cassava_kit.training.ssl.methods import SSL_METHODS
 
 
 def pretrain_command(
-    method: Annotated[str, typer.Argument(help="byol, swav, simclr or moco as in its paper, or a recipe of one.")],
+    method: Annotated[str, typer.Argument(help=f"{', '.join(SSL_METHODS)} as in its paper, or a recipe of one.")],
     data: Annotated[
         Path | None, typer.Option(help="Competition folder; all its training images are used, labels unseen.")
     ] = None,
@@ -43,6 +44,7 @@ def ssl_report_command(
     shares: Annotated[str, typer.Option(help="Shares of the labels, with commas.")] = "0.01,0.1,1",
     finetune: Annotated[bool, typer.Option(help="Finetune as well, not only probe frozen features.")] = True,
     settings: SettingChanges = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace finetuned runs that differ.")] = False,
 ) -> None:
     """Say whether pretraining helped: probes and finetuning from each start, same folds, labels and budget."""
     from cassava_kit.training.recipes import recipe
@@ -55,12 +57,12 @@ def ssl_report_command(
     config = recipe(name).with_settings(settings or [])
     from cassava_kit.data.folds import read_folds
     from cassava_kit.data.table import read_competition
-    from cassava_kit.training.rows import TrainData
+    from cassava_kit.training.rows import TrainData, TrainOptions
     from cassava_kit.training.ssl.report import ssl_report
 
-    report = ssl_report(
-        config, TrainData(read_competition(data), read_folds(folds)), starts, out, shares=parts, finetune=finetune
-    )
+    split = TrainData(read_competition(data), read_folds(folds))
+    options = TrainOptions(existing="replace" if replace else "refuse")
+    report = ssl_report(config, split, starts, out, shares=parts, finetune=finetune, options=options)
     print(report.verdict)
     print(out / "ssl_report.md")
 

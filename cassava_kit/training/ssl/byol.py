@@ -15,14 +15,14 @@ from cassava_kit.training.ssl.module import SSLModule
 from cassava_kit.training.ssl.parts import momentum_copy, with_norm
 from cassava_kit.training.ssl.view import ViewConfig
 
-SOFT: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+_SOFT: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 
 
 class BYOLConfig(MomentumConfig):
     """BYOL's settings; the defaults are Grill et al. 2020's: table 6 for the two views, 10 epochs of warm-up."""
 
     paper: ClassVar[dict[str, Any]] = {
-        "views": (ViewConfig(blur_prob=1.0, **SOFT), ViewConfig(blur_prob=0.1, solarize_prob=0.2, **SOFT)),
+        "views": (ViewConfig(blur_prob=1.0, **_SOFT), ViewConfig(blur_prob=0.1, solarize_prob=0.2, **_SOFT)),
         "optimizer": "lars",
         "base_lr": 0.2,
         "weight_decay": 1.5e-6,

@@ -127,6 +127,11 @@ class PretrainConfig(Settings):
         area = self.views[0].size ** 2
         return sum(view.count * view.size**2 / area for view in self.views), 0.0
 
+    def one_small_epoch(self, batch_size: int) -> dict[str, Any]:
+        """Return the changes that make this a run of one epoch in batches of about this size, e.g. for a rehearsal."""
+        changes = {"epochs": 1, "warmup_epochs": 0, "accumulate": 1, "num_workers": 0, "precision": "32-true"}
+        return {**changes, "batch_size": min(self.batch_size, batch_size)}
+
     @property
     def step_images(self) -> int:
         """Number of images behind one optimizer step."""

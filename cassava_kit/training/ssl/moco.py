@@ -17,14 +17,14 @@ from cassava_kit.training.ssl.module import SSLModule
 from cassava_kit.training.ssl.parts import Queue, has_batch_norm, momentum_copy, with_norm
 from cassava_kit.training.ssl.view import ViewConfig
 
-SOFT: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+_SOFT: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 
 
 class MoCoConfig(MomentumConfig):
     """MoCo v2's settings; the defaults are Chen et al. 2020's, queue and momentum those of He et al. 2019."""
 
     paper: ClassVar[dict[str, Any]] = {
-        "views": (ViewConfig(count=2, scale=(0.2, 1.0), **SOFT),),
+        "views": (ViewConfig(count=2, scale=(0.2, 1.0), **_SOFT),),
         "optimizer": "sgd",
         "base_lr": 0.03,
         "weight_decay": 1e-4,
@@ -57,6 +57,10 @@ class MoCoConfig(MomentumConfig):
         if self.batch_size // self.bn_groups < 2:
             raise ValueError(f"bn_groups={self.bn_groups} leaves fewer than two images a group; use fewer")
         return self
+
+    def one_small_epoch(self, batch_size: int) -> dict[str, Any]:
+        """Leave two images to each group of BatchNorm statistics."""
+        return super().one_small_epoch(max(batch_size, 2 * self.bn_groups))
 
     def passes(self) -> tuple[float, float]:
         """Return (1, 1), or (2, 2) where both views are queries and keys."""

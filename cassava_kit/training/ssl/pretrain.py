@@ -18,7 +18,7 @@ from cassava_kit.training.ssl.run_folder import (
     STORE,
     claim_folder,
     describe_run,
-    mark_failed,
+    write_failure,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def pretrain(
     try:
         module = run_epochs(config, images, out_dir, init=init, labels=known)
     except (DivergedError, CollapseError) as error:
-        mark_failed(out_dir, str(error), diverged=isinstance(error, DivergedError))
+        write_failure(out_dir, str(error), diverged=isinstance(error, DivergedError))
         raise
     if module is not None:
         export_backbone(module, out_dir / BACKBONE, n_images=len(images), init=init)

@@ -135,7 +135,7 @@ def start_features(config: RunConfig, data: TrainData, weights: Path | None, cac
     """Return features (N, D) of all rows, in the split's order, by the recipe's backbone from this start."""
     import torch
 
-    from cassava_kit.models.network import create_model, image_statistics, args_for_size
+    from cassava_kit.models.network import args_for_size, create_model, image_statistics
     from cassava_kit.models.weights import load_weights
 
     torch.manual_seed(config.seed)

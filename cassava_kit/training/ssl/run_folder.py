@@ -60,7 +60,7 @@ def claim_folder(out_dir: Path, description: dict[str, Any]) -> bool:
     return True
 
 
-def mark_failed(out_dir: Path, reason: str, *, diverged: bool) -> None:
+def write_failure(out_dir: Path, reason: str, *, diverged: bool) -> None:
     """Write failed.json: a run that diverged does not go on, one that collapsed may."""
     write_json(out_dir / FAILED, {"reason": reason, "diverged": diverged})
 

@@ -59,6 +59,10 @@ class SwAVConfig(PretrainConfig):
             raise ValueError("queue_from_epoch needs a queue_size; set it to 0")
         return self
 
+    def one_small_epoch(self, batch_size: int) -> dict[str, Any]:
+        """Use the queue, if there is one, in the only epoch."""
+        return {**super().one_small_epoch(batch_size), "queue_from_epoch": 0}
+
     def accumulation_warning(self) -> str:
         """Assignments are balanced within one batch."""
         return (

@@ -9,13 +9,15 @@ from scipy.stats import binomtest
 
 from cassava_kit.data.folds import split_folds, split_holdout
 from cassava_kit.data.table import TrainTable
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 from cassava_kit.models.network import create_model
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.rows import TrainData
+from cassava_kit.training.rows import TrainData, TrainOptions
 from cassava_kit.training.ssl.probe import linear_probs
 from cassava_kit.training.ssl.report import (
     compare_starts,
+    finetune_oof,
     format_markdown,
     labelled_rows,
     probe_oof,
@@ -171,6 +173,22 @@ def test_a_holdout_split_is_reported_on_its_validation_part(data):
     probs, n = probe_oof(np.eye(3)[folds.frame["label"]], held, 1.0, linear_probs)
     assert n == 30 and len(probs) == len(folds.scored) == 15
     assert (probs.argmax(axis=1) == folds.scored["label"]).all()
+
+
+def test_finetuned_runs_of_other_weights_are_replaced_only_if_asked(data, tmp_path):
+    from safetensors.torch import save_file
+
+    weights, out = tmp_path / "w.safetensors", tmp_path / "out"
+    for seed, existing in ((0, "refuse"), (1, "refuse"), (1, "replace")):
+        torch.manual_seed(seed)
+        save_file(create_model(CONFIG.model, 0, model_args=CONFIG.model_args).state_dict(), weights)
+        options = TrainOptions(existing=existing, tell=lambda _: None)
+        if (seed, existing) == (1, "refuse"):
+            with pytest.raises(UserError, match="--replace"):
+                finetune_oof(CONFIG, data, 1.0, out, weights=weights, options=options)
+            continue
+        probs, n = finetune_oof(CONFIG, data, 1.0, out, weights=weights, options=options)
+        assert n == 40 and np.allclose(probs.sum(axis=1), 1, atol=1e-3)
 
 
 @pytest.mark.slow
