@@ -11,11 +11,13 @@ centred crops to 90 % in 94, the other changes always; no two different photogra
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,8 +57,8 @@ def find_duplicates(
     """Return the group of each image, (N,) int64: near-duplicates share one, in order of appearance from 0.
 
     `images` are files, or a folder, whose images are taken by name (`list_images`). The groups fit
-    `make_folds(groups=)`. `cache` names a file that keeps the fingerprints for the next call, by file name, size and
-    time of change. An image that cannot be decoded is a group of its own.
+    `make_folds(groups=)`. `cache` names a file that keeps the fingerprints for the next call, by path, size and
+    times of change. An image that cannot be decoded is a group of its own.
 
     Raises:
         FileNotFoundError: A file or the folder is missing.
@@ -257,14 +259,17 @@ def _local_deviation(image: np.ndarray) -> np.ndarray:
 
 
 def fingerprint(paths: Sequence[Path], *, cache: Path | None = None, progress: bool = True) -> Fingerprints:
-    """Return the fingerprints of N images in order; those of unchanged files are taken from `cache`."""
+    """Return the fingerprints of N images in order; those of unchanged files are taken from `cache`.
+
+    A file counts as unchanged where its path, size, mtime and ctime are.
+    """
     known = _read_cache(cache) if cache else {}
-    keys = [_file_key(path) for path in paths]
-    missing = [n for n, key in enumerate(keys) if key not in known]
+    keys, marks = [_path_key(path) for path in paths], [_marks(path) for path in paths]
+    missing = {key: n for n, key in enumerate(keys) if key not in known or known[key].marks != marks[n]}
     try:
-        prints = in_threads(_fingerprint, [paths[n] for n in missing], title="Fingerprints", progress=progress)
-        for n, one in zip(missing, prints, strict=True):
-            known[keys[n]] = one
+        prints = in_threads(_fingerprint, [paths[n] for n in missing.values()], title="Fingerprints", progress=progress)
+        for (key, n), (thumbnail, digest) in zip(missing.items(), prints, strict=True):
+            known[key] = CachedPrint(marks[n], thumbnail, digest)
     finally:
         if cache and missing:
             try:
@@ -274,7 +279,7 @@ def fingerprint(paths: Sequence[Path], *, cache: Path | None = None, progress: b
     thumbnails = np.zeros((len(paths), THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8)
     digests = np.zeros((len(paths), 16), np.uint8)
     for n, key in enumerate(keys):
-        thumbnails[n], digests[n] = known[key]
+        thumbnails[n], digests[n] = known[key].thumbnail, known[key].digest
     return Fingerprints(thumbnails, digests)
 
 
@@ -291,39 +296,49 @@ def _fingerprint(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return cv2.resize(gray, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA), digest
 
 
-Key = tuple[str, int, int]
+class CachedPrint(NamedTuple):
+    """An image's thumbnail (48, 48) and digest (16,), and size, mtime and ctime of its file then."""
+
+    marks: tuple[int, int, int]
+    thumbnail: np.ndarray
+    digest: np.ndarray
 
 
-def _file_key(path: Path) -> Key:
+def _path_key(path: Path) -> bytes:
+    """Return 16 bytes that stand for a file's absolute path."""
+    return hashlib.sha256(os.fsencode(Path(path).absolute())).digest()[:16]
+
+
+def _marks(path: Path) -> tuple[int, int, int]:
     stat = Path(path).stat()
-    return Path(path).name, stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _read_cache(cache: Path) -> dict[Key, tuple[np.ndarray, np.ndarray]]:
-    """Return the cache file's fingerprints; none where it is missing, damaged or of another layout."""
+def _read_cache(cache: Path) -> dict[bytes, CachedPrint]:
+    """Return the cache file's fingerprints by path; none where it is missing, damaged or of another layout."""
     try:
         with np.load(cache, allow_pickle=False) as file:
-            columns = [file[name] for name in ("names", "sizes", "times", "thumbnails", "digests")]
+            columns = [file[name] for name in ("paths", "marks", "thumbnails", "digests")]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
-    names, sizes, times, thumbnails, digests = columns
-    if len({len(column) for column in columns}) != 1 or thumbnails.shape[1:] != (THUMBNAIL_SIDE, THUMBNAIL_SIDE):
+    shapes = [column.shape[1:] for column in columns]
+    if len(set(map(len, columns))) != 1 or shapes != [(16,), (3,), (THUMBNAIL_SIDE, THUMBNAIL_SIDE), (16,)]:
         return {}
-    keys = zip(names.tolist(), sizes.tolist(), times.tolist(), strict=True)
-    return dict(zip(keys, zip(thumbnails, digests, strict=True), strict=True))
+    paths, marks, thumbnails, digests = columns
+    keys = [path.tobytes() for path in paths]
+    prints = map(CachedPrint, map(tuple, marks.tolist()), thumbnails, digests)
+    return dict(zip(keys, prints, strict=True))
 
 
-def _write_cache(cache: Path, known: dict[Key, tuple[np.ndarray, np.ndarray]]) -> None:
+def _write_cache(cache: Path, known: dict[bytes, CachedPrint]) -> None:
     if not known:
         return
-    names, sizes, times = zip(*known, strict=True)
-    thumbnails, digests = zip(*known.values(), strict=True)
+    marks, thumbnails, digests = zip(*known.values(), strict=True)
     with atomic_path(cache) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            names=np.array(names),
-            sizes=np.array(sizes),
-            times=np.array(times),
+            paths=np.frombuffer(b"".join(known), np.uint8).reshape(-1, 16),
+            marks=np.array(marks),
             thumbnails=np.stack(thumbnails),
             digests=np.stack(digests),
         )

@@ -14,6 +14,7 @@ import pandas as pd
 from cassava_kit.competition import Task, read_task
 from cassava_kit.errors import UserError
 from cassava_kit.files import csv_text, header_path, read_csv, read_json, sha256_bytes, write_json, write_text
+from cassava_kit.settings import LARGEST_SEED
 
 # Values of `fold` that are no fold: rows that every run trains on (as in sklearn's PredefinedSplit), and the test part.
 TRAIN_ONLY, TEST = -1, -2
@@ -162,6 +163,7 @@ def split_folds(
     counts = frame["label"].value_counts()
     if n_splits < 2:
         raise UserError(f"n_splits must be at least 2, got {n_splits}")
+    _check_seed(seed)
     if counts.empty or counts.min() < n_splits:
         few = "the table is empty" if counts.empty else f"class {counts.idxmin()} has {counts.min()}"
         raise UserError(
@@ -201,6 +203,7 @@ def split_holdout(
 
     if len(shares) not in PARTS or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"shares must be two or three positive numbers that sum to 1, e.g. .6 .2 .2, got {shares}")
+    _check_seed(seed)
     frame, groups = _sorted(labels, groups)
     counts = frame["label"].value_counts()
     if counts.empty or counts.min() < len(shares):
@@ -213,6 +216,11 @@ def split_holdout(
     fold = np.array(PARTS[len(shares)])[part]
     method = f"stratified-holdout-{percents}" if groups is None else f"stratified-group-holdout-{percents}"
     return Folds(frame.assign(fold=fold), method, seed, None if groups is None else count_groups(groups), task)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed must be in 0..{LARGEST_SEED}, got {seed}")
 
 
 def _sorted(labels: pd.DataFrame, groups: np.ndarray | None) -> tuple[pd.DataFrame, np.ndarray | None]:
@@ -335,13 +343,12 @@ def read_folds(path: str | Path) -> Folds:
     if not isinstance(header, dict):
         raise UserError(f"{beside} must hold a JSON object, got {type(header).__name__}; make it again")
     counts = header.get("near_duplicates")
-    folds = Folds(
-        frame,
-        header.get("method", "unknown"),
-        header.get("seed"),
-        None if counts is None else GroupCounts(**counts),
-        read_task(header, str(beside)),
-    )
+    try:
+        near_duplicates = None if counts is None else GroupCounts(**counts)
+    except TypeError:
+        raise UserError(f"{beside} must count groups, images and largest, got {counts}; make it again") from None
+    task = read_task(header, str(beside))
+    folds = Folds(frame, header.get("method", "unknown"), header.get("seed"), near_duplicates, task)
     if header and header.get("folds_sha256") != folds.hash:
         raise UserError(f"{path} is not the file that {beside.name} describes (its hash differs); make both again")
     return folds

@@ -227,6 +227,6 @@ def describe_next_steps(competition: Competition, out: Path, data: Path | None) 
         f"{competition.dataset}-ensemble-submission, of the owner that --owner or your credentials name",
         f"Next, {where}:",
         f"  python -m cassava_kit folds --data {folder}",
-        f"  python submit.py --ensemble --data {folder}",
+        f"  python submit.py ensemble --data {folder}",
     ]
     return "\n".join(lines)

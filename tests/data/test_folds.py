@@ -202,6 +202,15 @@ def test_the_header_says_competition_metric_and_groups(tmp_path):
     assert (plain.task, plain.near_duplicates) == (None, None)
 
 
+@pytest.mark.parametrize("counts", [3, "many", {"groups": 1}, {"groups": 1, "images": 2, "largest": 2, "more": 0}])
+def test_a_damaged_header_is_refused(tmp_path, counts):
+    write_folds(tmp_path / "a.csv", split_folds(table(100)))
+    header = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps({**header, "near_duplicates": counts}))
+    with pytest.raises(UserError, match=r"a\.json must count groups, images and largest"):
+        read_folds(tmp_path / "a.csv")
+
+
 def test_names_of_any_characters_come_back(tmp_path):
     names = ["007", "NA", "1e5", "null", 'a"b', "a,b", "a\rb", "a\nb", "\u2028", " x ", "\ufeff", "#"]
     labels = pd.DataFrame({"image_id": names, "label": np.arange(12) % 2})
@@ -264,6 +273,13 @@ def test_the_labels_hash_ignores_folds_and_order():
 def test_fewer_than_two_folds_are_refused(n_splits):
     with pytest.raises(ValueError, match=f"n_splits must be at least 2, got {n_splits}"):
         split_folds(table(100), n_splits=n_splits)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_does_not_take_is_refused(seed):
+    for make in (lambda: split_folds(table(100), seed=seed), lambda: split_holdout(table(100), (0.7, 0.3), seed=seed)):
+        with pytest.raises(UserError, match=rf"seed must be in 0\.\.4294967295, got {seed}"):
+            make()
 
 
 def test_a_class_smaller_than_the_folds_is_named():
