@@ -38,9 +38,7 @@ def fuse_conv_bn(model: nn.Module, size: tuple[int, int]) -> int:
     return len(pairs)
 
 
-def _find_pairs(
-    model: nn.Module, probe: torch.Tensor
-) -> tuple[list[tuple[nn.Conv2d, str, nn.BatchNorm2d]], torch.Tensor]:
+def _find_pairs(model: nn.Module, probe: torch.Tensor) -> tuple[list[Pair], torch.Tensor]:
     """Convolutions and the norm layers that read their outputs, as one forward pass shows them, and its answer."""
     names = {module: name for name, module in model.named_modules()}
     made_by: dict[int, nn.Conv2d] = {}

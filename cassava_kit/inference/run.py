@@ -55,9 +55,7 @@ def run_submission(
     first = int(prior.argmax())
     report.class_counts = np.bincount([first] * len(names), minlength=len(prior)).tolist()
     report.write(out.parent)
-    print_line(
-        f"{len(names)} images in {images_dir}; {out} holds the prior's class {int(prior.argmax())} for all of them"
-    )
+    print_line(f"{len(names)} images in {images_dir}; {out} holds the prior's class {first} for all of them")
     try:
         members = load_members(weights_dir, competition, clock=clock)
         for name, reason in members.left_out.items():

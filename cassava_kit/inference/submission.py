@@ -167,8 +167,9 @@ write one row for every image
     """
     name, table = _open_table(submission, "the submission")
     form = _form(id_column, columns, n_classes)
+    answers = read_rows(table, form, name)
     expected, where = _expected_ids(images, id_column)
-    return _check_rows(read_rows(table, form, name), expected, form, name=name, where=where)
+    return _check_rows(answers, expected, form, name=name, where=where)
 
 
 def write_answers(path: str | Path, names: Sequence[str], answers: np.ndarray, competition: Competition) -> None:
@@ -261,15 +262,26 @@ def _answer_cells(answers: Iterable[Any], n: int, form: Form, name: str) -> list
     if len(given) != n:
         raise UserError(f"{name}: expected one answer for each of the {n} images, got {len(given)}")
     if len(form.columns) == 1:
-        wrong = next((a for a in given if np.ndim(a) or int(a) != a or a < 0), None)
-        if wrong is not None:
-            raise UserError(f"{name}: a label must be a whole number of at least 0, got {wrong!r}; take argmax first")
+        wrong = [answer for answer in given if not _is_label(answer)]
+        if wrong:
+            raise UserError(
+                f"{name}: a label must be a whole number of at least 0, got {wrong[0]!r}; take argmax first"
+            )
         return [[str(int(answer))] for answer in given]
     width = len(form.columns)
-    wrong = next((a for a in given if np.shape(a) != (width,)), None)
-    if wrong is not None:
-        raise UserError(f"{name}: expected {width} probabilities for each image, got {wrong!r}")
+    wrong = [answer for answer in given if np.shape(answer) != (width,)]
+    if wrong:
+        raise UserError(f"{name}: expected {width} probabilities for each image, got {wrong[0]!r}")
     return [[f"{p:.8g}" for p in answer] for answer in given]
+
+
+def _is_label(answer: Any) -> bool:
+    """Whether an answer is one whole number of at least 0."""
+    try:
+        number = float(answer) if np.ndim(answer) == 0 else math.nan
+    except (TypeError, ValueError):
+        return False
+    return number >= 0 and number.is_integer()
 
 
 def _open_table(source: str | Path | pd.DataFrame, what: str) -> tuple[str, Iterable[Sequence[str]]]:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from cassava_kit.inference.submission import check_answers, submission_ids, write_submission
+from cassava_kit.errors import UserError
+from cassava_kit.inference.submission import check_answers, check_submission, submission_ids, write_submission
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["1.jpg", "a b.jpg", "ünï.jpg", 'c,"d".jpg']
@@ -141,3 +143,86 @@ def test_the_notebooks_first_file_reads_back(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "submission.csv", dtype={"image_id": str})
     assert table["image_id"].tolist() == sorted(HARD_NAMES) and set(table["label"]) == {3}
     assert check_answers(tmp_path / "submission.csv", root / "test_images").class_counts == (0, 0, 0, 8, 0)
+
+
+def test_a_notebooks_own_table_is_checked_against_the_ids_it_has(tmp_path: Path) -> None:
+    table = pd.DataFrame({"id": ["b", "a", "c"], "class": [2, 0, 2]})
+    own = {"id_column": "id", "columns": ["class"], "n_classes": 3}
+    sample = pd.DataFrame({"id": ["a", "b", "c"], "class": [0, 0, 0]})
+    sample.to_csv(tmp_path / "sample.csv", index=False)
+    for ids in (
+        ["a", "b", "c"],
+        np.array(["a", "b", "c"]),
+        sample,
+        tmp_path / "sample.csv",
+        pd.Series(["a", "b", "c"]),
+    ):
+        assert check_submission(table, given, **own).class_counts == (1, 0, 2)
+    write_submission(tmp_path / "s.csv", table["id"], table["class"], id_column="id", columns=["class"])
+    assert pd.read_csv(tmp_path / "s.csv").equals(table)
+    assert check_submission(tmp_path / "s.csv", sample, **own).class_counts == (1, 0, 2)
+    with pytest.raises(UserError, match=r"row 2 \(b\): the label must be a whole number in 0..1, got '2'"):
+        check_submission(table, sample, **own | {"n_classes": 2})
+    with pytest.raises(UserError, match="must begin with the columns image_id,label, got id,class"):
+        check_submission(table, sample)
+    with pytest.raises(UserError, match=r"row 4 names c, which is not an image in the ids given"):
+        check_submission(table, ["a", "b"], **own)
+    with pytest.raises(UserError, match=r"no row for 1 of the 4 images in the ids given \(first: d\)"):
+        check_submission(table, ["a", "b", "c", "d"], **own)
+    with pytest.raises(UserError, match=r"got '2\.0'"):
+        check_submission(table.astype({"class": float}), sample, **own)
+    with pytest.raises(UserError, match="must have the column id, got name"):
+        check_submission(table, pd.DataFrame({"name": ["a"]}), **own)
+
+
+def test_probabilities_by_class_are_written_and_checked(tmp_path: Path) -> None:
+    columns, p = ["cat", "dog"], np.array([[0.25, 0.75], [1.0, 0.0]])
+    write_submission(tmp_path / "s.csv", [10, 11], p, id_column="id", columns=columns)
+    assert (tmp_path / "s.csv").read_text() == "id,cat,dog\n10,0.25,0.75\n11,1,0\n"
+    summary = check_submission(tmp_path / "s.csv", [10, 11], id_column="id", columns=columns)
+    assert summary.probabilities and summary.class_counts == (1, 1)
+    with pytest.raises(UserError, match="2 probabilities that sum to 1"):
+        check_submission(pd.DataFrame({"id": [10], "cat": [0.9], "dog": [0.9]}), [10], id_column="id", columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "message"),
+    [
+        ([1], {}, "one answer for each of the 2 images, got 1"),
+        ([1, 2.5], {}, "whole number of at least 0, got 2.5"),
+        ([1, -1], {}, "whole number of at least 0, got -1"),
+        ([1, float("nan")], {}, "whole number of at least 0, got nan"),
+        ([[0.5, 0.5], [1, 0]], {}, "take argmax first"),
+        ([[0.5, 0.5], [1]], {"columns": ["p0", "p1"]}, r"expected 2 probabilities for each image, got \[1\]"),
+        ([1, 2], {"columns": "label"}, "columns must be a list of column names, got 'label'"),
+    ],
+)
+def test_answers_of_another_shape_are_refused_before_anything_is_written(
+    tmp_path: Path, answers: list[object], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        write_submission(tmp_path / "s.csv", ["a", "b"], answers, **options)
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_an_id_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="each image has one row, got b more than once"):
+        write_submission(tmp_path / "s.csv", ["a", "b", "b"], [0, 1, 2])
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_old_one(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "submission.csv"
+    write_submission(path, sorted(NAMES), [3, 3, 3, 3])
+    before, real = path.read_bytes(), Path.write_bytes
+
+    def write_bytes(where: Path, content: bytes) -> int:
+        real(where, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(OSError, match="No space left"):
+        write_submission(path, sorted(NAMES), [0, 1, 2, 3])
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "submission.csv"]

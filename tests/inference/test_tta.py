@@ -1,12 +1,14 @@
 """Every view equals the loop one would write by hand, and the mean is over probabilities."""
 
+import numpy as np
 import pytest
 import torch
 import ttach
 from torch import nn
 from torch.nn import functional as F
 
-from cassava_kit.inference.tta import Transpose, View, make_views
+from cassava_kit.errors import UserError
+from cassava_kit.inference.tta import PRESETS, Transpose, View, make_views, predict_views
 
 
 @pytest.fixture
@@ -115,3 +117,31 @@ def test_our_transform_is_one_of_ttachs() -> None:
     with torch.no_grad():
         by_hand = torch.stack([model(v) for v in (x, x.flip(3), x.mT, x.mT.flip(3))]).mean(0)
         assert torch.allclose(wrapped(x), by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize("views", list(PRESETS))
+def test_a_models_mean_over_views_is_the_loop_by_hand(model: nn.Module, views: str) -> None:
+    x = torch.rand(4, 3, 40, 40)
+    model.train()
+    answer = predict_views(model, x, views)
+    assert answer.dtype == np.float32 and model.training  # the mode it came in
+    model.eval()
+    assert np.abs(answer - mean_by_hand(model, by_hand(views, x)).numpy()).max() < 1e-6
+
+
+def test_dropout_is_off_while_views_are_averaged() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 3)).train()
+    x = torch.rand(2, 3, 4, 4)
+    assert np.array_equal(predict_views(model, x), predict_views(model, x))
+
+
+def test_what_is_no_batch_or_gives_no_logits_is_refused(model: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"batch \(N, C, H, W\), got shape \(3, 8, 8\)"):
+        predict_views(model, torch.rand(3, 8, 8))
+    with pytest.raises(UserError, match=r"logits of shape \(2, K\) for each view, got"):
+        predict_views(nn.Identity(), torch.rand(2, 3, 8, 8))
+
+
+def test_views_take_any_number_of_channels() -> None:
+    x = torch.rand(2, 1, 6, 6)
+    assert [tuple(view(x).shape) for view in make_views("d4+zoom")] == [(2, 1, 6, 6)] * 9
