@@ -21,7 +21,8 @@ WEIGHTS = ""
 CLEAN = ""
 # Changes to the recipe, as for `python -m cassava_kit train --set`.
 SET = []
-# Finished folds in this notebook's own output that another version of the code trained: "keep" or "replace" them.
+# A finished fold that was trained with other files, settings or code ends the run, unless it is to "replace" it, or to
+# "keep" it where only the code differs. Another name in SET (name=...) trains beside it.
 EXISTING = ""
 
 # %%

@@ -15,12 +15,23 @@ import pandas as pd
 import pytest
 import torch
 
+from cassava_kit.cli.kaggle import rehearse_kernel
 from cassava_kit.competition import CASSAVA
+from cassava_kit.kaggle.doctor import CHECKS, doctor
 from cassava_kit.kaggle.pack.config import read_config
-from cassava_kit.kaggle.pack.kernels import KERNELS, Kernel, build_kernels, notebook_settings, render
+from cassava_kit.kaggle.pack.kernels import (
+    KERNELS,
+    Kernel,
+    build_kernels,
+    find_kernel,
+    notebook_settings,
+    parse_changes,
+    render,
+)
 from cassava_kit.kaggle.rehearse.layout import Mount, as_uploaded, competition_mounts, dataset_mounts
 from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
 from cassava_kit.kaggle.rehearse.runner import run_notebook
+from cassava_kit.training.recipes import recipe, run_name
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WRONG = "RECIPE, FOLDS, N_SPLITS = 'no_such_recipe', [0], 2"
@@ -141,13 +152,19 @@ def execute_kernel(
     return result, stage.working
 
 
+def named(*settings: str) -> str:
+    """The run's name of the small ResNet with some settings."""
+    return run_name(recipe("small_resnet").with_settings(settings))
+
+
 @pytest.mark.slow
 def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, competition: Path, tmp_path: Path) -> None:
     parameters = "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nSET = ['epochs=1', 'image_size=32']"
+    name = named("epochs=1", "image_size=32")
     result, output = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
     assert result["error"] == "", result
     assert "--workers 2" in result["log"], "Kaggle's cores read the pictures ahead of the GPUs"
-    checkpoint = output / "runs" / "small_resnet" / "fold0" / "best.safetensors"
+    checkpoint = output / "runs" / name / "fold0" / "best.safetensors"
     first = checkpoint.read_bytes()
     assert (checkpoint.parent / "oof.csv").is_file()
     parameters = parameters.replace("[0]", "[0, 1]")
@@ -156,17 +173,81 @@ def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, compet
     )
     assert result["error"] == "" and result["log"].count("went on from") == 2, result
     assert "cassava_kit folds" not in result["log"], "the split of the first session holds"
-    assert (later / "runs" / "small_resnet" / "fold0" / "best.safetensors").read_bytes() == first
-    assert (later / "runs" / "small_resnet" / "fold1" / "best.safetensors").is_file()
-    assert len((later / "runs" / "small_resnet" / "oof.csv").read_text().splitlines()) == 81
-    second = (later / "runs" / "small_resnet" / "fold1" / "best.safetensors").read_bytes()
+    assert (later / "runs" / name / "fold0" / "best.safetensors").read_bytes() == first
+    assert (later / "runs" / name / "fold1" / "best.safetensors").is_file()
+    assert len((later / "runs" / name / "oof.csv").read_text().splitlines()) == 81
+    second = (later / "runs" / name / "fold1" / "best.safetensors").read_bytes()
     parameters = parameters.replace("[0, 1]", "[0]").replace("epochs=1", "epochs=1', 'seed=7")
     result, changed = execute_kernel(
         "train-folds", parameters, packed, competition, tmp_path / "three", earlier=("train-folds", later)
     )
     assert result["error"] == "" and "not joined: not all 2 folds" in result["log"], result
-    assert (changed / "runs" / "small_resnet" / "fold0" / "best.safetensors").read_bytes() != first
-    assert (changed / "runs" / "small_resnet" / "fold1" / "best.safetensors").read_bytes() == second
+    assert (changed / "runs" / named("epochs=1", "seed=7", "image_size=32") / "fold0" / "oof.csv").is_file()
+    assert (changed / "runs" / name / "fold0" / "best.safetensors").read_bytes() == first, "a run beside it"
+    assert (changed / "runs" / name / "fold1" / "best.safetensors").read_bytes() == second
+
+
+@pytest.mark.slow
+def test_train_folds_keeps_a_fold_of_other_code_only_when_it_is_told_to(
+    packed: Path, competition: Path, tmp_path: Path
+) -> None:
+    parameters = "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nSET = ['epochs=1', 'image_size=32']"
+    result, output = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
+    assert result["error"] == "", result
+    fold = output / "runs" / named("epochs=1", "image_size=32") / "fold0"
+    done = json.loads((fold / "run.json").read_text())
+    done["fingerprint"]["code"] = "of another version"
+    (fold / "run.json").write_text(json.dumps(done))
+    earlier = ("train-folds", output)
+    result, _ = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "two", earlier=earlier)
+    assert "no fold ended" in result["error"] and "another version of the code" in result["log"]
+    keep = f"{parameters}\nEXISTING = 'keep'"
+    result, kept = execute_kernel("train-folds", keep, packed, competition, tmp_path / "three", earlier=earlier)
+    assert result["error"] == "", result
+    assert (kept / fold.relative_to(output) / "best.safetensors").read_bytes() == (
+        fold / "best.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("train-folds", ["RECIPE=small_resnet", "FOLDS=[1, 0]", "N_SPLITS=4"]),
+        ("pretrain-ssl", ["METHOD=small_simclr"]),
+        ("eda", []),
+    ],
+)
+def test_a_kernel_is_rehearsed_at_home_in_both_layouts(
+    name: str, parameters: list[str], competition: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel, changes = find_kernel(name), parse_changes(parameters, [])
+    out, options = tmp_path / "kernels", RehearsalOptions(minutes=5)
+    assert rehearse_kernel(kernel, out, competition, options, changes=changes) == 0, capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "new layout" in said and "old layout" in said and "all 2 rehearsals passed" in said
+    assert f"next: python submit.py push --kernel {name}" in said
+    checks = {check.cause: check for check in doctor(REPOSITORY, out, kernel=kernel)}
+    assert "2 rehearsals of this notebook" in checks[CHECKS[3][0]].detail
+    if name == "train-folds":
+        oof = next((out / "rehearsal-train-folds-old" / "working").glob("runs/*/fold1/oof.csv"))
+        assert len(oof.read_text().splitlines()) <= 10, (
+            "a few images of every class, one fold of the first that was asked"
+        )
+        assert "fold 0" not in (out / "rehearsal-train-folds-old" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_kernel_that_fails_at_home_says_so(
+    competition: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings that each are right and that the network does not take."""
+    monkeypatch.setattr("cassava_kit.cli.kaggle.check_parameters", lambda *_: None)
+    changes = parse_changes(["RECIPE=small_resnet", "SET=['model_args={\"layers\":[1]}']"], [])
+    kernel, options = find_kernel("train-folds"), RehearsalOptions(minutes=5)
+    assert rehearse_kernel(kernel, tmp_path / "k", competition, options, changes=changes) == 1
+    said = capsys.readouterr().out
+    assert "rehearsal FAILED (new layout" in said and "no fold ended" in said and "next:" not in said
 
 
 @pytest.mark.slow
@@ -178,7 +259,7 @@ def test_train_folds_joins_a_run_of_another_name_in_fewer_folds(
     old.mkdir(parents=True)
     (old / "oof.csv").write_text("image_id,p0\n")
     parameters = "RECIPE, FOLDS, N_SPLITS = 'timm:test_resnet', [0, 1], 2"
-    parameters += "\nSET = ['recipe=mine', 'epochs=1', 'image_size=32']"
+    parameters += "\nSET = ['name=mine', 'epochs=1', 'image_size=32']"
     result, output = execute_kernel(
         "train-folds", parameters, packed, competition, tmp_path / "one", earlier=("train-folds", old.parents[2])
     )
@@ -195,7 +276,7 @@ def test_train_folds_can_give_a_fold_two_processes(packed: Path, competition: Pa
     result, output = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
     assert result["error"] == "", result
     assert "--fold 1" in result["log"] and "--devices 2 --strategy ddp" in result["log"]
-    run = output / "runs" / "small_resnet" / "fold1"
+    run = output / "runs" / named("epochs=1", "image_size=32") / "fold1"
     assert (run / "best.safetensors").is_file() and len((run / "oof.csv").read_text().splitlines()) == 41
 
 
@@ -240,7 +321,8 @@ def test_pretrain_ssl_exports_a_backbone_that_train_folds_starts_from(
     result, trained = execute_kernel(
         "train-folds", parameters, packed, competition, tmp_path / "two", earlier=("pretrain-ssl", output)
     )
-    given = json.loads((trained / "runs" / "small_ssl_resnet" / "fold0" / "run.json").read_text())["given"]
+    done = next((trained / "runs").glob("small_ssl_resnet*/fold0/run.json"))
+    given = json.loads(done.read_text())["given"]
     assert given["clean"] and given["weights"], given
     assert result["error"] == "" and "backbone.safetensors: " in result["log"], result
 
