@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.errors import UserError
@@ -64,7 +65,7 @@ class Form:
 def write_submission(
     path: str | Path,
     image_ids: Sequence[str],
-    answers: Iterable[int] | np.ndarray,
+    answers: ArrayLike,
     *,
     id_column: str = "image_id",
     columns: Sequence[str] = ("label",),
@@ -256,9 +257,9 @@ def _form(id_column: str, columns: Sequence[str], n_classes: int | None) -> Form
     return Form(id_column, tuple(columns), len(columns) if len(columns) > 1 else n_classes)
 
 
-def _answer_cells(answers: Iterable[Any], n: int, form: Form, name: str) -> list[list[str]]:
+def _answer_cells(answers: ArrayLike, n: int, form: Form, name: str) -> list[list[str]]:
     """The cells beside each id; UserError where the answers are not (n,) labels or (n, K) probabilities."""
-    given = list(answers)
+    given = list(answers)  # type: ignore[arg-type]  # a scalar is no answer for several images
     if len(given) != n:
         raise UserError(f"{name}: expected one answer for each of the {n} images, got {len(given)}")
     if len(form.columns) == 1:

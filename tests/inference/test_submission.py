@@ -150,13 +150,8 @@ def test_a_notebooks_own_table_is_checked_against_the_ids_it_has(tmp_path: Path)
     own = {"id_column": "id", "columns": ["class"], "n_classes": 3}
     sample = pd.DataFrame({"id": ["a", "b", "c"], "class": [0, 0, 0]})
     sample.to_csv(tmp_path / "sample.csv", index=False)
-    for ids in (
-        ["a", "b", "c"],
-        np.array(["a", "b", "c"]),
-        sample,
-        tmp_path / "sample.csv",
-        pd.Series(["a", "b", "c"]),
-    ):
+    ids = ["a", "b", "c"]
+    for given in (ids, np.array(ids), pd.Series(ids), sample, tmp_path / "sample.csv"):
         assert check_submission(table, given, **own).class_counts == (1, 0, 2)
     write_submission(tmp_path / "s.csv", table["id"], table["class"], id_column="id", columns=["class"])
     assert pd.read_csv(tmp_path / "s.csv").equals(table)
@@ -189,9 +184,9 @@ def test_probabilities_by_class_are_written_and_checked(tmp_path: Path) -> None:
     ("answers", "options", "message"),
     [
         ([1], {}, "one answer for each of the 2 images, got 1"),
-        ([1, 2.5], {}, "whole number of at least 0, got 2.5"),
-        ([1, -1], {}, "whole number of at least 0, got -1"),
-        ([1, float("nan")], {}, "whole number of at least 0, got nan"),
+        ([1, 2.5], {}, "whole numbers of at least 0, got 2.5"),
+        ([1, -1], {}, "whole numbers of at least 0, got -1"),
+        ([1, float("nan")], {}, "whole numbers of at least 0, got nan"),
         ([[0.5, 0.5], [1, 0]], {}, "take argmax first"),
         ([[0.5, 0.5], [1]], {"columns": ["p0", "p1"]}, r"expected 2 probabilities for each image, got \[1\]"),
         ([1, 2], {"columns": "label"}, "columns must be a list of column names, got 'label'"),
