@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/user.stamp  ## make the environment and go from the sample's data to a checked submission
-	$(BIN)/python submit.py --ensemble
+	$(BIN)/python submit.py ensemble
 
 # The tests' networks are so small that a second thread costs more than it brings.
 test test-fast: export OMP_NUM_THREADS = 1
@@ -32,8 +32,8 @@ kernels: $(VENV)/user.stamp  ## make the notebooks from their sources
 	$(BIN)/python -m cassava_kit kernels
 
 rehearse-image: $(VENV)/user.stamp  ## run the demo's notebook with the versions of Kaggle's image (5 GB the first time)
-	test -d build/sample-v1/bundle || $(BIN)/python submit.py --ensemble
-	$(BIN)/python submit.py --rehearse --image --bundle build/sample-v1/bundle
+	test -d build/sample-v1/bundle || $(BIN)/python submit.py ensemble
+	$(BIN)/python submit.py rehearse --image --bundle build/sample-v1/bundle
 
 bench: $(VENV)/developer.stamp  ## run the benchmarks but the one of full size (nothing else should be running)
 	for file in $(filter-out %/bench_scale.py,$(wildcard benchmarks/bench_*.py)); do PYTHONPATH=. $(BIN)/python $$file || exit 1; done

@@ -70,7 +70,7 @@ def test_another_competition_on_the_whole_road(data, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["competition.json"]
     split = kit("-m", "cassava_kit", "folds", "--data", data, "--n-splits", 2, "--out", "f.csv", cwd=tmp_path)
     assert split.returncode == 0 and (tmp_path / "f.csv").read_text().startswith("image_id,label,fold\np00.png,0,")
-    road = ["--ensemble", "--data", data, "--out", "out", "--n-splits", 2, "--recipes", "small_resnet"]
+    road = ["ensemble", "--data", data, "--out", "out", "--n-splits", 2, "--recipe", "small_resnet"]
     gone = kit(ROOT / "submit.py", *road, cwd=tmp_path)
     assert gone.returncode == 0, gone.stderr[-3000:]
     assert gone.stderr.count("rehearsal passed") == 2 and "Out-of-fold log loss on 40 given labels" in gone.stderr
@@ -88,9 +88,9 @@ def test_another_competition_on_the_whole_road(data, tmp_path, monkeypatch):
     assert 0 < ensemble["oof"]["log_loss"] < np.log(4)
     monkeypatch.delenv(VARIABLE)
     (tmp_path / "competition.json").unlink()  # the bundle knows what it was packed for
-    planned = kit(ROOT / "submit.py", "--submit", "--dry-run", "--bundle", "out/bundle", cwd=tmp_path)
+    planned = kit(ROOT / "submit.py", "submit", "--dry-run", "--bundle", "out/bundle", cwd=tmp_path)
     assert "CreateCodeSubmission flowers-2027 " in planned.stdout and "/flowers-2027-kit-weights" in planned.stdout
-    again = kit(ROOT / "submit.py", "--rehearse", "--bundle", "out/bundle", cwd=tmp_path)
+    again = kit(ROOT / "submit.py", "rehearse", "--bundle", "out/bundle", cwd=tmp_path)
     assert again.returncode == 2 and "give --data DIR, the folder of flowers-2027" in again.stderr
 
 
@@ -292,7 +292,7 @@ def test_a_file_that_is_there_stays_and_nothing_is_asked_in_vain(tmp_path):
     assert forced.returncode == 0 and read_facts(tmp_path / "competition.json").slug == "other"
     lacking = kit("-m", "cassava_kit", "init", "--out", "x.json", cwd=tmp_path)
     assert lacking.returncode == 2 and "init needs --slug and --classes" in lacking.stderr
-    sample = kit(ROOT / "submit.py", "--ensemble", "--out", "out", cwd=tmp_path)
+    sample = kit(ROOT / "submit.py", "ensemble", "--out", "out", cwd=tmp_path)
     assert sample.returncode == 2 and "give --data DIR, the folder of other" in sample.stderr
     (tmp_path / "competition.json").write_text('{"slug": "leaves", "titel": "Leaves"}')
     broken = kit("-m", "cassava_kit", "folds", "--data", tmp_path, cwd=tmp_path)

@@ -30,6 +30,7 @@ from cassava_kit.evidence.predictions import read_predictions, write_predictions
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
+from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
 from cassava_kit.kaggle.pack.selection import Selection, keep_evidence, oof_facts
 from cassava_kit.kaggle.rehearse.options import Rehearsal, RehearsalOptions
 from cassava_kit.training.config import RunConfig
@@ -180,10 +181,10 @@ def next_commands(bundle: Path, plan: DryRun) -> str:
     data = f" --data {plan.data}" if plan.data else ""
     limits = "--cpus 4 --memory 29 --hidden 2000"
     steps = {
-        f"python submit.py --rehearse --bundle {bundle}{data} {limits}": "many images, Kaggle's limits",
-        f"python submit.py --doctor --bundle {bundle}": "what ends other submissions",
-        f"python submit.py --submit --dry-run --bundle {bundle}": "every call to Kaggle, none made",
-        f"python submit.py --submit --bundle {bundle}": "upload, run, submit, wait for the score",
+        f"{SUBMIT_COMMAND} rehearse --bundle {bundle}{data} {limits}": "many images, Kaggle's limits",
+        f"{SUBMIT_COMMAND} doctor --bundle {bundle}": "what ends other submissions",
+        f"{SUBMIT_COMMAND} submit --dry-run --bundle {bundle}": "every call to Kaggle, none made",
+        f"{SUBMIT_COMMAND} submit --bundle {bundle}": "upload, run, submit, wait for the score",
     }
     width = max(map(len, steps))
     return "\n".join(["Next:", *(f"  {command:{width}}  {what}" for command, what in steps.items())])

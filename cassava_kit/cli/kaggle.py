@@ -14,7 +14,7 @@ from cassava_kit.cli.parameters import check_parameters, rehearsal_parameters
 from cassava_kit.errors import UserError
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.kaggle.pack.bundle import Bundle, package, package_kernel, read_bundle, read_changes
-from cassava_kit.kaggle.pack.config import project_root
+from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND, project_root
 from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Changes, Kernel, kernel_parameters
 from cassava_kit.kaggle.pack.selection import Selection, from_dry_run, from_runs, keep_evidence
 from cassava_kit.kaggle.rehearse.layout import LAYOUTS, Layout, competition_mounts
@@ -76,19 +76,19 @@ def select(
         UserError: Nothing, or more than one thing, was trained.
     """
     if source is not None and (members or weights):
-        raise UserError("--from names a whole ensemble; give it, or --member and --ensemble-weights, not both")
+        raise UserError("--from names the folder of a dry run; give it, or --member and --ensemble-weights, not both")
     if members or weights:
         return from_runs(members, weights=weights, views=views or "flips", folds=folds)
     if folds is not None:
-        raise UserError("--folds goes with --member or --ensemble-weights; an earlier --ensemble has its own")
+        raise UserError("--folds goes with --member or --ensemble-weights; an earlier dry run has its own")
     if source is not None:
         return from_dry_run(source, views)
     found = sorted(path.parent for path in Path("build").glob(f"*/{ENSEMBLE_FILE}"))
     if len(found) != 1:
         listed = f"found {', '.join(map(str, found))}" if found else "found none in build/"
         raise UserError(
-            f"say what to pack, {listed}: --from DIR (an earlier --ensemble), --member DIR or --ensemble-weights FILE; "
-            "the code alone, for a kernel that trains: --kernel train-folds"
+            f"say what to pack, {listed}: --from DIR (an earlier `ensemble`), --member DIR or --ensemble-weights FILE; "
+            "for a notebook that trains: --kernel train-folds"
         )
     return from_dry_run(found[0], views)
 
@@ -101,7 +101,7 @@ def pack(selection: Selection, out: Path, *, owner: str | None = None) -> int:
     keep_evidence(selection, out)
     names = ", ".join(member.name for member in selection.ensemble.members)
     print(f"packed {out} (build {bundle.build_id[:12]}): {len(selection.checkpoints)} checkpoints of {names}")
-    print(f"next: python submit.py --rehearse --bundle {out}")
+    print(f"next: {SUBMIT_COMMAND} rehearse --bundle {out}")
     return 0
 
 
@@ -109,7 +109,7 @@ def pack_kernel(kernel: Kernel, out: Path, *, owner: str | None = None, changes:
     """Pack the code and one of the kernels that need no weights."""
     bundle = package_checked(kernel, out, owner=owner, changes=changes)
     print(f"packed {kernel.name} in {out} (build {bundle.build_id[:12]})")
-    print(f"next: python submit.py --rehearse --kernel {kernel.name} --bundle {out}")
+    print(f"next: {SUBMIT_COMMAND} rehearse --kernel {kernel.name} --bundle {out}")
     return 0
 
 
@@ -150,7 +150,7 @@ def rehearse_kernel(
         failed += not done.ok
     print(f"{failed} of {len(LAYOUTS)} rehearsals failed" if failed else f"all {len(LAYOUTS)} rehearsals passed")
     if not failed:
-        print(f"next: python submit.py --push --kernel {kernel.name} --bundle {out}")
+        print(f"next: {SUBMIT_COMMAND} push --kernel {kernel.name} --bundle {out}")
     return int(failed > 0)
 
 
@@ -217,7 +217,7 @@ def send(bundle: Bundle, ledger: Path = LEDGER, *, submit: bool = False, again: 
     pushed = push_bundle(bundle, send=submit, again=again, confirm=confirm, output=output_folder(bundle))
     if pushed.submission is not None:
         record_submission(ledger, bundle, pushed.submission)
-        print(f"written into {ledger}; next, with two or more of them: python submit.py --finals")
+        print(f"written into {ledger}; next, with two or more of them: {SUBMIT_COMMAND} finals")
     return 0
 
 

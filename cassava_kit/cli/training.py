@@ -30,7 +30,7 @@ def recipes_command(
     from cassava_kit.competition import current
     from cassava_kit.training.baseline import LogReg
     from cassava_kit.training.recipes import recipe, recipe_names
-    from cassava_kit.training.ssl.recipes import PRETRAIN_RECIPES, pretrain_recipe
+    from cassava_kit.training.ssl.recipes import PRETRAIN_RECIPES
 
     if not hours and (n_images is not None or n_splits is not None):
         raise UserError("--n-images and --n-splits go with --hours")
@@ -130,15 +130,17 @@ def train_command(
 
     if name == "logreg":
         spread = devices > 1 or num_nodes > 1 or strategy != "auto"
-        given = (settings, weights, partial_weights, run_name, replace, keep)
+        given = (settings, weights, partial_weights, run_name, keep)
         given += (limit, clean, clean_action, cache, workers, tensorboard, spread)
         if any(given):
-            raise UserError("train logreg takes --data, --folds, --fold and --out alone: it trains no network")
+            raise UserError(
+                "train logreg takes --data, --folds, --fold, --out and --replace alone: it trains no network"
+            )
         from cassava_kit.evidence.metrics import format_score
         from cassava_kit.training.baseline import train_logreg
 
         split = read_folds(folds)
-        score = train_logreg(read_competition(data), split, out, folds=_fold_numbers(fold, split))
+        score = train_logreg(read_competition(data), split, out, folds=_fold_numbers(fold, split), replace=replace)
         print(f"logreg: OOF {format_score(score)} on {score.n} given labels: {out / 'logreg'}")
         return
     if clean_action is not None and clean is None:

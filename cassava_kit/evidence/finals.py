@@ -276,7 +276,7 @@ def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
     """
     if not ledger.is_file():
         raise FileNotFoundError(
-            f"no {ledger}: --submit writes it; or give --folds FILE --candidate NAME=OOF.csv for each submission"
+            f"no {ledger}: `submit` writes it; or give --folds FILE --candidate NAME=OOF.csv for each submission"
         )
     found, left_out, here = [], [], current().slug
     for entry in read_json(ledger)["submissions"]:

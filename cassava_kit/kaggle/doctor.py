@@ -9,6 +9,7 @@ from cassava_kit.kaggle import checks
 from cassava_kit.kaggle.bundle_facts import BundleFacts
 from cassava_kit.kaggle.checks import Check, Verdict
 from cassava_kit.kaggle.pack.bundle import read_bundle
+from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
 from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Kernel
 from cassava_kit.kaggle.send.advice import NO_QUOTA
 from cassava_kit.kaggle.send.remote import FEWEST_HOURS, KaggleError, Remote
@@ -25,7 +26,7 @@ def not_rehearsed(facts: BundleFacts) -> Verdict:
 def _rehearse_command(facts: BundleFacts) -> str:
     kernel = facts.bundle.kernel
     which = "" if kernel.weights else f" --kernel {kernel.name}"
-    return f"python submit.py rehearse{which} --bundle {facts.bundle.home}"
+    return f"{SUBMIT_COMMAND} rehearse{which} --bundle {facts.bundle.home}"
 
 
 def check_rehearsals(facts: BundleFacts) -> Verdict:

@@ -153,7 +153,7 @@ def test_candidates_from_files_and_the_verbs_weights(split: Folds, tmp_path: Pat
 
 def test_the_ledger_keeps_each_submission_once(split: Folds, tmp_path: Path) -> None:
     ledger = tmp_path / "submissions.json"
-    with pytest.raises(FileNotFoundError, match="--submit writes it"):
+    with pytest.raises(FileNotFoundError, match="`submit` writes it"):
         read_ledger(ledger)
     for ref, wrong in ((1, errors(0, 600)), (2, errors(3000, 630))):
         write_folds(tmp_path / str(ref) / "folds.csv", split)

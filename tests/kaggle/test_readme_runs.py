@@ -20,9 +20,9 @@ from cassava_kit.models.weights import load_tensors
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 # What sets up an environment, fetches from the competition's own page, or takes minutes and has tests of its own.
-ELSEWHERE = ("make ", "kaggle competitions ", "unzip ", "python submit.py --ensemble ")
+ELSEWHERE = ("make ", "kaggle competitions ", "unzip ", "python submit.py ensemble ")
 # The runs that the stub gives back are those of the blocks before, under the names that Kaggle's would have.
-TRAINED = {"resnet50": "small_resnet", "ssl_transfer": "small_ssl_resnet", "efficientnet_b4": "small_resnet"}
+TRAINED = {"resnet50": "bitempered", "ssl_transfer": "small_ssl_resnet", "efficientnet_b4": "bitempered"}
 
 
 class Reader:
@@ -53,13 +53,13 @@ class Reader:
         if "--kernel pretrain-ssl" in line:
             backbone = self.home / "runs" / "simclr" / "backbone.safetensors"
             self.stub.output = {"pretrain-byol_resnet50/backbone.safetensors": backbone.read_bytes()}
-        elif "--push --kernel train-folds" in line:
+        elif "push --kernel train-folds" in line:
             self.stub.output = self.trained()
         elif "cassava_kit weights" in line:  # what is there is not downloaded
             (self.home / "weights").mkdir()
             for recipe in ("resnet50", "efficientnet_b4"):
                 save_file({"fc.bias": torch.zeros(1000)}, self.home / "weights" / f"{recipe}.safetensors")
-        elif "--submit --bundle" in line:
+        elif "submit --bundle" in line:
             left = next((self.home / "build" / "first").rglob("working/submission.csv")).parent
             self.stub.output = {name: (left / name).read_bytes() for name in ("submission.csv", "run.json")}
 

@@ -25,7 +25,14 @@ from cassava_kit.competition import CASSAVA, COMPETITION_FILE, VARIABLE, Competi
 from cassava_kit.errors import UserError
 from cassava_kit.files import KIT_VERSION, read_json, sha256_bytes, write_json, write_text
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, write_ensemble
-from cassava_kit.kaggle.pack.config import EXTRA_WHEELS, METADATA_FILE, PLACEHOLDER_OWNER, library_ranges, read_config
+from cassava_kit.kaggle.pack.config import (
+    EXTRA_WHEELS,
+    METADATA_FILE,
+    PLACEHOLDER_OWNER,
+    SUBMIT_COMMAND,
+    library_ranges,
+    read_config,
+)
 from cassava_kit.kaggle.pack.credentials import collect_secrets, refuse_secrets, refuse_written_secrets
 from cassava_kit.kaggle.pack.kernels import (
     KERNEL_METADATA,
@@ -133,7 +140,7 @@ def package_kernel(
     """
     out, root = Path(out), Path(root)
     if kernel.weights:
-        raise UserError(f"{kernel.name} needs weights: python submit.py package packs it with them")
+        raise UserError(f"{kernel.name} needs weights: {SUBMIT_COMMAND} package packs it with them")
     owner = owner or _adopted_owner(out, root)
     changes = read_changes(out, kernel) if changes is None else changes
     kernel_parameters(kernel, root, changes)  # refuses unknown names before the slow work

@@ -83,6 +83,10 @@ def project_root() -> Path:
     return repository if (repository / "kernels").is_dir() else INSTALLED_PROJECT
 
 
+# How the commands of a submission are called here: the repository has submit.py, an installed kit the verb.
+SUBMIT_COMMAND = "cassava-kit submit" if project_root() == INSTALLED_PROJECT else "python submit.py"
+
+
 def read_config(root: str | Path, *, owner: str | None = None, competition: Competition | None = None) -> KaggleConfig:
     """Read and check `dataset-metadata.json` in `root`.
 

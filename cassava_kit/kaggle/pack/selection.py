@@ -22,6 +22,7 @@ from cassava_kit.evidence.oof import Evidence, check_oof, distinct_names, make_e
 from cassava_kit.evidence.predictions import Predictions, read_predictions, write_predictions
 from cassava_kit.files import OOF_FILE, read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, loss_without, read_ensemble
+from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
 from cassava_kit.models.checkpoint import CheckpointInfo, fold_checkpoints, read_info
 
 DRY_RUN_OOF, DRY_RUN_FOLDS = "ensemble-oof.csv", "folds.csv"  # as `submit.py ensemble` names them
@@ -51,7 +52,7 @@ def from_dry_run(folder: Path, views: str | None = None) -> Selection:
     """
     path = next((p for p in (folder / ENSEMBLE_FILE, folder / "bundle/weights" / ENSEMBLE_FILE) if p.is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder} holds no {ENSEMBLE_FILE}; run: python submit.py ensemble --out {folder}")
+        raise FileNotFoundError(f"{folder} holds no {ENSEMBLE_FILE}; run: {SUBMIT_COMMAND} ensemble --out {folder}")
     ensemble = read_ensemble(path)
     ensemble = ensemble.model_copy(update={"views": _check_views(views)}) if views else ensemble
     checkpoints: dict[str, Path] = {}

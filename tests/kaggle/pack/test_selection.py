@@ -142,7 +142,7 @@ def test_what_does_not_belong_together_is_refused(trained: Path, spoil, members:
 
 
 def test_an_earlier_ensemble_is_packed_as_it_was(trained: Path, root: Path, tmp_path: Path) -> None:
-    """The bundle that --ensemble packed and the one that --package makes of its runs are the same, byte for byte."""
+    """The bundle that `ensemble` packed and the one that `package` makes of its runs are the same, byte for byte."""
     first = from_runs([trained / "runs" / name for name in NAMES])
     made = package(tmp_path / "a", ensemble=first.ensemble, checkpoints=first.checkpoints, root=root)
     write_ensemble(trained / "ensemble.json", first.ensemble)
@@ -214,19 +214,19 @@ def test_two_packings_are_the_same_and_nothing_packed_printed_or_logged_holds_a_
         out.parent.mkdir()
         for path in [*root.rglob("*.py"), *trained.rglob("*")]:
             os.utime(path, (time.time() - 5000 * number, time.time() - 5000 * number))
-        done = submit(root, "--package", "--out", out, "--ensemble-weights", trained / "weights.json", cwd=out.parent)
+        done = submit(root, "package", "--out", out, "--ensemble-weights", trained / "weights.json", cwd=out.parent)
         assert done.returncode == 0, done.stderr
         printed += done.stdout + done.stderr
     files = [path.relative_to(outs[0]) for path in outs[0].rglob("*") if path.is_file()]
     assert len(files) > 10
     assert all((outs[0] / path).read_bytes() == (outs[1] / path).read_bytes() for path in files)
-    for arguments in (["--rehearse", "--data", data], ["--doctor"], ["--submit", "--dry-run"]):
+    for arguments in (["rehearse", "--data", data], ["doctor"], ["submit", "--dry-run"]):
         done = submit(root, *arguments, "--bundle", outs[0], cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         printed += done.stdout + done.stderr
-    assert "all 4 rehearsals passed" in printed and "next: python submit.py --rehearse" in printed
+    assert "all 4 rehearsals passed" in printed and "next: python submit.py rehearse" in printed
     for name in ("train-folds", "eda"):
-        done = submit(root, "--package", "--kernel", name, "--out", tmp_path / "kernels", cwd=tmp_path)
+        done = submit(root, "package", "--kernel", name, "--out", tmp_path / "kernels", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         printed += done.stdout + done.stderr
     left = {
@@ -239,7 +239,7 @@ def test_two_packings_are_the_same_and_nothing_packed_printed_or_logged_holds_a_
 
 @pytest.mark.slow
 def test_each_push_of_a_kernel_packs_it_anew_with_the_parameters_it_had(root: Path, tmp_path: Path) -> None:
-    push = ["--push", "--dry-run", "--kernel", "train-folds"]
+    push = ["push", "--dry-run", "--kernel", "train-folds"]
     first = submit(root, *push, "--param", "RECIPE=vit_base", cwd=tmp_path)
     assert first.returncode == 0 and "next:" not in first.stdout, first.stderr
     notebook = tmp_path / "build/kernels/kernel-train-folds/train-folds.ipynb"
@@ -253,6 +253,6 @@ def test_each_push_of_a_kernel_packs_it_anew_with_the_parameters_it_had(root: Pa
 
 @pytest.mark.slow
 def test_without_anything_trained_it_says_what_to_do(root: Path, tmp_path: Path) -> None:
-    done = submit(root, "--package", "--out", tmp_path / "out", cwd=tmp_path)
+    done = submit(root, "package", "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert "found none in build/" in done.stderr and "--kernel train-folds" in done.stderr
