@@ -1,4 +1,4 @@
-"""Averages of a model's weights along its training: exponential (timm's) and stochastic weight averaging (torch's)."""
+"""Averages of the weights during training: `make_ema` (timm's exponential one), `make_swa` (torch's plain one)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cassava_kit.training.config import RunConfig
 
 
 def make_ema(model: nn.Module, config: RunConfig) -> Any:
-    """timm's exponential moving average of the weights, or None."""
+    """Return timm's exponential moving average of the weights, or None."""
     if config.ema is None:
         return None
     from timm.utils import ModelEmaV3
@@ -22,7 +22,7 @@ def make_ema(model: nn.Module, config: RunConfig) -> Any:
 
 
 def make_swa(model: nn.Module, config: RunConfig) -> torch.optim.swa_utils.AveragedModel | None:
-    """torch's plain average of the weights after each of the last epochs, or None. Izmailov et al. 2018."""
+    """Return torch's plain average of the weights after each of the last epochs, or None. Izmailov et al. 2018."""
     return torch.optim.swa_utils.AveragedModel(model) if config.swa_epochs else None
 
 

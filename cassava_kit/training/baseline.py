@@ -1,4 +1,4 @@
-"""The baseline that every model should beat: logistic regression on small pixels, out of fold by the runs' contract."""
+"""Baseline for every model: logistic regression on small pixels, out of fold; start at `train_baseline`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import Score, accuracy, score, score_record
 from cassava_kit.evidence.oof import fold_predictions, join_folds
 from cassava_kit.evidence.predictions import Predictions, write_predictions
-from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, write_json
+from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, header_path, read_json, write_json
 
 if TYPE_CHECKING:
     from cassava_kit.training.rows import TrainData
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LogReg:
-    """Settings of the baseline: pictures of `image_size` squared, pixels standardised, inverse penalty `c`.
+    """Settings of the baseline: images of `image_size` squared, pixels standardised, inverse penalty `c`.
 
     Strongly penalised, because a picture has 3,072 numbers: .01 scores less on 1,200 drawn and on 899 real images.
     """
@@ -46,11 +46,12 @@ def train_logreg(
     *,
     folds: Sequence[int] | None = None,
     competition: Competition | None = None,
+    replace: bool = False,
 ) -> Score:
-    """The verb `train logreg`: the baseline on `folds` (default: all), its score on the rows of those folds."""
+    """Train the baseline on a competition's table (see `train_baseline`)."""
     from cassava_kit.training.rows import TrainData
 
-    return train_baseline(TrainData(table, split, competition or current()), out, folds=folds)
+    return train_baseline(TrainData(table, split, competition or current()), out, folds=folds, replace=replace)
 
 
 def train_baseline(
@@ -59,27 +60,38 @@ def train_baseline(
     *,
     folds: Sequence[int] | None = None,
     progress: bool = True,
+    replace: bool = False,
 ) -> Score:
-    """Write `out/logreg/fold<k>/` (config.json, oof.csv, run.json) and, of all folds, `out/logreg/oof.csv`.
+    """Train on all folds but one, for each of `folds` (default: all), and return the score on the rows of those folds.
 
-    The same bytes for the same images, table, split and libraries (run.json's time aside). An image that cannot be
-    read takes no part in training, and is answered with the training rows' class shares.
+    Writes `out/logreg/fold<k>/` (config.json, oof.csv, run.json) and, of all folds, `out/logreg/oof.csv`: the same
+    bytes for the same images, table, split and libraries (run.json's time aside). An unreadable image is not trained
+    on, and is answered with the training rows' class shares.
+
+    Raises:
+        UserError: The fold file is of another table, no image can be read, or a finished run of other folds, images or
+            settings would be replaced (unless `replace`).
     """
     from cassava_kit.training.checks import check_table
 
     settings = LogReg()
     numbers = list(range(data.folds.n_splits)) if folds is None else [data.folds.check_fold(k) for k in folds]
     check_table(data)
+    run_dir, wanted = out / settings.recipe, baseline_fingerprint(settings, data)
+    for k in numbers:
+        check_existing(run_dir / f"fold{k}", wanted, replace=replace)
     started = time.perf_counter()
     pixels, readable = read_pixels(data.paths(data.folds.frame), settings.image_size, progress=progress)
     if not readable.any():
         raise UserError(f"no readable training image in {data.table.image_dir}; check the download")
-    run_dir, reading = out / settings.recipe, time.perf_counter() - started
+    reading = time.perf_counter() - started
+    for name in (OOF_FILE, header_path(OOF_FILE)):  # joined from folds that are written anew
+        (run_dir / name).unlink(missing_ok=True)
     parts = []
     for k in _progress(numbers, progress):
         started = time.perf_counter()
         probabilities = predict_fold(pixels, readable, data, k, settings=settings)
-        facts = {"seconds": time.perf_counter() - started + reading / len(numbers)}
+        facts = {"fingerprint": wanted, "seconds": time.perf_counter() - started + reading / len(numbers)}
         parts.append(
             write_fold(data, k, probabilities, run_dir=run_dir / f"fold{k}", config=asdict(settings), facts=facts)
         )
@@ -89,8 +101,30 @@ def train_baseline(
     return score(labels, np.concatenate([part.probabilities for part in parts]), data.competition.metric)
 
 
+def baseline_fingerprint(settings: LogReg, data: TrainData) -> dict[str, str]:
+    """Return what decides the baseline's predictions, by what the user calls it."""
+    return {
+        "settings": ", ".join(f"{name}={value}" for name, value in asdict(settings).items() if name != "about"),
+        "folds": data.folds.hash,
+        "images": data.images_hash,
+    }
+
+
+def check_existing(run_dir: Path, wanted: dict[str, str], *, replace: bool) -> None:
+    """Refuse to write over a finished run that differs (UserError), unless `replace`."""
+    if replace or not (run_dir / DONE_FILE).is_file():
+        return
+    known = read_json(run_dir / DONE_FILE).get("fingerprint") or {}
+    differs = [part for part in wanted if known.get(part) != wanted[part]]
+    if differs:
+        raise UserError(
+            f"{run_dir} holds a finished run with other {', '.join(differs)}; give another --out, or replace it with "
+            "--replace"
+        )
+
+
 def read_pixels(paths: Sequence[Path], side: int, *, progress: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Small pictures, (N, side * side * 3) uint8, and which of them could be read, (N,) bool; the others are black."""
+    """Return small images, (N, side * side * 3) uint8, and which could be read, (N,) bool; the others are black."""
 
     def one(path: Path) -> np.ndarray | None:
         try:
@@ -100,25 +134,25 @@ def read_pixels(paths: Sequence[Path], side: int, *, progress: bool = True) -> t
 
     pixels = np.zeros((len(paths), side * side * 3), np.uint8)
     readable = np.zeros(len(paths), bool)
-    for n, picture in enumerate(in_threads(one, paths, title="Reading small pictures", progress=progress)):
-        if picture is not None:
-            pixels[n], readable[n] = picture, True
+    for n, image in enumerate(in_threads(one, paths, title="Reading small images", progress=progress)):
+        if image is not None:
+            pixels[n], readable[n] = image, True
     return pixels, readable
 
 
 def predict_fold(
     pixels: np.ndarray, readable: np.ndarray, data: TrainData, fold: int, *, settings: LogReg
 ) -> np.ndarray:
-    """Probabilities (n, K) of a fold's rows by a model of the other folds' readable rows."""
+    """Return probabilities (n, K) of a fold's rows by a model of the other folds' readable rows."""
     labels, fold_of = data.folds.frame["label"].to_numpy(), data.folds.frame["fold"].to_numpy()
     held_out = fold_of == fold
-    learnt = ~held_out & (fold_of != TEST)
-    training = learnt & readable
-    shares = np.bincount(labels[learnt], minlength=data.competition.n_classes) / learnt.sum()
+    others = ~held_out & (fold_of != TEST)
+    training = others & readable
+    shares = np.bincount(labels[others], minlength=data.competition.n_classes) / others.sum()
     probabilities = np.tile(shares, (held_out.sum(), 1))
     seen = np.unique(labels[training])
     if len(seen) < 2:
-        return probabilities  # with one class alone there is nothing to tell apart
+        return probabilities  # logistic regression needs two classes
     model = make_model(settings).fit(pixels[training].astype(np.float32), labels[training])
     known = readable[held_out]
     if known.any():
@@ -129,7 +163,7 @@ def predict_fold(
 
 
 def make_model(settings: LogReg) -> Any:
-    """scikit-learn's pipeline: standardised pixels, multinomial logistic regression (L-BFGS, deterministic)."""
+    """Return scikit-learn's pipeline: standardised pixels, multinomial logistic regression (L-BFGS, deterministic)."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -146,7 +180,7 @@ def write_fold(
     config: dict[str, Any],
     facts: dict[str, Any],
 ) -> Predictions:
-    """Write a fold's folder as a recipe's run has it, weights aside; `run.json` comes last and says it is whole."""
+    """Write the folder of a fold as a recipe's run does, without weights; `run.json` comes last."""
     (run_dir / DONE_FILE).unlink(missing_ok=True)
     part = fold_predictions(data.folds, fold, probabilities, f"{config['recipe']}-fold{fold}")
     right = accuracy(data.folds.validation(fold)["label"].to_numpy(), probabilities)

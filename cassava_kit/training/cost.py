@@ -1,4 +1,4 @@
-"""What a recipe costs on Kaggle's GPUs, from counted operations: an estimate, for planning a week's hours."""
+"""Estimated hours of a recipe on Kaggle's GPUs, from counted operations: `train_hours`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,29 @@ BACKWARD = 2  # passes forward that a pass backward costs
 
 
 def train_hours(config: RunConfig, n_images: int, n_splits: int) -> float:
-    """Hours of two T4s for every fold of a recipe, a fold on each at a time, so that an odd one holds both.
+    """Return hours of two T4s for all folds of a recipe: one fold a GPU at a time, an odd last one keeps both busy.
 
     Counted are passes over the training rows, and one a validation row and epoch; decoding and augmenting are not.
     """
-    forward = pass_seconds(config.model, config.image_size, config.model_args, config.head) * _slower(config.precision)
+    forward = pass_seconds(config.model, config.image_size, config.model_args, config.head) * precision_slowdown(config.precision)
     passes = 1 if config.freeze_backbone else 1 + BACKWARD
     images = config.epochs * n_images * (passes * (n_splits - 1) + 1) / n_splits
     return forward * images * math.ceil(n_splits / 2) / 3600
 
 
 def pass_seconds(name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear") -> float:
-    """Seconds of one T4 for one image forward through a timm model, in half precision; no weights are made."""
+    """Return seconds of one T4 for one image forward through a timm model, in half precision; no weights are made."""
+    dense, depthwise = count_operations(name, size, model_args, head)
+    return dense / DENSE + depthwise / DEPTHWISE
+
+
+def count_operations(
+    name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear"
+) -> tuple[int, int]:
+    """Return the additions and multiplications of one image forward: in all other layers, in depthwise convolutions.
+
+    A published count of multiply-adds (MACs) is half the sum.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,8 +55,9 @@ def pass_seconds(name: str, size: int, model_args: dict[str, Any] | None = None,
             layer.register_forward_hook(count)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
-    return (counter.get_total_flops() - depthwise) / DENSE + depthwise / DEPTHWISE
+    return counter.get_total_flops() - depthwise, depthwise
 
 
-def _slower(precision: str) -> float:
+def precision_slowdown(precision: str) -> float:
+    """Return how many times slower than half precision a T4 computes."""
     return SINGLE_PRECISION if precision == "32-true" else 1.0

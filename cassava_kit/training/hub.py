@@ -1,4 +1,4 @@
-"""Published weights from timm's hub, as files: fetched at home, where there is internet; all else reads files."""
+"""Published weights from timm's hub as files: `fetch_weights`, the only code that asks the hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATASET = "imagenet-weights"
 
 
 def fetch_weights(names: Sequence[str], out: Path, *, owner: str | None = None) -> list[str]:
-    """Download the weights that recipes start from, each to `<recipe>.safetensors` in `out`; returns what to tell.
+    """Download the weights that recipes start from, each to `<recipe>.safetensors` in `out`; returns lines to print.
 
     A file that is there is kept. With an `owner` the folder is described as a dataset that `kaggle datasets create -p`
     takes. ValueError for an unknown recipe, before any download, and where the hub has no weights or does not answer.
@@ -45,7 +45,7 @@ def fetch_weights(names: Sequence[str], out: Path, *, owner: str | None = None) 
 
 
 def download(config: RunConfig, path: Path) -> str:
-    """Write a recipe's published weights to `path` and read them back into its model; returns how many it took."""
+    """Write a recipe's published weights to `path`, load them into its model, and return what was loaded, in words."""
     import timm
     from safetensors.torch import save_file
 

@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from cassava_kit.data.folds import split_folds
 from cassava_kit.data.images import decode_small, resize
 from cassava_kit.data.table import read_competition
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import accuracy, majority
 from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import read_predictions
@@ -140,3 +141,17 @@ def test_errors_come_before_the_work(colours, tmp_path):
     with pytest.raises(ValueError, match="no readable training image"):
         train_baseline(colours, tmp_path, progress=False)
     assert not (tmp_path / "logreg").exists()
+
+
+def test_a_finished_run_of_another_split_is_replaced_only_where_asked(colours, tmp_path):
+    train_baseline(colours, tmp_path, progress=False)
+    before = (tmp_path / "logreg" / "oof.csv").read_bytes()
+    other = TrainData(colours.table, split_folds(colours.table.frame, n_splits=3, seed=1))
+    with pytest.raises(UserError, match="fold1 holds a finished run with other folds; give another --out, or replace"):
+        train_baseline(other, tmp_path, folds=[1], progress=False)
+    assert (tmp_path / "logreg" / "oof.csv").read_bytes() == before
+    train_baseline(other, tmp_path, folds=[1], progress=False, replace=True)
+    part = read_predictions(tmp_path / "logreg" / "fold1" / "oof.csv")
+    assert part.header.fold_hash == other.folds.hash
+    assert not (tmp_path / "logreg" / "oof.csv").exists(), "joined from a fold that is no longer"
+    train_baseline(colours, tmp_path, folds=[0], progress=False)  # the same again
