@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from cassava_kit.evidence.finals import add_to_ledger
 from cassava_kit.files import LEDGER_FILE, read_json, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
@@ -53,4 +54,4 @@ def record_submission(ledger: Path, bundle: Bundle, submission: Submission) -> N
         "members": len(ensemble.members),
         "evidence": folder.as_posix(),
     }
-    record_submission(ledger, entry)
+    add_to_ledger(ledger, entry)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cassava_kit.cli.kaggle import OUTPUTS, confirmed, output_folder
 from cassava_kit.files import read_json, write_json
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.kernels import find_kernel
-from cassava_kit.kaggle.send.ledger import LEDGER, OLD_LEDGER, adopt_old_ledger
+from cassava_kit.kaggle.send.ledger import LEDGER, OLD_LEDGER, adopt_old_ledger, record_submission
+from cassava_kit.kaggle.send.remote import Submission
 
 
 def test_an_old_ledger_is_copied_once_with_its_evidence(
@@ -30,6 +33,24 @@ def test_an_old_ledger_is_copied_once_with_its_evidence(
     write_json(LEDGER, {"submissions": []})
     adopt_old_ledger(LEDGER)
     assert not read_json(LEDGER)["submissions"], "it is there"
+
+
+def test_a_submission_is_recorded_with_a_copy_of_its_evidence(tmp_path: Path) -> None:
+    home, ledger = tmp_path / "bundle", tmp_path / "project/submissions.json"
+    members = tuple(EnsembleMember(name=name, weight=0.5, checkpoints=(f"{name}-fold0.safetensors",)) for name in "ab")
+    (home / "weights").mkdir(parents=True)
+    (home / "evidence").mkdir()
+    write_ensemble(home / "weights" / ENSEMBLE_FILE, Ensemble(members=members, prior=(0.5, 0.5)))
+    bundle = Bundle(home / "kit", home / "weights", home / "kernel", "b" * 64, find_kernel("ensemble-submission"))
+    for ref, said in ((7, "evidence"), (8, "of a later build")):
+        (home / "evidence/oof.csv").write_text(said)
+        submission = Submission(ref, "a description", "complete", "0.9", "")
+        record_submission(ledger, replace(bundle, build_id=str(ref) * 64), submission)
+    first, second = read_json(ledger)["submissions"]
+    assert (first["ref"], first["name"], first["public_score"], first["members"]) == (7, "a+b@77777777", "0.9", 2)
+    assert (ledger.parent / first["evidence"] / "oof.csv").read_text() == "evidence"
+    assert (ledger.parent / second["evidence"] / "oof.csv").read_text() == "of a later build"
+    assert not Path(first["evidence"]).is_absolute()
 
 
 def test_outputs_of_earlier_versions_are_moved_out_of_build(
