@@ -17,7 +17,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.evidence.calibration import Calibration, calibrate
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import Score, baseline, check_scored, gain, score
-from cassava_kit.evidence.nested import Judgement, judge_methods
+from cassava_kit.evidence.nested import METHOD_SEEN, Judgement, judge_methods
 from cassava_kit.evidence.oof import Evidence, read_evidence
 from cassava_kit.files import read_json, write_json
 
@@ -112,6 +112,7 @@ def report_text(report: BlendReport) -> str:
         for name, row in zip(report.names, report.error_correlation, strict=True)
     ]
     lines += ["", "weights judged by nested cross-validation:", str(report.judgement)]
+    lines.append(f"the ensemble, every fold with weights found on the other folds: {report.score}")
     return "\n".join([*lines, "", f"calibration of the plain mean: {report.calibration}"])
 
 
@@ -225,9 +226,18 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
         {"name": name, "oof": os.path.relpath(path.resolve(), out.resolve().parent), "weight": float(weight)}
         for name, path, weight in zip(evidence.names, oof, chosen.weights, strict=True)
     ]
-    content = {"members": members, "method": chosen.chosen, "fold_hash": evidence.fold_hash, "labels": "given"}
+    seen = [*evidence.labels_seen, *([METHOD_SEEN] if chosen.chosen != "mean" else [])]
+    content = {
+        "members": members,
+        "method": chosen.chosen,
+        "fold_hash": evidence.fold_hash,
+        "labels": "given",
+        "labels_seen": seen,
+        "score": report.score.value,
+        "metric": evidence.metric,
+    }
     write_json(out, {**content, "report": report_values(report)})
-    return f"{report}\n{out}"
+    return "\n".join([str(report), *(f"note: {text}" for text in seen), str(out)])
 
 
 def read_weights(path: Path) -> dict[str, tuple[float, Path]]:

@@ -33,7 +33,8 @@ class Comparison:
     `difference` is positive where B is better, whichever way the metric runs. `only_a` and `only_b` count the rows that
     one alone has right (None unless the metric is accuracy). `images_needed` is the number of rows on which a
     difference of this size would be proved four times in five (None where there is no difference). `adjusted_p` is the
-    p-value corrected for the other comparisons of the family, which `correct` sets; alone it is `p_value`.
+    p-value corrected for the other comparisons of the family, which `correct` sets; alone it is `p_value`. `notes` say
+    what makes the comparison less than out of fold.
     """
 
     names: tuple[str, str]
@@ -48,6 +49,7 @@ class Comparison:
     metric: Metric = "accuracy"
     only_a: int | None = None
     only_b: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def proved(self) -> bool:
@@ -109,7 +111,8 @@ class Comparison:
             f"{self.level:.0%} interval {low:+.4f} to {high:+.4f} (bootstrap); {self._test()}",
         ]
         missing = self.missing_images()
-        return "\n".join([*lines, *([f"{missing[0].upper()}{missing[1:]}."] if missing else [])])
+        lines += [f"{missing[0].upper()}{missing[1:]}."] if missing else []
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _test(self) -> str:
         (a, b), p = self.names, f"p = {self.p_value:.3g}"
@@ -288,4 +291,5 @@ def compare_files(a: Path, b: Path, folds: Path) -> Comparison:
     """Compare two out-of-fold prediction files on the rows of one fold file; the contract of both is checked."""
     evidence = read_evidence([a, b], read_folds(folds))
     names = (evidence.names[0], evidence.names[1])
-    return compare(evidence.labels, *evidence.pred_probs, metric=evidence.metric, names=names)
+    found = compare(evidence.labels, *evidence.pred_probs, metric=evidence.metric, names=names)
+    return replace(found, notes=evidence.labels_seen)

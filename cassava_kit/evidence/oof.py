@@ -21,7 +21,8 @@ class Evidence:
     """Members' out-of-fold probabilities on the same rows.
 
     `image_ids` (N,), `labels` (N,), `fold` (N,), `pred_probs` (M, N, K); `metric` is what they are judged by, `task`
-    what else the files say of their competition.
+    what else the files say of their competition. `labels_seen` says of members how labels of the rows that they are
+    scored on came into them.
     """
 
     names: tuple[str, ...]
@@ -32,6 +33,7 @@ class Evidence:
     fold_hash: str
     metric: Metric = "accuracy"
     task: Task | None = None
+    labels_seen: tuple[str, ...] = ()
 
 
 def refuse_in_sample(predictions: Predictions, folds: Folds, name: str) -> None:
@@ -142,6 +144,11 @@ def make_evidence(members: Sequence[Predictions], folds: Folds, names: Sequence[
         fold_hash=folds.hash,
         metric=task.metric if task else current().metric,
         task=task,
+        labels_seen=tuple(
+            f"{name}: {text}"
+            for name, member in zip(names, members, strict=True)
+            for text in (member.header.labels_seen if member.header else ())
+        ),
     )
 
 
@@ -196,11 +203,23 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return [name(part) for part in parts]
 
 
-def fold_predictions(folds: Folds, fold: int, probabilities: np.ndarray, name: str) -> Predictions:
-    """A fold's own rows with probabilities (n, K) in their order, by a model that never saw them."""
+def fold_predictions(
+    folds: Folds, fold: int, probabilities: np.ndarray, name: str, *, labels_seen: tuple[str, ...] = ()
+) -> Predictions:
+    """Return a fold's own rows with probabilities (n, K) in their order, by a model that was not trained on them.
+
+    `labels_seen` says in the header how their labels came into the training all the same.
+    """
     rows = folds.validation(fold)
     source = Source(name=name, fold=fold, fold_hash=folds.hash)
-    header = Header(name=name, kind="oof", fold_hash=folds.hash, sources=(source,), **task_fields(folds.task))
+    header = Header(
+        name=name,
+        kind="oof",
+        fold_hash=folds.hash,
+        sources=(source,),
+        labels_seen=labels_seen,
+        **task_fields(folds.task),
+    )
     ids, column = rows["image_id"].to_numpy(), np.full(len(rows), fold)
     return make_predictions(ids, probabilities, header=header, fold=column)
 
@@ -240,5 +259,11 @@ def task_fields(task: Task | None) -> dict[str, Any]:
 def average_members(evidence: Evidence, weights: np.ndarray, name: str = "ensemble") -> Predictions:
     """The weighted mean of members' probabilities as an out-of-fold prediction of its own; weights (M,) sum to 1."""
     blended = np.tensordot(weights, evidence.pred_probs, axes=1)
-    header = Header(name=name, kind="oof", fold_hash=evidence.fold_hash, **task_fields(evidence.task))
+    header = Header(
+        name=name,
+        kind="oof",
+        fold_hash=evidence.fold_hash,
+        labels_seen=evidence.labels_seen,
+        **task_fields(evidence.task),
+    )
     return make_predictions(evidence.image_ids, blended, header=header, fold=evidence.fold)

@@ -21,7 +21,13 @@ from cassava_kit.evidence.calibration import ece
 from cassava_kit.evidence.compare import compare_files
 from cassava_kit.evidence.nested import blend_nested, judge_methods
 from cassava_kit.evidence.oof import Evidence
-from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
+from cassava_kit.evidence.predictions import (
+    Header,
+    Predictions,
+    make_predictions,
+    read_predictions,
+    write_predictions,
+)
 from cassava_kit.evidence.weighing import WEIGHT_METHODS, find_weights
 
 K = 5
@@ -219,6 +225,16 @@ def test_two_rounds_of_one_recipe_are_told_apart_and_the_weights_file_serves_fro
     ]
     verdict = compare_files(*(tmp_path / each for each in oof), tmp_path / "folds.csv")
     assert verdict.names == tuple(names)
+    assert verdict.notes == () and "note:" not in str(verdict) and "note:" not in text
+    header = Header(name="x", kind="oof", fold_hash=split.hash, labels_seen=("rows were cleaned",))
+    again = read_predictions(tmp_path / oof[1])
+    write_predictions(tmp_path / oof[1], Predictions(again.frame, header))
+    noted = compare_files(*(tmp_path / each for each in oof), tmp_path / "folds.csv")
+    assert str(noted).endswith("note: round2/runs/resnet50: rows were cleaned")
+    text = weigh_files([tmp_path / each for each in oof], tmp_path / "folds.csv", tmp_path / "w2.json")
+    assert "note: round2/runs/resnet50: rows were cleaned" in text
+    written = json.loads((tmp_path / "w2.json").read_text())
+    assert written["labels_seen"][0] == "round2/runs/resnet50: rows were cleaned"
 
 
 def test_weigh_takes_plain_arrays_and_says_what_the_files_say():

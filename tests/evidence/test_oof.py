@@ -250,3 +250,13 @@ def test_names_are_as_much_of_the_path_as_tells_them_apart(tmp_path):
     assert member_names(files) == ["round1/runs/a", "round2/runs/a", "x", "b"]
     with pytest.raises(UserError, match="must differ"):
         member_names([files[0], tmp_path / "x" / ".." / "round1/runs/a/oof.csv"])
+
+
+def test_how_labels_came_into_a_member_is_carried_on(folds):
+    whole = [np.full((len(folds.validation(k)), K), 1 / K) for k in range(5)]
+    parts = [fold_predictions(folds, k, p, f"m-fold{k}", labels_seen=("cleaned",)) for k, p in enumerate(whole)]
+    joined = join_folds(parts, folds, "m")
+    assert joined.header.labels_seen == ("cleaned",)
+    evidence = make_evidence([joined, oof(folds)], folds, ["m", "other"])
+    assert evidence.labels_seen == ("m: cleaned",)
+    assert average_members(evidence, np.full(2, 0.5)).header.labels_seen == ("m: cleaned",)

@@ -20,6 +20,7 @@ ACTIONS = ("drop", "flip", "weight", "soften")
 WEIGHTED = ("weight", "soften")  # the actions whose rows do not all count the same
 VERDICTS = ("keep", "drop", "relabel")
 HARD_CAP = 0.10
+CLEANED_SEEN = "training rows were cleaned with a noise report whose models had learnt labels of the scored fold"
 
 
 @dataclass(frozen=True)
