@@ -382,5 +382,6 @@ def test_a_submission_of_this_build_is_not_asked_for_again(ready: PushJob, kaggl
     assert was_submitted(ready) and not was_submitted(replace(ready, again=True))
     kaggle.made.clear()
     assert was_submitted(ready), "the journal says so"
+    assert submit(ready, push(ready)).ref == 100 and not kaggle.made, "not made again, although no longer listed"
     (ready.bundle.home / JOURNAL).unlink()
     assert not was_submitted(ready)
