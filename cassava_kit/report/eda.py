@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.competition import Competition, current
-from cassava_kit.data.duplicates import Fingerprints, fingerprint, group_duplicates
+from cassava_kit.data.duplicates import group_duplicates
+from cassava_kit.data.fingerprints import FINGERPRINT_CACHE, Fingerprints, fingerprint
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
 from cassava_kit.data.table import list_images, read_table
 from cassava_kit.errors import UserError
@@ -105,7 +106,7 @@ def explore(
         raise UserError(f"no readable image in {image_dir} ({len(names)} files); check the download")
     label_of = dict(zip(table["image_id"], table["label"].tolist(), strict=True))
     prints = fingerprint(
-        [image_dir / name for name in readable], cache=cache or cache_dir() / "fingerprints.npz", progress=progress
+        [image_dir / name for name in readable], cache=cache or cache_dir() / FINGERPRINT_CACHE, progress=progress
     )
     mean, std = pixel_statistics([looks[name] for name in readable])
     return Eda(

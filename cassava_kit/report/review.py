@@ -208,7 +208,8 @@ def review_files(
 
     Without an embedding or a backbone the neighbours are the images most alike in their coarse layout.
     """
-    from cassava_kit.data.duplicates import fingerprint, group_duplicates
+    from cassava_kit.data.duplicates import group_duplicates
+    from cassava_kit.data.fingerprints import FINGERPRINT_CACHE, fingerprint
 
     competition = competition or current()
     asked = files or ReviewFiles()
@@ -220,7 +221,7 @@ def review_files(
     image_dir = image_folder(data, report, clean, competition)
     ids = report["image_id"].to_numpy()
     there = np.array([(image_dir / name).is_file() for name in ids])
-    prints = fingerprint([image_dir / name for name in ids[there]], cache=cache_dir() / "fingerprints.npz")
+    prints = fingerprint([image_dir / name for name in ids[there]], cache=cache_dir() / FINGERPRINT_CACHE)
     groups = dict(zip(ids[there], group_duplicates(prints).tolist(), strict=True))
     shown = [row["id"] for row in review_rows(report, Extras(groups=groups), limit=limit)]
     backbone = None if given.backbone is None else (given.backbone, Path(data))
