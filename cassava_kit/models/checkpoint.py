@@ -15,7 +15,7 @@ METADATA_KEY = "cassava_kit"
 Side = Annotated[int, Field(ge=1, le=4096)]
 Mean = Annotated[float, Field(allow_inf_nan=False)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1 + 1e-6, allow_inf_nan=False)]
 
 
 class CheckpointInfo(BaseModel):

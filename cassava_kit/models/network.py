@@ -1,4 +1,4 @@
-"""timm models with the kit's heads, and weights from files."""
+"""timm models with the kit's heads, their stages and statistics: `create_model`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ HEAD_STD = 0.01
 def create_model(
     name: str, n_classes: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
 ) -> nn.Module:
-    """A timm model with random weights and a head for `n_classes`; 0 classes give the bare backbone.
+    """Return a timm model with random weights and a head for `n_classes`; 0 classes give the bare backbone.
 
-    Never asks a hub: weights come from files (`load_weights`). Raises ValueError for a name that timm does not know, or
-    arguments that the model does not take.
+    Weights come from files (`load_weights`), never from a hub.
+
+    Raises:
+        UserError: timm does not know the name, or the model does not take the arguments.
     """
     import timm
 
@@ -61,7 +63,7 @@ def check_image_size(name: str, size: int, model_args: dict[str, Any] | None = N
 def meta_model(
     name: str, size: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
 ) -> tuple[nn.Module, torch.Tensor]:
-    """A model in evaluation mode and one image (1, 3, size, size) on the meta device, where nothing is computed."""
+    """Return a model in evaluation mode and one image (1, 3, size, size) on the meta device: shapes, no numbers."""
     with torch.device("meta"):
         return create_model(name, 2, model_args=model_args, head=head).eval(), torch.empty(1, 3, size, size)
 
@@ -82,10 +84,10 @@ def args_for_size(name: str, size: int, model_args: dict[str, Any] | None = None
 
 
 def reset_head(model: nn.Module) -> None:
-    """Draw the linear head anew with small weights, so that a new head on trained features starts near even odds.
+    """Draw the linear head with small weights, so that a new head on trained features starts near equal probabilities.
 
     timm's EfficientNets and MobileNets draw theirs within 1/sqrt(K): with 5 classes the first losses are near 7, and
-    the gradients of a random head ruin the features that it stands on.
+    the gradients of a random head ruin the features below it.
     """
     for name in classifier_names(model):
         for module in model.get_submodule(name).modules():
@@ -95,7 +97,7 @@ def reset_head(model: nn.Module) -> None:
 
 
 def dense_head(in_features: int, n_classes: int) -> nn.Sequential:
-    """Three dense layers with dropout between them."""
+    """Return three dense layers with dropout between them."""
     layers: list[nn.Module] = []
     for width in DENSE_HEAD_WIDTHS:
         layers += [nn.Linear(in_features, width), nn.ReLU(), nn.Dropout(DENSE_HEAD_DROPOUT)]
@@ -104,36 +106,36 @@ def dense_head(in_features: int, n_classes: int) -> nn.Sequential:
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Dotted names of the modules that map features to logits; distilled models have two."""
+    """Return the dotted names of the modules that map features to logits; distilled models have two."""
     name = model.pretrained_cfg["classifier"]
     return (name,) if isinstance(name, str) else tuple(name)
 
 
 def classifier_name(model: nn.Module) -> str:
-    """Dotted name of the module that maps features to logits, e.g. `fc` or `head.fc`."""
+    """Return the dotted name of the module that maps features to logits, e.g. `fc` or `head.fc`."""
     return classifier_names(model)[0]
 
 
 def image_statistics(model: nn.Module) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of RGB (0..1) with which the architecture's published weights were trained."""
+    """Return mean and standard deviation of RGB (0..1) with which the architecture's published weights were trained."""
     return tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
 
 
 def head_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters of the classifier; the rest is the backbone."""
+    """Return the names of the classifier's parameters; all others are the backbone's."""
     prefixes = tuple(f"{name}." for name in classifier_names(model))
     return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Take the gradient from all but the head; `train()` must leave frozen BatchNorm alone (see `keep_frozen`)."""
+    """Freeze all parameters but the head's; after every `train()` call `keep_frozen`."""
     head = head_parameters(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head)
 
 
 def stages(model: nn.Module) -> list[list[str]]:
-    """Names of the backbone's parameters stage by stage, the stem first, as timm groups them; the head is none of them.
+    """Return the names of the backbone's parameters stage by stage, the stem first, as timm groups them.
 
     A ResNet's stages are its stem and layers, a ViT's its embedding and blocks.
     """
@@ -148,7 +150,7 @@ def stages(model: nn.Module) -> list[list[str]]:
 
 
 def stage_modules(model: nn.Module) -> list[nn.Module]:
-    """Modules that hold a stage each, outermost alone: what a sharding strategy gathers and frees at a time."""
+    """Return the modules that hold a stage each, outermost alone: the units of a sharding strategy."""
     found: list[str] = []
     for names in stages(model):
         prefix = _common_module(names)
@@ -158,7 +160,7 @@ def stage_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def _common_module(parameters: list[str]) -> str:
-    """Dotted name of the innermost module that holds all these parameters; empty for the model itself."""
+    """Return the dotted name of the innermost module that holds all these parameters; empty for the model itself."""
     parts = [name.split(".")[:-1] for name in parameters]
     common: list[str] = []
     for step in zip(*parts, strict=False):
@@ -169,7 +171,7 @@ def _common_module(parameters: list[str]) -> str:
 
 
 def free_stages(model: nn.Module, n: int) -> None:
-    """Give the gradient to the head and the top `n` stages, and take it from the stages below."""
+    """Unfreeze the head and the top `n` stages, and freeze the stages below."""
     parts = stages(model)
     frozen = {name for names in parts[: max(0, len(parts) - n)] for name in names}
     for name, parameter in model.named_parameters():
@@ -177,7 +179,7 @@ def free_stages(model: nn.Module, n: int) -> None:
 
 
 def keep_frozen(model: nn.Module) -> None:
-    """Put modules all of whose own parameters are frozen into eval mode, so that BatchNorm statistics stand still."""
+    """Put BatchNorm modules with frozen parameters into eval mode, so that their statistics stay."""
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and not any(p.requires_grad for p in own):

@@ -1,4 +1,4 @@
-"""Lightning callbacks: the metrics file with its doctor, the resumable state, the best weights, the progress bar."""
+"""Lightning callbacks: `Metrics` with findings, `Resume`, `KeepBest`, `StopEarly`, `Bar`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class MetricsFile(L.Callback):
 
 
 class Metrics(MetricsFile):
-    """A fold's rows in `metrics.csv`: losses, accuracy, class shares; each finding of `diagnose` is told once."""
+    """A fold's rows in `metrics.csv`: losses, accuracy, class shares; each finding of `diagnose` is printed once."""
 
     def __init__(self, run_dir: Path, classes: tuple[str, ...], tell: Callable[[str], None]) -> None:
         super().__init__(run_dir / METRICS_FILE)
@@ -61,7 +61,7 @@ class Metrics(MetricsFile):
         self.reported: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far and the findings already told."""
+        """Return the rows so far and the findings already printed."""
         return {**super().state_dict(), "told": sorted(self.reported)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class Metrics(MetricsFile):
 
 
 class Resume(L.Callback):
-    """Writes `last.ckpt` whole after every epoch: a killed run goes on from there."""
+    """Writes `last.ckpt` atomically after every epoch, from which a killed run is resumed."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / RESUME_FILE
@@ -102,7 +102,7 @@ class Resume(L.Callback):
 class StopEarly(L.pytorch.callbacks.EarlyStopping):
     """Stops after `patience` epochs without a lower validation loss, or at one that is not finite; so does a restart.
 
-    It looks once an epoch is validated: Lightning's own turn comes after `Resume` has saved, and is not repeated.
+    It acts after validation: Lightning would act after `Resume` has saved, which a resumed run does not repeat.
     """
 
     def __init__(self, patience: int) -> None:
@@ -110,20 +110,20 @@ class StopEarly(L.pytorch.callbacks.EarlyStopping):
         self.stopped = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the epoch's loss."""
+        """Compare the epoch's loss."""
         super().on_validation_end(trainer, pl_module)
         self.stopped = trainer.should_stop
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A run that had stopped when it was killed trains no further epoch."""
+        """Train no further epoch where the run had stopped before it was killed."""
         trainer.should_stop = self.stopped
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning's, and whether training is over."""
+        """Return Lightning's state, and whether training is over."""
         return {**super().state_dict(), "stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take both up."""
+        """Restore both."""
         super().load_state_dict(state_dict)
         self.stopped = state_dict["stopped"]
 
@@ -136,11 +136,11 @@ class KeepBest(L.Callback):
         self.best = math.inf
 
     def state_dict(self) -> dict[str, Any]:
-        """The lowest loss so far."""
+        """Return the lowest loss so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the lowest loss so far."""
+        """Restore the lowest loss so far."""
         self.best = state_dict["best"]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -168,7 +168,7 @@ class Bar(L.Callback):
         self.task = self.progress.add_task(self.label, total=total, completed=per_epoch * trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """One step on."""
+        """Advance by one step."""
         if self.task is not None:
             self.progress.advance(self.task)
 
@@ -180,7 +180,7 @@ class Bar(L.Callback):
             self.progress.update(self.task, description=text)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the line to the next run."""
+        """Remove the task."""
         if self.task is not None:
             self.progress.remove_task(self.task)
 

@@ -19,7 +19,9 @@ def train_hours(config: RunConfig, n_images: int, n_splits: int) -> float:
 
     Counted are passes over the training rows, and one a validation row and epoch; decoding and augmenting are not.
     """
-    forward = pass_seconds(config.model, config.image_size, config.model_args, config.head) * precision_slowdown(config.precision)
+    forward = pass_seconds(config.model, config.image_size, config.model_args, config.head) * precision_slowdown(
+        config.precision
+    )
     passes = 1 if config.freeze_backbone else 1 + BACKWARD
     images = config.epochs * n_images * (passes * (n_splits - 1) + 1) / n_splits
     return forward * images * math.ceil(n_splits / 2) / 3600

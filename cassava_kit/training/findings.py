@@ -1,4 +1,4 @@
-"""What a run's own figures say about it, in plain words, once for each finding."""
+"""Findings on a run from its own metrics, in plain words: `diagnose`, `not_finite`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ GAP_EPOCHS = 3
 
 
 def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str], *, last: bool = False) -> dict[str, str]:
-    """Findings by key after the last of `epochs`: rows of `metrics.csv` (train_loss, val_loss, val_share_k ...).
+    """Return findings by key after the last of `epochs`: rows of `metrics.csv` (train_loss, val_loss, val_share_k ...).
 
-    `last` says that no epoch will follow: then a run shorter than the doctor's patience is judged as it stands.
+    `last`: no epoch will follow, and a run of fewer epochs than a finding needs is judged as it stands.
     Keys are stable (`one_class`, `flat`, `overfit`), so that a caller can say each only once.
     """
     findings = {}
@@ -31,7 +31,7 @@ def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str], *, l
     losses = [row["train_loss"] for row in epochs[-FLAT_EPOCHS:]]
     if len(losses) == FLAT_EPOCHS and max(losses) - min(losses) < FLAT_RATIO * max(losses):
         findings["flat"] = (
-            f"the training loss has stood still for {FLAT_EPOCHS} epochs: lr too low, or all weights frozen?"
+            f"the training loss has not moved for {FLAT_EPOCHS} epochs: lr too low, or all weights frozen?"
         )
     if _parts(epochs):
         findings["overfit"] = (
@@ -45,19 +45,19 @@ def not_finite(*, precision: str, first: bool) -> str:
     """Return the finding on a loss that is not finite; `first`: it is the first batch's, before any step was taken."""
     half = "fp16 overflowed? set precision=bf16-mixed or 32-true" if precision.startswith("16") else ""
     if first:
-        cause = "the first weights or the pictures? look at the weights file, and at the model's mean and std"
+        cause = "the initial weights or the images? check the weights file, and the model's mean and std"
     else:
-        cause = "lr too high, or the data? lower lr, and look at the images"
+        cause = "lr too high, or the data? lower lr, and check the images"
     return f"the loss is not finite: {'; or '.join(filter(None, (half, cause)))}"
 
 
 def _top_class(row: Mapping[str, float], n_classes: int) -> tuple[int, float]:
-    """The class predicted most often, and its share."""
+    """Return the class predicted most often, and its share."""
     return max(((k, row[f"val_share_{k}"]) for k in range(n_classes)), key=lambda item: item[1])
 
 
 def _parts(epochs: Sequence[Mapping[str, float]]) -> bool:
-    """Whether training and validation loss have gone apart for `GAP_EPOCHS` epochs in a row."""
+    """Return whether training loss fell and validation loss rose for `GAP_EPOCHS` epochs in a row."""
     tail = epochs[-GAP_EPOCHS - 1 :]
     pairs = list(pairwise(tail))
     return len(pairs) == GAP_EPOCHS and all(

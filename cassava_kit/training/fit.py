@@ -1,4 +1,4 @@
-"""Train one fold: configuration, table and folds in; checkpoint and out-of-fold predictions out."""
+"""One fold trained: configuration, table and folds -> checkpoint and out-of-fold predictions; `fit_fold`."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ from cassava_kit.training.trainer import make_trainer, quiet_lightning
 def fit_fold(
     config: RunConfig, data: TrainData, fold: int, out: Path, *, options: TrainOptions | None = None
 ) -> FoldResult:
-    """Train on all folds but one, predict that one, and write `out/<run name>/fold<k>/` by contract.
+    """Train on all folds but one, predict that one, and write `out/<run name>/fold<k>/`.
 
-    A run that is already there and finished, with the same configuration, rows, split and first weights, is reused; an
-    unfinished one goes on from its last finished epoch. With several processes each calls this; the first one writes.
+    A finished run of the same fingerprint is reused; an unfinished one is resumed after its last finished epoch. With
+    several processes each calls this; the first one writes.
 
     Raises:
         UserError: Something cannot be trained, or a finished run would be replaced (see `TrainOptions.existing`).
@@ -92,7 +92,7 @@ def fit_fold(
 def make_batches(
     config: RunConfig, data: TrainData, rows: tuple[pd.DataFrame, pd.DataFrame], options: TrainOptions
 ) -> Batches:
-    """The loaders' rows (training, validation), from files or from the pixel cache."""
+    """Return the loaders of the rows (training, validation), from files or from the pixel cache."""
     every = data.paths(data.folds.frame)
     size = (config.image_size, config.image_size)
     (training, validation), cache = rows, options.cache
@@ -107,7 +107,7 @@ def make_batches(
 def make_classifier(
     config: RunConfig, data: TrainData, batches: Batches, *, training: pd.DataFrame, options: TrainOptions
 ) -> Classifier:
-    """The module with its first weights: drawn from the seed, or from the options' file."""
+    """Return the module with its initial weights: drawn from the seed, or from the options' file."""
     L.seed_everything(config.seed, workers=True, verbose=False)
     weighted = options.clean is not None and options.clean_action in WEIGHTED
     module = Classifier(
@@ -129,7 +129,7 @@ def make_classifier(
 def run_trainer(
     module: Classifier, batches: Batches, run_dir: Path, *, info: CheckpointInfo, options: TrainOptions
 ) -> L.Trainer:
-    """Run Lightning's Trainer, from the last finished epoch if there is one, and keep the weights in the folder."""
+    """Run Lightning's Trainer, resumed after the last finished epoch, and keep the weights in the folder."""
     config = module.config
     label = f"{run_name(config)} {run_dir.name}"
 
@@ -164,7 +164,7 @@ def run_trainer(
 
 
 def finish_average(module: Classifier, batches: Batches, device: torch.device) -> None:
-    """Give the plain average (SWA) BatchNorm statistics of its own, where it learnt; the same after a restart."""
+    """Compute the plain average's (SWA) own BatchNorm statistics, in layers that were trained."""
     assert module.swa is not None
     average, config = module.swa.module.to(device), module.config
     if config.unfreeze_every:

@@ -1,4 +1,4 @@
-"""Rows of a table as batches: what is loaded, at which size, in which order, and by which process."""
+"""Data loaders of a run: `Batches`, and the samplers that order rows and deal them to processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cassava_kit.training.devices import process_rank
 
 
 class Batches(L.LightningDataModule):
-    """Training rows shuffled and augmented, validation rows plain and in order; each process gets its own share."""
+    """Loaders of shuffled, augmented training rows and plain, ordered validation rows; each process has its share."""
 
     def __init__(
         self,
@@ -37,15 +37,15 @@ class Batches(L.LightningDataModule):
         self.config, self.training, self.validation, self.workers = config, training, validation, workers
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of (uint8 images, labels, indices) to train on."""
+        """Return training batches of (uint8 images, labels, indices)."""
         return self._loader(self.training, EpochSampler(self.training, self.config.seed), train=True)
 
     def val_dataloader(self) -> DataLoader:
-        """Batches of all validation rows; processes beside the first may repeat some."""
+        """Return batches of all validation rows; processes other than the first may repeat some."""
         return self._loader(self.validation, ShareSampler(self.validation), train=False)
 
     def steps_per_epoch(self, processes: int) -> int:
-        """Optimiser steps in an epoch; Lightning steps after the last batch whatever is left of an accumulation."""
+        """Return optimiser steps in an epoch; Lightning also steps after an unfinished accumulation at its end."""
         rows, size = len(self.training) // processes, self.config.batch_size
         batches = rows // size if rows > size else 1
         return -(-batches // self.config.accumulate)
@@ -98,7 +98,7 @@ class EpochSampler(Sampler[int]):
 
 
 class ShareSampler(Sampler[int]):
-    """Every n-th row in order, as many for each process: the last ones may be repeated from the first."""
+    """Sampler of every n-th row in order, equally many for each process; the last may repeat the first rows."""
 
     def __init__(self, rows: Sized) -> None:
         self.rows = rows
@@ -112,14 +112,14 @@ class ShareSampler(Sampler[int]):
 
 
 def training_set(config: RunConfig, paths: list[Path], labels: pd.Series, load: Load) -> ImageDataset:
-    """Training pictures, augmented here or, where the device does it, only brought to their size."""
+    """Return the training images, augmented unless the device does it."""
     size = (config.image_size, config.image_size)
     transform = train_transform(config.augmentation, size) if config.augment_on == "cpu" else None
     return ImageDataset(paths, labels.to_numpy(), load, transform=transform, seed=config.seed)
 
 
 def validation_set(paths: list[Path], labels: pd.Series, load: Load) -> ImageDataset:
-    """Validation pictures, as a submission sees them."""
+    """Return the validation images, prepared as in a submission."""
     return ImageDataset(paths, labels.to_numpy(), load)
 
 
@@ -135,7 +135,7 @@ def fill_cache(config: RunConfig, paths: list[Path], cache: Path) -> None:
 
 
 def pixels(paths: list[Path], size: tuple[int, int] | None, cache: Path | None) -> Load:
-    """What gives an image's pixels at `size` (None: its own) by path: from the cache's folder if there is one.
+    """Return a function that loads an image's pixels at `size` (None: its own), from the cache if there is one.
 
     One cache of all the table's images, `paths`, serves every fold; the pixels are the same with and without it.
     """

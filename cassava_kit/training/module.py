@@ -1,4 +1,4 @@
-"""The supervised LightningModule: a timm model, its loss, optimiser and schedule as the configuration says."""
+"""Lightning module of supervised training: `Classifier`, a timm model with its loss, optimiser and schedule."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ ImageBatch = tuple[Tensor, Tensor, Tensor]
 
 
 class Classifier(L.LightningModule):
-    """Trains on batches `(uint8 images (B, 3, H, W), labels (B,), indices (B,))`; logs losses and accuracy by epoch.
+    """Module that trains on batches (uint8 images (B, 3, H, W), labels (B,), indices (B,)) and logs by epoch.
 
-    `row_weights` (n,), by index, multiply the losses of the training rows; none: all count the same.
+    `row_weights` (n,), by index, multiply the losses of the training rows; None: all count the same.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Classifier(L.LightningModule):
 
     @property
     def inference_model(self) -> nn.Module:
-        """The weights that are kept: an average where there is one."""
+        """Network whose weights are kept: an average where there is one."""
         if self.ema is not None:
             return self.ema.module
         return self.swa.module if self.swa is not None else self.model
@@ -83,15 +83,15 @@ class Classifier(L.LightningModule):
             self.sharded = True
 
     def normalize_images(self, images: Tensor) -> Tensor:
-        """Normalised pictures (B, 3, H, W), channels last in memory, of uint8 images."""
+        """Return uint8 images (B, 3, H, W) normalised by the network's mean and std, channels last in memory."""
         return normalize(images, self.mean, self.std).contiguous(memory_format=torch.channels_last)
 
     def augment_images(self, images: Tensor) -> Tensor:
-        """Normalised pictures of a training batch, augmented here where the device does it."""
+        """Return normalised images of a training batch, augmented here where `augment_on=device`."""
         return self.normalize_images(images if self.augment is None else self.augment(images))
 
     def on_train_epoch_start(self) -> None:
-        """Seed each epoch by its number, so that a resumed run draws what an unbroken one would have drawn."""
+        """Seed each epoch by its number, so that a resumed run draws the same random numbers."""
         self.train_sums.clear()
         seed = (self.config.seed * SEED_PRIME + self.current_epoch) % 2**32
         torch.manual_seed(seed + process_rank()[0])
@@ -102,10 +102,10 @@ class Classifier(L.LightningModule):
         keep_frozen(self.model)
 
     def training_step(self, batch: ImageBatch, _: int) -> Tensor:
-        """Loss of one batch, mixed where the configuration says so."""
+        """Return the mean loss of one batch, mixed where the configuration says so."""
         images, labels, indices = batch
         mixing = self.mix is not None and self.current_epoch < self.config.epochs - self.config.plain_epochs
-        if mixing and len(images) > 1:  # two by two: the odd picture of an only batch waits for another epoch
+        if mixing and len(images) > 1:  # in pairs: the odd image of an only batch is left out of this epoch
             images, labels, indices = (part[: len(part) // 2 * 2] for part in batch)
         images, targets = self.augment_images(images), labels
         if mixing and len(images) > 1:
@@ -114,28 +114,28 @@ class Classifier(L.LightningModule):
         weights = None if self.row_weights is None else self.row_weights[indices]
         n_left_out = self.config.ousm if self.current_epoch >= self.config.ousm_after else 0
         loss = mean_without_largest(self.loss(logits, targets), n_left_out, weights=weights)
-        aimed = targets.argmax(dim=1) if targets.ndim == 2 else targets
-        right = (logits.detach().argmax(dim=1) == aimed).sum()
-        # Summed here and logged once an epoch: Lightning's log takes longer than a small network's backward pass.
+        top_targets = targets.argmax(dim=1) if targets.ndim == 2 else targets
+        right = (logits.detach().argmax(dim=1) == top_targets).sum()
+        # Summed here and logged once an epoch: Lightning's log is slower than a small network's backward pass.
         self.train_sums.append(torch.stack([loss.detach() * len(images), right, loss.new_tensor(len(images))]))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step, and move the exponential average once for each."""
+        """Take the step, and update the exponential average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             # timm's warm-up counts from 1; Lightning counts this step only after this hook.
             self.ema.update(self.model, step=self.trainer.global_step + 1)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step the schedules by steps; a plateau's is stepped once the epoch is validated."""
+        """Step a schedule of steps; `on_validation_epoch_end` steps a plateau."""
         if metric is None:
             scheduler.step()
 
     def validation_step(self, batch: ImageBatch, _: int) -> None:
-        """Cross-entropy and class of each picture, without smoothing: comparable between losses.
+        """Keep cross-entropy (without smoothing, comparable between losses) and predicted class of each image.
 
-        A plain average (SWA) is not looked at before the end: until then its BatchNorm statistics are not its own.
+        A plain average (SWA) is not validated before the end: until then its BatchNorm statistics are not its own.
         """
         images, targets, indices = batch
         model = self.model if self.swa is not None else self.inference_model
@@ -144,9 +144,9 @@ class Classifier(L.LightningModule):
         self.val_rows.append(torch.stack([indices, losses, logits.argmax(dim=1), targets], dim=1).double())
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all rows, each counted once, whichever process saw it; and those of the training epoch.
+        """Log the means over all validation rows, each counted once, and those of the training epoch.
 
-        What follows from an epoch follows here: `Resume` saves before Lightning's own turn, which no restart repeats.
+        Plateau and SWA are stepped here, before `Resume` saves, so that a resumed run does not skip them.
         """
         if self.train_sums:
             loss, right, n = sum_over_processes(torch.stack(self.train_sums).sum(dim=0))
@@ -166,7 +166,7 @@ class Classifier(L.LightningModule):
             self.swa.update_parameters(self.model)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser over the stages of backbone and head, decayed and not, with its schedule."""
+        """Return the optimiser, its parameters grouped by rate and decay, and its schedule."""
         config, scales = self.config, lr_scales(self.model, self.config)
         optimizer = make_optimizer(
             parameter_groups(self.model, lr=config.lr, weight_decay=config.weight_decay, scales=scales),
@@ -180,14 +180,14 @@ class Classifier(L.LightningModule):
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum over all processes."""
+    """Return the sum over all processes."""
     if process_rank()[1] > 1:
         torch.distributed.all_reduce(values)
     return values
 
 
 def unique_rows(rows: Tensor) -> Tensor:
-    """The rows (index first) of all processes, ordered by index; one that two processes saw is taken once."""
+    """Return the rows (N, C) of all processes, ordered by their index (first column), each index once."""
     _, world = process_rank()
     if world > 1:
         parts = [torch.empty_like(rows) for _ in range(world)]
@@ -201,7 +201,7 @@ def unique_rows(rows: Tensor) -> Tensor:
 
 
 def make_mixing(config: RunConfig, n_classes: int) -> Any:
-    """timm's mixup and cutmix, or None; smoothing is left to the loss."""
+    """Return timm's mixup and cutmix, or None; smoothing is left to the loss."""
     if not (config.mixup or config.cutmix):
         return None
     from timm.data import Mixup
@@ -210,7 +210,7 @@ def make_mixing(config: RunConfig, n_classes: int) -> Any:
 
 
 def make_augmentation(config: RunConfig) -> nn.Module | None:
-    """kornia's augmentation on the device, or None where the loader augments."""
+    """Return kornia's augmentation on the device, or None where the loader augments."""
     if config.augment_on == "cpu":
         return None
     from cassava_kit.data.device_augment import DeviceAugment

@@ -1,4 +1,4 @@
-"""One recipe over its folds: each fold trained or reused, the scores told, the out-of-fold predictions joined."""
+"""A recipe trained over folds, its out-of-fold predictions joined: `train_recipe`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def train_recipe(
     competition: Competition | None = None,
     options: TrainOptions | None = None,
 ) -> RecipeResult:
-    """Train a recipe on each of `folds` (default: all) and say what came out, a line a fold.
+    """Train a recipe on each of `folds` (default: all), and print a line a fold.
 
     The options' progress bar and its voice are made here.
     """
