@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 EARLY_STOP = ("certified", "off")
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """Return `value` if it is one of `choices`; UserError with the list otherwise."""
-    if value not in choices:
-        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
-
-
 def check_device(device: str | Sequence[str]) -> None:
     """UserError unless it is `auto`, `cpu`, `cuda` or a numbered GPU, or a list of the last three."""
     named = [device] if isinstance(device, str) else device
@@ -47,10 +40,11 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if self.views is not None:
-            from cassava_kit.inference.tta import PRESETS
+            from cassava_kit.inference.tta import make_views
 
-            check_choice("views", self.views, tuple(PRESETS))
-        check_choice("early_stop", self.early_stop, EARLY_STOP)
+            make_views(self.views)
+        if self.early_stop not in EARLY_STOP:
+            raise UserError(f"early_stop must be one of {', '.join(EARLY_STOP)}, got {self.early_stop!r}")
         check_device(self.device)
         if self.memory is not None and not 0 <= self.memory < float("inf"):
             raise UserError(f"memory must be at least 0 gigabytes and finite, got {self.memory}")

@@ -265,9 +265,7 @@ def _answer_cells(answers: ArrayLike, n: int, form: Form, name: str) -> list[lis
     if len(form.columns) == 1:
         wrong = [answer for answer in given if not _is_label(answer)]
         if wrong:
-            raise UserError(
-                f"{name}: a label must be a whole number of at least 0, got {wrong[0]!r}; take argmax first"
-            )
+            raise UserError(f"{name}: labels must be whole numbers of at least 0, got {wrong[0]!r}; take argmax first")
         return [[str(int(answer))] for answer in given]
     width = len(form.columns)
     wrong = [answer for answer in given if np.shape(answer) != (width,)]

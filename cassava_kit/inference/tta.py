@@ -16,7 +16,6 @@ from ttach.base import BaseTransform, Compose, ImageOnlyTransform
 from ttach.transforms import HorizontalFlip, VerticalFlip
 
 from cassava_kit.errors import UserError
-from cassava_kit.inference.options import check_choice
 
 ZOOM = 0.8
 
@@ -94,7 +93,9 @@ def make_views(views: str | Compose = "flips", *, size: tuple[int, int] | None =
         >>> views[2](images).flatten().tolist()
         [1.0, 0.0, 3.0, 2.0]
     """
-    composes = PRESETS[check_choice("views", views, tuple(PRESETS))] if isinstance(views, str) else (views,)
+    if isinstance(views, str) and views not in PRESETS:
+        raise UserError(f"views must be one of {', '.join(PRESETS)}, got {views!r}")
+    composes = PRESETS[views] if isinstance(views, str) else (views,)
     found = {"plain": View("plain", _plain)}
     for composed in composes:
         for i, chain in enumerate(composed):
