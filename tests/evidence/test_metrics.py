@@ -98,27 +98,39 @@ def test_no_difference_is_not_proved():
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss"])
 def test_members_of_one_strength_are_rarely_proved_apart(metric):
-    """Of forty pairs that differ by chance alone two would seem proved at 95 %."""
+    """Of ten pairs that differ by chance alone hardly one seems proved at 95 %."""
     proved = []
-    for seed in range(40):
-        labels, p = task(n=120, seed=10 * seed)
+    for seed in range(10):
+        labels, p = task(n=100, seed=10 * seed)
         logits = np.random.default_rng(10 * seed + 5).normal(size=p.shape) + np.eye(4)[labels]
         other = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         proved.append(compare(labels, p, other, metric=metric).proved)
-    assert sum(proved) <= 5
+    assert sum(proved) <= 2
+
+
+SIGN = {"macro_f1": 1, "log_loss": -1}
+
+
+def by_hand(metric: str, labels: np.ndarray, p: np.ndarray) -> float:
+    """The metric, larger is better, from its definition."""
+    if metric == "log_loss":
+        return float(np.log(p[np.arange(len(labels)), labels]).mean())
+    answers, total = p.argmax(axis=1), 0.0
+    for k in range(4):
+        hits, said, there = ((answers == k) & (labels == k)).sum(), (answers == k).sum(), (labels == k).sum()
+        total += 2 * hits / (said + there) if said + there else 0.0
+    return float(total / 4)
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
 def test_the_interval_is_two_sided_and_of_the_metric_on_redrawn_rows(metric):
-    """A slow transcription: scikit-learn's metric on each redrawn set of rows, and its 2.5 and 97.5 percentiles."""
+    """A transcription of the metric by hand on each redrawn set of rows, and its 2.5 and 97.5 percentiles."""
     (labels, a), (_, b) = task(n=80, sharpness=1.0), task(n=80, sharpness=1.6)
-    sign = -1 if metric == "log_loss" else 1
+    assert by_hand(metric, labels, a) == pytest.approx(abs(sklearn_value(metric, labels, a)) * SIGN[metric])
     rng, gains = np.random.default_rng(0), []
     for _ in range(1000):
         rows = rng.integers(0, 80, 80)
-        gains.append(
-            sign * (sklearn_value(metric, labels[rows], b[rows]) - sklearn_value(metric, labels[rows], a[rows]))
-        )
+        gains.append(by_hand(metric, labels[rows], b[rows]) - by_hand(metric, labels[rows], a[rows]))
     low, high = compare(labels, a, b, metric=metric).interval
     assert (low, high) == pytest.approx((np.percentile(gains, 2.5), np.percentile(gains, 97.5)), abs=1e-9)
     narrow = compare(labels, a, b, metric=metric, level=0.8).interval

@@ -7,6 +7,7 @@ import torch
 from tiny import SILENT, TINY
 
 from cassava_kit.errors import UserError
+from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.models.checkpoint import read_info
 from cassava_kit.models.weights import load_tensors
 from cassava_kit.settings import replace
@@ -182,6 +183,8 @@ def test_a_noise_report_changes_training_rows_and_no_validation_row(data, tmp_pa
     plain = fit_fold(TINY, data, 0, tmp_path / "plain", options=SILENT)
     result = fit_fold(TINY, data, 0, tmp_path / "clean", options=options)
     assert result.score.n == plain.score.n == len(validation)
+    plain_oof, clean_oof = (read_predictions(each.run_dir / "oof.csv").header for each in (plain, result))
+    assert plain_oof.labels_seen == () and "cleaned with a noise report" in clean_oof.labels_seen[0]
     one, two = load_tensors(plain.checkpoint), load_tensors(result.checkpoint)
     assert not torch.equal(one["fc.weight"], two["fc.weight"])
     with pytest.raises(UserError, match="a finished run with other noise report"):
