@@ -11,7 +11,7 @@ import tempfile
 
 
 def find_manifest(marker):
-    """The one attached folder that holds `marker`, and the manifest itself."""
+    """Return the one attached folder with the manifest `marker`, and its content."""
     found = [folder for folder in input_folders() if (folder / marker).is_file()]
     if len(found) != 1:
         listed = ", ".join(map(str, found)) or "none (just attached? start the notebook again)"
@@ -27,7 +27,7 @@ def find_manifest(marker):
 
 
 def damaged_files(folder, manifest):
-    """Name of each listed file that is not there, or not as it was packed -> what is wrong with it."""
+    """Return name -> reason for each listed file that is missing or differs from what was packed."""
     damaged = {}
     for entry in manifest["files"]:
         path = folder / entry["name"]
@@ -43,7 +43,7 @@ def damaged_files(folder, manifest):
 
 
 def install(wheels):
-    """Install into a private folder, so that the image stays as it is; where pip fails, import from the wheels."""
+    """Install into a private folder, which leaves the image unchanged; where pip fails, import from the wheels."""
     target = tempfile.mkdtemp(prefix="kit-")
     options = ["--isolated", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--quiet"]
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", *options, "--target", target]
@@ -63,7 +63,7 @@ def version_key(text):
 
 
 def print_versions(tested):
-    """One line a library: its version, and a warning where it is outside the range the kit was tested with."""
+    """Print each library's version, with a warning where it is outside the range that the kit was tested with."""
     print("python", sys.version.split()[0], "| cassava_kit", KIT["kit_version"], "build", KIT["build_id"][:12])
     for name, wanted in tested.items():
         try:
@@ -80,9 +80,9 @@ def print_versions(tested):
 
 
 def check_gpus():
-    """One real operation on every GPU: training without one fails here and not hours later.
+    """Compute once on every GPU: training on one that does not work fails here and not hours later.
 
-    A submission warns and goes on: it runs on what computes, and a scored notebook that raises scores nothing.
+    A submission only warns: it runs on the devices that work, and a scored notebook that raises scores nothing.
     """
     import torch
 
@@ -107,7 +107,7 @@ if damaged := damaged_files(KIT_FOLDER, KIT):
     raise RuntimeError(f"the kit's dataset {KIT_FOLDER} is damaged: {damaged}; upload it again")
 WHEELS = [KIT_FOLDER / KIT["wheels"][name] for name in SETTINGS["install"]]
 PLACES = install(WHEELS)
-# What the kit asks about the competition, for this process and the verbs that it starts.
+# The competition's facts, for this process and the verbs that it starts.
 FACTS = Path(tempfile.mkdtemp(prefix="competition-")) / "competition.json"
 FACTS.write_text(json.dumps(SETTINGS["facts"]), encoding="utf-8")
 os.environ["CASSAVA_KIT_COMPETITION"] = str(FACTS)

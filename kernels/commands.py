@@ -7,10 +7,10 @@ TIME_LIMIT = float(os.environ.get("CASSAVA_KIT_TIME_LIMIT") or SETTINGS["time_li
 
 
 def run(arguments, gpus=None):
-    """Run one verb of the kit in a process of its own, on some GPUs or all, until it ends or the session's time does.
+    """Run a verb in a process of its own, on some GPUs or all, until it ends or the session's time is over.
 
-    Returns whether it ended well. What it had finished stays in the output either way, and is where the next session,
-    with this one's output attached, goes on.
+    Returns whether it succeeded. Its finished parts stay in the output, where the next session, with this one's output
+    attached, goes on.
     """
     left = TIME_LIMIT - (time.time() - STARTED)
     if left <= 0:
@@ -19,7 +19,7 @@ def run(arguments, gpus=None):
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {})
     command = [sys.executable, "-m", "cassava_kit", *map(str, arguments)]
     print("$ python -m cassava_kit", *arguments, flush=True)
-    # A session of its own: data-parallel training starts processes below it, which end with it.
+    # In a process group of its own: the processes of data-parallel training end with it.
     process = subprocess.Popen(
         command,
         env=environment,
@@ -40,7 +40,7 @@ def run(arguments, gpus=None):
 
 
 def take_up(folder):
-    """Copy what an earlier session left in its output, if that is attached; its finished parts are not done again."""
+    """Copy an earlier session's output, where it is attached: its finished parts are not done again."""
     for earlier in (attached / folder.name for attached in input_folders()):
         if earlier.is_dir():
             shutil.copytree(earlier, folder, dirs_exist_ok=True)
@@ -48,10 +48,10 @@ def take_up(folder):
 
 
 def find_file(name):
-    """An attached file by its name, from a dataset or from what another notebook left; None for an empty name."""
+    """Return an attached file by its name, of a dataset or another notebook's output; None for an empty name."""
     if not name:
         return None
-    # What a notebook left lies in folders of its own, below notebooks/<owner>/<slug>.
+    # The output of a notebook is in folders below notebooks/<owner>/<slug>.
     found = sorted(file for depth in range(1, 7) for file in INPUT.glob("*/" * depth + name))
     if len(found) == 1:
         return found[0]

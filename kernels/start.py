@@ -8,7 +8,7 @@ OUTPUT = Path(os.environ.get("KAGGLE_WORKING_DIR") or "/kaggle/working")
 
 
 def input_folders():
-    """Folders at most three levels below the input: old layout <slug>, new layout datasets/<owner>/<slug>."""
+    """Yield the folders up to three levels below the input: <slug> (old layout), datasets/<owner>/<slug> (new)."""
     level = [INPUT]
     for _ in range(3):
         level = sorted(Path(entry) for folder in level for entry in os.scandir(folder) if entry.is_dir())
@@ -16,7 +16,7 @@ def input_folders():
 
 
 def competition_folder(*names):
-    """The attached competition, known by what it holds, in the old or the new mount layout."""
+    """Return the folder of the attached competition, found by the files that it holds, in either mount layout."""
     for folder in input_folders():
         if all((folder / name).exists() for name in names):
             return folder

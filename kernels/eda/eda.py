@@ -1,10 +1,10 @@
 # ruff: noqa: F821, E402 - the included cells define these names
 # %% [markdown]
 # # A first look at the data
-# Class shares, images no row names, sizes, near-duplicates, and some pictures of every class.
+# Class shares, unlisted images, near-duplicates, and some images of every class.
 
 # %%
-# Near-duplicates among so many images; all of them take a few minutes.
+# How many images are compared for near-duplicates; all of them take a few minutes.
 N_DUPLICATES = 4000
 
 # %%
@@ -22,7 +22,7 @@ from cassava_kit.data.table import list_images, read_competition
 
 DATA = competition_folder(SETTINGS["train_csv"], SETTINGS["train_images"])
 TABLE = read_competition(DATA)
-print(f"{len(TABLE.frame)} rows, {len(TABLE.unlisted)} images that no row names")
+print(f"{len(TABLE.frame)} rows, {len(TABLE.unlisted)} unlisted images")
 print(f"{len(list_images(DATA / SETTINGS['test_images']))} test images")
 for label, share in TABLE.frame["label"].value_counts(normalize=True).sort_index().items():
     print(f"{label} {current().classes[label]:40} {share:6.1%}")

@@ -45,7 +45,7 @@ import torch
 
 from cassava_kit.training.recipes import recipe, run_name
 
-# A slip of RECIPE or SET ends here; the name is that of the run's folder.
+# The name of the run's folder; a wrong RECIPE or SET raises here.
 NAME = RECIPE if RECIPE == "logreg" else run_name(recipe(RECIPE).with_settings(SET))
 DATA = competition_folder(SETTINGS["train_csv"], SETTINGS["train_images"])
 RUNS, SPLITS = OUTPUT / "runs", OUTPUT / "folds"
@@ -60,7 +60,7 @@ if not SPLIT.is_file() and not run(
 FILES = {"--weights": find_file(WEIGHTS), "--clean": find_file(CLEAN)}
 GIVEN = [part for option, file in FILES.items() if file for part in (option, file)]
 COUNT = torch.cuda.device_count() if torch.cuda.is_available() else 0
-# As many for every fold: how many processes trained a fold is part of what its run is.
+# The same number for every fold: it is part of what identifies a run.
 EACH = min(GPUS_PER_FOLD, COUNT or GPUS_PER_FOLD)
 FREE = SimpleQueue()
 for index in range(0, COUNT - EACH + 1, EACH):
@@ -97,7 +97,7 @@ if not any(ENDED):
 
 
 def kind(fold):
-    """Settings, given files, split, code and version of a fold's finished run; None where there is none."""
+    """Return settings, given files, split, code and version of a fold's finished run; None where there is none."""
     files = [RUNS / NAME / f"fold{fold}" / name for name in ("run.json", "config.json", "oof.json")]
     if not all(file.is_file() for file in files):
         return None

@@ -29,8 +29,10 @@ from cassava_kit.kaggle.pack.config import INSTALLED_PROJECT
 IMAGE_PYTHONS = ("3.12", "3.13")
 # What hatchling reads to build the kit: of the package only code and page templates, of the notebooks their sources.
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE", "dataset-metadata.json")
-SOURCES = ("cassava_kit/**/*.py", "cassava_kit/**/*.typed", "cassava_kit/report/**/*.html", "kernels/**/*.py")
-SOURCES += ("kernels/image-*.txt",)
+SOURCES = (
+    *("cassava_kit/**/*.py", "cassava_kit/**/*.typed", "cassava_kit/report/**/*.html"),
+    *("kernels/**/*.py", "kernels/image-*.txt"),
+)
 # Files of the installer, which are not part of the wheel; direct_url.json may hold the token of a private index.
 INSTALLER_FILES = ("INSTALLER", "REQUESTED", "RECORD", "RECORD.jws", "RECORD.p7s", "direct_url.json", "uv_cache.json")
 ZIP_DATE = (2020, 2, 2, 0, 0, 0)

@@ -1,19 +1,28 @@
 from __future__ import annotations
 
 import gzip
+import re
+import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
 import pytest
 
+from cassava_kit.competition import CASSAVA
+from cassava_kit.kaggle.pack.kernels import find_kernel
+from cassava_kit.kaggle.rehearse.isolation import ISOLATIONS
+from cassava_kit.kaggle.rehearse.judge import judge_run
 from cassava_kit.kaggle.rehearse.layout import (
     as_uploaded,
     competition_mounts,
     dataset_folder,
+    few_images,
     hidden_images,
     link_images,
     uploaded_name,
 )
+from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
 
 
 def test_a_folder_arrives_as_kaggle_leaves_it(tmp_path: Path) -> None:
@@ -74,3 +83,40 @@ def test_hidden_images_are_the_test_images_then_others_then_all_again(tmp_path: 
     (tmp_path / "none").mkdir()
     with pytest.raises(FileNotFoundError, match="to make hidden ones of"):
         hidden_images([tmp_path / "none"], 3)
+
+
+def test_a_few_images_of_every_class_make_a_competition(tiny_dir: Path, tmp_path: Path) -> None:
+    """Rows in another order than the classes, so that the first rows alone would be of a few classes."""
+    table = pd.read_csv(tiny_dir / "train.csv").sort_values("label", kind="stable")
+    folder = tmp_path / "all"
+    shutil.copytree(tiny_dir, folder)
+    table.to_csv(folder / "train.csv", index=False)
+    few = few_images(folder, 2, tmp_path / "few", CASSAVA)
+    rows = pd.read_csv(few / "train.csv")
+    assert rows["label"].value_counts().to_dict() == table.groupby("label").head(2)["label"].value_counts().to_dict()
+    assert set(rows["label"]) == set(table["label"]) and len(rows) < len(table)
+    assert {path.name for path in (few / "train_images").iterdir()} == set(rows["image_id"])
+    assert len(list((few / "test_images").iterdir())) <= 2
+    assert all(mount.source.exists() for mount in competition_mounts(few, "new", CASSAVA))
+    with pytest.raises(FileNotFoundError, match=r"has no train\.csv"):
+        few_images(tmp_path, 2, tmp_path / "none", CASSAVA)
+
+
+@pytest.mark.parametrize(
+    ("left", "error", "said"),
+    [
+        ("pretrain-byol/backbone.safetensors", "", "passed (new layout, .*: it left pretrain-byol/backbone"),
+        ("pretrain-byol/log.txt", "", r"FAILED .*: it left no pretrain-\*/backbone\.safetensors"),
+        ("pretrain-byol/backbone.safetensors", "RuntimeError: slow", "FAILED .*RuntimeError: slow"),
+    ],
+)
+def test_a_kernel_is_judged_by_what_it_leaves(tmp_path: Path, left: str, error: str, said: str) -> None:
+    run = NotebookRun(tmp_path / "pretrain-ssl.ipynb", [], tmp_path / "out", "new", RehearsalOptions())
+    (run.working / left).parent.mkdir(parents=True)
+    (run.working / left).write_text("x")
+    result = {"error": error, "log": "", "seconds": 1.0, "peak_memory": 2**30}
+    done = judge_run(run, find_kernel("pretrain-ssl"), result, ISOLATIONS[0], [])
+    assert re.search(said.replace("(new", r"\(new"), done.verdict), done.verdict
+    assert done.ok == ("passed" in said)
+    changed = judge_run(run, find_kernel("pretrain-ssl"), result, ISOLATIONS[0], [Path("/kaggle/input/x")])
+    assert not changed.ok and "the notebook changed its input: /kaggle/input/x" in changed.verdict
