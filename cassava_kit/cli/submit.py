@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from cassava_kit.kaggle.pack.kernels import Changes, Kernel
 
 Strings = list[str] | None
-KERNELS = Path("build/kernels")
+KERNELS_DIR = Path("build/kernels")
 SUBMISSION = "ensemble-submission"
 
-Bundle = Annotated[Path, typer.Option("--bundle", help="Folder packed by `ensemble` or `package`.")]
+BundleOption = Annotated[Path, typer.Option("--bundle", help="Folder packed by `ensemble` or `package`.")]
 BundleOrNone = Annotated[
     Path | None,
     typer.Option("--bundle", help="Folder packed by `ensemble` or `package`; with --kernel by default build/kernels."),
@@ -141,7 +141,7 @@ def package_command(
         "--from": source, "--member": member, "--ensemble-weights": ensemble_weights, "--folds": folds, "--views": views
     }  # fmt: skip
     _refuse(notebook, given)
-    return pack_kernel(notebook, out or KERNELS, owner=owner, changes=changes)
+    return pack_kernel(notebook, out or KERNELS_DIR, owner=owner, changes=changes)
 
 
 def rehearse_command(
@@ -204,7 +204,7 @@ def push_command(
 
 
 def submit_command(
-    bundle: Bundle,
+    bundle: BundleOption,
     again: Again = False,
     yes: Annotated[bool, typer.Option("--yes", help="Make the last submission of the day without asking.")] = False,
     dry_run: OnlyPlan = False,
@@ -266,7 +266,7 @@ def _home(bundle: Path | None, notebook: Kernel) -> Path:
     """Return the bundle's folder; notebooks without weights have a default one."""
     if bundle is None and notebook.weights:
         raise UserError("give --bundle DIR, as packed by `ensemble` or `package`, e.g. build/sample-v1/bundle")
-    return bundle or KERNELS
+    return bundle or KERNELS_DIR
 
 
 def _refuse(notebook: Kernel, given: dict[str, Any]) -> None:
