@@ -23,6 +23,14 @@ from cassava_kit.kaggle.send.submit import submit, was_submitted
 
 DATASET, KERNEL = "me/kit", "me/kit-ensemble-submission"
 ANSWERS = b"image_id,label\n1.jpg,3\n"
+# The report of a run that did not use all of its members.
+LEFT_OUT = {
+    "error": None,
+    "prior_alone": False,
+    "left_out": {"b": "damaged"},
+    "members_used": [{"member": "a"}],
+    "images_failed": {},
+}
 
 
 class Killed(BaseException):
@@ -321,6 +329,10 @@ def test_a_log_that_cannot_be_fetched_does_not_hide_why_the_run_failed(ready: Pu
         ({"submission.csv": ANSWERS, "run.json": b"[1, 2]"}, "no report of a submission run"),
         ({"submission.csv": ANSWERS, "run.json": b"<html>"}, "not submitted: .*run.json"),
         ({"run.json": b"{}"}, "left no submission.csv"),
+        (
+            {"submission.csv": ANSWERS, "run.json": json.dumps(LEFT_OUT).encode()},
+            "not submitted: b was left out: damaged",
+        ),
     ],
 )
 def test_a_bad_output_names_the_way_on(
