@@ -113,11 +113,6 @@ def pack_kernel(kernel: Kernel, out: Path, *, owner: str | None = None, changes:
     return 0
 
 
-def repack_kernel(home: Path, kernel: Kernel, changes: Changes | None, *, owner: str | None = None) -> Bundle:
-    """Pack a kernel without weights again, as the code may have changed; without `changes` it keeps its last ones."""
-    return package_checked(kernel, home, owner=owner, changes=changes)
-
-
 def package_checked(kernel: Kernel, out: Path, *, owner: str | None = None, changes: Changes | None = None) -> Bundle:
     """Pack a kernel without weights after checking its parameters by value; default: those of the last packing.
 

@@ -192,14 +192,17 @@ def push_command(
     dry_run: OnlyPlan = False,
 ) -> int:
     """Upload a bundle, run its notebook on Kaggle, and fetch and check what it leaves."""
-    from cassava_kit.cli.kaggle import print_calls, repack_kernel, send
+    from cassava_kit.cli.kaggle import package_checked, print_calls, send
     from cassava_kit.kaggle.pack.bundle import read_bundle
 
     notebook, changes = _notebook(kernel, param, attach)
     home = _home(bundle, notebook)
     if notebook.weights and owner is not None:
         raise UserError("--owner goes with `package`; a packed bundle takes the name from your credentials")
-    packed = read_bundle(home, notebook) if notebook.weights else repack_kernel(home, notebook, changes, owner=owner)
+    if notebook.weights:
+        packed = read_bundle(home, notebook)
+    else:  # packed again, as the code may have changed
+        packed = package_checked(notebook, home, owner=owner, changes=changes)
     return print_calls(packed) if dry_run else send(packed, again=again)
 
 
