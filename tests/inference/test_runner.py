@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import full_ensemble, read_labels, submit
+from tiny_runs import FakeClock, full_ensemble, read_labels, submit
 
 from cassava_kit.inference import ensemble_run, machine, runner
 from cassava_kit.inference.forward import Forward
@@ -189,3 +189,59 @@ def test_memory_that_runs_out_in_a_run_changes_no_label(
     labels, report = submit(images, weights, tmp_path / "s.csv", batch_size=8)
     assert labels.tolist() == expected == read_labels(tmp_path / "s.csv").tolist()
     assert not report.left_out and report.error is None
+
+
+def timed_runner(images: Path, weights: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Predict 21 images in batches of four, each of which takes ten seconds of the clock; the rows that came."""
+    real, seen = Forward.start, []
+
+    def start(self: Forward, pixels: torch.Tensor, view: object) -> torch.Tensor:
+        clock.now += 10.0
+        return real(self, pixels, view)
+
+    monkeypatch.setattr(Forward, "start", start)
+    with PixelStore(sorted(images.iterdir()), [(32, 32)], clock=clock) as store:
+        work = Runner(store, [CPU], 4, clock)
+        work.predict(weights / "res-fold0.safetensors", PLAIN, np.arange(21), lambda rows, p: seen.append(rows))
+    return seen
+
+
+@pytest.mark.parametrize(("left", "batches"), [(1.0, 1), (19.9, 1), (20.1, 2), (35.0, 3), (1000.0, 6)])
+def test_no_batch_is_begun_that_would_end_too_late(
+    images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, left: float, batches: int
+) -> None:
+    clock = FakeClock(10_000.0)
+    clock.now = clock.left - left
+    assert len(timed_runner(images, weights, clock, monkeypatch)) == batches  # the first one's length is not known
+
+
+def test_a_batch_whose_images_came_too_late_is_not_begun(
+    images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, real = FakeClock(10_000.0), PixelStore.batches
+    clock.now = clock.left - 100.0
+
+    def batches(self: PixelStore, *arguments: object) -> object:
+        for n, batch in enumerate(real(self, *arguments)):
+            clock.now += 75.0 if n == 1 else 0.0  # with 15 seconds left after it, for a batch of ten
+            yield batch
+            clock.now += 10.0 if n == 1 else 0.0
+
+    monkeypatch.setattr(PixelStore, "batches", batches)
+    assert len(timed_runner(images, weights, clock, monkeypatch)) == 2
+    clock.now = clock.limit - 50.0 - 89.0  # 89 s left: the second one comes with 4 seconds left
+    assert len(timed_runner(images, weights, clock, monkeypatch)) == 1
+
+
+def test_a_first_batch_is_judged_by_what_was_measured(
+    images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock(10_000.0)
+    clock.now = clock.left - 9.0
+    seen: list[np.ndarray] = []
+    with PixelStore(sorted(images.iterdir()), [(32, 32)], clock=clock) as store:
+        for devices, seconds, batches in ((1, 2.5, 0), (2, 1.25, 0), (1, 2.0, 6)):
+            work = Runner(store, [CPU] * devices, 4, clock)
+            path = weights / "res-fold0.safetensors"
+            work.predict(path, PLAIN, np.arange(21), lambda rows, p: seen.append(rows), seconds_per_image=seconds)
+            assert len(seen) == batches
