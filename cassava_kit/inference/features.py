@@ -220,10 +220,9 @@ def _features_key(backbone: nn.Module, paths: Sequence[Path], pixels: Pixels) ->
     """Return a name that changes with any weight, file or pixel setting."""
     import torch
 
+    # Flattened first: of a channels-last 1 x 1 convolution the strides are odd, though it counts as contiguous.
     weights = b"".join(
-        name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        if value.ndim
-        else name.encode()
+        name.encode() + value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         for name, value in backbone.state_dict().items()
     )
     files = [(str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]

@@ -123,7 +123,7 @@ def test_two_processes_are_one_with_the_whole_batch(method, two_processes):
     scope: dict = {}
     exec(textwrap.dedent(STEP), scope)
     module.trainer = type("Trainer", (), {"current_epoch": 0})()
-    loss, gradient = scope["two_steps"](module, views, module.loss_of)
+    loss, gradient = scope["two_steps"](module, views, module.compute_loss)
     assert float(two["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert two["gradient"].keys() == gradient.keys()
     for name, expected in gradient.items():

@@ -11,7 +11,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from cassava_kit.inference.features import Pixels, extract_features
+from cassava_kit.inference import features as features_module
+from cassava_kit.inference.features import Pixels, extract_features, readable_features
 from cassava_kit.training.ssl.probe import (
     PENALTIES,
     KnnHalves,
@@ -74,6 +75,18 @@ def test_the_cache_is_read_back_and_knows_what_it_is_of(images, tmp_path):
     assert len(list(cache.iterdir())) == 5
     assert np.array_equal(changed[1:], extract_features(model, images, PIXELS)[1:])
     assert not np.array_equal(changed[0], first[0])
+
+
+def test_chunks_are_cached_whatever_the_memory_format(images, tmp_path, monkeypatch):
+    """From the second chunk on the weights are channels-last; those of a 1 x 1 convolution have odd strides then."""
+    monkeypatch.setattr(features_module, "FEATURE_CHUNK", 30)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 8, 1), nn.Flatten()).eval()
+    first = readable_features(model, images, PIXELS, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    again = readable_features(model, images, PIXELS, cache=tmp_path / "cache")
+    assert np.array_equal(first, again) and len(list((tmp_path / "cache").iterdir())) == 3
+    assert np.allclose(first, extract_features(model, images, PIXELS), atol=1e-6)
 
 
 def clusters(n, seed=0, spread_of=0.3):
