@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cassava_kit.competition import Task, read_task
+from cassava_kit.data.stratify import GroupCounts, assign_parts, check_parts, count_groups
 from cassava_kit.errors import UserError
 from cassava_kit.files import csv_text, header_path, read_csv, read_json, sha256_bytes, write_json, write_text
 from cassava_kit.settings import LARGEST_SEED
@@ -19,14 +20,6 @@ from cassava_kit.settings import LARGEST_SEED
 # Values of `fold` that are no fold: rows that every run trains on (as in sklearn's PredefinedSplit), and the test part.
 TRAIN_ONLY, TEST = -1, -2
 PARTS = {2: (TRAIN_ONLY, 0), 3: (TRAIN_ONLY, 0, TEST)}
-
-
-class GroupCounts(NamedTuple):
-    """Groups of near-duplicates that a split keeps together: how many, their images, and the largest one's images."""
-
-    groups: int
-    images: int
-    largest: int
 
 
 @dataclass(frozen=True)
@@ -159,23 +152,14 @@ def split_folds(
     """
     from sklearn.model_selection import StratifiedKFold
 
-    frame, groups = _sorted(labels, groups)
-    counts = frame["label"].value_counts()
     if n_splits < 2:
         raise UserError(f"n_splits must be at least 2, got {n_splits}")
-    _check_seed(seed)
-    if counts.empty or counts.min() < n_splits:
-        few = "the table is empty" if counts.empty else f"class {counts.idxmin()} has {counts.min()}"
-        raise UserError(
-            f"n_splits={n_splits} needs {n_splits} images of every class, {few}; use fewer folds or more images"
-        )
+    frame, groups = _prepare(labels, groups, n_parts=n_splits, seed=seed)
     y = frame["label"].to_numpy()
     if groups is not None:
-        from cassava_kit.data.stratify import assign_parts
-
-        shares = (1 / n_splits,) * n_splits
-        fold = assign_parts(y, shares, seed=seed, groups=groups)
-        _check_parts(frame, fold, {f"fold {k}": share for k, share in enumerate(shares)}, groups)
+        shares = {f"fold {k}": 1 / n_splits for k in range(n_splits)}
+        fold = assign_parts(y, list(shares.values()), seed=seed, groups=groups)
+        check_parts(frame, fold, shares, groups)
         return Folds(frame.assign(fold=fold), "stratified-group-kfold", seed, count_groups(groups), task)
     fold = np.full(len(frame), -1)
     for k, (_, validation) in enumerate(StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(y, y)):
@@ -199,71 +183,35 @@ def split_holdout(
     Raises:
         UserError: The shares do not fit, a class has fewer rows than there are parts, or a part lacks a class.
     """
-    from cassava_kit.data.stratify import assign_parts
-
     if len(shares) not in PARTS or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"shares must be two or three positive numbers that sum to 1, e.g. .6 .2 .2, got {shares}")
-    _check_seed(seed)
-    frame, groups = _sorted(labels, groups)
-    counts = frame["label"].value_counts()
-    if counts.empty or counts.min() < len(shares):
-        few = "the table is empty" if counts.empty else f"class {counts.idxmin()} has {counts.min()}"
-        raise UserError(f"a split into {len(shares)} parts needs {len(shares)} images of every class; {few}")
+    frame, groups = _prepare(labels, groups, n_parts=len(shares), seed=seed)
     part = assign_parts(frame["label"].to_numpy(), shares, seed=seed, groups=groups)
     percents = "-".join(f"{100 * share:g}" for share in shares)
     names = [f"the {name} part of {percents}" for name in ("training", "validation", "test")]
-    _check_parts(frame, part, dict(zip(names, shares, strict=False)), groups)
+    check_parts(frame, part, dict(zip(names, shares, strict=False)), groups)
+    method, counts = ("holdout", None) if groups is None else ("group-holdout", count_groups(groups))
     fold = np.array(PARTS[len(shares)])[part]
-    method = f"stratified-holdout-{percents}" if groups is None else f"stratified-group-holdout-{percents}"
-    return Folds(frame.assign(fold=fold), method, seed, None if groups is None else count_groups(groups), task)
+    return Folds(frame.assign(fold=fold), f"stratified-{method}-{percents}", seed, counts, task)
 
 
-def _check_seed(seed: int) -> None:
+def _prepare(
+    labels: pd.DataFrame, groups: np.ndarray | None, *, n_parts: int, seed: int
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Return the rows, and their groups, in the order of `image_id`; UserError where they cannot be split."""
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"seed must be in 0..{LARGEST_SEED}, got {seed}")
-
-
-def _sorted(labels: pd.DataFrame, groups: np.ndarray | None) -> tuple[pd.DataFrame, np.ndarray | None]:
-    """The rows, and their groups, in the order of `image_id`."""
+    if groups is not None and len(groups) != len(labels):
+        raise UserError(f"groups must name one group for each of {len(labels)} rows, got {len(groups)}")
+    counts = labels["label"].value_counts()
+    if counts.empty or counts.min() < n_parts:
+        few = "the table is empty" if counts.empty else f"class {counts.idxmin()} has {counts.min()}"
+        raise UserError(
+            f"a split into {n_parts} parts needs {n_parts} images of every class, {few}; use fewer parts or more images"
+        )
     order = np.argsort(labels["image_id"].to_numpy().astype(str), kind="stable")
     frame = labels[["image_id", "label"]].iloc[order].reset_index(drop=True)
-    if groups is None:
-        return frame, None
-    if len(groups) != len(labels):
-        raise UserError(f"groups must name one group for each of {len(labels)} rows, got {len(groups)}")
-    return frame, np.asarray(groups)[order]
-
-
-def _check_parts(frame: pd.DataFrame, part: np.ndarray, shares: dict[str, float], groups: np.ndarray | None) -> None:
-    """Raise UserError where a part (0..P-1 by row, named in `shares`) is empty or lacks a class it is due an image of.
-
-    The message names the group that is too large, if groups were kept together.
-    """
-    names = list(shares)
-    for label in sorted(frame["label"].unique()):
-        of_class = (frame["label"] == label).to_numpy()
-        counts = np.bincount(part[of_class], minlength=len(names))
-        due = of_class.sum() * np.array(list(shares.values())) >= 1
-        lacking = np.flatnonzero((counts == 0) & (due | (np.bincount(part, minlength=len(names)) == 0)))
-        if not len(lacking):
-            continue
-        empty = f"{names[lacking[0]]} would have no image of class {label}"
-        if groups is None:
-            raise UserError(f"{empty}, which has {of_class.sum()}; use other shares or more images")
-        group, sizes = np.unique(groups[of_class], return_counts=True)
-        largest = groups == group[sizes.argmax()]
-        raise UserError(
-            f"{empty}: the group of near-duplicates around {frame['image_id'][largest].iloc[0]} has {sizes.max()} of "
-            f"the class's {of_class.sum()} images ({largest.sum()} in all), and groups stay together; use fewer folds "
-            "or larger shares, remove copies, or split without groups (--no-groups)"
-        )
-
-
-def count_groups(groups: np.ndarray) -> GroupCounts:
-    """Return the counts of all groups of more than one row."""
-    sizes = np.unique(groups, return_counts=True)[1]
-    several = sizes[sizes > 1]
-    return GroupCounts(len(several), int(several.sum()), int(sizes.max(initial=1)))
+    return frame, None if groups is None else np.asarray(groups)[order]
 
 
 def to_csv(frame: pd.DataFrame) -> str:

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+
+from cassava_kit.errors import UserError
+
+
+class GroupCounts(NamedTuple):
+    """Groups of near-duplicates that a split keeps together: how many, their images, and the largest one's images."""
+
+    groups: int
+    images: int
+    largest: int
 
 
 def assign_parts(y: np.ndarray, shares: Sequence[float], *, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
@@ -66,3 +78,35 @@ def _place_rows(part: np.ndarray, y: np.ndarray, quotas: np.ndarray, rng: np.ran
         while room.sum() > len(rows):  # groups have overfilled a part: the others give way
             room[np.argmax(room)] -= 1
         part[rows] = np.repeat(np.arange(len(room)), room)
+
+
+def check_parts(frame: pd.DataFrame, part: np.ndarray, shares: dict[str, float], groups: np.ndarray | None) -> None:
+    """Raise UserError where a part (0..P-1 by row, named in `shares`) is empty or lacks a class it is due an image of.
+
+    The message names the group that is too large, if groups were kept together.
+    """
+    names = list(shares)
+    for label in sorted(frame["label"].unique()):
+        of_class = (frame["label"] == label).to_numpy()
+        counts = np.bincount(part[of_class], minlength=len(names))
+        due = of_class.sum() * np.array(list(shares.values())) >= 1
+        lacking = np.flatnonzero((counts == 0) & (due | (np.bincount(part, minlength=len(names)) == 0)))
+        if not len(lacking):
+            continue
+        empty = f"{names[lacking[0]]} would have no image of class {label}"
+        if groups is None:
+            raise UserError(f"{empty}, which has {of_class.sum()}; use other shares or more images")
+        group, sizes = np.unique(groups[of_class], return_counts=True)
+        largest = groups == group[sizes.argmax()]
+        raise UserError(
+            f"{empty}: the group of near-duplicates around {frame['image_id'][largest].iloc[0]} has {sizes.max()} of "
+            f"the class's {of_class.sum()} images ({largest.sum()} in all), and groups stay together; use fewer folds "
+            "or larger shares, remove copies, or split without groups (--no-groups)"
+        )
+
+
+def count_groups(groups: np.ndarray) -> GroupCounts:
+    """Return the counts of all groups of more than one row."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    several = sizes[sizes > 1]
+    return GroupCounts(len(several), int(several.sum()), int(sizes.max(initial=1)))

@@ -67,11 +67,11 @@ def test_near_duplicates_stay_together_unless_told_otherwise(tiny_dir, tiny_tabl
 
 
 def test_fingerprints_are_made_once(tiny_dir, tmp_path, monkeypatch):
-    from cassava_kit.data import duplicates
+    from cassava_kit.data import fingerprints
 
     seen = []
-    original = duplicates._fingerprint
-    monkeypatch.setattr(duplicates, "_fingerprint", lambda path: seen.append(path.name) or original(path))
+    original = fingerprints._fingerprint
+    monkeypatch.setattr(fingerprints, "_fingerprint", lambda path: seen.append(path.name) or original(path))
     for n_splits in (2, 3):
         assert run("folds", "--data", tiny_dir, "--n-splits", n_splits, "--out", tmp_path / f"{n_splits}.csv") == 0
     assert len(seen) == len(set(seen)) == 120

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
-from cassava_kit.data import duplicates
+from cassava_kit.data import duplicates, fingerprints
 from cassava_kit.data.duplicates import (
     MAX_BITS,
     MIN_COSINE,
-    THUMBNAIL_SIDE,
-    Fingerprints,
     candidates,
     detail_agreement,
     find_duplicates,
@@ -28,6 +26,7 @@ from cassava_kit.data.duplicates import (
     turn,
     turn_frequencies,
 )
+from cassava_kit.data.fingerprints import THUMBNAIL_SIDE, Fingerprints
 
 SIDE = THUMBNAIL_SIDE
 
@@ -224,8 +223,8 @@ def test_the_hash_is_sixty_three_signs():
 
 def test_the_cache_spares_unchanged_files_alone(folder, monkeypatch):
     seen = []
-    original = duplicates._fingerprint
-    monkeypatch.setattr(duplicates, "_fingerprint", lambda path: seen.append(path.name) or original(path))
+    original = fingerprints._fingerprint
+    monkeypatch.setattr(fingerprints, "_fingerprint", lambda path: seen.append(path.name) or original(path))
     kept = folder / "cache" / "prints.npz"
     first = find_duplicates(paths(folder), cache=kept, progress=False)
     assert len(seen) == 10
@@ -274,7 +273,7 @@ def test_a_broken_cache_is_made_again(folder, content):
 
 
 def test_an_interruption_keeps_what_was_done(folder, monkeypatch):
-    original = duplicates._fingerprint
+    original = fingerprints._fingerprint
 
     def stop_at_the_last(path: Path):
         if path.name == "9.jpg":
@@ -282,11 +281,11 @@ def test_an_interruption_keeps_what_was_done(folder, monkeypatch):
         return original(path)
 
     kept = folder / "prints.npz"
-    monkeypatch.setattr(duplicates, "_fingerprint", stop_at_the_last)
+    monkeypatch.setattr(fingerprints, "_fingerprint", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
         find_duplicates(paths(folder), cache=kept, progress=False)
     again = []
-    monkeypatch.setattr(duplicates, "_fingerprint", lambda path: again.append(path.name) or original(path))
+    monkeypatch.setattr(fingerprints, "_fingerprint", lambda path: again.append(path.name) or original(path))
     assert find_duplicates(paths(folder), cache=kept, progress=False).tolist() == [*range(10)]
     assert again == ["9.jpg"]
 

@@ -12,7 +12,6 @@ import pytest
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.folds import (
     Folds,
-    GroupCounts,
     labels_hash,
     make_folds,
     read_folds,
@@ -20,6 +19,7 @@ from cassava_kit.data.folds import (
     split_holdout,
     write_folds,
 )
+from cassava_kit.data.stratify import GroupCounts
 from cassava_kit.errors import UserError
 
 
@@ -146,7 +146,7 @@ def test_shares_must_make_sense(shares):
 
 def test_a_class_too_small_for_the_parts_is_named():
     labels = pd.DataFrame({"image_id": list("abcdefg"), "label": [0, 0, 0, 0, 0, 7, 7]})
-    with pytest.raises(UserError, match="needs 3 images of every class; class 7 has 2"):
+    with pytest.raises(UserError, match="needs 3 images of every class, class 7 has 2"):
         split_holdout(labels, (0.6, 0.2, 0.2))
     with pytest.raises(UserError, match="the validation part of 99-1 would have no image of class 0, which has 5"):
         split_holdout(labels, (0.99, 0.01))

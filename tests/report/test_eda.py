@@ -15,7 +15,7 @@ from PIL import Image
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.verbs import app
 from cassava_kit.competition import CASSAVA
-from cassava_kit.data.duplicates import fingerprint
+from cassava_kit.data.fingerprints import fingerprint
 from cassava_kit.data.table import read_table
 from cassava_kit.report.eda import (
     QUANTITIES,

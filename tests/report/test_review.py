@@ -142,7 +142,7 @@ def test_what_is_missing_is_named(folder):
 
 
 def test_what_cannot_be_is_refused_before_any_image_is_read(folder, monkeypatch):
-    monkeypatch.setattr("cassava_kit.data.duplicates.fingerprint", lambda *_, **__: pytest.fail("an image was read"))
+    monkeypatch.setattr("cassava_kit.data.fingerprints.fingerprint", lambda *_, **__: pytest.fail("an image was read"))
     report, data = folder / "clean.csv", folder / "data"
     before = report.read_bytes()
     with pytest.raises(ValueError, match=r"must be an .html file"):

@@ -49,17 +49,12 @@ class Sample(NamedTuple):
     label: int
 
 
-def read_records(path: str | Path) -> Iterator[bytes]:
-    """Yield the data of every record of a file, in order, one in memory at a time.
+def read_records(path: str | Path) -> Iterator[Record]:
+    """Yield every record of a file in order, one in memory at a time.
 
     Raises:
         UserError: A record is truncated or corrupt; the message names the file and the record, counted from 0.
     """
-    return (record.data for record in scan_records(path))
-
-
-def scan_records(path: str | Path) -> Iterator[Record]:
-    """Yield every record of a file with its position; raises what `read_records` raises."""
     path, number = Path(path), 0
     with path.open("rb") as file:
         while (record := _next_record(file, path, number)) is not None:
@@ -168,7 +163,7 @@ class TFRecordIndex:
         self.competition = competition or current()
         self.places: dict[str, RecordPosition] = {}
         for path in _with_progress(list_tfrecords(source)):
-            for record in scan_records(path):
+            for record in read_records(path):
                 sample = _parse_sample(record, path, self.competition)
                 self._add(sample, RecordPosition(path, record.number, record.offset, sample.label))
 
