@@ -1,4 +1,4 @@
-"""The clock of a submission: counted from the start of the process, not from the first line of ours."""
+"""The clock of a submission, counted from the start of the process: `Clock`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESERVE_SECONDS = 0.5
 
 
 def process_start() -> float:
-    """When this process began, in seconds since the epoch; now where the system does not say (not Linux)."""
+    """Return when this process began, in seconds since the epoch; the present where the system does not say."""
     try:
         # The command's name may hold spaces and brackets: fields are counted from the last bracket.
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -37,7 +37,7 @@ class Clock:
     def __post_init__(self) -> None:
         if self.limit is not None and not 0 < self.limit < float("inf"):
             raise UserError(f"the time limit must be more than 0 seconds and finite, or none, got {self.limit}")
-        # The wall clock may be set while we run: it is read once, and a monotonic one counts from there.
+        # The wall clock may be set during the run: it is read once, and a monotonic one counts from there.
         self._offset = time.monotonic() - (time.time() - self.started)
 
     @property

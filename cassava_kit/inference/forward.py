@@ -1,4 +1,4 @@
-"""A checkpoint made ready for one device: uint8 pixels in, class probabilities out."""
+"""A checkpoint on one device, uint8 pixels in and class probabilities out: `load_forward` gives a `Forward`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OUT_OF_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate mem
 class Forward:
     """A model on its device; half precision on GPUs until a batch comes out non-finite, then single.
 
-    `most` is how many images went through at once after memory ran out (0: it never did).
+    `largest_batch` is how many images fit into memory at once since it ran out (0: it never did).
     """
 
     model: nn.Module
@@ -29,7 +29,7 @@ class Forward:
     device: torch.device
     dtype: torch.dtype = torch.float32
     batch_seconds: float = 0.0
-    most: int = 0
+    largest_batch: int = 0
     overflowed: bool = False
 
     @property
@@ -39,13 +39,13 @@ class Forward:
 
     @torch.inference_mode()
     def start(self, pixels: torch.Tensor, view: View) -> torch.Tensor:
-        """Probabilities for one view: pixels (B, H, W, 3) uint8 on the host to (B, K) float32 on the device.
+        """Return probabilities for one view: pixels (B, H, W, 3) uint8 on the host to (B, K) float32 on the device.
 
-        On a GPU the answer may still be under way; `finish` waits for it. A batch that does not fit into memory is
-        halved until it does, and those after it are cut to that size at once.
+        A GPU computes on after the return; `finish` waits for it. A batch that does not fit into memory is halved until
+        it does, and later ones are cut to that size at once.
         """
-        if 0 < self.most < len(pixels):
-            return torch.cat([self.start(piece, view) for piece in pixels.split(self.most)])
+        if 0 < self.largest_batch < len(pixels):
+            return torch.cat([self.start(piece, view) for piece in pixels.split(self.largest_batch)])
         try:
             batch = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             images = view(normalize(batch, self.info.mean, self.info.std))
@@ -56,14 +56,14 @@ class Forward:
         # Outside the handler, where the traceback no longer holds the failed batch's tensors.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.most = (len(pixels) + 1) // 2
+        self.largest_batch = (len(pixels) + 1) // 2
         return self.start(pixels, view)
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         return self.model(images.to(self.dtype, memory_format=torch.channels_last))
 
     def finish(self, started: torch.Tensor, pixels: torch.Tensor, view: View) -> np.ndarray:
-        """The probabilities on the host; computed again in single precision where half precision overflowed."""
+        """Return the probabilities on the host, computed again in single precision where half precision overflowed."""
         answer = started.cpu().numpy()
         if np.isfinite(answer).all() or (self.dtype == torch.float32 and not self.overflowed):
             return answer
@@ -75,7 +75,7 @@ class Forward:
 
 
 def load_forward(path: str | Path, device: torch.device) -> Forward:
-    """Load a checkpoint for a device: conv-bn fused, channels last, half precision on a GPU."""
+    """Load a checkpoint for a device: convolutions and norms fused, channels last, half precision on a GPU."""
     model, info = load_model(path)
     fuse_conv_bn(model, info.input_size)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -84,5 +84,5 @@ def load_forward(path: str | Path, device: torch.device) -> Forward:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_WORDS)

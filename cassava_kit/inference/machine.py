@@ -1,4 +1,4 @@
-"""What the machine offers: devices that really compute, cores, memory and disk that are free."""
+"""What the machine offers: devices that compute (`usable_devices`), cores, and free memory and disk."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ GROUP = Path("/sys/fs/cgroup")
 
 
 def usable_devices(wanted: str | Sequence[str] = "auto") -> tuple[torch.device, ...]:
-    """Devices to run on: `auto` takes every GPU that computes and else the CPU; or name them (`cpu`, `cuda:0`, a list).
+    """Return the devices to run on: `auto` gives every GPU that computes, else the CPU; or name them (`cpu`, `cuda:0`).
 
-    A GPU may be visible and yet too old or too new for this torch: each one is asked to multiply two matrices.
-    UserError for one that was named and does not.
+    A GPU may be visible and yet too old or too new for this torch: each one multiplies two matrices first.
+
+    Raises:
+        UserError: a device that was named does not compute.
     """
     if wanted != "auto":
         named = [torch.device(name) for name in ([wanted] if isinstance(wanted, str) else wanted)]
@@ -55,12 +57,12 @@ def _computes(device: torch.device) -> bool:
 
 
 def cpu_count() -> int:
-    """Cores this process may use."""
+    """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> int:
-    """Bytes of memory that can be taken: the least of what the system and the control group leave."""
+    """Return the bytes of memory that are free: the least of what the system and the control group leave."""
     bounds = [_system_memory(), _group_memory(GROUP, "max", "current", cache="inactive_file")]
     older = _group_memory(GROUP / "memory", "limit_in_bytes", "usage_in_bytes", cache="total_inactive_file")
     bounds.append(older)
@@ -76,7 +78,7 @@ def _system_memory() -> int:
 
 
 def _group_memory(folder: Path, limit: str, usage: str, *, cache: str) -> int | None:
-    """What a control group leaves; files that were read and can be forgotten count as used there, and here as free."""
+    """The bytes a control group leaves; the cache of files, which it counts as used, counts as free here."""
     try:
         most, used = (int((folder / f"memory.{name}").read_text()) for name in (limit, usage))
         pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -87,24 +89,24 @@ def _group_memory(folder: Path, limit: str, usage: str, *, cache: str) -> int | 
 
 
 def free_device_memory(device: torch.device) -> int:
-    """Bytes free where a device keeps its tensors."""
+    """Return the bytes free where a device keeps its tensors."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free on the disk that holds `folder`."""
+    """Return the bytes free on the disk that holds `folder`."""
     return shutil.disk_usage(folder).free
 
 
 def describe_device(device: torch.device) -> str:
-    """A device's name for the report."""
+    """Return a device's name for the report."""
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
     return f"{device} ({cpu_count()} cores)"
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a prediction."""
+    """Return the versions of Python and of the packages that decide a prediction."""
     from cassava_kit.files import KIT_VERSION
 
     found = {"python": platform.python_version(), "cassava_kit": KIT_VERSION}
@@ -117,7 +119,7 @@ def package_versions() -> dict[str, str]:
 
 
 def is_on_disk(folder: Path) -> bool:
-    """Whether a folder's files take disk and not memory (`/tmp` is a tmpfs on some machines)."""
+    """Return whether a folder's files take disk and not memory (`/tmp` is a tmpfs on some machines)."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:

@@ -17,7 +17,7 @@ EARLY_STOP = ("certified", "off")
 
 
 def check_device(device: str | Sequence[str]) -> None:
-    """UserError unless it is `auto`, `cpu`, `cuda` or a numbered GPU, or a list of the last three."""
+    """Raise UserError unless it is `auto`, `cpu`, `cuda` or a numbered GPU, or a list of the last three."""
     named = [device] if isinstance(device, str) else device
     if device != "auto" and not (named and all(re.fullmatch(r"cpu|cuda(:\d+)?", name) for name in named)):
         raise UserError(f"device must be auto, cpu, cuda or a GPU such as cuda:0, got {device!r}")

@@ -1,4 +1,4 @@
-"""Checkpoints and image files in, probabilities out: the one road for validation, OOF and submission alike."""
+"""Checkpoints and image files in, probabilities out: `predict_images`, for validation, OOF and the verb predict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def predict_images(
     device: str | Sequence[str] = "auto",
     progress: bool = True,
 ) -> tuple[np.ndarray, list[str]]:
-    """Class probabilities (M, N, K) float32 of M checkpoints for N image files, and the names of files that failed.
+    """Return probabilities (M, N, K) float32 of M checkpoints for N image files, and the names of files that failed.
 
     Every checkpoint sees its own input size, pixels and statistics, and the mean over `views` (a preset of `tta`, or
     a ttach Compose) of its softmax. A file that cannot be read gets the checkpoint's prior (even shares without).
@@ -63,11 +63,11 @@ def predict_images(
 
 
 def class_shares(info: CheckpointInfo) -> np.ndarray:
-    """The training labels' class shares (K,) that a checkpoint carries, or even shares."""
+    """Return the training labels' class shares (K,) that a checkpoint carries, or even shares."""
     return np.array(info.prior or [1 / info.n_classes] * info.n_classes, np.float32)
 
 
 def choose_batch_size(batch_size: int | None, device: Any, n_images: int) -> int:
-    """The batch size asked for, else the device's; few images get the next power of two instead."""
+    """Return the batch size asked for, else the device's; few images get the next power of two instead."""
     wanted = batch_size or BATCH_SIZES.get(device.type, BATCH_SIZES["cuda"])
     return min(wanted, 1 << max(0, n_images - 1).bit_length())

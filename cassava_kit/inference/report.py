@@ -1,19 +1,17 @@
-"""What a run was asked and what it did: options, the report that becomes `run.json`, and lines for the reader."""
+"""What a run did: `RunReport`, which becomes `run.json`; lines and a progress bar for the terminal."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 
-if TYPE_CHECKING:
-    pass
-
 REPORT_FILE = "run.json"
+BAR_AFTER_SECONDS = 2.0
 
 
 @dataclass
@@ -49,12 +47,12 @@ class RunReport:
 
 
 def print_line(text: str) -> None:
-    """One line to standard output, at once."""
+    """Print one line to standard output, at once."""
     print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
 
 
 def print_warning(text: str) -> None:
-    """One line to standard error, at once."""
+    """Print one line to standard error, at once."""
     print(f"WARNING: {text}".encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr, flush=True)
 
 
@@ -66,11 +64,8 @@ def _printable(value: Any) -> Any:
     return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
-BAR_AFTER_SECONDS = 2.0
-
-
 def progress_bar(total: int, text: str, *, show: bool = True) -> Any:
-    """A tqdm bar on a terminal that appears only after two seconds; use it as a context manager and `update(n)` it."""
+    """Return a tqdm bar that appears on a terminal after two seconds: a context manager with `update(n)`."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=text, unit="img", delay=BAR_AFTER_SECONDS, disable=None if show else True)
@@ -86,7 +81,7 @@ def read_run(working: Path) -> tuple[list[str], str]:
         FileNotFoundError: there is no report.
         UserError: it is not a report of the submission run.
     """
-    path = working / "run.json"
+    path = working / REPORT_FILE
     run = read_json(path)
     try:
         wrong = [f"the run stopped early: {run['error']}"] if run["error"] else []

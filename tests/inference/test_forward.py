@@ -71,7 +71,7 @@ def test_the_next_batches_are_cut_at_once(tmp_path: Path) -> None:
     probabilities(halving, pixels(8))
     halving.model.error = AssertionError("tried a batch that is known not to fit")
     assert np.array_equal(probabilities(halving, pixels(8)), probabilities(greedy(tmp_path, 8, error), pixels(8)))
-    assert halving.model.batches == [2] * 8 and halving.most == 2
+    assert halving.model.batches == [2] * 8 and halving.largest_batch == 2
 
 
 def test_one_image_that_does_not_fit_and_other_errors_are_raised(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_members import PRIOR, write_checkpoint
+from tiny_runs import FakeClock
 
 from cassava_kit.files import WEIGHTS_MANIFEST, sha256_file
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
@@ -131,3 +132,12 @@ def test_members_of_no_weight_vote_only_when_alone(weights: Path) -> None:
     assert weight_of(weights) == {"res-fold0.safetensors": 1.0}
     (weights / "res-fold0.safetensors").unlink()
     assert weight_of(weights) == {"eff-fold0.safetensors": 1.0}
+
+
+def test_files_that_there_is_no_time_for_are_left_out(weights: Path) -> None:
+    clock = FakeClock(100.0)
+    assert len(load_members(weights, clock=clock).checkpoints) == 4
+    clock.now = 100.0
+    members = load_members(weights, clock=clock)
+    assert members.checkpoints == () and members.prior == PRIOR
+    assert set(members.left_out.values()) == {"the time was over before it was read"} and len(members.left_out) == 4
