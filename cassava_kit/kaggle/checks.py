@@ -17,8 +17,8 @@ from cassava_kit.models.checkpoint import read_info
 
 SESSION_SECONDS = 12 * 3600
 LARGEST_NOTEBOOK = 1_000_000
-# A path below the input that is written out, whether as one string, relative, or joined with `/`.
-FIXED_PATH = re.compile(r"(?:/kaggle|\.\.)/input/[\w-]+|(?:/kaggle|\.\.)/input/?[\"']\)? */ *[\"'][\w-]+")
+# A path below the input that is written out: as one string, relative, or joined by `/` or `os.path.join`.
+FIXED_PATH = re.compile(r"(?:/kaggle|\.\.)/input/[\w-]+|(?:/kaggle|\.\.)/input/?[\"']\)? *[/,] *[\"'][\w-]+")
 
 Status = Literal["passed", "failed", "unknown"]
 Verdict = tuple[Status, str]
@@ -26,7 +26,7 @@ Verdict = tuple[Status, str]
 
 @dataclass(frozen=True)
 class Check:
-    """The result for one cause of failure, with what to do; `unknown`: it cannot be told from here."""
+    """The result for one cause of failure, with what to do; `unknown`: it cannot be determined from here."""
 
     cause: str
     status: Status
@@ -61,7 +61,7 @@ def check_weight_files(facts: BundleFacts) -> Verdict:
 def check_gpu(facts: BundleFacts) -> Verdict:
     """Check that the accelerator is one that the image's torch supports."""
     if not facts.bundle.kernel.gpu:
-        return "passed", "this kernel needs none"
+        return "passed", "this kernel needs no GPU"
     shape = facts.metadata.get("machine_shape")
     if (asked := facts.metadata.get("enable_gpu")) is not True:
         return "failed", f"enable_gpu is {asked!r}, and must be true, a JSON boolean; package again"
@@ -75,7 +75,7 @@ def check_notebook(facts: BundleFacts) -> Verdict:
     name, size = facts.bundle.notebook.name, facts.bundle.notebook.stat().st_size
     wanted = {"code_file": name, "kernel_type": "notebook", "language": "python", "is_private": True}
     for key, value in wanted.items():
-        if facts.metadata.get(key) != value or type(facts.metadata.get(key)) is not type(value):
+        if facts.metadata.get(key) != value:
             return "failed", f"{key} is {facts.metadata.get(key)!r}, and must be {value!r}; package again"
     if size > LARGEST_NOTEBOOK:
         return "failed", f"{name} has {size:,} bytes, Kaggle takes {LARGEST_NOTEBOOK:,}; clear its outputs"
@@ -111,7 +111,7 @@ def check_first_file(facts: BundleFacts) -> Verdict:
 def check_paths(facts: BundleFacts) -> Verdict:
     """Check that no path below the input is written out."""
     if fixed := FIXED_PATH.search(facts.notebook):
-        return "failed", f"the notebook names {fixed[0]}; find folders by what they hold"
+        return "failed", f"the notebook names {fixed[0]}; find folders by the files that they hold"
     layouts = sorted({report["layout"] for report in facts.rehearsals if report["ok"]})
     tried = f"rehearsed in the layouts: {', '.join(layouts)}" if layouts else "not rehearsed yet"
     return "passed", f"folders are found by their files, in both layouts ({tried})"

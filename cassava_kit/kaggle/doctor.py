@@ -30,14 +30,14 @@ def _rehearse_command(facts: BundleFacts) -> str:
 
 
 def check_rehearsals(facts: BundleFacts) -> Verdict:
-    """Check that the notebook, as it is now, was rehearsed and left what it must: right rows, ids and labels."""
+    """Check that the notebook, as it is now, was rehearsed and left a valid submission, or the files of its kernel."""
     if facts.reports and not facts.rehearsals:
         return "failed", f"the notebook was edited after its rehearsal; run: {_rehearse_command(facts)}"
     if not facts.rehearsals:
         return not_rehearsed(facts)
     if failed := [report for report in facts.rehearsals if not report["ok"]]:
         return "failed", failed[0]["verdict"]
-    return "passed", f"{len(facts.rehearsals)} rehearsals of this notebook left what they must"
+    return "passed", f"{len(facts.rehearsals)} rehearsals of this notebook passed"
 
 
 def check_memory(facts: BundleFacts) -> Verdict:
@@ -106,7 +106,7 @@ CHECKS: tuple[tuple[str, Callable[[BundleFacts], Verdict], bool], ...] = (
     ("mount path changed", checks.check_paths, False),
     ("dataset stale or still processing", checks.check_builds, False),
     ("library drift", checks.check_versions, False),
-    ("notebook: private, its own, below 1 MB", checks.check_notebook, False),
+    ("notebook: right file, private, below 1 MB", checks.check_notebook, False),
     ("competition attached", checks.check_competition, False),
     ("metadata slugs", checks.check_slugs, False),
     ("licence", checks.check_licences, False),
@@ -150,4 +150,4 @@ def _run_check(cause: str, look: Callable[[BundleFacts], Verdict], facts: Bundle
     except (ValueError, FileNotFoundError) as error:
         return Check(cause, "failed", str(error))
     except (KeyError, TypeError, AttributeError) as error:
-        return Check(cause, "failed", f"a file of the bundle lacks what it must have ({error}); package again")
+        return Check(cause, "failed", f"a file of the bundle lacks a field ({error}); package again")

@@ -178,7 +178,12 @@ def _pinned(bundle: Bundle) -> str:
     return found[1].replace("'", '"')
 
 
-PATHS = ("'/kaggle/input/cassava'", "'../input/cassava'", "Path('/kaggle/input') / 'cassava'")
+PATHS = (
+    "'/kaggle/input/cassava'",
+    "'../input/cassava'",
+    "Path('/kaggle/input') / 'cassava'",
+    "join('../input', 'cassava')",
+)
 
 
 @pytest.mark.parametrize(
@@ -201,13 +206,13 @@ PATHS = ("'/kaggle/input/cassava'", "'../input/cassava'", "Path('/kaggle/input')
             for path in PATHS
         ),
         ("dataset stale or still processing", lambda b: _in_notebook(b, "'WEIGHTS_MANIFEST.json': '", "'x': '")),
-        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, is_private=False)),
-        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, is_private="true")),
-        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, is_private=None)),
-        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, code_file="other.ipynb")),
-        ("notebook: private, its own, below 1 MB", lambda b: _metadata(b, kernel_type="script")),
+        ("notebook: right file, private, below 1 MB", lambda b: _metadata(b, is_private=False)),
+        ("notebook: right file, private, below 1 MB", lambda b: _metadata(b, is_private="true")),
+        ("notebook: right file, private, below 1 MB", lambda b: _metadata(b, is_private=None)),
+        ("notebook: right file, private, below 1 MB", lambda b: _metadata(b, code_file="other.ipynb")),
+        ("notebook: right file, private, below 1 MB", lambda b: _metadata(b, kernel_type="script")),
         (
-            "notebook: private, its own, below 1 MB",
+            "notebook: right file, private, below 1 MB",
             lambda b: _in_notebook(b, "STARTED = time.time()", f"X = '{'x' * 10**6}'"),
         ),
         ("competition attached", lambda b: _metadata(b, competition_sources=[])),
@@ -240,7 +245,7 @@ def test_a_slug_that_is_too_long_is_told_by_its_length(bundle: Bundle) -> None:
 def test_a_metadata_file_without_a_field_is_one_line(bundle: Bundle) -> None:
     write_json(bundle.kernel_dir / "kernel-metadata.json", {"id": "me/x"})
     failed = {check.cause: check.detail for check in doctor(REPOSITORY, bundle.home) if check.status == "failed"}
-    assert "lacks what it must have ('title')" in failed["metadata slugs"]
+    assert "lacks a field ('title')" in failed["metadata slugs"]
 
 
 def test_slow_reading_is_found(bundle: Bundle) -> None:

@@ -76,7 +76,7 @@ def from_runs(
     """Select run folders (`runs/<run name>`) as members, with the weights of the verb `ensemble` or equal ones.
 
     The weights file is enough: it names each member's out-of-fold file, which lies in the run folder. With a fold file
-    the ensemble is scored out of fold. Two rounds of one recipe are told apart by as much of their paths as differs.
+    the ensemble is scored out of fold. Two rounds of one recipe get names from as much of their paths as differs.
 
     Raises:
         FileNotFoundError: a run folder holds no checkpoint.

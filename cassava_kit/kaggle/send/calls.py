@@ -114,3 +114,10 @@ class RetriedCalls:
                 raise
 
         return self.call(what, ask)
+
+    def ask(self, what: str, function: Callable[[], T]) -> T | None:
+        """Return the answer, or None where there is none: gone, refused, or unknown to this version of the client."""
+        try:
+            return self.call_unless_gone(what, function)
+        except (KaggleError, AttributeError, TypeError):
+            return None

@@ -35,12 +35,12 @@ class KaggleClient(RetriedCalls):
 
     def gpu_hours_left(self) -> float | None:
         """Return the GPU hours left this week; None where Kaggle does not say."""
-        try:
-            with self.silence():
-                quota = self.api.quota_view().gpu_quota
+
+        def hours() -> float:
+            quota = self.api.quota_view().gpu_quota
             return max(0.0, (quota.total_time_allowed - quota.time_used).total_seconds() / 3600)
-        except (OSError, ValueError, AttributeError, TypeError):
-            return None
+
+        return self.ask("GPU quota", hours)
 
     def dataset_status(self, dataset: str) -> str | None:
         """Return `ready`, `failed`, or a step before them; None if the dataset does not exist."""
@@ -55,28 +55,22 @@ class KaggleClient(RetriedCalls):
                 found = next(Path(folder).iterdir(), None)
                 return read_json(found).get("build_id") if found else None
 
-        try:
-            return self.call_unless_gone(f"manifest of {dataset}", fetch)
-        except (KaggleError, AttributeError):
-            return None
+        return self.ask(f"manifest of {dataset}", fetch)
 
     def dataset_sizes(self, dataset: str) -> dict[str, int] | None:
         """Return name -> bytes of the files that Kaggle lists; None where it lists no file."""
 
-        def ask() -> dict[str, int] | None:
-            sizes: dict[str, int] = {}
+        def sizes() -> dict[str, int] | None:
+            found: dict[str, int] = {}
             token = None
             while True:
                 page = self.api.dataset_list_files(dataset, page_token=token, page_size=200)
-                sizes |= {file.name: int(file.total_bytes) for file in page.files or []}
+                found |= {file.name: int(file.total_bytes) for file in page.files or []}
                 token = page.next_page_token
                 if not token:
-                    return sizes or None
+                    return found or None
 
-        try:
-            return self.call_unless_gone(f"files of {dataset}", ask)
-        except (KaggleError, AttributeError):
-            return None
+        return self.ask(f"files of {dataset}", sizes)
 
     def create_dataset(self, folder: Path) -> None:
         """Upload a new private dataset."""
@@ -104,7 +98,7 @@ class KaggleClient(RetriedCalls):
     def dataset_version(self, dataset: str) -> int | None:
         """Return the number of a dataset's latest version; None where Kaggle does not say."""
 
-        def ask() -> int | None:
+        def number() -> int | None:
             from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest
 
             request = ApiGetDatasetRequest()
@@ -113,10 +107,7 @@ class KaggleClient(RetriedCalls):
                 found = client.datasets.dataset_api_client.get_dataset(request)
             return int(found.current_version_number) or None
 
-        try:
-            return self.call_unless_gone(f"version of {dataset}", ask)
-        except (KaggleError, AttributeError, TypeError):
-            return None
+        return self.ask(f"version of {dataset}", number)
 
     def _believe(self, what: str, reply: Any, *, forgiven: str = "") -> None:
         """Raise the error that a reply holds; its HTTP status may be 200 all the same.
@@ -161,7 +152,7 @@ class KaggleClient(RetriedCalls):
     def kernel_version(self, kernel: str, source: str) -> int | None:
         """Return the number of Kaggle's latest version if it has this source; None otherwise."""
 
-        def ask() -> int | None:
+        def number() -> int | None:
             from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
 
             request = ApiGetKernelRequest()
@@ -171,10 +162,7 @@ class KaggleClient(RetriedCalls):
             same = held.blob is not None and code_cells(json.loads(held.blob.source)) == code_cells(json.loads(source))
             return int(held.metadata.current_version_number) if same else None
 
-        try:
-            return self.call_unless_gone(f"source of {kernel}", ask)
-        except (KaggleError, AttributeError, TypeError):
-            return None
+        return self.ask(f"source of {kernel}", number)
 
     def kernel_status(self, kernel: str, version: int | None = None) -> tuple[str, str]:
         """Return the status of a version's run (default: the latest), and the message of a failure.
@@ -210,30 +198,26 @@ class KaggleClient(RetriedCalls):
 
     def submissions_left(self) -> int | None:
         """Return how many submissions are left today; None where Kaggle does not say, or knows no team of yours."""
-        try:
-            limits = self.call(
-                "submission limits", lambda: self.api.competition_get_submission_limits(self.competition)
-            )
+
+        def left() -> int | None:
+            limits = self.api.competition_get_submission_limits(self.competition)
             counts = (int(limits.num_today), int(limits.num_total), int(limits.num_allowed_now))
-        except (KaggleError, AttributeError, TypeError):
-            return None
-        return counts[2] if any(counts) else None
+            return counts[2] if any(counts) else None
+
+        return self.ask("submission limits", left)
 
     def rules_accepted(self) -> bool | None:
         """Return whether the user has joined the competition and accepted its rules; None where Kaggle does not say."""
 
-        def ask() -> Any:
+        def joined() -> bool:
             from kagglesdk.competitions.types.competition_api_service import ApiGetCompetitionRequest
 
             request = ApiGetCompetitionRequest()
             request.competition_name = self.competition
             with self.api.build_kaggle_client() as client:
-                return client.competitions.competition_api_client.get_competition(request).user_has_entered
+                return bool(client.competitions.competition_api_client.get_competition(request).user_has_entered)
 
-        try:
-            return bool(self.call("rules of the competition", ask))
-        except (ImportError, KaggleError, AttributeError, TypeError):
-            return None
+        return self.ask("rules of the competition", joined)
 
     def submit(self, kernel: str, version: int, description: str) -> int:
         """Submit a kernel's `submission.csv` and return the reference; never twice with the same description."""
