@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cassava_kit.errors import UserError
 
@@ -77,12 +77,10 @@ def read_json(path: str | Path) -> Any:
 
 def csv_text(frame: pd.DataFrame, float_format: str | None = None) -> str:
     """Return a table as CSV with Unix line ends, which `read_csv` reads back: the same text for the same rows."""
-    import csv
-
     # pandas leaves a lone carriage return unquoted, and takes it for the end of a row when it reads.
     texts = (column for _, column in frame.items() if column.dtype.kind not in "biuf")
     odd = any(column.astype(str).str.contains("\r", regex=False).any() for column in texts)
-    quoting = csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 2] = 2 if odd else 0  # csv.QUOTE_NONNUMERIC, QUOTE_MINIMAL
     return str(frame.to_csv(index=False, lineterminator="\n", quoting=quoting, float_format=float_format))
 
 

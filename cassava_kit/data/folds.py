@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from cassava_kit.competition import Task, read_task
 from cassava_kit.data.stratify import GroupCounts, assign_parts, check_parts, count_groups
@@ -80,11 +81,11 @@ class Folds:
 
 
 def make_folds(
-    table: pd.DataFrame | Sequence[Any] | np.ndarray,
+    table: pd.DataFrame | ArrayLike,
     n_splits: int = 5,
     *,
     seed: int = 42,
-    groups: str | Sequence[Any] | np.ndarray | None = None,
+    groups: str | ArrayLike | None = None,
     id_column: str = "image_id",
     label_column: str = "label",
 ) -> pd.DataFrame:
@@ -111,14 +112,15 @@ def make_folds(
         [1, 2]
     """
     if not isinstance(table, pd.DataFrame):
-        table = pd.DataFrame({id_column: range(len(table)), label_column: list(table)})
+        labels = list(table)  # type: ignore[arg-type]
+        table = pd.DataFrame({id_column: range(len(labels)), label_column: labels})
     wanted = [id_column, label_column, *([groups] if isinstance(groups, str) else [])]
     if missing := [column for column in wanted if column not in table.columns]:
         raise UserError(
             f"expected the columns {', '.join(wanted)}, got {', '.join(map(str, table.columns))}; {missing[0]!r} is "
             "missing: name it by id_column=, label_column= or groups="
         )
-    group_ids = table[groups] if isinstance(groups, str) else None if groups is None else pd.Series(list(groups))
+    group_ids = table[groups] if isinstance(groups, str) else None if groups is None else pd.Series(list(groups))  # type: ignore[arg-type]
     rows = pd.DataFrame({"image_id": table[id_column].to_numpy(), "label": table[label_column].to_numpy()})
     for name, column in ((id_column, rows["image_id"]), (label_column, rows["label"]), ("groups", group_ids)):
         if column is not None and column.isna().any():
