@@ -118,7 +118,7 @@ def user_message(error: Exception) -> str | None:
     """Return one line for an error that the user can mend; None for a bug, of the kit's or of a library's."""
     if hasattr(error, "format_message"):  # a usage error of the command line itself
         return _usage_message(error)
-    return " ".join(str(error).split()) if isinstance(error, ValueError) or _of_a_file(error) else None
+    return " ".join(str(error).split()) if isinstance(error, UserError) or _of_a_file(error) else None
 
 
 def _of_a_file(error: Exception) -> bool:

@@ -1,7 +1,7 @@
-"""Which two submissions to take as finals: the best expected and the best hedge, from paired out-of-fold evidence.
+"""Choice of two finals, the best expected and the best hedge, from out-of-fold evidence; entry point `propose_finals`.
 
-Kaggle scores the better of two finals. So the second is not the second best: it is the one that wins most where the
-first does badly, and a near copy of the first wins nothing.
+Kaggle scores the better of two finals, so that the second one is the candidate that gains most where the first is weak.
+A near copy of the first gains nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from cassava_kit.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Candidate:
-    """A submission: its out-of-fold predictions in row order of its split, and what is known of it besides.
+    """A submission: out-of-fold predictions in row order of their split, and what else is known of it.
 
-    `members` is the number of recipes in it (None: not known), `public` its public score, `submission` its file.
+    `members` is the number of recipes (None: not known), `public` the public score, `submission` the file.
     """
 
     name: str
@@ -52,11 +52,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Finals:
-    """Two different submissions, and how sure it is.
+    """Two different submissions, and how certain the choice is.
 
     `best` and `hedge` are indices. `win` (C,) is each candidate's share of redraws in which it is the best of all, ties
-    shared; `pair_win` the share in which one of the two is. `gain` is what the better of both is expected to score
-    above `best` alone, with its interval. `against_best[c]` compares each other candidate with `best`.
+    shared; `pair_win` the share in which one of the two is. `gain` is the expected score of the better of both above
+    `best` alone, with its interval. `against_best[c]` compares each other candidate with `best`, corrected for their
+    number. `notes` say how labels of the scored rows came into candidates.
     """
 
     names: tuple[str, ...]
@@ -73,16 +74,17 @@ class Finals:
     rows: int
     draws: int
     metric: Metric
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return format_finals(self)
 
 
 def redraw(right: np.ndarray, *, rows: int, seed: int = 0) -> np.ndarray:
-    """Accuracies (DRAWS, C) on redrawn private test sets, all candidates on the same images; right (C, N) bool.
+    """Return accuracies (DRAWS, C) on redrawn private test sets, all candidates on the same images; right (C, N) bool.
 
-    Each redraw resamples the evidence (it is finite) and from that a test set of `rows` images (so is that one). Rows
-    on which the same candidates are right are one kind: two multinomials draw how many there are of each.
+    Each redraw resamples the rows of the evidence, and from those a test set of `rows` images. Rows on which the same
+    candidates are right are one kind: two multinomials draw how many there are of each.
     """
     kinds, counts = np.unique(right.T, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
@@ -91,14 +93,14 @@ def redraw(right: np.ndarray, *, rows: int, seed: int = 0) -> np.ndarray:
 
 
 def redraw_by(metric: Metric, labels: np.ndarray, probs: Sequence[np.ndarray], *, rows: int, seed: int) -> np.ndarray:
-    """As `redraw`, for another metric on probabilities (N, K) each; values (draws, C), larger is better."""
+    """Return what `redraw` does, for another metric on probabilities (N, K) each; (draws, C), larger is better."""
     rng, scores = np.random.default_rng(seed), [statistic(metric, labels, p) for p in probs]
     tests = (rng.multinomial(rows, counts / len(labels)) for counts in row_counts(len(labels), seed=seed))
     return np.array([[gain(metric, 0.0, score(test)) for score in scores] for test in tests])
 
 
 def propose_finals(candidates: Sequence[Candidate], *, rows: int | None = None, seed: int = 0) -> Finals:
-    """The candidate with the best out-of-fold score (a tie goes to fewer members), and its best hedge.
+    """Propose the candidate with the best out-of-fold score (a tie goes to fewer members), and its best hedge.
 
     The score is by the metric that the evidence names. The hedge has the largest expected maximum with the best.
 
@@ -145,6 +147,11 @@ def propose_finals(candidates: Sequence[Candidate], *, rows: int | None = None, 
         rows=rows,
         draws=len(drawn),
         metric=metric,
+        notes=tuple(
+            f"{each.name}: {text}"
+            for each in candidates
+            for text in (each.oof.header.labels_seen if each.oof.header else ())
+        ),
     )
 
 
@@ -169,7 +176,7 @@ def _private_images(task: Task) -> int:
 
 
 def _same_rows(candidates: Sequence[Candidate]) -> np.ndarray:
-    """The labels (N,) that all candidates are scored on; UserError for fewer than two, or where they differ."""
+    """Return the labels (N,) that all candidates are scored on; UserError for fewer than two, or where they differ."""
     names = [candidate.name for candidate in candidates]
     if len(names) < 2 or len(set(names)) != len(names):
         raise UserError(f"finals are chosen among two or more submissions of distinct names, got {names or 'none'}")
@@ -193,7 +200,7 @@ def _different(one: Candidate, other: Candidate, metric: Metric) -> bool:
 
 
 def format_finals(finals: Finals) -> str:
-    """The proposal in plain words, for someone who will act on it."""
+    """Return the proposal in words."""
     best, hedge = finals.names[finals.best], finals.names[finals.hedge]
     width, n, name_of = max(map(len, finals.names)), finals.scores[0].n, METRIC_NAMES[finals.metric]
     lines = [f"{len(finals.names)} submissions on the same {n:,} rows: out-of-fold {name_of} ± standard error"]
@@ -207,19 +214,20 @@ def format_finals(finals: Finals) -> str:
             f"final 1, best expected: {best}",
             f"final 2, best hedge:    {hedge} (differs on {finals.differ:.1%} of the rows)",
             "",
-            f"How sure: in {finals.draws:,} redraws of the evidence and of {finals.rows:,} private images one of the "
-            f"two is the best of all in {finals.pair_win:.0%}, {best} alone in {finals.win[finals.best]:.0%}.",
+            f"How certain: in {finals.draws:,} redraws of the evidence and of {finals.rows:,} private images one of "
+            f"the two is the best of all in {finals.pair_win:.0%}, {best} alone in {finals.win[finals.best]:.0%}.",
             f"The better of the two is expected {finals.gain:+.4f} above {best} alone ({LEVEL:.0%} of the redraws: "
             f"{low:+.4f} to {high:+.4f}).",
             _first_place(finals),
-            f"Out-of-fold {name_of} counts against the given labels, wrong ones among them, as the leaderboard does; "
-            "the public score has no say here.",
+            f"Out-of-fold {name_of} is against the given labels, wrong ones among them, as on the leaderboard; the "
+            "public score is not used.",
+            *(f"note: {note}" for note in finals.notes),
         ]
     )
 
 
 def _first_place(finals: Finals) -> str:
-    """Whether the best is proved better than the others, and where it is not."""
+    """Return whether the best is proved better than the others, and than which it is not."""
     best = finals.names[finals.best]
     open_ones = [comparison for comparison in finals.against_best.values() if not comparison.proved]
     if not open_ones:
@@ -227,11 +235,11 @@ def _first_place(finals: Finals) -> str:
     said = "; ".join(
         f"{comparison.names[1]} {comparison.difference:+.4f} ± {comparison.half_width:.4f}" for comparison in open_ones
     )
-    return f"That {best} is the best is not proved. As good for all we know (against {best}): {said}."
+    return f"That {best} is the best is not proved. Not proved worse than it (difference from {best}): {said}."
 
 
 def parse_candidates(given: Sequence[str], folds: Path) -> list[Candidate]:
-    """`NAME=FILE[,SUBMISSION]` arguments: FILE is out-of-fold predictions or a weights file of the verb `ensemble`."""
+    """Read `NAME=FILE[,SUBMISSION]` arguments: FILE is out-of-fold predictions or a weights file of `ensemble`."""
     split, found = read_folds(folds), []
     for text in given:
         name, _, files = text.partition("=")
@@ -246,7 +254,7 @@ def parse_candidates(given: Sequence[str], folds: Path) -> list[Candidate]:
 
 
 def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | None]:
-    """Out-of-fold predictions in the split's row order, and the number of recipes behind them where it is known."""
+    """Return out-of-fold predictions in the split's row order, and the number of recipes where it is known."""
     if path.suffix != ".json":
         oof = check_oof(read_predictions(path), split, name)
         recipes = {source.name.rpartition("-fold")[0] for source in (oof.header.sources if oof.header else ())}
@@ -254,22 +262,33 @@ def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | N
     weighed = read_weights(path)
     voting = sum(weight > 0 for weight, _ in weighed.values())
     if not voting:
-        raise UserError(f"{path} is no weights file of the verb ensemble: none of its members weighs anything")
+        raise UserError(f"{path} is not a weights file of the verb ensemble: every weight is 0")
     evidence = read_evidence([oof for _, oof in weighed.values()], split)
     weights = np.array([weight for weight, _ in weighed.values()])
     return nested_predictions(evidence, weights, read_json(path).get("method"), name), voting
 
 
 def add_to_ledger(ledger: Path, entry: dict[str, Any]) -> None:
-    """Write a submission into the ledger, in place of what stood there under its reference on Kaggle or its build."""
+    """Write a submission into the ledger, in place of an entry with the same reference on Kaggle or the same build."""
     known = read_json(ledger)["submissions"] if ledger.is_file() else []
     same = [(key, entry[key]) for key in ("ref", "build_id") if entry.get(key) is not None]
     others = [each for each in known if not any(each.get(key) == value for key, value in same)]
     write_json(ledger, {"submissions": [*others, entry]})
 
 
+def _ledger_entries(ledger: Path) -> list[dict[str, Any]]:
+    """Return the submissions of a ledger; UserError where the file has another shape."""
+    content = read_json(ledger)
+    entries = content.get("submissions") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and {"name", "evidence"} <= e.keys() for e in entries
+    ):
+        raise UserError(f"{ledger} has no list of submissions, each with name and evidence; give another --ledger")
+    return entries
+
+
 def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
-    """The submissions to this competition that can be paired with the newest, and why each other one is left out.
+    """Return the submissions that can be paired with the newest, and why each other one is left out.
 
     Only evidence on the same rows and labels is paired; a submission without evidence is left out too. The folders of
     the evidence are relative to the ledger's.
@@ -279,12 +298,10 @@ def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
             f"no {ledger}: `submit` writes it; or give --folds FILE --candidate NAME=OOF.csv for each submission"
         )
     found, left_out, here = [], [], current().slug
-    for entry in read_json(ledger)["submissions"]:
+    for entry in _ledger_entries(ledger):
         evidence = ledger.parent / entry["evidence"]
-        if (
-            not evidence.is_dir() and Path(entry["evidence"]).is_dir()
-        ):  # older ledgers: relative to the folder of the call
-            evidence = Path(entry["evidence"])
+        if not evidence.is_dir() and Path(entry["evidence"]).is_dir():
+            evidence = Path(entry["evidence"])  # older ledgers: relative to the working directory
         if entry.get("competition") not in (None, here):
             left_out.append(f"{entry['name']} was submitted to {entry['competition']}, this folder is for {here}")
             continue

@@ -223,6 +223,8 @@ def unpack_tfrecords(source: TFRecordSource, out: str | Path, competition: Compe
         raise UserError(f"{out / competition.train_csv} exists already; give another --out, or remove it first")
     index = TFRecordIndex(source, competition)
     table = index.table()
+    if table.empty:
+        raise UserError(f"{source} holds no records; give a folder of .tfrec files, or one of them")
     for image_id in table["image_id"]:
         if Path(image_id).name != image_id or image_id in ("", ".", ".."):
             place = index.places[image_id]
