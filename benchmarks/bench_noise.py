@@ -34,7 +34,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cassava_kit.evidence.noise.decisions import apply_noise_report, noise_report
+from cassava_kit.evidence.noise.decisions import apply_noise_report, make_noise_report
 from cassava_kit.evidence.noise.detect import detect_errors
 from cassava_kit.files import atomic_path, sha256_bytes, sha256_file
 
@@ -289,7 +289,7 @@ def trained_ways(data: Planted, x: np.ndarray, y: np.ndarray, seed: int) -> dict
     assert data.embedding is not None
     found = detect_errors(data.given, data.members)
     rows = pd.DataFrame({"image_id": np.arange(len(data.given)).astype(str), "label": data.given})
-    report = noise_report(rows["image_id"].to_numpy(), found)
+    report = make_noise_report(rows["image_id"].to_numpy(), found)
     every = rows.assign(weight=1.0)
     trainings = {
         "no filter": every,

@@ -63,7 +63,7 @@ class BlendReport:
 
 
 def error_correlation(evidence: Evidence) -> np.ndarray:
-    """Correlation (M, M) of members' errors (0/1 by row); 0 against a member that is never, or always, wrong."""
+    """Return the correlation (M, M) of members' errors (0/1 by row); 0 with a member that is never or always wrong."""
     wrong = (evidence.pred_probs.argmax(axis=2) != evidence.labels).astype(float)
     centred = wrong - wrong.mean(axis=1, keepdims=True)
     norm = np.sqrt((centred**2).sum(axis=1))
@@ -84,7 +84,7 @@ def leave_one_out(evidence: Evidence) -> dict[str, Comparison]:
 
 
 def blend_report(evidence: Evidence) -> BlendReport:
-    """Members' scores, the plain mean's, the majority's, errors' correlation, leave-one-out, judgement, calibration."""
+    """Judge an ensemble: scores, correlation of errors, leave-one-out, weights, calibration."""
     plain, labels = evidence.pred_probs.mean(axis=0), evidence.labels
     score_of = partial(score, labels, metric=evidence.metric)
     return BlendReport(
@@ -100,7 +100,7 @@ def blend_report(evidence: Evidence) -> BlendReport:
 
 
 def report_text(report: BlendReport) -> str:
-    """The report as lines for a terminal."""
+    """Return the report as lines for a terminal."""
     width = max(len(name) for name in (*report.names, "plain mean"))
     lines = [f"{name:{width}s}  {found}{_alike(report, m)}" for m, (name, found) in enumerate(report.members.items())]
     lines += [f"{'plain mean':{width}s}  {report.ensemble}", f"{'majority':{width}s}  {report.majority}"]
@@ -123,13 +123,13 @@ def _alike(report: BlendReport, m: int) -> str:
 
 
 def describe_effect(c: Comparison) -> str:
-    """Whether a member adds or costs, as far as it is proved."""
+    """Return whether a member adds or costs, as far as it is proved."""
     word = ("adds" if c.difference > 0 else "costs") if c.proved else "nothing proved"
     return f"{c.difference:+.4f} ± {c.half_width:.4f}: {word}{f' ({c.missing_images()})' if not c.proved else ''}"
 
 
 def report_values(report: BlendReport) -> dict[str, Any]:
-    """The report as plain values, for the weights file."""
+    """Return the report as plain values, for the weights file."""
     calibration = report.calibration
     return {
         "metric": report.ensemble.metric,
@@ -247,4 +247,4 @@ def read_weights(path: Path) -> dict[str, tuple[float, Path]]:
     try:
         return {each["name"]: (float(each["weight"]), path.parent / each["oof"]) for each in read_json(path)["members"]}
     except (KeyError, TypeError):
-        raise UserError(f"{path} is no weights file of the verb ensemble (members with name, oof, weight)") from None
+        raise UserError(f"{path} is not a weights file of the verb ensemble (members with name, oof, weight)") from None

@@ -1,4 +1,4 @@
-"""Are the probabilities true? Expected calibration error, and temperatures that mend it, found out of fold."""
+"""Calibration of probabilities: expected calibration error and temperatures; entry point `calibrate`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FLOOR = 1e-12
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration before and after temperature scaling; `after` is measured on folds the temperatures never saw.
+    """Calibration before and after temperature scaling, each fold with temperatures found on the other folds.
 
-    `temperatures` (K,) are found on all rows: above 1 the class's probabilities were too sure.
+    `temperatures` (K,) are found on all rows; one above 1 means that the class's probabilities are too confident.
     """
 
     ece_before: float
@@ -36,7 +36,7 @@ class Calibration:
 
 
 def ece(labels: np.ndarray, pred_probs: np.ndarray, *, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al. 2017): |accuracy - confidence| over equal bins of confidence."""
+    """Return the expected calibration error (Guo et al. 2017): |accuracy - confidence| over equal bins."""
     confidence = pred_probs.max(axis=1)
     right = (pred_probs.argmax(axis=1) == labels).astype(float)
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -45,19 +45,19 @@ def ece(labels: np.ndarray, pred_probs: np.ndarray, *, bins: int = BINS) -> floa
 
 
 def logloss(labels: np.ndarray, pred_probs: np.ndarray) -> float:
-    """Mean negative log-probability of the label."""
+    """Return the mean negative log-probability of the label."""
     return float(-np.log(np.clip(pred_probs[np.arange(len(labels)), labels], FLOOR, None)).mean())
 
 
 def apply_temperatures(pred_probs: np.ndarray, temperatures: np.ndarray) -> np.ndarray:
-    """softmax(log p_k / T_k): pred_probs (N, K), temperatures (K,) or one for all classes."""
+    """Return softmax(log p_k / T_k): pred_probs (N, K), temperatures (K,) or one for all classes."""
     scores = np.log(np.clip(pred_probs, FLOOR, None)) / temperatures
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     return scores / scores.sum(axis=1, keepdims=True)
 
 
 def fit_temperatures(labels: np.ndarray, pred_probs: np.ndarray, *, class_wise: bool = True) -> np.ndarray:
-    """Temperatures (K,) with the least log-loss: one a class, or one for all (K equal values)."""
+    """Return temperatures (K,) with the least log-loss: one for each class, or one for all (K equal values)."""
     from scipy.optimize import minimize
 
     n, k = pred_probs.shape
@@ -81,7 +81,7 @@ def fit_temperatures(labels: np.ndarray, pred_probs: np.ndarray, *, class_wise: 
 def calibrate_out_of_fold(
     labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray, *, class_wise: bool = True
 ) -> np.ndarray:
-    """Probabilities (N, K) with their temperatures mended, each fold's by the other folds."""
+    """Return probabilities (N, K) after temperature scaling, each fold with temperatures found on the others."""
     scaled = np.empty_like(pred_probs, dtype=float)
     for k in np.unique(fold):
         out = fold == k
@@ -91,7 +91,7 @@ def calibrate_out_of_fold(
 
 
 def calibrate(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> Calibration:
-    """What a temperature for each class mends."""
+    """Measure calibration before and after a temperature for each class."""
     scaled = calibrate_out_of_fold(labels, pred_probs, fold)
     return Calibration(
         ece_before=ece(labels, pred_probs),

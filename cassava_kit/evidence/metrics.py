@@ -69,7 +69,7 @@ def check_scored(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric) -> 
 
 
 def baseline(metric: Metric, labels: np.ndarray, n_classes: int) -> Score:
-    """The score of one answer to every row: the most frequent class, or the class shares where probabilities count."""
+    """Return the score of one answer for every row: the most frequent class, or the class shares for log loss."""
     if metric == "accuracy":
         return majority(labels)
     shares = np.bincount(labels, minlength=n_classes) / len(labels)
@@ -83,7 +83,7 @@ def format_score(score: Score) -> str:
 
 
 def metric_value(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> float:
-    """The metric itself, as scikit-learn computes it; probabilities (N, K) of rows that may lack a class."""
+    """Return the metric as scikit-learn computes it; the rows of probabilities (N, K) may lack a class."""
     from sklearn.metrics import accuracy_score, f1_score, log_loss
 
     classes = np.arange(pred_probs.shape[1])
@@ -96,12 +96,12 @@ def metric_value(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> 
 
 
 def gain(metric: Metric, before: float, after: float) -> float:
-    """How much better a value is than another: positive is better, whichever way the metric runs."""
+    """Return how much better `after` is than `before`: positive is better for every metric."""
     return before - after if metric in LESS_IS_BETTER else after - before
 
 
 def statistic(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> Statistic:
-    """The metric as a function of how often each row is counted, (N,)."""
+    """Return the metric as a function of how often each row counts, (N,)."""
     n_classes = pred_probs.shape[1]
     if metric == "log_loss":
         p = _normalised(pred_probs)
@@ -121,12 +121,12 @@ def statistic(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> Sta
 
 
 def _normalised(pred_probs: np.ndarray) -> np.ndarray:
-    """Rows that sum to 1 exactly, which those of a file do to eight digits."""
+    """Return rows that sum to 1 exactly; those of a file do to eight digits."""
     return np.asarray(pred_probs / pred_probs.sum(axis=1, keepdims=True))
 
 
 def row_counts(n: int, *, draws: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each of n rows is in each of the bootstrap's draws, (n,) each; the same for every call."""
+    """Yield how often each of n rows is in each bootstrap draw, (n,); the same for every call."""
     rng = np.random.default_rng(seed)
     for _ in range(draws):
         yield np.bincount(rng.integers(0, n, n), minlength=n)
@@ -160,23 +160,23 @@ class Score:
 
 
 def accuracy(labels: np.ndarray, pred_probs: np.ndarray) -> Score:
-    """Accuracy of the most probable class, pred_probs (N, K); ties go to the lower class."""
+    """Return the accuracy of the most probable class, pred_probs (N, K); ties go to the lower class."""
     return accuracy_of(labels, pred_probs.argmax(axis=1))
 
 
 def accuracy_of(labels: np.ndarray, predicted: np.ndarray) -> Score:
-    """Accuracy of predicted classes (N,), with the standard error sqrt(a (1 - a) / N)."""
+    """Return the accuracy of predicted classes (N,), with the standard error sqrt(a (1 - a) / N)."""
     a = float(np.mean(labels == predicted))
     return Score(a, float(np.sqrt(a * (1 - a) / len(labels))), len(labels))
 
 
 def majority(labels: np.ndarray) -> Score:
-    """Accuracy of always answering the most frequent class of these labels."""
+    """Return the accuracy of always answering the most frequent class."""
     return accuracy_of(labels, np.full(len(labels), np.bincount(labels).argmax()))
 
 
 def score_record(score: Score) -> dict[str, Any]:
-    """A fold's score as its `run.json` keeps it."""
+    """Return a fold's score as its `run.json` keeps it."""
     return {
         "oof_accuracy": score.accuracy,
         "oof_standard_error": score.standard_error,

@@ -18,10 +18,10 @@ METHOD_SEEN = "the way of weighing was chosen on the rows that are scored; weigh
 
 @dataclass(frozen=True)
 class Judgement:
-    """Each method's weights were found without the fold on which they are scored; `chosen` is what that proves.
+    """Ways of weighing, each scored on folds that its weights were not found on, and the chosen one.
 
     `comparisons[method]` is the method against the plain mean; `chosen` is `mean` unless another is proved better
-    even among all methods tried. `weights` (M,) are the chosen method's, found on all rows.
+    among all methods. `weights` (M,) are the chosen method's, found on all rows.
     """
 
     comparisons: dict[str, Comparison]
@@ -33,7 +33,7 @@ class Judgement:
         lines += [f"{name:8s} {c.b}   against the mean {c.summary()}" for name, c in self.comparisons.items()]
         lines.append(f"(proved means among all {len(self.comparisons)} methods)")
         if self.chosen == "mean":
-            why = "no other weights are proved better, and a tie goes to the mean"
+            why = "no other weights are proved better"
         else:
             why = f"{self.comparisons[self.chosen].verdict()} against the mean"
         return "\n".join([*lines, f"weights: {self.chosen} ({why})"])
@@ -58,7 +58,7 @@ def judge_methods(evidence: Evidence) -> Judgement:
 
 
 def blend_nested(evidence: Evidence, method: str) -> np.ndarray:
-    """Blended probabilities (N, K), every fold with weights found on the other folds."""
+    """Return blended probabilities (N, K), every fold with weights found on the other folds."""
     blended = np.zeros_like(evidence.pred_probs[0])
     for fold in np.unique(evidence.fold):
         out = evidence.fold == fold
@@ -72,7 +72,7 @@ def _weights_of(evidence: Evidence, method: str) -> np.ndarray:
 
 
 def select_rows(evidence: Evidence, keep: np.ndarray) -> Evidence:
-    """The evidence on some rows alone, keep (N,) bool."""
+    """Return the evidence on some rows alone; keep (N,) bool."""
     return replace(
         evidence,
         image_ids=evidence.image_ids[keep],
@@ -83,10 +83,10 @@ def select_rows(evidence: Evidence, keep: np.ndarray) -> Evidence:
 
 
 def nested_predictions(evidence: Evidence, weights: np.ndarray, method: str | None, name: str) -> Predictions:
-    """Return the ensemble as an out-of-fold prediction that is fit to be scored.
+    """Return the ensemble as an out-of-fold prediction that can be scored.
 
-    With a known method every fold has weights found on the other folds, and the plain mean needs none. Weights of
-    unknown origin (M,) are taken as they are. The header says what has seen the labels.
+    With a known method every fold has weights found on the other folds. Weights (M,) of unknown origin are taken as
+    they are. `labels_seen` in the header says how labels of the scored rows came in.
     """
     if method not in WEIGHT_METHODS:
         return mark_labels_seen(average_members(evidence, weights, name), WEIGHTS_SEEN)

@@ -1,4 +1,4 @@
-"""Out-of-fold evidence: what may be scored, and scores with their standard errors."""
+"""Out-of-fold predictions: what may be scored, and members joined on one split; entry point `read_evidence`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Evidence:
 
 
 def refuse_in_sample(predictions: Predictions, folds: Folds, name: str) -> None:
-    """UserError where a checkpoint behind these predictions was trained on a row that is to be scored."""
+    """Raise UserError where a checkpoint behind these predictions was trained on a row that is to be scored."""
     known = folds.frame.set_index("image_id")["fold"]
     fold = known.reindex(predictions.ids)
     header = predictions.header
@@ -58,7 +58,7 @@ def refuse_in_sample(predictions: Predictions, folds: Folds, name: str) -> None:
 
 
 def _refuse_seen_folds(sources: Sequence[Source], fold: pd.Series, name: str) -> None:
-    """UserError where an out-of-fold file names a checkpoint of all rows, or has rows that none of them held out."""
+    """Raise UserError where a checkpoint was trained on all rows, or where no checkpoint held a row out."""
     for source in sources:
         if source.fold is None and fold.notna().any():
             raise UserError(_trained_on(name, source, fold.index[fold.notna()]))
@@ -68,8 +68,8 @@ def _refuse_seen_folds(sources: Sequence[Source], fold: pd.Series, name: str) ->
 
 
 def _trained_on(name: str, source: Source, rows: pd.Index) -> str:
-    """The error that names the checkpoint and the rows it was trained on."""
-    remedy = "train one checkpoint a fold" if source.fold is None else f"on the rows of fold {source.fold} alone"
+    """Return the message that names the checkpoint and the rows it was trained on."""
+    remedy = "train one checkpoint for each fold" if source.fold is None else f"on the rows of fold {source.fold} alone"
     return (
         f"{name}: checkpoint {source.name} was trained on {len(rows)} of these rows (first: {rows[0]}); "
         f"score it out of fold, {remedy}"
@@ -77,16 +77,19 @@ def _trained_on(name: str, source: Source, rows: pd.Index) -> str:
 
 
 def check_oof(predictions: Predictions, folds: Folds, name: str) -> Predictions:
-    """Refuse what is not a full out-of-fold prediction of this split; returns it in the fold file's row order.
+    """Check that predictions are out of fold and cover this split; return them in the fold file's row order.
 
-    Ours carry the split's hash in their header. A foreign file (no header) must have a `fold` column that agrees with
-    the fold file row by row. Raises UserError naming the file, the row and what to do.
+    The kit's files carry the split's hash in their header. A foreign file (no header) must have a `fold` column that
+    agrees with the fold file row by row.
+
+    Raises:
+        UserError: It is another split, rows are missing or in excess, or a fold differs.
     """
     refuse_in_sample(predictions, folds, name)
     header = predictions.header
     if header is not None and header.kind != "oof":
         raise UserError(
-            f"{name} says it is a prediction of images (kind {header.kind!r}), not out of fold; give a run's oof.csv"
+            f"{name} is a prediction of images (kind {header.kind!r}), not out of fold; give a run's oof.csv"
         )
     if header is not None and header.fold_hash != folds.hash:
         other = header.fold_hash[:12] if header.fold_hash else "no split"
@@ -94,7 +97,9 @@ def check_oof(predictions: Predictions, folds: Folds, name: str) -> Predictions:
             f"{name} was made on {other}, this fold file is {folds.hash[:12]}; train on one split throughout"
         )
     if "fold" not in predictions.frame:
-        raise UserError(f"{name} has no fold column; out-of-fold predictions say in which fold each row was held out")
+        raise UserError(
+            f"{name} has no fold column; out-of-fold predictions need the fold in which each row was held out"
+        )
     mine, theirs = folds.scored["image_id"].to_numpy(), predictions.ids
     # By hashing: numpy's set functions compare names pair by pair, five seconds for 21,397 of them.
     missing, extra = pd.Index(mine).difference(theirs), pd.Index(theirs).difference(mine)
@@ -107,17 +112,19 @@ def check_oof(predictions: Predictions, folds: Folds, name: str) -> Predictions:
     if differs.any():
         row = int(np.argmax(differs))
         raise UserError(
-            f"{name} says fold {frame['fold'].iloc[row]} for {mine[row]}, the fold file says "
+            f"{name} has fold {frame['fold'].iloc[row]} for {mine[row]}, the fold file has "
             f"{folds.scored['fold'].iloc[row]}; these are not out-of-fold predictions of this split"
         )
     return Predictions(frame, header)
 
 
 def make_evidence(members: Sequence[Predictions], folds: Folds, names: Sequence[str]) -> Evidence:
-    """Join members' out-of-fold predictions on the fold file's rows; every contract is checked.
+    """Join members' out-of-fold predictions on the fold file's rows and check each of them.
 
-    They are judged by the metric that the fold file and the members' headers name; where none names one, by that of the
-    current competition. UserError where they disagree.
+    The metric is the one that the fold file and the members' headers name; without any, the current competition's.
+
+    Raises:
+        UserError: A member is not out of fold on this split, or files are of different competitions or metrics.
     """
     if len(set(names)) != len(names) or not names:
         raise UserError(f"members must be at least one and have different names, got {', '.join(names) or 'none'}")
@@ -173,7 +180,7 @@ def find_task(folds: Folds, members: Mapping[str, Predictions], width: int) -> T
 
 
 def read_evidence(oof: Sequence[Path], folds: Folds) -> Evidence:
-    """Read members' out-of-fold files and join them on the fold file's rows; every contract is checked."""
+    """Read members' out-of-fold files, join them on the fold file's rows and check each of them."""
     names = member_names(oof)
     return make_evidence([read_predictions(path) for path in oof], folds, names)
 
@@ -225,7 +232,7 @@ def fold_predictions(
 
 
 def join_folds(parts: Sequence[Predictions], folds: Folds, name: str) -> Predictions:
-    """One full OOF file from the parts that each fold's run wrote; together they must cover every row exactly once."""
+    """Join the parts that each fold's run wrote; together they must cover every row exactly once."""
     for part in parts:
         if part.header is not None and part.header.fold_hash not in (None, folds.hash):
             raise UserError(
@@ -257,7 +264,7 @@ def task_fields(task: Task | None) -> dict[str, Any]:
 
 
 def average_members(evidence: Evidence, weights: np.ndarray, name: str = "ensemble") -> Predictions:
-    """The weighted mean of members' probabilities as an out-of-fold prediction of its own; weights (M,) sum to 1."""
+    """Return the weighted mean of members' probabilities as an out-of-fold prediction; weights (M,) sum to 1."""
     blended = np.tensordot(weights, evidence.pred_probs, axes=1)
     header = Header(
         name=name,

@@ -19,7 +19,7 @@ from cassava_kit.files import KIT_VERSION, csv_text, header_path, read_csv, read
 
 
 class Source(BaseModel):
-    """One checkpoint that took part in a prediction, and the fold it never trained on (None: trained on every row)."""
+    """One checkpoint behind a prediction, and the fold it was not trained on (None: trained on every row)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -28,7 +28,7 @@ class Source(BaseModel):
 
 
 class Header(BaseModel):
-    """What a prediction file says of itself: where it comes from, which split it was made on, and what judges it.
+    """Header of a prediction file: its origin, the split it was made on, and the metric that judges it.
 
     `competition`, `metric`, `classes` and `id_column` are the fields of a `Task`; files of older versions lack them.
     `labels_seen` says in words how labels of the scored rows came into the file, if they did.
@@ -75,14 +75,14 @@ class Predictions:
 
 
 def probability_columns(frame: pd.DataFrame) -> list[str]:
-    """The columns p0, p1, ... in order."""
+    """Return the columns p0, p1, ... in order."""
     return sorted((c for c in frame.columns if c[:1] == "p" and c[1:].isdigit()), key=lambda c: int(c[1:]))
 
 
 def make_predictions(
     image_ids: np.ndarray, probabilities: np.ndarray, *, header: Header, fold: np.ndarray | None = None
 ) -> Predictions:
-    """Predictions from arrays: ids (N,), probabilities (N, K), fold (N,) where they are out of fold."""
+    """Make predictions from arrays: ids (N,), probabilities (N, K), fold (N,) where they are out of fold."""
     columns = {f"p{k}": probabilities[:, k] for k in range(probabilities.shape[1])}
     frame = pd.DataFrame({"image_id": np.asarray(image_ids).astype(str), **columns})
     if fold is not None:
@@ -91,7 +91,7 @@ def make_predictions(
 
 
 def check_predictions(predictions: Predictions, name: str) -> Predictions:
-    """Refuse what is not a table of probabilities by distinct image: UserError naming `name` and the row."""
+    """Check that each image has one row of probabilities that sum to 1; UserError with `name` and the row otherwise."""
     frame = predictions.frame
     columns = probability_columns(frame)
     if "image_id" not in frame or columns != [f"p{k}" for k in range(len(columns))] or len(columns) < 2:

@@ -144,7 +144,7 @@ def test_candidates_from_files_and_the_verbs_weights(split: Folds, tmp_path: Pat
     for text, message in (
         ("a", "takes NAME=OOF.csv"),
         (f"a={tmp_path}/a.csv,nowhere.csv", "no submission nowhere.csv"),
-        (f"a={tmp_path}/folds.json", "no weights file of the verb ensemble"),
+        (f"a={tmp_path}/folds.json", "not a weights file of the verb ensemble"),
         ("a=nowhere.csv", "no prediction file"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -229,6 +229,8 @@ def test_an_ensemble_is_judged_with_weights_found_on_the_other_folds(split: Fold
     (by_hand,) = parse_candidates([f"all={tmp_path}/w.json"], tmp_path / "folds.csv")
     assert np.allclose(by_hand.oof.probabilities, in_sample, atol=1e-6)
     assert "found on the rows that are scored" in by_hand.oof.header.labels_seen[0]
+    pair = parse_candidates([f"all={tmp_path}/w.json", f"one={tmp_path}/m2.csv"], tmp_path / "folds.csv")
+    assert str(propose_finals(pair)).endswith("note: all: ensemble weights were found on the rows that are scored")
 
 
 def test_what_cannot_be_paired_with_the_newest_is_left_out(split: Folds, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_foreign_file_must_agree_on_every_fold(folds):
         check_oof(Predictions(whole.frame.drop(columns="fold")), folds, "m")
     wrong = whole.frame.copy()
     wrong.loc[17, "fold"] = (wrong.loc[17, "fold"] + 1) % 5
-    with pytest.raises(ValueError, match=r"m says fold \d for 017.jpg, the fold file says \d"):
+    with pytest.raises(ValueError, match=r"m has fold \d for 017.jpg, the fold file has \d"):
         check_oof(Predictions(wrong), folds, "m")
 
 

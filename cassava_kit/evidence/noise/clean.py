@@ -15,7 +15,7 @@ from cassava_kit.evidence.noise.decisions import (
     Caps,
     class_table,
     estimate_noise_matrix,
-    noise_report,
+    make_noise_report,
 )
 from cassava_kit.evidence.noise.detect import LabelErrors, detect_errors
 from cassava_kit.evidence.noise.neighbours import neighbour_agreement
@@ -105,7 +105,7 @@ def clean_labels(
     caps = caps or Caps()
     errors = detect_errors(evidence.labels, evidence.pred_probs)
     agreement = None if embedding is None else neighbour_agreement(embedding, evidence.labels)
-    report = noise_report(evidence.image_ids, errors, caps=caps, decisions=decisions, agreement=agreement)
+    report = make_noise_report(evidence.image_ids, errors, caps=caps, decisions=decisions, agreement=agreement)
     names = evidence.task.classes if evidence.task else current().classes
     k = evidence.pred_probs.shape[2]
     classes = names if len(names) == k else tuple(f"class {i}" for i in range(k))
@@ -158,6 +158,6 @@ def find_label_errors(
         if len(vectors) != len(names):
             raise UserError(f"embedding must have one vector for each of {len(names)} labels, got {len(vectors)}")
         agreement = neighbour_agreement(vectors, errors.labels)
-    report = noise_report(names, errors, caps=Caps(max_share), agreement=agreement)
+    report = make_noise_report(names, errors, caps=Caps(max_share), agreement=agreement)
     flagged = pd.Series(errors.flags, index=names)[report["image_id"]].to_numpy()
     return report.drop(columns="by_eye").assign(flagged=flagged).set_index("image_id").loc[names].reset_index()

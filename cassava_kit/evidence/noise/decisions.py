@@ -1,4 +1,4 @@
-"""From suspicion to training rows: what is removed (capped), flipped, weighed, softened, and what eyes decided."""
+"""Noise reports and the training rows that follow from them; entry points `make_noise_report`, `apply_noise_report`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cassava_kit.evidence.predictions import read_image_rows
 from cassava_kit.files import csv_text, write_text
 
 REPORT_COLUMNS = ["image_id", "label", "suggested_label", "label_quality", "keep", "by_eye"]
-AGREEMENT = "neighbour_agreement"  # a column more where an embedding was given
+AGREEMENT = "neighbour_agreement"  # one more column where an embedding is given
 ACTIONS = ("drop", "flip", "weight", "soften")
 WEIGHTED = ("weight", "soften")  # the actions whose rows do not all count the same
 VERDICTS = ("keep", "drop", "relabel")
@@ -34,7 +34,7 @@ class Caps:
         if not 0 <= self.overall <= HARD_CAP:
             raise UserError(
                 f"the cap must be a share in 0..{HARD_CAP}, got {self.overall}; removing more than a tenth of the rows "
-                "has cost every team that tried it"
+                "lowered the score of every team that published it"
             )
         if not 0 <= self.per_class <= 1:
             raise UserError(f"the cap of a class must be a share in 0..1, got {self.per_class}")
@@ -43,9 +43,9 @@ class Caps:
 def choose_removed(
     labels: np.ndarray, quality: np.ndarray, flags: np.ndarray, *, caps: Caps, spent: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mask (N,) of flagged rows to remove: the most suspicious that fit under both caps; of equal rows the earlier.
+    """Return the flagged rows to remove, (N,) bool: the most suspicious within both caps; of equal rows the earlier.
 
-    `spent` (N,) marks rows that are removed already (by eye) and count against the caps.
+    `spent` (N,) marks rows that were dropped by eye and count against the caps.
     """
     done = np.zeros(len(labels), bool) if spent is None else spent
     rows = np.flatnonzero(flags & ~done)
@@ -59,7 +59,7 @@ def choose_removed(
     return removed
 
 
-def noise_report(
+def make_noise_report(
     image_ids: np.ndarray,
     errors: LabelErrors,
     *,
@@ -71,7 +71,7 @@ def noise_report(
 
     `decisions` (`image_id,decision,label`, from the review page) come before any estimate, and `by_eye` marks their
     rows: a kept one is never removed, a dropped one is not kept, a relabelled one is kept with its new label as
-    `suggested_label`, of which `apply_report` makes its label whatever the action. `agreement` (N,) becomes the column
+    `suggested_label`, which `apply_noise_report` takes whatever the action. `agreement` (N,) becomes the column
     `neighbour_agreement`.
 
     Raises:
@@ -147,19 +147,19 @@ def read_noise_report(path: str | Path) -> pd.DataFrame:
 
 
 def _with_by_eye(report: pd.DataFrame) -> pd.DataFrame:
-    """Return the report with the column `by_eye`, which older ones lack: what they drop by eye has no other label."""
+    """Return the report with the column `by_eye`, which older ones lack."""
     if list(report.columns) != REPORT_COLUMNS[:-1]:
         return report
     return report.assign(by_eye=False)
 
 
 def read_decisions(paths: Sequence[Path]) -> pd.DataFrame:
-    """Read what was decided by eye: `image_id,decision,label`; where files decide the same image, the last of them."""
+    """Read decisions made by eye (`image_id,decision,label`); of several files the last one decides."""
     return pd.concat(map(_read_decisions, paths)).drop_duplicates("image_id", keep="last").reset_index(drop=True)
 
 
 def _read_decisions(path: Path) -> pd.DataFrame:
-    """One file of decisions, each keep, drop or relabel."""
+    """Read one file of decisions, each keep, drop or relabel."""
     if not path.is_file():
         raise FileNotFoundError(f"no decisions {path}; export them from the review page")
     table = read_image_rows(path)
@@ -176,10 +176,10 @@ def _read_decisions(path: Path) -> pd.DataFrame:
 
 
 def check_decisions(decisions: pd.DataFrame, image_ids: np.ndarray, n_classes: int) -> None:
-    """UserError for a decision on an image that is no row of the fold file, or for a label outside 0..K-1."""
+    """Raise UserError for a decision on an image outside the fold file, or for a label outside 0..K-1."""
     unknown = decisions["image_id"][~decisions["image_id"].isin(image_ids)]
     if len(unknown):
-        raise UserError(f"the decisions name {unknown.iloc[0]}, which is no row of the fold file")
+        raise UserError(f"the decisions name {unknown.iloc[0]}, which is not in the fold file")
     outside = decisions[~decisions["label"].between(0, n_classes - 1)]
     if len(outside):
         name, label = outside[["image_id", "label"]].iloc[0]
@@ -187,10 +187,7 @@ def check_decisions(decisions: pd.DataFrame, image_ids: np.ndarray, n_classes: i
 
 
 def check_noise_report(report: pd.DataFrame, table: pd.DataFrame, n_classes: int) -> None:
-    """UserError unless the report has exactly the images and given labels of the whole table `image_id,label`.
-
-    What it suggests must be one of the K classes.
-    """
+    """Raise UserError unless the report has exactly the images and labels of the table, and suggests its K classes."""
     outside = report[~report["suggested_label"].between(0, n_classes - 1)]
     if len(outside):
         name, label = outside[["image_id", "suggested_label"]].iloc[0]
@@ -205,7 +202,7 @@ def check_noise_report(report: pd.DataFrame, table: pd.DataFrame, n_classes: int
 
 
 def _check_labels(rows: pd.DataFrame, report: pd.DataFrame) -> pd.DataFrame:
-    """What the report says of each row, in their order; UserError where it has no such row or another given label."""
+    """Return the report's row of each row, in their order; UserError where it has none or another given label."""
     said = report.set_index("image_id").reindex(rows["image_id"])
     if said["label"].isna().any():
         raise UserError(
@@ -223,7 +220,7 @@ def _check_labels(rows: pd.DataFrame, report: pd.DataFrame) -> pd.DataFrame:
 
 
 def apply_noise_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str = "drop") -> pd.DataFrame:
-    """Return the training rows `image_id,label` after the report, with a column `weight` (1 unless said otherwise).
+    """Return the training rows `image_id,label` after the report, with a column `weight` (1 by default).
 
     What was decided by eye applies whatever the action: a dropped row leaves, a relabelled one has its new label. Of
     the other rows `drop` leaves out those that are not kept, `flip` gives them the suggested label, `weight` counts
@@ -257,7 +254,7 @@ def apply_noise_report(rows: pd.DataFrame, report: pd.DataFrame, *, action: str 
 
 
 def class_table(report: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Rows, flagged, removed and their shares, by class of the given label."""
+    """Return rows, flagged, removed and their shares, by class of the given label."""
     flagged = report["suggested_label"] != report["label"]
     groups = report.assign(flagged=flagged, removed=~report["keep"]).groupby("label")
     table = groups.agg(rows=("keep", "size"), flagged=("flagged", "sum"), removed=("removed", "sum"))
@@ -267,7 +264,7 @@ def class_table(report: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def estimate_noise_matrix(report: pd.DataFrame, n_classes: int) -> np.ndarray:
-    """Estimated P(given label j | true label k) at [j, k], from the suggestions; columns sum to 1."""
+    """Estimate P(given label j | true label k) at [j, k], from the suggestions; columns sum to 1."""
     pairs = report["label"].to_numpy() * n_classes + report["suggested_label"].to_numpy()
     joint = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes).astype(float)
     unseen = joint.sum(axis=0) == 0

@@ -97,7 +97,7 @@ def test_a_second_look_keeps_the_first_ones_decisions(competition):
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [("new.jpg,keep,0", "new.jpg, which is no row"), ("000.jpg,keep,9", "label 9")]
+    ("row", "message"), [("new.jpg,keep,0", "new.jpg, which is not in the fold file"), ("000.jpg,keep,9", "label 9")]
 )
 def test_decisions_are_checked_before_any_image_is_looked_at(competition, monkeypatch, row, message):
     folder, _ = competition
@@ -156,7 +156,7 @@ def test_a_foreign_file_is_held_to_its_fold_column(competition):
     clean_files(oof, folds, out)
     table["fold"] = (table["fold"] + (table["image_id"] == "017.jpg")) % 5
     table.to_csv(oof[0], index=False)
-    with pytest.raises(ValueError, match=r"m0 says fold \d for 017.jpg, the fold file says \d"):
+    with pytest.raises(ValueError, match=r"m0 has fold \d for 017.jpg, the fold file has \d"):
         clean_files(oof, folds, out)
 
 

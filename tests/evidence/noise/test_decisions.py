@@ -11,7 +11,7 @@ from cassava_kit.evidence.noise.decisions import (
     choose_removed,
     class_table,
     estimate_noise_matrix,
-    noise_report,
+    make_noise_report,
     read_decisions,
     read_noise_report,
     write_noise_report,
@@ -45,12 +45,12 @@ def test_removal_stops_at_both_caps_and_takes_the_most_suspicious():
 
 
 def test_nothing_that_is_not_flagged_is_removed():
-    report = noise_report(IDS, detection([5, 30]), caps=Caps(0.10, 1.0))
+    report = make_noise_report(IDS, detection([5, 30]), caps=Caps(0.10, 1.0))
     assert sorted(report["image_id"][~report["keep"]]) == ["005.jpg", "030.jpg"]
 
 
 def test_a_cap_of_zero_removes_nothing_and_one_over_a_tenth_is_refused():
-    assert noise_report(IDS, detection(range(50)), caps=Caps(0.0))["keep"].all()
+    assert make_noise_report(IDS, detection(range(50)), caps=Caps(0.0))["keep"].all()
     with pytest.raises(ValueError, match=r"share in 0..0.1, got 0.11"):
         Caps(0.11)
     with pytest.raises(ValueError, match="cap of a class"):
@@ -58,11 +58,11 @@ def test_a_cap_of_zero_removes_nothing_and_one_over_a_tenth_is_refused():
 
 
 def test_the_default_cap_is_three_in_a_hundred():
-    assert (~noise_report(IDS, detection(range(20, 200)))["keep"]).sum() == 6
+    assert (~make_noise_report(IDS, detection(range(20, 200)))["keep"]).sum() == 6
 
 
 def test_the_report_is_sorted_and_comes_back_from_the_disk(tmp_path):
-    report = noise_report(IDS, detection([150, 3]))
+    report = make_noise_report(IDS, detection([150, 3]))
     assert report["label_quality"].is_monotonic_increasing
     assert list(report.columns) == ["image_id", "label", "suggested_label", "label_quality", "keep", "by_eye"]
     write_noise_report(tmp_path / "clean.csv", report)
@@ -73,7 +73,7 @@ def test_the_report_is_sorted_and_comes_back_from_the_disk(tmp_path):
     older = [line.rpartition(",")[0] for line in text.splitlines()]
     (tmp_path / "clean.csv").write_text("\n".join(older) + "\n")
     pd.testing.assert_frame_equal(read_noise_report(tmp_path / "clean.csv"), read)
-    with_column = noise_report(IDS, detection([3]), agreement=np.linspace(0, 1, N))
+    with_column = make_noise_report(IDS, detection([3]), agreement=np.linspace(0, 1, N))
     write_noise_report(tmp_path / "clean.csv", with_column)
     read = read_noise_report(tmp_path / "clean.csv").set_index("image_id")["neighbour_agreement"]
     assert read["003.jpg"] == pytest.approx(3 / 199, abs=1e-5)
@@ -81,7 +81,7 @@ def test_the_report_is_sorted_and_comes_back_from_the_disk(tmp_path):
 
 def test_any_file_name_comes_back(tmp_path):
     ids = np.array(["NA", "a\rb.jpg", "null", *IDS[3:]])
-    write_noise_report(tmp_path / "clean.csv", noise_report(ids, detection([3])))
+    write_noise_report(tmp_path / "clean.csv", make_noise_report(ids, detection([3])))
     assert set(read_noise_report(tmp_path / "clean.csv")["image_id"]) == set(ids)
     (tmp_path / "d.csv").write_text("image_id,decision,label\nNA,drop,0\n")
     assert read_decisions([tmp_path / "d.csv"])["image_id"].tolist() == ["NA"]
@@ -89,7 +89,7 @@ def test_any_file_name_comes_back(tmp_path):
 
 def test_eyes_come_before_estimates():
     decided = decisions(("000.jpg", "keep", 0), ("199.jpg", "drop", 2), ("100.jpg", "relabel", 0))
-    report = noise_report(IDS, detection([0, 30]), caps=Caps(0.01), decisions=decided).set_index("image_id")
+    report = make_noise_report(IDS, detection([0, 30]), caps=Caps(0.01), decisions=decided).set_index("image_id")
     assert report.loc["000.jpg", "keep"] and report.loc["000.jpg", "suggested_label"] == 0
     assert not report.loc["199.jpg", "keep"]
     assert report.loc["100.jpg", "keep"] and report.loc["100.jpg", "suggested_label"] == 0
@@ -98,7 +98,7 @@ def test_eyes_come_before_estimates():
     assert report.loc["000.jpg", "label_quality"] > 0
     # One of the two rows that the cap allows was dropped by eye; one estimate still fits.
     assert not report.loc["030.jpg", "keep"]
-    tighter = noise_report(IDS, detection([0, 30]), caps=Caps(0.005), decisions=decided).set_index("image_id")
+    tighter = make_noise_report(IDS, detection([0, 30]), caps=Caps(0.005), decisions=decided).set_index("image_id")
     assert tighter.loc["030.jpg", "keep"]
 
 
@@ -108,7 +108,7 @@ def test_what_eyes_decided_applies_whatever_the_action(action, tmp_path):
     decided = decisions(
         ("000.jpg", "drop", 0), ("100.jpg", "relabel", 0), ("030.jpg", "keep", 1), ("031.jpg", "relabel", 1)
     )
-    write_noise_report(tmp_path / "clean.csv", noise_report(IDS, detection([0, 30, 31, 32]), decisions=decided))
+    write_noise_report(tmp_path / "clean.csv", make_noise_report(IDS, detection([0, 30, 31, 32]), decisions=decided))
     rows = apply_noise_report(ROWS, read_noise_report(tmp_path / "clean.csv"), action=action)
     assert "000.jpg" not in set(rows["image_id"]), "dropped by eye"
     for name, label in (("100.jpg", 0), ("030.jpg", 1), ("031.jpg", 1)):
@@ -121,15 +121,15 @@ def test_what_eyes_decided_applies_whatever_the_action(action, tmp_path):
 
 def test_a_label_that_is_no_class_is_refused():
     with pytest.raises(ValueError, match=r"give 100.jpg label 3, not 0..2"):
-        noise_report(IDS, detection([]), decisions=decisions(("100.jpg", "relabel", 3)))
+        make_noise_report(IDS, detection([]), decisions=decisions(("100.jpg", "relabel", 3)))
 
 
 def test_decisions_cannot_remove_more_than_a_tenth_or_name_strangers():
     many = decisions(*((f"{i:03d}.jpg", "drop", 0) for i in range(21)))
     with pytest.raises(ValueError, match="drop 21 of 200 rows, more than 10%"):
-        noise_report(IDS, detection([]), decisions=many)
-    with pytest.raises(ValueError, match=r"stranger.jpg, which is no row"):
-        noise_report(IDS, detection([]), decisions=decisions(("stranger.jpg", "keep", 0)))
+        make_noise_report(IDS, detection([]), decisions=many)
+    with pytest.raises(ValueError, match=r"stranger.jpg, which is not in the fold file"):
+        make_noise_report(IDS, detection([]), decisions=decisions(("stranger.jpg", "keep", 0)))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ ROWS = pd.DataFrame({"image_id": IDS[::-1], "label": LABELS[::-1]})
 
 
 def test_training_rows_are_dropped_flipped_or_weighed():
-    report = noise_report(IDS, detection([0, 30]))
+    report = make_noise_report(IDS, detection([0, 30]))
     dropped = apply_noise_report(ROWS, report, action="drop")
     assert len(dropped) == N - 2 and not set(dropped["image_id"]) & {"000.jpg", "030.jpg"}
     assert (dropped["weight"] == 1).all() and dropped["image_id"].iloc[0] == "199.jpg"
@@ -189,7 +189,7 @@ def test_training_rows_are_dropped_flipped_or_weighed():
 
 
 def test_a_softened_row_is_trained_as_a_soft_label_whatever_the_cap():
-    report = noise_report(IDS, detection([0, 30]), caps=Caps(0.0))
+    report = make_noise_report(IDS, detection([0, 30]), caps=Caps(0.0))
     assert report["keep"].all()
     rows = apply_noise_report(ROWS, report, action="soften")
     assert len(rows) == N + 2 and (rows.groupby("image_id")["weight"].sum().to_numpy() == pytest.approx(np.ones(N)))
@@ -209,7 +209,7 @@ def test_a_softened_row_is_trained_as_a_soft_label_whatever_the_cap():
 
 
 def test_a_report_for_other_rows_or_labels_is_refused():
-    report = noise_report(IDS, detection([]))
+    report = make_noise_report(IDS, detection([]))
     with pytest.raises(ValueError, match=r"no row for new.jpg"):
         apply_noise_report(pd.DataFrame({"image_id": ["new.jpg"], "label": [0]}), report)
     with pytest.raises(ValueError, match=r"made for other labels: 199.jpg is 1 here"):
@@ -219,7 +219,7 @@ def test_a_report_for_other_rows_or_labels_is_refused():
 
 
 def test_a_report_must_be_of_the_whole_table_and_of_no_other():
-    report, table = noise_report(IDS, detection([3])), ROWS.assign(fold=0)
+    report, table = make_noise_report(IDS, detection([3])), ROWS.assign(fold=0)
     check_noise_report(report, table, 3)
     with pytest.raises(ValueError, match=r"names 1 images that the table does not have \(first: 000.jpg\)"):
         check_noise_report(report, table[table["image_id"] != "000.jpg"], 3)
@@ -232,7 +232,7 @@ def test_a_report_must_be_of_the_whole_table_and_of_no_other():
 
 
 def test_counts_and_noise_matrix_say_what_the_report_says():
-    report = noise_report(IDS, detection([0, 1, 30]), caps=Caps(0.005))
+    report = make_noise_report(IDS, detection([0, 1, 30]), caps=Caps(0.005))
     table = class_table(report, ["a", "b", "c", "never seen"])
     assert table["rows"].tolist() == [20, 60, 120, 0]
     assert table["flagged"].tolist() == [2, 1, 0, 0]

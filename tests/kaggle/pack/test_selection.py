@@ -131,7 +131,7 @@ def _other_split(trained: Path) -> None:
         (lambda t: None, ["vit_a"], "has weights for vit_a, vit_b, the run folders are of vit_a"),
         (lambda t: None, ["vit_a", "vit_a"], r"must differ, got .*runs/vit_a more than once"),
         (lambda t: shutil.rmtree(t / "runs" / "vit_b"), [], r"vit_b holds no fold\*/best.safetensors"),
-        (lambda t: (t / "weights.json").write_text("{}"), [], "no weights file of the verb ensemble"),
+        (lambda t: (t / "weights.json").write_text("{}"), [], "not a weights file of the verb ensemble"),
         (lambda t: (t / "weights.json").unlink(), [], "no weights file"),
     ],
 )
