@@ -37,7 +37,7 @@ def test_a_loss_that_is_not_finite_has_another_cause_before_the_first_step_and_i
     assert "fp16" not in not_finite(precision="bf16-mixed", first=False)
     assert "fp16 overflowed? set precision=bf16-mixed" in not_finite(precision="16-mixed", first=False)
     first = not_finite(precision="32-true", first=True)
-    assert "first weights" in first and "lr" not in first
+    assert "initial weights" in first and "lr" not in first
 
 
 def test_flat_loss_is_told():

@@ -1,14 +1,23 @@
 """`train_fold` of the public API: a DataFrame with folds in, a run out."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 
 from cassava_kit.data.folds import make_folds
 from cassava_kit.errors import UserError
-from cassava_kit.models.checkpoint import read_info
+from cassava_kit.models.checkpoint import load_model, read_info
 from cassava_kit.training.train import train_fold
 
+REAL = Path(os.environ.get("CASSAVA_KIT_REAL_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+DINOV2 = REAL / "weights" / "vit_small_patch14_dinov2_lvd142m.safetensors"
 QUICK = {"epochs": 1, "image_size": 32, "train_pixels": [32, 32], "name": "quick"}
 
 
@@ -86,3 +95,28 @@ def test_slips_are_refused(table, tiny_table, tmp_path):
         train_fold(table, 0, settings={"epoch": 3}, **given)
     with pytest.raises(FileNotFoundError, match="no weights file"):
         train_fold(table, 0, weights="nowhere.pth", **given)
+
+
+def test_weights_of_a_vision_transformer_made_for_another_size(table, tiny_table, tmp_path):
+    small = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=48, **small)
+    tensors = {f"backbone.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"teacher": tensors}, tmp_path / "w.pth")
+    settings = {"epochs": 1, "image_size": 32, "model_args": small, "freeze_backbone": True, "name": "quick"}
+    given = {"image_dir": tiny_table.image_dir, "out": tmp_path, "settings": settings}
+    result = train_fold(table, 0, "timm:vit_tiny_patch16_224", weights=tmp_path / "w.pth", **given)
+    network, info = load_model(result.checkpoint)
+    assert info.model_args == {**small, "img_size": 32} and info.input_size == (32, 32)
+    resized = resample_abs_pos_embed(source.pos_embed, new_size=[4, 4], num_prefix_tokens=1)
+    assert torch.allclose(network.pos_embed, resized, atol=1e-6)
+    assert torch.equal(network.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+
+
+@pytest.mark.skipif(not DINOV2.is_file(), reason=f"no real weights {DINOV2}; set CASSAVA_KIT_REAL_DATA")
+def test_published_dinov2_weights_are_trained_on(table, tiny_table, tmp_path):
+    settings = {"epochs": 1, "image_size": 56, "freeze_backbone": True, "name": "quick"}
+    given = {"image_dir": tiny_table.image_dir, "out": tmp_path, "settings": settings}
+    result = train_fold(table, 0, "timm:vit_small_patch14_dinov2.lvd142m", weights=DINOV2, **given)
+    kept = load_file(result.checkpoint)
+    assert torch.equal(kept["blocks.11.mlp.fc2.weight"], load_file(DINOV2)["blocks.11.mlp.fc2.weight"].float())
+    assert kept["pos_embed"].shape == (1, 17, 384)
