@@ -152,12 +152,16 @@ def test_a_part_run_is_compared_on_its_own_rows(material, written):
 
 def test_recall_and_confusion(material, written):
     root, split = material
-    labels, probabilities = joined(root, "good", split)
-    report = gather_report([root / "runs" / "good"], folds=root / "folds.csv")
-    assert (report.scored[0].confusion == confusion_matrix(labels, probabilities.argmax(axis=1))).all()
-    hits, rows = ((labels == 3) & (probabilities.argmax(axis=1) == 3)).sum(), (labels == 3).sum()
-    interval = binomtest(int(hits), int(rows)).proportion_ci(method="wilson")
-    shown = f"{hits / rows:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    for name in ("good", "fair"):
+        labels, probabilities = joined(root, name, split)
+        answers = probabilities.argmax(axis=1)
+        one = gather_report([root / "runs" / name], folds=root / "folds.csv").scored[0]
+        assert (one.confusion == confusion_matrix(labels, answers)).all()
+        for k in range(5):
+            hits, rows = int(((labels == k) & (answers == k)).sum()), int((labels == k).sum())
+            interval = binomtest(hits, rows).proportion_ci(method="wilson")
+            assert recalls(one)[k] == pytest.approx((hits / rows, interval.low, interval.high))
+    shown = f"{recalls(one)[3][0]:.3f} ({recalls(one)[3][1]:.3f} to {recalls(one)[3][2]:.3f})"
     assert any(row[:2] == ["3 CMD", shown] for row in written[2].rows)
 
 
