@@ -112,7 +112,7 @@ def make_folds(
         [1, 2]
     """
     if not isinstance(table, pd.DataFrame):
-        labels = list(table)  # type: ignore[arg-type]
+        labels = _as_sequence(table, "table", "a DataFrame, or a sequence of labels")
         table = pd.DataFrame({id_column: range(len(labels)), label_column: labels})
     wanted = [id_column, label_column, *([groups] if isinstance(groups, str) else [])]
     if missing := [column for column in wanted if column not in table.columns]:
@@ -120,11 +120,17 @@ def make_folds(
             f"expected the columns {', '.join(wanted)}, got {', '.join(map(str, table.columns))}; {missing[0]!r} is "
             "missing: name it by id_column=, label_column= or groups="
         )
-    group_ids = table[groups] if isinstance(groups, str) else None if groups is None else pd.Series(list(groups))  # type: ignore[arg-type]
+    group_ids = None
+    if groups is not None:
+        each = table[groups] if isinstance(groups, str) else groups
+        group_ids = pd.Series(_as_sequence(each, "groups", "a column's name, or one group for each row"))
     rows = pd.DataFrame({"image_id": table[id_column].to_numpy(), "label": table[label_column].to_numpy()})
     for name, column in ((id_column, rows["image_id"]), (label_column, rows["label"]), ("groups", group_ids)):
-        if column is not None and column.isna().any():
-            raise UserError(f"{name} has no value in row {int(np.argmax(column.isna()))}; every row needs one")
+        if column is not None and (empty := column.isna().to_numpy()).any():
+            raise UserError(
+                f"{name} must have a value in every row, {empty.sum()} of {len(empty)} have none (first: row "
+                f"{np.argmax(empty)}); fill or drop them"
+            )
     if (repeated := rows["image_id"].duplicated()).any():
         raise UserError(
             f"{id_column} names {rows['image_id'][repeated].iloc[0]!r} more than once; each row has its own"
@@ -134,6 +140,17 @@ def make_folds(
     split = split_folds(rows, n_splits=n_splits, seed=seed, groups=codes)
     fold = split.frame.set_index("image_id")["fold"].loc[rows["image_id"]].to_numpy()
     return table[[id_column, label_column]].assign(fold=fold)
+
+
+def _as_sequence(values: Any, name: str, expected: str) -> list[Any]:
+    """Return one-dimensional values as a list; UserError for text, a dictionary, a number or a table."""
+    if (
+        isinstance(values, str | bytes | Path | dict)
+        or getattr(values, "ndim", 1) != 1
+        or not hasattr(values, "__len__")
+    ):
+        raise UserError(f"{name} must be {expected}, got {type(values).__name__}")
+    return list(values)
 
 
 def split_folds(
@@ -154,8 +171,8 @@ def split_folds(
     """
     from sklearn.model_selection import StratifiedKFold
 
-    if n_splits < 2:
-        raise UserError(f"n_splits must be at least 2, got {n_splits}")
+    if not isinstance(n_splits, int | np.integer) or n_splits < 2:
+        raise UserError(f"n_splits must be a whole number of at least 2, got {n_splits}")
     frame, groups = _prepare(labels, groups, n_parts=n_splits, seed=seed)
     y = frame["label"].to_numpy()
     if groups is not None:
@@ -201,8 +218,8 @@ def _prepare(
     labels: pd.DataFrame, groups: np.ndarray | None, *, n_parts: int, seed: int
 ) -> tuple[pd.DataFrame, np.ndarray | None]:
     """Return the rows, and their groups, in the order of `image_id`; UserError where they cannot be split."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise UserError(f"seed must be in 0..{LARGEST_SEED}, got {seed}")
+    if not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"seed must be a whole number in 0..{LARGEST_SEED}, got {seed}")
     if groups is not None and len(groups) != len(labels):
         raise UserError(f"groups must name one group for each of {len(labels)} rows, got {len(groups)}")
     counts = labels["label"].value_counts()

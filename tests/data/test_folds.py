@@ -271,14 +271,14 @@ def test_the_labels_hash_ignores_folds_and_order():
 
 @pytest.mark.parametrize("n_splits", [-1, 0, 1])
 def test_fewer_than_two_folds_are_refused(n_splits):
-    with pytest.raises(ValueError, match=f"n_splits must be at least 2, got {n_splits}"):
+    with pytest.raises(ValueError, match=f"n_splits must be a whole number of at least 2, got {n_splits}"):
         split_folds(table(100), n_splits=n_splits)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_numpy_does_not_take_is_refused(seed):
     for make in (lambda: split_folds(table(100), seed=seed), lambda: split_holdout(table(100), (0.7, 0.3), seed=seed)):
-        with pytest.raises(UserError, match=rf"seed must be in 0\.\.4294967295, got {seed}"):
+        with pytest.raises(UserError, match=rf"seed must be a whole number in 0\.\.4294967295, got {seed}"):
             make()
 
 
@@ -388,15 +388,28 @@ def test_make_folds_agrees_with_scikit_learn_on_what_a_good_split_is():
         ({}, {"id_column": "file"}, "expected the columns file, label, got image_id, label; 'file' is missing"),
         ({}, {"groups": "plant"}, "expected the columns image_id, label, plant, got image_id, label"),
         ({}, {"groups": [1, 2, 3]}, "groups must name one group for each of 100 rows, got 3"),
-        ({"label": [None, *[1] * 99]}, {}, "label has no value in row 0"),
+        (
+            {"label": [*[1] * 97, None, 2, None]},
+            {},
+            r"label must have a value .*, 2 of 100 have none \(first: row 97\)",
+        ),
         ({"image_id": ["x"] * 100}, {}, "image_id names 'x' more than once"),
-        ({}, {"n_splits": 1}, "n_splits must be at least 2, got 1"),
+        ({}, {"n_splits": 1}, "n_splits must be a whole number of at least 2, got 1"),
+        ({}, {"n_splits": 2.5}, "n_splits must be a whole number of at least 2, got 2.5"),
+        ({}, {"seed": "7"}, "seed must be a whole number"),
+        ({}, {"groups": 7}, "groups must be a column's name, or one group for each row, got int"),
         ({"label": ["rare", *["usual"] * 99]}, {}, "class rare has 1"),
     ],
 )
 def test_make_folds_says_what_was_expected(change, options, message):
     with pytest.raises(UserError, match=message):
         make_folds(table(100).assign(**change), **options)
+
+
+@pytest.mark.parametrize("labels", ["train.csv", Path("train.csv"), {"image_id": [1, 2]}, 5, np.zeros((3, 2))])
+def test_make_folds_takes_neither_names_nor_dictionaries_for_labels(labels):
+    with pytest.raises(UserError, match=f"a DataFrame, or a sequence of labels, got {type(labels).__name__}"):
+        make_folds(labels)
 
 
 @pytest.mark.parametrize("module", ["folds", "duplicates"])
