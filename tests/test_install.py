@@ -108,3 +108,7 @@ def test_the_installed_command_works_from_any_folder(wheel, tiny_dir, tmp_path):
     run("folds", "--data", tiny_dir, "--n-splits", 2, "--out", "folds.csv")
     run("eda", "--data", tiny_dir, "--out", "eda.html")
     assert "<html" in (elsewhere / "eda.html").read_text()
+    assert "next: cassava-kit submit rehearse --kernel eda" in run("submit", "package", "--kernel", "eda")
+    packed = next((elsewhere / "build" / "kernels").rglob("cassava_kit-*.whl"))
+    with zipfile.ZipFile(packed) as archive, zipfile.ZipFile(wheel) as built:
+        assert set(archive.namelist()) == set(built.namelist())

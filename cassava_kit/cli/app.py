@@ -30,7 +30,7 @@ RENAMED = {
     ("ensemble", "--recipes"): "--recipe (once for each)",
 }
 # Stage -> command -> its function and the rest of its example.
-Stages = Mapping[str, Mapping[str, tuple[Callable[..., Any], str]]]
+CommandTable = Mapping[str, Mapping[str, tuple[Callable[..., Any], str]]]
 
 
 class StageGroup(TyperGroup):
@@ -65,7 +65,12 @@ class RecipeCommand(TyperCommand):
 
 
 def make_app(
-    program: str, stages: Stages, *, text: str, group: type[StageGroup] = StageGroup, takes_recipe: Collection[str] = ()
+    program: str,
+    stages: CommandTable,
+    *,
+    text: str,
+    group: type[StageGroup] = StageGroup,
+    takes_recipe: Collection[str] = (),
 ) -> typer.Typer:
     """Return the app of these commands; `takes_recipe` names those whose help lists the recipes."""
     app = typer.Typer(

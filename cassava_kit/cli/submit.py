@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cassava_kit.cli.app import StageGroup, Stages, make_app
+from cassava_kit.cli.app import CommandTable, StageGroup, make_app
 from cassava_kit.cli.options import Views
 from cassava_kit.errors import UserError
 from cassava_kit.files import LEDGER_FILE
@@ -309,7 +309,7 @@ def present_spelling(arguments: Sequence[str]) -> list[str]:
     return command
 
 
-COMMANDS: Stages = {
+COMMANDS: CommandTable = {
     "At home": {
         "ensemble": (dry_run_command, "--data DIR --weights mobilenetv2_100=FILE"),
         "package": (package_command, "--ensemble-weights runs/ensemble-weights.json --out build/mine"),

@@ -137,10 +137,13 @@ def train_command(
                 "train logreg takes --data, --folds, --fold, --out and --replace alone: it trains no network"
             )
         from cassava_kit.evidence.metrics import format_score
-        from cassava_kit.training.baseline import train_logreg
+        from cassava_kit.training.baseline import train_baseline
+        from cassava_kit.training.rows import TrainData
 
         split = read_folds(folds)
-        score = train_logreg(read_competition(data), split, out, folds=_fold_numbers(fold, split), replace=replace)
+        score = train_baseline(
+            TrainData(read_competition(data), split), out, folds=_fold_numbers(fold, split), replace=replace
+        )
         print(f"logreg: OOF {format_score(score)} on {score.n} given labels: {out / 'logreg'}")
         return
     if clean_action is not None and clean is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from cassava_kit.cli import data, evidence, pages, pretraining, setup, submission, training
-from cassava_kit.cli.app import Stages, make_app, run_app
+from cassava_kit.cli.app import CommandTable, make_app, run_app
 from cassava_kit.cli.submit import submit_app
 
 FOLDS = "--folds folds/kfold5-seed42-groups.csv"
 TWO = "--oof runs/resnet50/oof.csv --oof runs/resnext50/oof.csv"
-VERBS: Stages = {
+VERBS: CommandTable = {
     "Start": {
         "init": (setup.init_command, "--slug cassava-leaf-disease-classification --data DIR"),
         "sample": (data.sample_command, ""),
