@@ -52,11 +52,19 @@ class RetriedCalls:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             yield said
 
-    def call(self, what: str, function: Callable[[], T], *, done: Callable[[], T | None] | None = None) -> T:
+    def call(
+        self,
+        what: str,
+        function: Callable[[], T],
+        *,
+        done: Callable[[], T | None] | None = None,
+        optional: bool = False,
+    ) -> T:
         """Return the answer of a call, repeated while its failure may pass.
 
         Calls that change something have a `done`: it returns the answer of a call that was carried out although the
-        answer was lost, else None. Such a call is not repeated for hours where Kaggle answers with an error.
+        answer was lost, else None. Such a call, or an `optional` one, is not repeated for hours where Kaggle answers
+        with an error.
         """
         began = self.waits.clock()
         for attempt in count(1):
@@ -75,7 +83,9 @@ class RetriedCalls:
                     failure = error
             pause = pause_before(failure, self.waits, attempt)
             waited = self.waits.clock() - began + pause
-            if not may_pass(failure) or not self._goes_on(attempt, waited, failure, reads=done is None):
+            if not may_pass(failure) or not self._goes_on(
+                attempt, waited, failure, patient=done is None and not optional
+            ):
                 break
             if done is not None and (found := done()) is not None:
                 return found
@@ -84,11 +94,11 @@ class RetriedCalls:
         printed = self.clean(said.getvalue())[-300:] if isinstance(failure, SystemExit) else ""
         raise KaggleError(f"{what} failed: {self.advise(f'{failure} {answer_text(failure)} {printed}')}") from None
 
-    def _goes_on(self, attempt: int, waited: float, failure: BaseException, *, reads: bool) -> bool:
+    def _goes_on(self, attempt: int, waited: float, failure: BaseException, *, patient: bool) -> bool:
         """Return whether to try again after `attempt` tries and `waited` seconds."""
         if attempt < self.waits.attempts:
             return True
-        outlasts = self._answered and (reads or http_status(failure) is None)
+        outlasts = self._answered and (patient or http_status(failure) is None)
         return outlasts and waited <= self.waits.outage
 
     def _said(self, error: BaseException) -> str:
@@ -102,7 +112,7 @@ class RetriedCalls:
         """Return the text without secrets and signed addresses; call it before the text is cut."""
         return redact(strip_queries(text), self.secrets)
 
-    def call_unless_gone(self, what: str, function: Callable[[], T]) -> T | None:
+    def call_unless_gone(self, what: str, function: Callable[[], T], *, optional: bool = False) -> T | None:
         """Return the answer, or None where the thing asked for does not exist."""
 
         def ask() -> T | None:
@@ -113,11 +123,11 @@ class RetriedCalls:
                     return None
                 raise
 
-        return self.call(what, ask)
+        return self.call(what, ask, optional=optional)
 
     def ask(self, what: str, function: Callable[[], T]) -> T | None:
         """Return the answer, or None where there is none: gone, refused, or unknown to this version of the client."""
         try:
-            return self.call_unless_gone(what, function)
+            return self.call_unless_gone(what, function, optional=True)
         except (KaggleError, AttributeError, TypeError):
             return None

@@ -129,6 +129,13 @@ def test_a_call_that_changes_something_is_not_repeated_for_hours_where_kaggle_an
     assert len(api.calls) == 1 + 6 and time.now < 120
 
 
+def test_what_a_push_can_do_without_is_not_waited_for() -> None:
+    time = Time()
+    remote, _ = client(Api(COMPLETE, refused(500)), time)
+    remote.kernel_status("me/k")
+    assert remote.gpu_hours_left() is None and time.now < 120
+
+
 def upload(remote: KaggleClient, tmp_path: Path) -> None:
     (tmp_path / "dataset-metadata.json").write_text(json.dumps({"id": "me/d"}))
     remote.create_version(tmp_path, "build", None)
