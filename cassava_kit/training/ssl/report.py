@@ -270,6 +270,7 @@ def format_markdown(report: SslReport) -> str:
         "",
         *(f"- {sentence}" for sentence in report.verdict.splitlines()),
         f"- One answer for every image: {'; '.join(map(format_score, report.baselines.values()))}.",
+        f"- Proved means proved among all {len(report.comparisons)} comparisons of this report (Holm's correction).",
         "",
         "| start | evaluation | labels | score | balanced accuracy | gain over random weights |",
         "|---|---|---|---|---|---|",

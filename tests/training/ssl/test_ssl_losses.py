@@ -4,6 +4,7 @@ The backbone only flattens and the projection head is taken out, so the views gi
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,6 +237,19 @@ def test_swav_with_its_queue_is_lightlys():
     ours = module.compute_loss(views)
     assert_same(ours, theirs)
     assert float(ours) != pytest.approx(float(without), rel=1e-4)
+
+
+def test_swavs_queues_are_filled_from_their_epoch_on_after_the_gradient():
+    module, views = swav(queue_size=2 * N, queue_from_epoch=3, epochs=20), embeddings(0, 1, 2, 3, 4)
+    for epoch, pushed in ((2, 0), (3, N), (4, 2 * N)):
+        module.trainer = SimpleNamespace(current_epoch=epoch)
+        module.compute_loss(views)
+        before = [int(queue.pushed) for queue in module.queues]
+        module.on_train_batch_end(None, None, 0)
+        assert [int(queue.pushed) for queue in module.queues] == [pushed] * 2
+        assert before == [max(pushed - N, 0)] * 2, "not before the gradient"
+    z = nn.functional.normalize(views[1].detach().flatten(1), dim=1)
+    assert torch.allclose(module.queues[1].bank[:N], z, atol=1e-6) and module.queue_in_use
 
 
 def test_prototypes_are_unit_directions():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from cassava_kit.data.folds import split_folds, split_holdout
+from cassava_kit.data.stratify import split_folds, split_holdout
 from cassava_kit.data.table import TrainTable
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
