@@ -109,6 +109,8 @@ def find_checkpoints(given: str | Path | Sequence[str | Path]) -> list[Path]:
         FileNotFoundError: a folder holds none.
     """
     found: list[Path] = []
+    if not isinstance(given, str | Path | Sequence):
+        raise UserError(f"checkpoints must be files or folders, got {given!r}")
     for path in map(Path, [given] if isinstance(given, str | Path) else given):
         beside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         found += beside or fold_checkpoints(path)

@@ -90,7 +90,7 @@ def write_submission(
         'id,class\\na,2\\nb,0\\n'
     """
     form = _form(id_column, columns, None)
-    ids = [str(image_id) for image_id in image_ids]
+    ids = _as_ids(image_ids)
     if repeated := sorted({name for name in ids if ids.count(name) > 1} if len(set(ids)) < len(ids) else ()):
         raise UserError(f"{path}: each image has one row, got {_shown(repeated[0])} more than once")
     rows = _answer_cells(answers, len(ids), form, str(path))
@@ -257,9 +257,15 @@ def _form(id_column: str, columns: Sequence[str], n_classes: int | None) -> Form
     return Form(id_column, tuple(columns), len(columns) if len(columns) > 1 else n_classes)
 
 
+def _as_ids(image_ids: Sequence[str]) -> list[str]:
+    if isinstance(image_ids, str) or not isinstance(image_ids, Iterable):
+        raise UserError(f"image ids must be a list, array or column, got {image_ids!r}")
+    return [str(image_id) for image_id in image_ids]
+
+
 def _answer_cells(answers: ArrayLike, n: int, form: Form, name: str) -> list[list[str]]:
     """The cells beside each id; UserError where the answers are not (n,) labels or (n, K) probabilities."""
-    given = list(answers)  # type: ignore[arg-type]  # a scalar is no answer for several images
+    given = list(answers) if isinstance(answers, Iterable) and not isinstance(answers, str) else [answers]
     if len(given) != n:
         raise UserError(f"{name}: expected one answer for each of the {n} images, got {len(given)}")
     if len(form.columns) == 1:
@@ -290,6 +296,8 @@ def _open_table(source: str | Path | pd.DataFrame, what: str) -> tuple[str, Iter
             raise FileNotFoundError(f"no submission {source}")
         text = Path(source).read_bytes().decode("utf-8", "surrogateescape")
         return str(source), csv.reader(io.StringIO(text, newline=""))
+    if not hasattr(source, "columns"):
+        raise UserError(f"{what} must be a CSV file or a DataFrame, got {type(source).__name__}")
     cells = [[str(cell) for cell in row] for row in source.astype(object).itertuples(index=False, name=None)]
     return what, [[str(column) for column in source.columns], *cells]
 
@@ -304,7 +312,7 @@ def _expected_ids(images: str | Path | Sequence[str] | pd.DataFrame, id_column: 
         if id_column not in header:
             raise UserError(f"{name} must have the column {id_column}, got {','.join(header) or 'nothing'}")
         return [line[header.index(id_column)] for line in lines], name
-    return [str(image_id) for image_id in images], "the ids given"
+    return _as_ids(images), "the ids given"
 
 
 def _label(cells: Sequence[str], n_classes: int | None, where: str) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional as F
 from ttach.base import BaseTransform, Compose, ImageOnlyTransform
@@ -93,8 +94,8 @@ def make_views(views: str | Compose = "flips", *, size: tuple[int, int] | None =
         >>> views[2](images).flatten().tolist()
         [1.0, 0.0, 3.0, 2.0]
     """
-    if isinstance(views, str) and views not in PRESETS:
-        raise UserError(f"views must be one of {', '.join(PRESETS)}, got {views!r}")
+    if not isinstance(views, Compose) and (not isinstance(views, str) or views not in PRESETS):
+        raise UserError(f"views must be one of {', '.join(PRESETS)}, or a ttach Compose, got {views!r}")
     composes = PRESETS[views] if isinstance(views, str) else (views,)
     found = {"plain": View("plain", _plain)}
     for composed in composes:
@@ -106,12 +107,12 @@ def make_views(views: str | Compose = "flips", *, size: tuple[int, int] | None =
     return tuple(found.values())
 
 
-def predict_views(model: nn.Module, images: torch.Tensor, views: str | Compose = "flips") -> np.ndarray:
+def predict_views(model: nn.Module, images: torch.Tensor | ArrayLike, views: str | Compose = "flips") -> np.ndarray:
     """Return the mean over views of a model's softmax probabilities.
 
     Args:
         model: any module that gives logits (N, K) for a batch; it is called in evaluation mode and left in its own.
-        images: normalised batch (N, C, H, W) on any device; it is brought to the model's.
+        images: normalised batch (N, C, H, W), a tensor on any device or an array; it is moved to the model's device.
         views: what `make_views` takes.
 
     Returns:
@@ -126,21 +127,27 @@ def predict_views(model: nn.Module, images: torch.Tensor, views: str | Compose =
         >>> predict_views(model, torch.rand(4, 3, 2, 2), "d4").shape
         (4, 3)
     """
-    if images.ndim != 4:
-        raise UserError(f"images must be a batch (N, C, H, W), got shape {tuple(images.shape)}; add the missing axis")
-    height, width = images.shape[2:]
+    try:
+        batch = torch.as_tensor(images)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"images must be a tensor or array (N, C, H, W), got {type(images).__name__} ({error})"
+        ) from None
+    if batch.ndim != 4 or not len(batch):
+        raise UserError(f"images must be a batch (N, C, H, W), got shape {tuple(batch.shape)}; add the missing axis")
+    height, width = batch.shape[2:]
     seen = make_views(views, size=(height, width))
-    training, place = model.training, next(model.parameters(), images)
+    training, place = model.training, next(model.parameters(), batch)
     model.eval()
     try:
         with torch.inference_mode():
-            batch = images.to(place.device, place.dtype if place.is_floating_point() else images.dtype)
+            batch = batch.to(place.device, place.dtype if place.is_floating_point() else batch.dtype)
             answers = [model(view(batch)) for view in seen]
     finally:
         model.train(training)
     shapes = {tuple(answer.shape) for answer in answers}
-    if len(shapes) != 1 or answers[0].ndim != 2 or len(answers[0]) != len(images):
-        raise UserError(f"the model must give logits of shape ({len(images)}, K) for each view, got {sorted(shapes)}")
+    if len(shapes) != 1 or answers[0].ndim != 2 or len(answers[0]) != len(batch):
+        raise UserError(f"the model must give logits of shape ({len(batch)}, K) for each view, got {sorted(shapes)}")
     return torch.stack([answer.float().softmax(dim=1) for answer in answers]).mean(dim=0).cpu().numpy()
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_members import PRIOR, write_checkpoint
 
-from cassava_kit.data.folds import split_folds, split_holdout, write_folds
+from cassava_kit.data.folds import write_folds
 from cassava_kit.data.images import load_image
+from cassava_kit.data.stratify import split_folds, split_holdout
 from cassava_kit.data.transforms import normalize
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.predictions import read_predictions

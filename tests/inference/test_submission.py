@@ -200,6 +200,18 @@ def test_answers_of_another_shape_are_refused_before_anything_is_written(
     assert not (tmp_path / "s.csv").exists()
 
 
+def test_what_is_no_table_and_no_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the submission must be a CSV file or a DataFrame, got int"):
+        check_submission(5, ["a"])
+    table = pd.DataFrame({"image_id": ["a"], "label": [0]})
+    with pytest.raises(UserError, match="image ids must be a list, array or column, got None"):
+        check_submission(table, None)
+    with pytest.raises(UserError, match="image ids must be a list, array or column, got 'abc'"):
+        write_submission(tmp_path / "s.csv", "abc", [0, 1, 2])
+    with pytest.raises(UserError, match="one answer for each of the 2 images, got 1"):
+        write_submission(tmp_path / "s.csv", ["a", "b"], 3)
+
+
 def test_an_id_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="each image has one row, got b more than once"):
         write_submission(tmp_path / "s.csv", ["a", "b", "b"], [0, 1, 2])

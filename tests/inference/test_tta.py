@@ -142,6 +142,20 @@ def test_what_is_no_batch_or_gives_no_logits_is_refused(model: nn.Module) -> Non
         predict_views(nn.Identity(), torch.rand(2, 3, 8, 8))
 
 
+def test_arrays_are_batches_too_and_other_things_are_refused(model: nn.Module) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    assert np.array_equal(predict_views(model, x.numpy()), predict_views(model, x))
+    assert np.abs(predict_views(model, x.double().tolist()) - predict_views(model, x)).max() < 1e-6
+    for wrong in (None, "images", ["a.jpg"], {}):
+        with pytest.raises(UserError, match=r"tensor or array \(N, C, H, W\)"):
+            predict_views(model, wrong)
+    with pytest.raises(UserError, match=r"got shape \(0, 3, 8, 8\)"):
+        predict_views(model, x[:0])
+    for nothing in (None, 3, ["flips"]):
+        with pytest.raises(UserError, match="views must be one of none, flips"):
+            make_views(nothing)
+
+
 def test_views_take_any_number_of_channels() -> None:
     x = torch.rand(2, 1, 6, 6)
     assert [tuple(view(x).shape) for view in make_views("d4+zoom")] == [(2, 1, 6, 6)] * 9
