@@ -82,7 +82,7 @@ def drawn_task(folder: Path, per_class: int) -> Task:
 
 def real_task(folder: Path) -> Task:
     """A competition folder's labelled photographs over five folds."""
-    from cassava_kit.data.folds import split_folds
+    from cassava_kit.data.stratify import split_folds
     from cassava_kit.data.table import read_competition
 
     table = read_competition(folder)
@@ -179,7 +179,7 @@ def imagenet(config: PretrainConfig) -> PretrainConfig:
 
 
 def kornia_views(view: ViewConfig) -> Any:
-    """The part of a view that kornia has: no spread, no background swap, no channel gain, no generator of its own."""
+    """The part of a view that kornia has: no spread, no background swap, no channel gain, no generator argument."""
     import kornia.augmentation as K
     from torch import nn
 

@@ -35,10 +35,10 @@ def make_trainer(
     sync_batchnorm: bool = True,
     logger: Any = False,
 ) -> L.Trainer:
-    """Return Lightning's Trainer with the kit's callbacks in place of its own files, bars and messages.
+    """Return Lightning's Trainer with the kit's callbacks, without Lightning's files, bars and messages.
 
     A CPU computes 16-mixed in 32-true. BatchNorm statistics are shared between GPUs where `sync_batchnorm` says so; on
-    CPUs each process keeps those of its own batches.
+    CPUs each process keeps those of its batches.
     """
     on_gpu = devices.accelerator == "gpu" or (devices.accelerator == "auto" and torch.cuda.is_available())
     return L.Trainer(

@@ -98,7 +98,7 @@ def whole_images(paths: Sequence[Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        UserError: none is a whole image.
+        UserError: no file is a whole image.
     """
     from cassava_kit.data.images import quick_check
 

@@ -95,7 +95,7 @@ class MoCo(SSLModule):
         return [(self.backbone, self.momentum_backbone), (self.projection_head, self.momentum_projection_head)]
 
     def compute_loss(self, views: list[Tensor]) -> Tensor:
-        """Return each query's cross-entropy of its own key against the queue; `symmetric`: mean of both directions."""
+        """Return the cross-entropy of queries, each with its key against the queue; `symmetric`: of both directions."""
         directions = [(0, 1), (1, 0)] if self.config.symmetric else [(0, 1)]
         losses = []
         for query, key in directions:

@@ -116,7 +116,7 @@ def check_backbone(backbone: nn.Module, config: PretrainConfig) -> int:
         except (AssertionError, RuntimeError) as error:
             raise UserError(
                 f"{config.backbone} does not take {size} x {size} pixels ({str(error).splitlines()[0]}); a ViT needs "
-                'model_args={"dynamic_img_size": true} for views of several sizes, or img_size for one of its own'
+                'views of image_size, or model_args={"dynamic_img_size": true}'
             ) from None
         if features.ndim != 2:
             raise UserError(f"{config.backbone} must give features (N, D), got {tuple(features.shape)}")
