@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from cassava_kit.training.cost import BACKWARD, precision_slowdown, pass_seconds
+from cassava_kit.training.cost import BACKWARD, pass_seconds, precision_slowdown
 from cassava_kit.training.ssl.config import PretrainConfig
 
 
 def pretrain_hours(config: PretrainConfig, n_images: int) -> float:
     """Return the hours of two T4s: every view forward and back, and those of the momentum network forward alone."""
     learnt, forward_only = config.passes()
-    seconds = pass_seconds(config.backbone, config.views[0].size, config.model_args) * precision_slowdown(config.precision)
+    seconds = pass_seconds(config.backbone, config.views[0].size, config.model_args)
+    seconds *= precision_slowdown(config.precision)
     return seconds * config.epochs * n_images * (learnt * (1 + BACKWARD) + forward_only) / 2 / 3600
