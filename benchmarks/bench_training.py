@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cassava_kit.competition import CASSAVA
-from cassava_kit.data.folds import split_folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.transforms import normalize
 from cassava_kit.models.network import create_model, image_statistics
 from cassava_kit.settings import replace

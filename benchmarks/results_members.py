@@ -18,7 +18,8 @@ from results_probe import mean_over_views, nested_probe
 
 from cassava_kit.competition import current
 from cassava_kit.data.duplicates import find_duplicates
-from cassava_kit.data.folds import split_folds, write_folds
+from cassava_kit.data.folds import write_folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import read_competition
 from cassava_kit.evidence.noise.clean import clean_labels
 from cassava_kit.evidence.noise.decisions import write_noise_report

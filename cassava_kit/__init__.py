@@ -12,7 +12,7 @@ from cassava_kit.files import KIT_VERSION
 
 if TYPE_CHECKING:
     from cassava_kit.data.duplicates import find_duplicates as find_duplicates
-    from cassava_kit.data.folds import make_folds as make_folds
+    from cassava_kit.data.stratify import make_folds as make_folds
     from cassava_kit.errors import UserError as UserError
     from cassava_kit.evidence.blend import weigh as weigh
     from cassava_kit.evidence.compare import compare as compare
@@ -38,7 +38,7 @@ HOMES = {
     "find_duplicates": "data.duplicates",
     "find_label_errors": "evidence.noise.clean",
     "load_model": "models.checkpoint",
-    "make_folds": "data.folds",
+    "make_folds": "data.stratify",
     "make_views": "inference.tta",
     "predict_folder": "inference.folder",
     "predict_views": "inference.tta",

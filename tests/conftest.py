@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cassava_kit.data.folds import Folds, split_folds
+from cassava_kit.data.folds import Folds
 from cassava_kit.data.sample.make import make_sample
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable, read_competition
 
 # Several test processes and small tensors: more threads a process only wait for one another.

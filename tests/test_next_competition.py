@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 from cassava_kit.competition import CASSAVA, VARIABLE, Competition, current, facts, parse_facts, read_facts, write_facts
-from cassava_kit.data.folds import split_folds, write_folds
+from cassava_kit.data.folds import write_folds
 from cassava_kit.data.new_competition import new_competition
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import read_competition, to_written_columns
 from cassava_kit.evidence.blend import weigh_files
 from cassava_kit.evidence.oof import fold_predictions, join_folds

@@ -1,4 +1,4 @@
-"""Verbs on the competition's data: sample, sheet, tfrecords, folds."""
+"""Verbs on the competition's data: `sample_command`, `sheet_command`, `tfrecords_command`, `folds_command`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def sample_command(
     out: Annotated[Path | None, typer.Option(help="Folder to make it in; default: the cache folder.")] = None,
 ) -> None:
-    """Make the embedded sample competition: drawn leaves in Kaggle's exact layout."""
+    """Draw the embedded sample competition, leaves in Kaggle's exact layout, and print its folder."""
     from cassava_kit.data.sample.make import ensure_sample
 
     print(ensure_sample(out))
@@ -30,7 +30,7 @@ def sheet_command(
     out: Annotated[Path, typer.Option(help="Picture to write, .png or .jpg.")] = Path("sheet.png"),
     columns: Annotated[int, typer.Option(min=1, help="Pictures of each class.")] = 8,
 ) -> None:
-    """Put some pictures of every class on one contact sheet, a row a class."""
+    """Draw a contact sheet: some images of every class, one row for each."""
     from cassava_kit.report.sheet import contact_sheet
 
     print(contact_sheet(data, out, columns=columns))
@@ -40,7 +40,7 @@ def tfrecords_command(
     source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tfrec files, or one of them.")],
     out: Annotated[Path, typer.Option(help="Competition folder to make: train.csv and train_images/.")],
 ) -> None:
-    """Make a competition folder of TFRecords: the same table, and the images' bytes as they are."""
+    """Convert TFRecords to a competition folder; the images' bytes are unchanged."""
     from cassava_kit.data.tfrecords.records import unpack_tfrecords
 
     print(f"{len(unpack_tfrecords(source, out))} images: {out}")
@@ -80,7 +80,8 @@ def folds_command(
 ) -> None:
     """Split the labels into stratified folds, or once (--holdout): the same file, byte for byte, every time."""
     from cassava_kit.competition import current
-    from cassava_kit.data.folds import split_folds, split_holdout, write_folds
+    from cassava_kit.data.folds import write_folds
+    from cassava_kit.data.stratify import split_folds, split_holdout
 
     if holdout is not None and n_splits is not None:
         raise UserError(f"--holdout {holdout} is one split; give it or --n-splits {n_splits}")

@@ -19,8 +19,9 @@ from cassava_kit.cli.app import named_file
 from cassava_kit.cli.kaggle import ROOT, PlannedRehearsal, rehearse_all
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.duplicates import table_groups
-from cassava_kit.data.folds import Folds, split_folds, write_folds
+from cassava_kit.data.folds import Folds, write_folds
 from cassava_kit.data.images import quick_check
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable, list_images, read_competition
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import METRIC_NAMES, Score, accuracy, baseline, format_score, score

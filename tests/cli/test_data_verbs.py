@@ -9,7 +9,8 @@ import pytest
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.verbs import app
 from cassava_kit.data.duplicates import find_duplicates
-from cassava_kit.data.folds import read_folds, split_folds, split_holdout
+from cassava_kit.data.folds import read_folds
+from cassava_kit.data.stratify import split_folds, split_holdout
 
 
 @pytest.fixture(autouse=True)

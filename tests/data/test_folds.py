@@ -10,16 +10,8 @@ import pandas as pd
 import pytest
 
 from cassava_kit.competition import CASSAVA
-from cassava_kit.data.folds import (
-    Folds,
-    labels_hash,
-    make_folds,
-    read_folds,
-    split_folds,
-    split_holdout,
-    write_folds,
-)
-from cassava_kit.data.stratify import GroupCounts
+from cassava_kit.data.folds import Folds, GroupCounts, labels_hash, read_folds, write_folds
+from cassava_kit.data.stratify import make_folds, split_folds, split_holdout
 from cassava_kit.errors import UserError
 
 
@@ -412,7 +404,7 @@ def test_make_folds_takes_neither_names_nor_dictionaries_for_labels(labels):
         make_folds(labels)
 
 
-@pytest.mark.parametrize("module", ["folds", "duplicates"])
+@pytest.mark.parametrize("module", ["stratify", "duplicates"])
 def test_examples_are_true(module):
     import doctest
     from importlib import import_module

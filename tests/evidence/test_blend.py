@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from cassava_kit.data.folds import split_folds, write_folds
+from cassava_kit.data.folds import write_folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.blend import (
     _five_folds,
@@ -263,12 +264,12 @@ def test_weighs_own_folds_are_stratified():
     ("change", "message"),
     [
         ({"members": {}}, "at least one array"),
-        ({"members": {"a": [[0.5, 0.5]]}}, r"a: expected labels \(N,\) and probabilities .*\(20,\) and \(1, 2\)"),
+        ({"members": {"a": [[0.5, 0.5]]}}, r"expected labels \(N,\) and a .*\(20,\) and \(1, 2\)"),
         (
             {"members": [np.full((20, 2), 0.5), np.full((20, 3), 1 / 3)]},
             r"same rows and classes, got member 0 \(20, 2\)",
         ),
-        ({"members": [np.full((20, 2), 0.7)]}, "member 0: row 0 must hold probabilities that sum to 1"),
+        ({"members": [np.full((20, 2), 0.7)]}, "row 0 of member 0 must sum to 1"),
         ({"folds": [0, 1]}, "one number for each of 20 rows"),
         ({"folds": [0] * 20}, "at least 2 folds"),
         ({"metric": "auc"}, "metric must be one of accuracy, macro_f1, log_loss, got 'auc'"),

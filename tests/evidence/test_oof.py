@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from cassava_kit.competition import Task
-from cassava_kit.data.folds import Folds, split_folds
+from cassava_kit.data.folds import Folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import accuracy, majority
 from cassava_kit.evidence.oof import (

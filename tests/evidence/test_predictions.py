@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cassava_kit.data.folds import split_folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import (

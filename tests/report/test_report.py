@@ -16,7 +16,8 @@ from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.verbs import app
 from cassava_kit.competition import CASSAVA, Task
-from cassava_kit.data.folds import split_folds, write_folds
+from cassava_kit.data.folds import write_folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.evidence.calibration import ece, logloss
 from cassava_kit.evidence.compare import compare
@@ -27,7 +28,8 @@ from cassava_kit.report.charts import INK, chart
 from cassava_kit.report.runs import differing_settings, find_runs, findings
 from cassava_kit.report.runs_page import gather_report, headline, unique_slugs, write_report
 from cassava_kit.report.runs_scores import ScoredRun, compare_pairs, majority_of, recalls, worst_mistakes
-from cassava_kit.training.baseline import train_logreg
+from cassava_kit.training.baseline import train_baseline
+from cassava_kit.training.rows import TrainData
 
 NOTE = "predicts class 3 (Cassava Mosaic Disease (CMD)) for 98% of <the> validation images"
 
@@ -309,7 +311,9 @@ def test_a_run_in_progress_shows_its_curves(material, tmp_path):
 
 def test_baseline_and_foreign_files_are_members_too(material, tiny_table, tmp_path):
     root, split = material
-    train_logreg(TrainTable(tiny_table.frame, tiny_table.image_dir, ()), split, tmp_path / "runs")
+    train_baseline(
+        TrainData(TrainTable(tiny_table.frame, tiny_table.image_dir, ()), split), tmp_path / "runs", progress=False
+    )
     whole = read_predictions(tmp_path / "runs" / "logreg" / "oof.csv")
     write_predictions(
         tmp_path / "theirs.csv",

@@ -10,7 +10,8 @@ import pytest
 from chrome import FETCHED, console_errors, open_chromium, show
 
 from cassava_kit.cli.clean import clean_files
-from cassava_kit.data.folds import split_folds, write_folds
+from cassava_kit.data.folds import write_folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.evidence.noise.decisions import Caps, read_decisions, read_noise_report, write_noise_report
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions

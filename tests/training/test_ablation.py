@@ -8,7 +8,8 @@ import pytest
 
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.verbs import app
-from cassava_kit.data.folds import split_folds, write_folds
+from cassava_kit.data.folds import write_folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.compare import compare

@@ -9,14 +9,14 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from cassava_kit.data.folds import split_folds
 from cassava_kit.data.images import decode_small, resize
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import read_competition
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import accuracy, majority
 from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import read_predictions
-from cassava_kit.training.baseline import LogReg, read_pixels, train_baseline, train_logreg
+from cassava_kit.training.baseline import LogReg, read_pixels, train_baseline
 from cassava_kit.training.rows import TrainData
 
 
@@ -24,7 +24,7 @@ from cassava_kit.training.rows import TrainData
 def trained(tiny_table, tiny_folds, tmp_path_factory):
     """A run of all folds on the tiny competition, and its score."""
     out = tmp_path_factory.mktemp("runs")
-    return out, train_logreg(tiny_table, tiny_folds, out)
+    return out, train_baseline(TrainData(tiny_table, tiny_folds), out)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_probabilities_are_scikit_learns(trained, tiny_table, tiny_folds):
 
 def test_the_same_bytes_each_time(trained, tiny_table, tiny_folds, tmp_path):
     out, score = trained
-    assert train_logreg(tiny_table, tiny_folds, tmp_path) == score
+    assert train_baseline(TrainData(tiny_table, tiny_folds), tmp_path, progress=False) == score
     for name in ("oof.csv", "oof.json", "fold0/oof.csv", "fold1/config.json"):
         assert (tmp_path / "logreg" / name).read_bytes() == (out / "logreg" / name).read_bytes(), name
 

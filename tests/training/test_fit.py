@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny import SILENT, TINY
 
-from cassava_kit.data.folds import Folds, split_folds
+from cassava_kit.data.folds import Folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import check_oof

@@ -8,7 +8,8 @@ from tiny import SILENT, TINY
 
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.dataset import ImageDataset
-from cassava_kit.data.folds import split_holdout, write_folds
+from cassava_kit.data.folds import write_folds
+from cassava_kit.data.stratify import split_holdout
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import read_predictions

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import SILENT, TINY
 
-from cassava_kit.data.folds import split_folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import create_model
 from cassava_kit.settings import replace

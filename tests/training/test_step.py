@@ -17,8 +17,8 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from tiny import SILENT, TINY
 
-from cassava_kit.data.folds import split_folds
 from cassava_kit.data.images import load_image
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.settings import replace
 from cassava_kit.training.config import RunConfig

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 
-from cassava_kit.data.folds import make_folds
+from cassava_kit.data.stratify import make_folds
 from cassava_kit.errors import UserError
 from cassava_kit.models.checkpoint import load_model, read_info
 from cassava_kit.training.train import train_fold

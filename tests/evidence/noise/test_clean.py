@@ -9,7 +9,8 @@ from cleanlab.rank import get_label_quality_scores
 
 from cassava_kit.cli.clean import clean_files
 from cassava_kit.competition import current
-from cassava_kit.data.folds import split_folds, write_folds
+from cassava_kit.data.folds import write_folds
+from cassava_kit.data.stratify import split_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.clean import find_label_errors
 from cassava_kit.evidence.noise.decisions import Caps, read_noise_report
@@ -242,7 +243,7 @@ def test_label_errors_of_plain_arrays_are_cleanlabs_in_the_given_order():
         ({"image_ids": ["a", "a", "b", "c"]}, r"4 different names, one for each label, got 4 \(3 different\)"),
         ({"image_ids": ["a"]}, "4 different names"),
         ({"embedding": np.zeros((3, 2))}, "one vector for each of 4 labels, got 3"),
-        ({"max_share": 0.2}, "share in 0..0.1, got 0.2"),
+        ({"max_share": 0.2}, "max_share must be a share in 0..0.1, got 0.2"),
     ],
 )
 def test_what_label_errors_cannot_use_is_refused(more, message):
