@@ -108,3 +108,21 @@ def test_settings_from_the_command_line():
 def test_a_configuration_is_frozen():
     with pytest.raises(ValidationError):
         pretrain_recipe("byol").epochs = 3
+
+
+def test_passes_are_counted_by_hand():
+    """Views in areas of the first: SwAV has two of 224 and six of 96 pixels; MoCo's first view is its only query."""
+    counted = {method: configure(method).passes() for method in SSL_METHODS}
+    assert counted["simclr"] == (2, 0) and counted["byol"] == (2, 2) and counted["moco"] == (1, 1)
+    assert configure("moco", symmetric=True).passes() == (2, 2)
+    assert counted["swav"] == (pytest.approx(2 + 6 * (96 * 96) / (224 * 224)), 0)
+
+
+@pytest.mark.parametrize("method", SSL_METHODS)
+def test_every_paper_can_be_cut_to_one_small_epoch(method):
+    paper = configure(method, accumulate=2, precision="16-mixed", num_workers=3)
+    small = replace(paper, **paper.one_small_epoch(4))
+    assert (small.epochs, small.accumulate, small.precision, small.num_workers) == (1, 1, "32-true", 0)
+    assert small.batch_size == (16 if method == "moco" else 4), "two images a group of BatchNorm statistics"
+    other = {"epochs", "warmup_epochs", "accumulate", "precision", "num_workers", "batch_size", "queue_from_epoch"}
+    assert small.model_dump(exclude=other) == paper.model_dump(exclude=other)
