@@ -136,8 +136,7 @@ def rehearse_kernel(
     bundle = package_checked(kernel, out, changes=changes)
     competition = data or own_sample(bundle.competition)
     values = kernel_parameters(kernel, ROOT, read_changes(out, kernel))
-    tiny, few = rehearsal_parameters(kernel, values), max(5, values.get("N_SPLITS", 0))
-    options, failed = replace(setting, parameters=tiny, per_class=few), 0
+    options, failed = replace(setting, parameters=rehearsal_parameters(kernel, values)), 0
     for layout in LAYOUTS:
         folder = out / f"rehearsal-{kernel.name}-{layout}"
         done = rehearse(bundle, competition, folder, layout=layout, options=options)

@@ -136,13 +136,13 @@ def _pretraining(given: PretrainParameters) -> PretrainConfig:
 
 
 def rehearsal_parameters(kernel: Kernel, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that reduce a kernel to one small epoch of its recipe, for a rehearsal.
+    """Return the parameters that reduce a kernel to one small epoch of its recipe, on one of two folds.
 
     Weights and noise reports are on Kaggle and are left out. Everything else stays as it was packed.
     """
     found = _parsed(kernel, values)
     if isinstance(found, TrainFoldsParameters):
-        cut: dict[str, Any] = {"FOLDS": found.FOLDS[:1], "WEIGHTS": "", "CLEAN": "", "WORKERS": 0}
+        cut: dict[str, Any] = {"N_SPLITS": 2, "FOLDS": [found.FOLDS[0] % 2], "WEIGHTS": "", "CLEAN": "", "WORKERS": 0}
         if found.RECIPE == BASELINE:
             return cut
         config = _training(found)

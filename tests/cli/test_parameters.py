@@ -72,7 +72,7 @@ def test_a_rehearsal_of_every_recipe_is_one_small_epoch_of_it(name: str) -> None
     given = values("train-folds", f"RECIPE={name}", "FOLDS=[2, 0]", "SET=['seed=7']", "WEIGHTS=w", "CLEAN=c")
     cut = rehearsal_parameters(kernel, given)
     check_parameters(kernel, given | cut)
-    assert (cut["FOLDS"], cut["WEIGHTS"], cut["CLEAN"]) == ([2], "", "")
+    assert (cut["FOLDS"], cut["N_SPLITS"], cut["WEIGHTS"], cut["CLEAN"]) == ([0], 2, "", "")
     before, after = recipe(name), recipe(name).with_settings(cut["SET"])
     assert (after.epochs, after.precision, after.seed) == (1, "32-true", 7) and after.batch_size <= 4
     same = (

@@ -118,9 +118,10 @@ def link_images(images: Mapping[str, Path], out: Path) -> Path:
 
 
 def few_images(folder: Path, n_per_class: int, out: Path, competition: Competition) -> Path:
-    """Make a competition folder of the first `n_per_class` training images of every class, and two test images.
+    """Make a competition folder of `n_per_class` training images of every class and two test images.
 
-    Images are links, and what is not needed to train is left out.
+    The rows are spread evenly over the table, where neighbours may be near-duplicates. Images are links, and what is not
+    needed to train is left out.
 
     Raises:
         FileNotFoundError: `folder` lacks the table or the images.
@@ -132,7 +133,12 @@ def few_images(folder: Path, n_per_class: int, out: Path, competition: Competiti
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has no {name}; give the folder of {competition.slug} as downloaded")
     table = read_csv(folder / competition.train_csv, dtype={competition.id_column: str})
-    rows = table.groupby(competition.label_column, sort=False).head(n_per_class)
+    places = [
+        group[int(k * len(group) / n_per_class)]
+        for group in table.groupby(competition.label_column).indices.values()
+        for k in range(n_per_class)
+    ]
+    rows = table.iloc[sorted(set(places))]
     rows.to_csv(out / competition.train_csv, index=False)
     for kind, names in (
         (competition.train_images, [competition.file_name(image_id) for image_id in rows[competition.id_column]]),

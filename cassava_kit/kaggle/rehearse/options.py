@@ -38,7 +38,7 @@ class RehearsalOptions:
     isolation: str | None = None
     progress: CellProgress | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    per_class: int = 5
+    per_class: int = 6
 
     @property
     def limits(self) -> str:

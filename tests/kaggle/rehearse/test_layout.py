@@ -93,8 +93,12 @@ def test_a_few_images_of_every_class_make_a_competition(tiny_dir: Path, tmp_path
     table.to_csv(folder / "train.csv", index=False)
     few = few_images(folder, 2, tmp_path / "few", CASSAVA)
     rows = pd.read_csv(few / "train.csv")
-    assert rows["label"].value_counts().to_dict() == table.groupby("label").head(2)["label"].value_counts().to_dict()
-    assert set(rows["label"]) == set(table["label"]) and len(rows) < len(table)
+    assert rows["label"].value_counts().to_dict() == dict.fromkeys(set(table["label"]), 2)
+    first, second = rows[rows["label"] == 3]["image_id"]
+    of_class = table[table["label"] == 3]["image_id"].tolist()
+    assert (first, second) == (of_class[0], of_class[len(of_class) // 2]), "spread over the table"
+    whole = few_images(folder, 10**4, tmp_path / "whole", CASSAVA)
+    assert pd.read_csv(whole / "train.csv").equals(pd.read_csv(folder / "train.csv")), "as many as there are"
     assert {path.name for path in (few / "train_images").iterdir()} == set(rows["image_id"])
     assert len(list((few / "test_images").iterdir())) <= 2
     assert all(mount.source.exists() for mount in competition_mounts(few, "new", CASSAVA))
