@@ -120,8 +120,8 @@ def link_images(images: Mapping[str, Path], out: Path) -> Path:
 def few_images(folder: Path, n_per_class: int, out: Path, competition: Competition) -> Path:
     """Make a competition folder of `n_per_class` training images of every class and two test images.
 
-    The rows are spread evenly over the table, where neighbours may be near-duplicates. Images are links, and what is not
-    needed to train is left out.
+    The rows are spread evenly over the table, where neighbours may be near-duplicates. Images are links; files that
+    training does not need are left out.
 
     Raises:
         FileNotFoundError: `folder` lacks the table or the images.
