@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cassava_kit.competition import Metric
 from cassava_kit.data.folds import read_folds
@@ -155,10 +156,10 @@ def report_values(report: BlendReport) -> dict[str, Any]:
 
 
 def weigh(
-    labels: np.ndarray,
-    members: Mapping[str, np.ndarray] | Sequence[np.ndarray],
+    labels: ArrayLike,
+    members: Mapping[str, ArrayLike] | Sequence[ArrayLike],
     *,
-    folds: np.ndarray | None = None,
+    folds: ArrayLike | None = None,
     metric: Metric = "accuracy",
 ) -> BlendReport:
     """Weigh members of an ensemble by their out-of-fold probabilities; the plain mean stays unless another is proved.
@@ -188,20 +189,17 @@ def weigh(
     given = members if isinstance(members, Mapping) else {f"member {m}": p for m, p in enumerate(members)}
     if not given:
         raise UserError("members must be at least one array of probabilities (N, K), got none")
-    checked = {}
+    classes, checked = np.empty(0), {}
     for name, p in given.items():
-        try:
-            labels, checked[name] = check_scored(labels, p, metric)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
+        classes, checked[name] = check_scored(labels, p, metric, name=name)
     if len({p.shape for p in checked.values()}) > 1:
         shapes = ", ".join(f"{name} {p.shape}" for name, p in checked.items())
         raise UserError(f"members must predict the same rows and classes, got {shapes}")
-    fold = _five_folds(labels) if folds is None else np.asarray(folds)
-    if fold.shape != labels.shape:
-        raise UserError(f"folds must have one number for each of {len(labels)} rows, got shape {fold.shape}")
-    rows = np.arange(len(labels)).astype(str)
-    evidence = Evidence(tuple(checked), rows, labels, fold, np.stack(list(checked.values())), "", metric)
+    fold = _five_folds(classes) if folds is None else np.asarray(folds)
+    if fold.shape != classes.shape:
+        raise UserError(f"folds must have one number for each of {len(classes)} rows, got shape {fold.shape}")
+    rows = np.arange(len(classes)).astype(str)
+    evidence = Evidence(tuple(checked), rows, classes, fold, np.stack(list(checked.values())), "", metric)
     return blend_report(evidence)
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cassava_kit.competition import Metric
 from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.metrics import Score, gain, row_counts, score, statistic
+from cassava_kit.evidence.metrics import Score, check_classes, check_scored, gain, row_counts, score, statistic
 from cassava_kit.evidence.oof import read_evidence
 
 DRAWS = 10_000
@@ -124,9 +125,9 @@ class Comparison:
 
 
 def compare(
-    labels: np.ndarray,
-    a: np.ndarray,
-    b: np.ndarray,
+    labels: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
     *,
     metric: Metric = "accuracy",
     names: tuple[str, str] = ("A", "B"),
@@ -149,18 +150,14 @@ def compare(
         >>> print(compare(labels, a, b).verdict())
         +0.4500 ± 0.1000: proved
     """
-    labels = np.asarray(labels)
-    first, second = (_probabilities(x, labels, metric) for x in (a, b))
-    if not len(labels) == len(first) == len(second) or not len(labels):
-        raise UserError(
-            f"labels and both predictions must be of the same rows, got {len(labels)}, {len(first)} and "
-            f"{len(second)}; join them by image_id first"
-        )
-    scores = score(labels, first, metric), score(labels, second, metric)
+    n_classes = _count_classes(labels, a, b)
+    given, first = check_scored(labels, _as_probabilities(a, n_classes, metric, names[0]), metric, name=names[0])
+    _, second = check_scored(labels, _as_probabilities(b, n_classes, metric, names[1]), metric, name=names[1])
+    scores = score(given, first, metric), score(given, second, metric)
     difference = gain(metric, scores[0].value, scores[1].value)
     if metric == "accuracy":
-        right_a, right_b = first.argmax(axis=1) == labels, second.argmax(axis=1) == labels
-        only_a, only_b, n = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(labels)
+        right_a, right_b = first.argmax(axis=1) == given, second.argmax(axis=1) == given
+        only_a, only_b, n = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum()), len(given)
         p = mcnemar(only_a, only_b)
         return Comparison(
             names,
@@ -174,10 +171,10 @@ def compare(
             only_a=only_a,
             only_b=only_b,
         )
-    before, after = statistic(metric, labels, first), statistic(metric, labels, second)
-    gains = np.array([gain(metric, before(counts), after(counts)) for counts in row_counts(len(labels))])
+    before, after = statistic(metric, given, first), statistic(metric, given, second)
+    gains = np.array([gain(metric, before(counts), after(counts)) for counts in row_counts(len(given))])
     low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
-    p = swap_test(metric, labels, first, second)
+    p = swap_test(metric, given, first, second)
     return Comparison(
         names,
         *scores,
@@ -186,20 +183,28 @@ def compare(
         level=level,
         p_value=p,
         adjusted_p=p,
-        images_needed=rows_to_prove(difference, float(gains.var()) * len(labels), level),
+        images_needed=rows_to_prove(difference, float(gains.var()) * len(given), level),
         metric=metric,
     )
 
 
-def _probabilities(prediction: np.ndarray, labels: np.ndarray, metric: Metric) -> np.ndarray:
+def _count_classes(labels: ArrayLike, *predictions: ArrayLike) -> int:
+    """Return the number of classes: the columns of probabilities, else one more than the largest class."""
+    widths = {np.shape(each)[1] for each in predictions if np.ndim(each) == 2}
+    if len(widths) > 1:
+        raise UserError(f"both predictions must have the same classes, got {' and '.join(map(str, sorted(widths)))}")
+    numbers = [values for each in (labels, *predictions) if (values := np.asarray(each)).dtype.kind in "iufb"]
+    largest = max((int(np.nan_to_num(values, posinf=0).max(initial=0)) for values in numbers), default=0)
+    return widths.pop() if widths else max(largest, 1) + 1
+
+
+def _as_probabilities(prediction: ArrayLike, n_classes: int, metric: Metric, name: str) -> ArrayLike:
     """Return probabilities (N, K); predicted classes (N,) are taken as certain."""
-    given = np.asarray(prediction)
-    if given.ndim == 2:
-        return given
-    if given.ndim != 1 or metric == "log_loss":
-        raise UserError(f"{metric} expects probabilities (N, K), got shape {given.shape}")
-    highest = max(int(values.max(initial=0)) for values in (given, labels))
-    return np.asarray(np.eye(highest + 1)[given.astype(int)])
+    if np.ndim(prediction) != 1:
+        return prediction
+    if metric == "log_loss":
+        raise UserError(f"log_loss needs probabilities (N, K), {name} has classes (N,)")
+    return np.asarray(np.eye(n_classes)[check_classes(prediction, n_classes, name=f"classes of {name}")])
 
 
 def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:

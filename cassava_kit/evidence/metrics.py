@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cassava_kit.competition import Metric
 from cassava_kit.errors import UserError
@@ -23,7 +24,7 @@ LESS_IS_BETTER = frozenset({"log_loss"})
 Statistic = Callable[[np.ndarray], float]
 
 
-def score(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric = "accuracy") -> Score:
+def score(labels: ArrayLike, pred_probs: ArrayLike, metric: Metric = "accuracy") -> Score:
     """Score probabilities against labels by a metric.
 
     Args:
@@ -47,25 +48,42 @@ def score(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric = "accuracy
     return Score(metric_value(metric, labels, p), error, len(labels), metric, accuracy_beside=right.value)
 
 
-def check_scored(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels (N,) and probabilities (N, K) as arrays; UserError where they do not fit together."""
+def check_scored(
+    labels: ArrayLike, pred_probs: ArrayLike, metric: Metric = "accuracy", *, name: str = "probabilities"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels (N,) as whole numbers and probabilities (N, K) as floats; UserError where they do not fit."""
     if metric not in METRIC_NAMES:
         raise UserError(f"metric must be one of {', '.join(METRIC_NAMES)}, got {metric!r}")
-    labels, p = np.asarray(labels), np.asarray(pred_probs, dtype=float)
-    if p.ndim != 2 or labels.shape != p.shape[:1] or not len(labels):
+    try:
+        p = np.asarray(pred_probs, dtype=float)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} must be numbers, one row (K,) for each label, got {pred_probs!r:.80}") from None
+    shape = np.shape(labels)
+    if p.ndim != 2 or shape != p.shape[:1] or not len(p):
         raise UserError(
-            f"expected labels (N,) and probabilities (N, K) of the same rows, got shapes {labels.shape} and {p.shape}; "
-            "join them by image_id first"
+            f"expected labels (N,) and {name} (N, K) of the same rows, got shapes {shape} and {p.shape}; join them by "
+            "image_id first"
         )
-    k = p.shape[1]
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= k:
-        raise UserError(f"labels must be whole numbers in 0..{k - 1}, one for each column of probabilities")
-    if not np.isfinite(p).all() or p.min() < 0 or np.abs(p.sum(axis=1) - 1).max() > 1e-3:
-        row = int(np.argmax(~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > 1e-3)))
+    checked = check_classes(labels, p.shape[1])
+    bad = ~np.isfinite(p).all(axis=1) | (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > 1e-3)
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(f"row {row} of {name} must sum to 1, got {p[row].round(4).tolist()}; apply softmax first")
+    return checked, p
+
+
+def check_classes(classes: ArrayLike, n_classes: int, *, name: str = "labels") -> np.ndarray:
+    """Return classes (N,) as whole numbers in 0..K-1; UserError, with the first that is not, otherwise."""
+    given = np.asarray(classes)
+    numbers = given.dtype.kind in "iufb"
+    outside = ~np.isin(given, np.arange(n_classes)) if numbers else np.ones(len(given), bool)
+    if outside.any():
+        row = int(outside.argmax())
         raise UserError(
-            f"row {row} must hold probabilities that sum to 1, got {p[row].round(4).tolist()}; apply softmax"
+            f"{name} must be whole numbers in 0..{n_classes - 1}, got {given[row].item()!r} in row {row}; number the "
+            "classes as the columns of the probabilities are, e.g. by pandas.factorize(labels, sort=True)[0]"
         )
-    return labels, p
+    return given.astype(int)
 
 
 def baseline(metric: Metric, labels: np.ndarray, n_classes: int) -> Score:

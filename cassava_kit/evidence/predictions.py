@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cassava_kit.competition import Metric, Task, read_task
@@ -160,7 +161,7 @@ def read_image_rows(path: Path) -> pd.DataFrame:
     return read_csv(path, dtype={"image_id": str}, keep_default_na=False, na_values=missing)
 
 
-def write_oof(path: str | Path, table: pd.DataFrame, pred_probs: np.ndarray, *, id_column: str = "image_id") -> Path:
+def write_oof(path: str | Path, table: pd.DataFrame, pred_probs: ArrayLike, *, id_column: str = "image_id") -> Path:
     """Write a model's out-of-fold probabilities for `ensemble`, `clean`, `compare` and `finals`.
 
     Args:
@@ -184,6 +185,8 @@ def write_oof(path: str | Path, table: pd.DataFrame, pred_probs: np.ndarray, *, 
         ['image_id,p0,p1,fold', 'a.jpg,0.9,0.1,0', 'b.jpg,0.4,0.6,1']
     """
     path = Path(path)
+    if path.suffix != ".csv":
+        raise UserError(f"expected a file name that ends in .csv, got {path}")
     if missing := [column for column in (id_column, "fold") if column not in table]:
         raise UserError(
             f"the table must have the columns {id_column} and fold, got {', '.join(map(str, table.columns))}"

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.compare import compare, correct, holm, images_needed, mcnemar, paired_interval, swap_test
 
 
@@ -127,5 +128,35 @@ def test_the_images_needed_do_prove_it_four_times_in_five():
 
 
 def test_rows_must_be_the_same():
-    with pytest.raises(ValueError, match="got 3, 3 and 2; join them by image_id"):
+    with pytest.raises(UserError, match=r"B \(N, K\) of the same rows, got shapes \(3,\) and \(2, 2\); join them by"):
         compare(np.zeros(3), np.zeros(3), np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("labels", "a", "b", "more", "message"),
+    [
+        (["x", "y"], ["x", "y"], ["x", "x"], {}, "classes of A must be whole numbers in 0..1, got 'x' in row 0"),
+        (
+            ["x", "y"],
+            [[0.5, 0.5]] * 2,
+            [0, 1],
+            {},
+            "labels must be whole numbers in 0..1, got 'x' in row 0; number the",
+        ),
+        ([0, 1], "ab", "cd", {}, "A must be numbers"),
+        ([0, 1], [0, 1], [0, 1], {"metric": "log_loss"}, "log_loss needs probabilities"),
+        ([0, 1], [0, 1], [0, 1], {"metric": "auc"}, "metric must be one of"),
+        ([0, 1], [[0.5, 0.5]] * 2, [[0.2, 0.3, 0.5]] * 2, {}, "must have the same classes, got 2 and 3"),
+        ([0, 1], [[0.5, 0.5]] * 2, [[5, 0.5]] * 2, {}, "row 0 of B must sum to 1"),
+        ([], [], [], {}, "expected labels"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(labels, a, b, more, message):
+    with pytest.raises(UserError, match=message):
+        compare(labels, a, b, **more)
+
+
+def test_lists_floats_and_classes_are_taken():
+    labels, a, b = predictions(10, 40, 900, 50)
+    same = compare(labels.tolist(), a.astype(float).tolist(), np.eye(2)[b].tolist())
+    assert same == compare(labels, a, b)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from cassava_kit.competition import current
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import (
+    HARD_CAP,
     Caps,
     class_table,
     estimate_noise_matrix,
@@ -113,12 +114,12 @@ def clean_labels(
 
 
 def find_label_errors(
-    labels: np.ndarray,
-    pred_probs: np.ndarray,
+    labels: ArrayLike,
+    pred_probs: ArrayLike,
     *,
-    image_ids: Sequence[str] | None = None,
+    image_ids: ArrayLike | None = None,
     max_share: float = 0.03,
-    embedding: np.ndarray | None = None,
+    embedding: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Find labels that are probably wrong, by cleanlab on out-of-fold probabilities.
 
@@ -144,6 +145,8 @@ def find_label_errors(
         >>> errors[errors["flagged"]][["image_id", "label", "suggested_label"]].to_numpy().tolist()
         [['3', 0, 1]]
     """
+    if not 0 <= max_share <= HARD_CAP:
+        raise UserError(f"max_share must be a share in 0..{HARD_CAP}, got {max_share}")
     errors = detect_errors(labels, pred_probs)
     names = np.arange(len(errors.labels)) if image_ids is None else np.asarray(image_ids)
     names = names.astype(str)

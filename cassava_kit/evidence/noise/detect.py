@@ -6,8 +6,9 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from cassava_kit.errors import UserError
+from cassava_kit.evidence.metrics import check_scored
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class LabelErrors:
         )
 
 
-def detect_errors(labels: np.ndarray, pred_probs: np.ndarray) -> LabelErrors:
+def detect_errors(labels: ArrayLike, pred_probs: ArrayLike) -> LabelErrors:
     """Find labels that are probably wrong, with cleanlab's confident learning (Northcutt et al. 2021).
 
     `find_label_issues` says which rows, `get_label_quality_scores(method="normalized_margin")` in which order, both on
@@ -65,38 +66,29 @@ def detect_errors(labels: np.ndarray, pred_probs: np.ndarray) -> LabelErrors:
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    labels, mean = check_noise_inputs(labels, pred_probs)
+    given, mean = _mean_of_members(labels, pred_probs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "May not flag all label issues")  # said of a class that has no row
-        flags = np.asarray(find_label_issues(labels, mean, n_jobs=1), bool)
-    quality = np.asarray(get_label_quality_scores(labels, mean, method="normalized_margin"), float).clip(0, 1)
+        flags = np.asarray(find_label_issues(given, mean, n_jobs=1), bool)
+    quality = np.asarray(get_label_quality_scores(given, mean, method="normalized_margin"), float).clip(0, 1)
     predicted = mean.argmax(axis=1)
-    never = np.setdiff1d(labels, predicted)
-    unknown = np.isin(labels, never)
+    never = np.setdiff1d(given, predicted)
+    unknown = np.isin(given, never)
     kept = flags & ~unknown
     return LabelErrors(
-        labels=labels,
+        labels=given,
         quality=quality,
         flags=kept,
-        suggested=np.where(kept, predicted, labels),
+        suggested=np.where(kept, predicted, given),
         pred_probs=mean,
         never_predicted=tuple(never.tolist()),
         held_back=int((flags & unknown).sum()),
     )
 
 
-def check_noise_inputs(labels: np.ndarray, pred_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mean_of_members(labels: ArrayLike, pred_probs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return labels (N,) and the members' mean (N, K), rows of sum 1; UserError where they do not fit together."""
-    labels, given = np.asarray(labels), np.asarray(pred_probs, dtype=float)
-    members = given[None] if given.ndim == 2 else given
-    if members.ndim != 3 or labels.shape != members.shape[1:2] or not len(labels):
-        raise UserError(
-            f"expected labels (N,) and probabilities (N, K) or (M, N, K), got {labels.shape} and {given.shape}"
-        )
-    k = members.shape[2]
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= k:
-        raise UserError(f"labels must be whole numbers in 0..{k - 1}; join them to the right classes")
-    if not np.isfinite(members).all() or members.min() < 0 or np.abs(members.sum(axis=2) - 1).max() > 1e-3:
-        raise UserError("probabilities must be at least 0 and sum to 1 in each row; apply softmax first")
-    mean = members.mean(axis=0)
-    return labels, mean / mean.sum(axis=1, keepdims=True)
+    members = pred_probs if np.ndim(pred_probs) == 3 else [pred_probs]
+    checked = [check_scored(labels, member) for member in members]
+    mean = np.mean([p for _, p in checked], axis=0)
+    return checked[0][0], mean / mean.sum(axis=1, keepdims=True)

@@ -77,10 +77,12 @@ def test_one_member_may_come_alone_as_lists():
 @pytest.mark.parametrize(
     ("labels", "probs", "message"),
     [
-        ([0, 1], [[0.5, 0.5]], r"expected labels \(N,\) and probabilities .*got \(2,\) and \(1, 2\)"),
+        ([0, 1], [[0.5, 0.5]], r"expected labels \(N,\) and probabilities .*got shapes \(2,\) and \(1, 2\)"),
         ([], np.zeros((0, 2)), "expected labels"),
         ([0, 2], [[0.5, 0.5], [0.5, 0.5]], r"whole numbers in 0\.\.1"),
-        ([0.0, 1.0], [[0.5, 0.5], [0.5, 0.5]], r"whole numbers in 0\.\.1"),
+        ([0.5, 1.0], [[0.5, 0.5], [0.5, 0.5]], r"whole numbers in 0\.\.1, got 0\.5 in row 0"),
+        (["a", "b"], [[0.5, 0.5], [0.5, 0.5]], r"whole numbers in 0\.\.1, got 'a' in row 0; number the classes"),
+        ([0, 1], "text", "must be numbers, one row"),
         ([0, 1], [[0.5, 0.5], [2.5, -0.5]], "sum to 1"),
         ([0, 1], [[0.5, 0.5], [np.nan, 1.0]], "sum to 1"),
     ],
