@@ -1,4 +1,4 @@
-"""Verbs on predictions and labels: predict, ensemble, compare, clean, review, ablate."""
+"""Verbs on predictions and labels: predict, ensemble, compare, clean, review, ablate (`<verb>_command`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ensemble_command(
     folds: FoldFile,
     out: Annotated[Path, typer.Option(help="Weights file to write.")] = Path("runs/ensemble-weights.json"),
 ) -> None:
-    """Weigh members by their out-of-fold predictions; the plain mean stays unless another is proved better."""
+    """Find ensemble weights by out-of-fold predictions; equal weights unless others are proved better."""
     from cassava_kit.evidence.blend import weigh_files
 
     print(weigh_files(oof, folds, out))
@@ -48,7 +48,7 @@ def compare_command(
     b: Annotated[Path, typer.Argument(help="The one that may be better.")],
     folds: FoldFile,
 ) -> None:
-    """Compare two members on the same rows: paired bootstrap interval, a paired test, and whether it is proved."""
+    """Compare two members on the same rows: paired bootstrap interval, paired test, verdict."""
     from cassava_kit.evidence.compare import compare_files
 
     print(compare_files(a, b, folds))
@@ -73,7 +73,7 @@ def clean_command(
     data: Annotated[Path | None, typer.Option(help="Competition folder, for --backbone.")] = None,
     decisions: Annotated[
         list[Path] | None,
-        typer.Option(help="Decisions exported from the review page; repeat for each look, a later one decides again."),
+        typer.Option(help="Decisions exported from the review page; may be repeated, later files override."),
     ] = None,
 ) -> None:
     """Find wrong labels by out-of-fold predictions; validation keeps every row and its given label."""
@@ -81,7 +81,7 @@ def clean_command(
     from cassava_kit.evidence.noise.decisions import Caps
 
     if (backbone is None) != (data is None):
-        raise UserError("--backbone CHECKPOINT and --data DIR go together: the one looks at the images of the other")
+        raise UserError("--backbone CHECKPOINT and --data DIR go together: the checkpoint's features of the images")
     looked = (backbone, data) if backbone is not None and data is not None else None
     caps = Caps(cap, class_cap)
     print(clean_files(oof, folds, out, caps=caps, embedding=embedding, backbone=looked, decisions=decisions or []))
@@ -100,7 +100,7 @@ def review_command(
     backbone: Backbone = None,
     limit: Annotated[int, typer.Option(min=1, help="Photographs on the page, the most suspicious ones.")] = 2000,
 ) -> None:
-    """Make one page for the eyes: suspicious pictures, their labels and votes, keep/drop/relabel by keyboard."""
+    """Write a page to review suspicious images: labels and votes, keep, drop or relabel by keyboard."""
     from cassava_kit.report.review import ReviewFiles, review_files
 
     files = ReviewFiles(tuple(oof or []), folds, embedding, backbone)

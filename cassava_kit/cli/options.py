@@ -1,4 +1,4 @@
-"""Options that several verbs take."""
+"""Options that several verbs take, e.g. `Data` and `FoldFile`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CleanAction = Annotated[
     str | None,
     typer.Option(
         metavar="drop|flip|weight|soften",
-        help="Drop (the default), flip or weight the rows the report would not keep, or soften every doubtful label.",
+        help="What happens to rows that the report does not keep; default: drop. soften changes every doubtful label.",
     ),
 ]
 Weights = Annotated[

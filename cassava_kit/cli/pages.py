@@ -1,4 +1,4 @@
-"""Verbs that write a page to look at: eda, report."""
+"""Verbs that write a page: `eda_command`, `report_command`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def eda_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="Page to write; its PNGs go beside it.")] = Path("eda.html"),
 ) -> None:
-    """Make one page on the training images: classes, pictures, statistics, copies, files that are missing or broken."""
+    """Write a page on the training images: classes, samples, statistics, copies, missing and broken files."""
     from cassava_kit.report.eda_page import write_eda
 
     print(write_eda(data, out))
@@ -28,7 +28,7 @@ def report_command(
     data: Annotated[Path | None, typer.Option(help="Competition folder: worst mistakes are shown as pictures.")] = None,
     out: Annotated[Path, typer.Option(help="Page to write; its PNGs go beside it.")] = Path("report.html"),
 ) -> None:
-    """Make one page on runs: curves, findings, confusion, recall, calibration, mistakes, and what is proved better."""
+    """Write a page on runs: curves, findings, confusion, recall, calibration, mistakes, comparisons."""
     from cassava_kit.report.runs_page import write_report
 
     print(write_report(runs, out, folds=folds, data=data))

@@ -1,4 +1,4 @@
-"""Verbs of self-supervised pretraining: pretrain, ssl-report."""
+"""Verbs of self-supervised pretraining: `pretrain_command` and `ssl_report_command`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pretrain_command(
 
 
 def ssl_report_command(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe that every start is finetuned by.")],
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe that finetunes every backbone.")],
     data: Data,
     folds: FoldFile,
     weights: Annotated[
@@ -46,7 +46,7 @@ def ssl_report_command(
     settings: SettingChanges = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace finetuned runs that differ.")] = False,
 ) -> None:
-    """Say whether pretraining helped: probes and finetuning from each start, same folds, labels and budget."""
+    """Measure whether pretraining helped: probes and finetuning of each backbone, same folds, labels and budget."""
     from cassava_kit.training.recipes import recipe
 
     named = [named_file(text, "--weights takes NAME=FILE") for text in weights]
@@ -68,7 +68,7 @@ def ssl_report_command(
 
 
 def _parts(text: str) -> list[float]:
-    """The shares between commas."""
+    """Return the numbers between commas."""
     try:
         return [float(share) for share in text.split(",")]
     except ValueError:

@@ -45,7 +45,7 @@ def init_command(
     ),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Take the kit to another competition: gather its facts, check them, and write competition.json."""
+    """Set the kit up for another competition: collect its facts, check them, write competition.json."""
     from cassava_kit.data.new_competition import init_competition, split_names
 
     plain = {
@@ -81,7 +81,7 @@ def weights_command(
         str | None, typer.Option(help="Your name on Kaggle: also describe the folder as a dataset of yours.")
     ] = None,
 ) -> None:
-    """Download the ImageNet weights that recipes start from, for --weights and for the notebooks, which are offline."""
+    """Download recipes' ImageNet weights, for --weights and for the offline notebooks."""
     from cassava_kit.training.hub import fetch_weights
 
     for line in fetch_weights(names, out, owner=owner):
@@ -109,5 +109,5 @@ def kernels_command(
 
 
 def _ask(question: str, usual: str) -> str:
-    """One question at the terminal."""
+    """Ask one question at the terminal."""
     return str(typer.prompt(question, default=usual or None))

@@ -1,4 +1,4 @@
-"""The verb submission: the run that the notebook does, at home."""
+"""The verb submission, the notebook's run at home: `submission_command`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def submission_command(
     pixel_memory: Annotated[float | None, typer.Option(help="Gigabytes of pixels to keep in memory.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
 ) -> None:
-    """Label every image with an ensemble: each decoded once, inside the time limit, a valid file from the start."""
+    """Predict every image with an ensemble within a time limit; a valid submission exists from the start."""
     from cassava_kit.inference.options import RunOptions
     from cassava_kit.inference.run import run_and_check
 

@@ -1,4 +1,4 @@
-"""Verbs of supervised training: recipes, train."""
+"""Verbs of supervised training: `recipes_command` and `train_command`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def recipes_command(
 
 
 def _configuration(name: str) -> str:
-    """A recipe's settings as JSON."""
+    """Return a recipe's settings as JSON."""
     import json
     from dataclasses import asdict
 
@@ -62,14 +62,14 @@ def _configuration(name: str) -> str:
 
 
 def _hours(name: str, images: int, n_splits: int) -> float:
-    """Hours of two T4s that a recipe takes: of training for all folds, of pretraining once."""
+    """Return the hours of two T4s that a recipe takes: for training all folds, for pretraining once."""
     from cassava_kit.training.baseline import LogReg
     from cassava_kit.training.cost import train_hours
     from cassava_kit.training.ssl.config import PretrainConfig
     from cassava_kit.training.ssl.cost import pretrain_hours
 
     if name == LogReg.recipe:
-        raise UserError(f"{name} needs no GPU: --hours knows the other recipes")
+        raise UserError(f"{name} needs no GPU; --hours estimates the other recipes")
     config = _recipe(name)
     if isinstance(config, PretrainConfig):
         return pretrain_hours(config, images)
@@ -130,7 +130,7 @@ def train_command(
 
     if name == "logreg":
         spread = devices > 1 or num_nodes > 1 or strategy != "auto"
-        given = (settings, weights, partial_weights, run_name, keep)
+        given: tuple[object, ...] = (settings, weights, partial_weights, run_name, keep)
         given += (limit, clean, clean_action, cache, workers, tensorboard, spread)
         if any(given):
             raise UserError(

@@ -11,7 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cassava_kit.cli.app import run_app
 from cassava_kit.cli.dry_run import parse_weights, recipe_for
+from cassava_kit.cli.submit import submit_app
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.folds import read_folds
 from cassava_kit.evidence.oof import check_oof
@@ -40,14 +42,14 @@ def test_weights_are_given_by_recipe_or_timm_name(tmp_path):
         parse_weights(["mobilenetv2_100=nowhere.pth"])
 
 
-def test_what_cannot_be_packed_is_known_before_the_training(tiny_dir, tmp_path):
-    arguments = ["ensemble", "--data", tiny_dir, "--out", tmp_path, "--recipe", "small_resnet"]
-    wrong = submit(*arguments, "--owner", "me@x")
-    assert wrong.returncode == 2 and "id must be owner/slug" in wrong.stderr, wrong.stderr
+def test_what_cannot_be_packed_is_known_before_the_training(tiny_dir, tmp_path, capsys):
+    arguments = ["ensemble", "--data", str(tiny_dir), "--out", str(tmp_path), "--recipe", "small_resnet"]
+    assert run_app(submit_app, [*arguments, "--owner", "me@x"]) == 2
+    assert "id must be owner/slug" in capsys.readouterr().err
     (tmp_path / "bundle" / "kit").mkdir(parents=True)
     (tmp_path / "bundle" / "kit" / "thesis.txt").write_text("years of work")
-    foreign = submit(*arguments)
-    assert foreign.returncode == 2 and "holds something else than a bundle" in foreign.stderr, foreign.stderr
+    assert run_app(submit_app, arguments) == 2
+    assert "is not part of a bundle" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "folds.csv").exists()
 
 
@@ -116,5 +118,7 @@ def test_a_changed_label_is_trained_again(tiny_dir, tmp_path):
     table = pd.read_csv(data / "train.csv")
     table.loc[0, "label"] = (table.loc[0, "label"] + 1) % 5
     table.to_csv(data / "train.csv", index=False)
-    again = submit(*arguments)
+    refused = submit(*arguments)
+    assert refused.returncode == 2 and "--replace" in refused.stderr
+    again = submit(*arguments, "--replace")
     assert again.returncode == 0 and "(reused)" not in again.stderr
