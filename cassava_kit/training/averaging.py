@@ -27,8 +27,8 @@ def make_swa(model: nn.Module, config: RunConfig) -> torch.optim.swa_utils.Avera
 
 
 @torch.no_grad()
-def renew_statistics(model: nn.Module, batches: Iterable[Any], pictures: Callable[[Any], Tensor]) -> None:
-    """Compute BatchNorm's running statistics anew for averaged weights, as plain means over all batches.
+def renew_statistics(model: nn.Module, batches: Iterable[Any], prepare: Callable[[Any], Tensor]) -> None:
+    """Compute BatchNorm's running statistics for averaged weights, as plain means over all batches.
 
     A frozen norm keeps its own, with which its layers were trained.
     """
@@ -44,7 +44,7 @@ def renew_statistics(model: nn.Module, batches: Iterable[Any], pictures: Callabl
     if norms:
         device = next(model.parameters()).device
         for batch in batches:
-            model(pictures(batch[0].to(device)))
+            model(prepare(batch[0].to(device)))
     model.train(was_training)
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum

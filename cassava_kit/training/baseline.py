@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cassava_kit.competition import Competition, current
-from cassava_kit.data.folds import TEST, Folds
+from cassava_kit.data.folds import TEST
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes, resize
-from cassava_kit.data.table import TrainTable
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import Score, accuracy, score, score_record
 from cassava_kit.evidence.oof import fold_predictions, join_folds
@@ -37,21 +35,6 @@ class LogReg:
     image_size: int = 32
     c: float = 1e-3
     max_iter: int = 300
-
-
-def train_logreg(
-    table: TrainTable,
-    split: Folds,
-    out: Path,
-    *,
-    folds: Sequence[int] | None = None,
-    competition: Competition | None = None,
-    replace: bool = False,
-) -> Score:
-    """Train the baseline on a competition's table (see `train_baseline`)."""
-    from cassava_kit.training.rows import TrainData
-
-    return train_baseline(TrainData(table, split, competition or current()), out, folds=folds, replace=replace)
 
 
 def train_baseline(

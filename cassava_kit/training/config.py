@@ -12,7 +12,7 @@ NAMES = ("recipe", "about", "name")  # fields that name a run and change nothing
 
 
 class RunConfig(Settings):
-    """All that decides what a run learns; every field has its sentence, and a bad value dies here."""
+    """Settings of a supervised run, checked as they are made."""
 
     recipe: str = Field(description="Name of the recipe.", pattern=r"^[A-Za-z0-9_.-]+$")
     about: str = Field("", description="One line on what the recipe is.")
@@ -42,7 +42,7 @@ class RunConfig(Settings):
     unfreeze_every: int = Field(
         0,
         ge=0,
-        description="The head learns alone; one more stage is freed every so many epochs. 0: all at once.",
+        description="The head is trained alone; one more stage is unfrozen every so many epochs. 0: all at once.",
     )
     weight_decay: float = Field(1e-2, ge=0, description="Weight decay; biases and norms have none.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
@@ -60,7 +60,7 @@ class RunConfig(Settings):
     )
 
     loss: str = Field("ce", description="Loss: ce, bitempered, taylor, symmetric or focal (`losses.LOSSES`).")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the target spread over all classes.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of the target that is spread over all classes.")
     loss_args: dict[str, float] = Field({}, description="Parameters of the loss, e.g. t1 and t2 of bitempered.")
     mixup: float = Field(0.0, ge=0, description="Beta parameter of mixup; 0 is off.")
     cutmix: float = Field(0.0, ge=0, description="Beta parameter of cutmix; 0 is off.")
@@ -95,7 +95,7 @@ class RunConfig(Settings):
         if self.plain_epochs and not (self.mixup or self.cutmix):
             raise ValueError("plain_epochs needs mixup or cutmix; there is nothing to switch off")
         if self.batch_size % 2 and (self.mixup or self.cutmix):
-            raise ValueError(f"mixup and cutmix take pictures two by two: make batch_size even, not {self.batch_size}")
+            raise ValueError(f"mixup and cutmix take images in pairs: make batch_size even, not {self.batch_size}")
         for name, plain in (("backbone_lr_scale", 1), ("layer_decay", 1), ("unfreeze_every", 0)):
             if getattr(self, name) != plain and self.freeze_backbone:
                 raise ValueError(f"{name} has no effect on a frozen backbone; drop one of the two")
@@ -105,7 +105,7 @@ class RunConfig(Settings):
         if self.ousm >= self.batch_size:
             raise ValueError(f"ousm must be less than batch_size ({self.batch_size}), got {self.ousm}")
         if self.augment_on == "device" and self.train_pixels is None:
-            raise ValueError("augment_on=device needs pictures of one size: set e.g. train_pixels=[384,512]")
+            raise ValueError("augment_on=device needs images of one size: set e.g. train_pixels=[384,512]")
         return self
 
     def _check_epochs(self) -> None:

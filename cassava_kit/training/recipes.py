@@ -86,7 +86,7 @@ def densenet169() -> RunConfig:
 
 
 def unfreeze() -> RunConfig:
-    """ResNet-50 set free stage by stage from the top, one every second epoch, each at a third of the rate above it."""
+    """ResNet-50 unfrozen stage by stage from the top, one every second epoch, each at a third of the rate above it."""
     return replace(
         resnet50(), recipe="unfreeze", epochs=20, layer_decay=0.3, unfreeze_every=2, schedule="cosine", warmup_epochs=1
     )
@@ -140,7 +140,7 @@ def small_resnet() -> RunConfig:
 
 
 def small_vit() -> RunConfig:
-    """A ViT of 0.3 M parameters on a convolutional stem, without which it learns little from a thousand pictures."""
+    """A ViT of 0.3 M parameters on a convolutional stem, without which it learns little from a thousand images."""
     size = {"img_size": 56, "patch_size": 2, "embed_dim": 96, "depth": 2, "num_heads": 3}
     return replace(
         small_resnet(),
@@ -153,7 +153,7 @@ def small_vit() -> RunConfig:
 
 
 def small_ssl_resnet() -> RunConfig:
-    """The small ResNet from a backbone self-supervised on the training pictures (SimCLR), finetuned."""
+    """The small ResNet from a backbone self-supervised on the training images (SimCLR), finetuned."""
     return replace(small_resnet(), recipe="small_ssl_resnet", epochs=8)
 
 
@@ -195,7 +195,7 @@ RECIPES: tuple[Callable[[], RunConfig], ...] = (
 
 
 def initial_weights(config: RunConfig) -> str | None:
-    """Whose weights a run should start from, in words; None for the small recipes, which start from random ones."""
+    """Return in words which weights a run should start from; None for the small recipes (random ones)."""
     if "ssl" in config.recipe:
         return "a self-supervised backbone (python -m cassava_kit pretrain)"
     if config.recipe.startswith("small_"):
@@ -204,7 +204,7 @@ def initial_weights(config: RunConfig) -> str | None:
 
 
 def recipe_names() -> list[str]:
-    """Names of all recipes, in the order of the list."""
+    """Return the names of all recipes."""
     return [function.__name__ for function in RECIPES]
 
 
@@ -241,7 +241,11 @@ def _slug(text: str) -> str:
 
 
 def recipe(name: str) -> RunConfig:
-    """The configuration of a recipe, or of `timm:NAME`: any timm model with plain settings."""
+    """Return the configuration of a recipe, or of `timm:NAME`: any timm model with plain settings.
+
+    Raises:
+        UserError: There is no such recipe; the message names near ones.
+    """
     if name.startswith(TIMM_PREFIX):
         model = name.removeprefix(TIMM_PREFIX)
         called = f"timm-{model}" if model in recipe_names() else model.replace("/", "_")

@@ -257,11 +257,11 @@ def test_tensorboards_log_has_the_metrics(data, tmp_path):
         ),
         ({"ousm": 2, "ousm_after": 10}, "ousm_after must be less than epochs"),
         ({"unfreeze_every": 12}, "unfreeze_every must be less than epochs"),
-        ({"cutmix": 1.0, "batch_size": 15}, "two by two: make batch_size even, not 15"),
+        ({"cutmix": 1.0, "batch_size": 15}, "in pairs: make batch_size even, not 15"),
         ({"momentum": 0.5}, "momentum is SGD's, and has no effect on adamw"),
         ({"swa_lr_scale": 0.5}, "swa_lr_scale goes with swa_epochs on a cosine schedule"),
         ({"swa_lr_scale": 0.5, "swa_epochs": 2, "schedule": "constant"}, "on a cosine schedule"),
-        ({"augment_on": "device"}, "augment_on=device needs pictures of one size"),
+        ({"augment_on": "device"}, "augment_on=device needs images of one size"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(setting, message):
