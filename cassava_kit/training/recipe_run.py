@@ -78,8 +78,8 @@ def train_recipe(
         for fold in numbers:
             result = fit_fold(config, data, fold, out, options=options)
             how = "reused" if result.reused else f"{result.seconds:.0f} s"
-            right = str(result.score) if data.competition.metric == "accuracy" else format_score(result.score)
-            tell(f"{name} fold {fold}: {right} out of fold ({how})")
+            shown = str(result.score) if data.competition.metric == "accuracy" else format_score(result.score)
+            tell(f"{name} fold {fold}: {shown} out of fold ({how})")
             results.append(result)
     seconds = sum(0.0 if result.reused else result.seconds for result in results)
     if len(numbers) < split.n_splits or not is_main():
