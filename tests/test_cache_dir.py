@@ -58,6 +58,17 @@ def test_a_temporary_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path):
     assert folder.is_dir() and not folder.is_symlink() and not list((tmp_path / "theirs").iterdir())
 
 
+def test_a_temporary_folder_of_another_user_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths.os, "getuid", lambda: os.geteuid() + 1)  # the folder below belongs to somebody else then
+    theirs = tmp_path / f"cassava_kit-{os.geteuid() + 1}"
+    theirs.mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CASSAVA_KIT_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(paths.tempfile, "tempdir", str(tmp_path))
+    assert cache_dir() not in (theirs, tmp_path / "file" / "cache")
+    assert cache_dir().is_dir()
+
+
 def test_folds_are_made_without_a_home(tiny_dir, tmp_path):
     """Near-duplicates are looked for in a folder of images, and the fingerprints have nowhere to be kept."""
     (tmp_path / "file").write_text("")

@@ -35,6 +35,24 @@ def test_nothing_is_seen_before_it_is_whole(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize("write", [write_text, write_json, "atomic_path"])
+def test_who_reads_the_old_file_reads_on(tmp_path, write):
+    """A file that is replaced is a new one: neither a reader nor a kill in between ever sees a part of it."""
+    path = tmp_path / "a.txt"
+    path.write_text("old" * 1000)
+    before = path.stat().st_ino
+    with path.open() as reader:
+        start = reader.read(1)
+        if write == "atomic_path":
+            with atomic_path(path) as temporary:
+                temporary.write_text("new")
+        else:
+            write(path, "new")
+        assert start + reader.read() == "old" * 1000
+    assert path.stat().st_ino != before and "new" in path.read_text()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_json_is_the_same_bytes_for_the_same_value(tmp_path):
     write_json(tmp_path / "a.json", {"b": 1, "a": "ü"})
     write_json(tmp_path / "b.json", {"a": "ü", "b": 1})

@@ -214,3 +214,14 @@ def test_too_small_a_disk_is_said_before_the_work(folder, paths, monkeypatch, de
     with pytest.raises(ValueError, match="does not fit"):
         opened(folder, paths)
     assert decoded == []
+
+
+def test_an_interruption_never_leaves_new_pixels_under_an_old_header(folder, paths, monkeypatch):
+    """Killed between the two files: the old header would give the second image the pixels of the third."""
+    opened(folder, paths[:2])
+    monkeypatch.setattr(cache_module, "write_json", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        opened(folder, [paths[0], paths[2]])
+    monkeypatch.undo()
+    again = opened(folder, paths[:2])
+    assert np.array_equal(again[1], load_image(paths[1], SIZE))
