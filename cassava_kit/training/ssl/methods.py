@@ -51,11 +51,6 @@ def configure(method: str, **settings: Any) -> PretrainConfig:
     return load_method(method).config_class.from_values({"method": method, **settings})
 
 
-def parse_config(values: dict[str, Any]) -> PretrainConfig:
-    """Return the settings that were written as JSON, e.g. in a run's config.json."""
-    return configure(**values)
-
-
 def make_ssl_module(config: PretrainConfig, *, init: Path | None = None) -> SSLModule:
     """Return the method's module on the configuration's backbone, random or from a file of weights."""
     import torch

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from cassava_kit.errors import UserError
 from cassava_kit.settings import replace
-from cassava_kit.training.ssl.methods import SSL_METHODS, configure, load_method, parse_config
+from cassava_kit.training.ssl.methods import SSL_METHODS, configure, load_method
 from cassava_kit.training.ssl.recipes import PRETRAIN_RECIPES, pretrain_recipe
 from cassava_kit.training.ssl.view import ViewConfig
 
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_one_line(method, settings, says):
 def test_recipes_go_through_json_and_back(function):
     config = function()
     assert config.name == function.__name__
-    assert parse_config(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+    assert configure(**json.loads(json.dumps(config.model_dump(mode="json")))) == config
     assert pretrain_recipe(config.name) == config
 
 

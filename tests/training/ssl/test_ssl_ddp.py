@@ -53,7 +53,7 @@ STEP = """
 WORKER = (
     """
     import json, sys, torch, torch.distributed as dist
-    from cassava_kit.training.ssl.methods import make_ssl_module, parse_config
+    from cassava_kit.training.ssl.methods import configure, make_ssl_module
 """
     + STEP
     + """
@@ -68,7 +68,7 @@ WORKER = (
     rank, folder = int(sys.argv[1]), sys.argv[2]
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for method in ("simclr", "moco", "byol", "swav"):
-        config = parse_config(json.load(open(f"{folder}/{method}.json")))
+        config = configure(**json.load(open(f"{folder}/{method}.json")))
         module = make_ssl_module(config)
         module.load_state_dict(torch.load(f"{folder}/{method}-state.pt", weights_only=True))
         module.trainer = type("Trainer", (), {"current_epoch": 0})()
@@ -173,11 +173,11 @@ def test_moco_shuffles_keys_across_processes(tmp_path):
 RUN = """
     import json, sys
     from pathlib import Path
-    from cassava_kit.training.ssl.methods import parse_config
+    from cassava_kit.training.ssl.methods import configure
     from cassava_kit.training.ssl.pretrain import pretrain
 
     folder = Path(sys.argv[1])
-    config = parse_config(json.loads((folder / "config.json").read_text()))
+    config = configure(**json.loads((folder / "config.json").read_text()))
     pretrain(config, sorted((folder / "images").glob("*.png")), folder / "run")
 """
 

@@ -12,7 +12,7 @@ from cassava_kit.models.checkpoint import load_model, read_info
 from cassava_kit.training.ssl.collapse import CollapseError
 from cassava_kit.training.ssl.cost import pretrain_hours
 from cassava_kit.training.ssl.folder import pretrain_folders
-from cassava_kit.training.ssl.methods import SSL_METHODS, configure, load_method, parse_config
+from cassava_kit.training.ssl.methods import SSL_METHODS, configure, load_method
 from cassava_kit.training.ssl.pretrain import pretrain
 from cassava_kit.training.ssl.recipes import pretrain_recipe
 
@@ -82,7 +82,7 @@ def test_a_method_of_one_file_trains_and_is_exported(toy, images, tmp_path, stor
     config = configure("toy", **SMALL, name="mine", variance_weight=2.5, store_size=store_size)
     path = pretrain(config, sorted(images.iterdir()), tmp_path / "run")
     info = read_info(path)
-    assert info.config["method"] == "toy" and parse_config(info.config["pretrain"]) == config
+    assert info.config["method"] == "toy" and configure(**info.config["pretrain"]) == config
     start = load_method("toy")(config, load_model(path)[0])
     assert set(start.backbone.state_dict()) == set(load_model(path)[0].state_dict())
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()

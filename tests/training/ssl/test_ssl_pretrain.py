@@ -161,9 +161,9 @@ def test_a_killed_process_goes_on(images, tmp_path):
     code = f"""
         import sys
         from pathlib import Path
-        from cassava_kit.training.ssl.methods import parse_config
+        from cassava_kit.training.ssl.methods import configure
         from cassava_kit.training.ssl.pretrain import pretrain
-        config = parse_config({json.loads(config.model_dump_json())!r})
+        config = configure(**{json.loads(config.model_dump_json())!r})
         pretrain(config, sorted(Path({str(images[0].parent)!r}).glob("*.png")), Path(sys.argv[1]))
     """
     run = [sys.executable, "-c", textwrap.dedent(code)]
