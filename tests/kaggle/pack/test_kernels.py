@@ -231,9 +231,7 @@ def test_a_kernel_is_rehearsed_at_home_in_both_layouts(
     assert "2 rehearsals of this notebook" in checks[CHECKS[3][0]].detail
     if name == "train-folds":
         oof = next((out / "rehearsal-train-folds-old" / "working").glob("runs/*/fold1/oof.csv"))
-        assert len(oof.read_text().splitlines()) <= 10, (
-            "a few images of every class, one fold of the first that was asked"
-        )
+        assert len(oof.read_text().splitlines()) <= 16, "half of at most six images of every class"
         assert "fold 0" not in (out / "rehearsal-train-folds-old" / "log.txt").read_text()
 
 
