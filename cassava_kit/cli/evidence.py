@@ -55,7 +55,10 @@ def compare_command(
 
 
 Embedding = Annotated[
-    Path | None, typer.Option(help="Vectors of the images: .npz (image_id, embedding), or .csv by image_id.")
+    Path | None,
+    typer.Option(
+        help="Vectors of the images, .npz (image_id, embedding) or .csv by image_id: adds neighbours' labels."
+    ),
 ]
 Backbone = Annotated[
     Path | None, typer.Option(help="Checkpoint whose features are the embedding, e.g. of the verb pretrain.")

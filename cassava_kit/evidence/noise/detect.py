@@ -88,7 +88,7 @@ def detect_errors(labels: ArrayLike, pred_probs: ArrayLike) -> LabelErrors:
 
 def _mean_of_members(labels: ArrayLike, pred_probs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return labels (N,) and the members' mean (N, K), rows of sum 1; UserError where they do not fit together."""
-    members = pred_probs if np.ndim(pred_probs) == 3 else [pred_probs]
+    members = list(np.asarray(pred_probs)) if np.ndim(pred_probs) == 3 else [pred_probs]
     checked = [check_scored(labels, member) for member in members]
     mean = np.mean([p for _, p in checked], axis=0)
     return checked[0][0], mean / mean.sum(axis=1, keepdims=True)
