@@ -45,9 +45,10 @@ from cassava_kit.data.transforms import normalize
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.inference.fuse import fuse_conv_bn
+from cassava_kit.inference.kept_pixels import Budget
 from cassava_kit.inference.machine import cpu_count
 from cassava_kit.inference.options import RunOptions
-from cassava_kit.inference.pixels import Budget, PixelStore
+from cassava_kit.inference.pixels import PixelStore
 from cassava_kit.inference.planner import Plan, choose_rows, order_units
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.inference.report import RunReport
@@ -538,7 +539,7 @@ def of_memory(arguments: argparse.Namespace) -> None:
     """Peak memory of whole runs over 1,000 and 15,000 files, each in a process of its own, with a budget of 64 MB."""
     code = (
         "import resource, sys\n"
-        "from cassava_kit.inference.pixels import Budget\n"
+        "from cassava_kit.inference.kept_pixels import Budget\n"
         "from cassava_kit.inference.report import RunOptions\n"
         "from cassava_kit.inference.run import run_submission\n"
         "options = RunOptions(views='none', device='cpu', batch_size=16, budget=Budget(64 << 20), progress=False)\n"

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.inference.clock import Clock
+from cassava_kit.inference.kept_pixels import Budget
 from cassava_kit.inference.machine import describe_device, package_versions, usable_devices
 from cassava_kit.inference.members import MemberCheckpoint, Members, normalize_weights
 from cassava_kit.inference.options import RunOptions
-from cassava_kit.inference.pixels import Budget, PixelStore
+from cassava_kit.inference.pixels import PixelStore
 from cassava_kit.inference.planner import Plan, choose_rows, cost_key, make_units, order_units
 from cassava_kit.inference.predict import choose_batch_size
 from cassava_kit.inference.report import RunReport, print_line, print_warning, progress_bar

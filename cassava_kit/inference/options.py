@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cassava_kit.errors import UserError
 
 if TYPE_CHECKING:
-    from cassava_kit.inference.pixels import Budget
+    from cassava_kit.inference.kept_pixels import Budget
 
 
 EARLY_STOP = ("certified", "off")

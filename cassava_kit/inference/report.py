@@ -9,6 +9,7 @@ from typing import Any
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
+from cassava_kit.inference.submission_rows import printable
 
 REPORT_FILE = "run.json"
 BAR_AFTER_SECONDS = 2.0
@@ -41,27 +42,27 @@ class RunReport:
         A folder that cannot be written costs a warning: the submission is worth more than its report.
         """
         try:
-            write_json(folder / REPORT_FILE, _printable(asdict(self)))
+            write_json(folder / REPORT_FILE, _all_printable(asdict(self)))
         except OSError as error:
             print_warning(f"{folder / REPORT_FILE} could not be written: {error}")
 
 
 def print_line(text: str) -> None:
     """Print one line to standard output, at once."""
-    print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
+    print(printable(text), flush=True)
 
 
 def print_warning(text: str) -> None:
     """Print one line to standard error, at once."""
-    print(f"WARNING: {text}".encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr, flush=True)
+    print(f"WARNING: {printable(text)}", file=sys.stderr, flush=True)
 
 
-def _printable(value: Any) -> Any:
+def _all_printable(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return printable(value)
     if isinstance(value, dict):
-        return {_printable(key): _printable(item) for key, item in value.items()}
-    return [_printable(item) for item in value] if isinstance(value, list) else value
+        return {_all_printable(key): _all_printable(item) for key, item in value.items()}
+    return [_all_printable(item) for item in value] if isinstance(value, list) else value
 
 
 def progress_bar(total: int, text: str, *, show: bool = True) -> Any:

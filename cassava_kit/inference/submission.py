@@ -5,11 +5,8 @@ A competition takes ids and labels, or ids and one probability a class.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +18,10 @@ from numpy.typing import ArrayLike
 from cassava_kit.competition import Competition, current
 from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path
+from cassava_kit.inference.submission_rows import Form, open_table, printable, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WHOLE_NUMBER = re.compile(r"[0-9]+")
-# Written with eight digits, a row of probabilities sums to 1 within this much for any number of classes.
-SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -43,23 +37,6 @@ class SubmissionSummary:
         counts = "/".join(map(str, self.class_counts))
         what = "probabilities, most probable" if self.probabilities else "labels by"
         return f"{self.name}: {self.n_images} images, every one once, {what} class {counts}"
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a submission looks like: the id column, the columns beside it, and the number of classes (None: unknown).
-
-    One column beside the id holds labels, several hold the classes' probabilities.
-    """
-
-    id_column: str
-    columns: tuple[str, ...]
-    n_classes: int | None = None
-
-    @property
-    def header(self) -> list[str]:
-        """The file's first line."""
-        return [self.id_column, *self.columns]
 
 
 def write_submission(
@@ -92,7 +69,7 @@ def write_submission(
     form = _form(id_column, columns, None)
     ids = _as_ids(image_ids)
     if repeated := sorted({name for name in ids if ids.count(name) > 1} if len(set(ids)) < len(ids) else ()):
-        raise UserError(f"{path}: each image has one row, got {_shown(repeated[0])} more than once")
+        raise UserError(f"{path}: each image has one row, got {printable(repeated[0])} more than once")
     rows = _answer_cells(answers, len(ids), form, str(path))
     lines = [",".join(map(csv_cell, form.header))]
     lines += [",".join([csv_cell(name), *cells]) for name, cells in zip(ids, rows, strict=True)]
@@ -166,7 +143,7 @@ def check_submission(
         cassava_kit.errors.UserError: the submission has no row for 1 of the 3 images in the ids given (first: c); \
 write one row for every image
     """
-    name, table = _open_table(submission, "the submission")
+    name, table = open_table(submission, "the submission")
     form = _form(id_column, columns, n_classes)
     answers = read_rows(table, form, name)
     expected, where = _expected_ids(images, id_column)
@@ -209,12 +186,14 @@ def _check_rows(
     if missing:
         raise UserError(
             f"{name} has no row for {len(missing)} of the {len(expected)} images in {where} "
-            f"(first: {_shown(missing[0])}); write one row for every image"
+            f"(first: {printable(missing[0])}); write one row for every image"
         )
     known = set(expected)
     for row, image_id in enumerate(answers, start=2):
         if image_id not in known:
-            raise UserError(f"{name} row {row} names {_shown(image_id)}, which is not an image in {where}; remove it")
+            raise UserError(
+                f"{name} row {row} names {printable(image_id)}, which is not an image in {where}; remove it"
+            )
     counts = [0] * (form.n_classes or max(answers.values(), default=0) + 1)
     for label in answers.values():
         counts[label] += 1
@@ -228,27 +207,8 @@ def read_answers(path: str | Path, competition: Competition) -> dict[str, int]:
         UserError: a wrong column or cell, or a repeated id.
         FileNotFoundError: there is no file `path`.
     """
-    name, rows = _open_table(path, "the submission")
+    name, rows = open_table(path, "the submission")
     return read_rows(rows, competition_form(competition), name)
-
-
-def read_rows(rows: Iterable[Sequence[str]], form: Form, name: str) -> dict[str, int]:
-    """Return the label, or the most probable class, by id from the lines of a table, the header first."""
-    lines = iter(rows)
-    header = next(lines, None)
-    if header is None or list(header) != form.header:
-        got = "nothing" if header is None else _shown(",".join(header))
-        raise UserError(f"{name} must begin with the columns {','.join(form.header)}, got {got}")
-    read = _most_probable if len(form.columns) > 1 else _label
-    answers: dict[str, int] = {}
-    for number, cells in enumerate(lines, start=2):
-        if len(cells) != len(form.header):
-            raise UserError(f"{name} row {number} must have {len(form.header)} cells, got {len(cells)}")
-        answer = read(cells[1:], form.n_classes, f"{name} row {number} ({_shown(cells[0])})")
-        if cells[0] in answers:
-            raise UserError(f"{name} row {number} names {_shown(cells[0])} again; each image has one row")
-        answers[cells[0]] = answer
-    return answers
 
 
 def _form(id_column: str, columns: Sequence[str], n_classes: int | None) -> Form:
@@ -289,52 +249,14 @@ def _is_label(answer: Any) -> bool:
     return number >= 0 and number.is_integer()
 
 
-def _open_table(source: str | Path | pd.DataFrame, what: str) -> tuple[str, Iterable[Sequence[str]]]:
-    """A table's name and its lines as text, the header first; FileNotFoundError where there is no file."""
-    if isinstance(source, str | Path):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"no submission {source}")
-        text = Path(source).read_bytes().decode("utf-8", "surrogateescape")
-        return str(source), csv.reader(io.StringIO(text, newline=""))
-    if not hasattr(source, "columns"):
-        raise UserError(f"{what} must be a CSV file or a DataFrame, got {type(source).__name__}")
-    cells = [[str(cell) for cell in row] for row in source.astype(object).itertuples(index=False, name=None)]
-    return what, [[str(column) for column in source.columns], *cells]
-
-
 def _expected_ids(images: str | Path | Sequence[str] | pd.DataFrame, id_column: str) -> tuple[list[str], str]:
     """The ids that must have a row, and where they come from."""
     if isinstance(images, str | Path) and not Path(images).is_file():
         return submission_ids(images), str(images)
     if isinstance(images, str | Path) or hasattr(images, "columns"):
-        name, rows = _open_table(images, "the table given")  # type: ignore[arg-type]
+        name, rows = open_table(images, "the table given")  # type: ignore[arg-type]
         header, *lines = [list(row) for row in rows] or [[]]
         if id_column not in header:
             raise UserError(f"{name} must have the column {id_column}, got {','.join(header) or 'nothing'}")
         return [line[header.index(id_column)] for line in lines], name
     return _as_ids(images), "the ids given"
-
-
-def _label(cells: Sequence[str], n_classes: int | None, where: str) -> int:
-    """The one cell as a label."""
-    (label,) = cells
-    if not WHOLE_NUMBER.fullmatch(label) or (n_classes is not None and int(label) >= n_classes):
-        allowed = "of at least 0" if n_classes is None else f"in 0..{n_classes - 1}"
-        raise UserError(f"{where}: the label must be a whole number {allowed}, got {label!r}")
-    return int(label)
-
-
-def _most_probable(cells: Sequence[str], n_classes: int | None, where: str) -> int:
-    """The class with the largest of the probabilities."""
-    try:
-        p = [float(cell) for cell in cells]
-    except ValueError:
-        p = [math.nan]
-    if not all(0 <= each <= 1 for each in p) or abs(sum(p) - 1) > SUM_TOLERANCE:
-        raise UserError(f"{where}: the cells must be {n_classes} probabilities that sum to 1, got {','.join(cells)}")
-    return p.index(max(p))
-
-
-def _shown(name: str) -> str:
-    """A name that can be printed, whatever bytes it holds."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -120,7 +120,7 @@ def test_a_huge_picture_needs_no_huge_memory(images: Path, weights: Path, tmp_pa
 def test_memory_stays_flat_as_images_grow(images: Path, weights: Path, tmp_path: Path) -> None:
     code = (
         "import sys, resource\n"
-        "from cassava_kit.inference.pixels import Budget\n"
+        "from cassava_kit.inference.kept_pixels import Budget\n"
         "from cassava_kit.inference.report import RunOptions\n"
         "from cassava_kit.inference.run import run_submission\n"
         "options = RunOptions(views='none', device='cpu', batch_size=16, budget=Budget(1 << 20), progress=False)\n"

@@ -12,7 +12,8 @@ import torch
 from cassava_kit.data import images as image_files
 from cassava_kit.data.images import load_image
 from cassava_kit.inference import pixels
-from cassava_kit.inference.pixels import Budget, PixelStore
+from cassava_kit.inference.kept_pixels import Budget
+from cassava_kit.inference.pixels import PixelStore
 
 SMALL, LARGE, OTHER = (24, 24), (40, 32), (25, 24)
 ROW = 24 * 24 * 3 + 40 * 32 * 3 + 25 * 24 * 3

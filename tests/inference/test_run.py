@@ -14,8 +14,8 @@ from cassava_kit.inference import ensemble_run
 from cassava_kit.inference import run as run_module
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble, write_ensemble
 from cassava_kit.inference.forward import Forward
+from cassava_kit.inference.kept_pixels import Budget
 from cassava_kit.inference.options import RunOptions
-from cassava_kit.inference.pixels import Budget
 from cassava_kit.models.checkpoint import read_info, save_checkpoint
 from cassava_kit.models.weights import load_tensors
 

@@ -11,7 +11,8 @@ from PIL import Image
 from tiny_runs import FakeClock, read_labels, submit
 
 from cassava_kit.inference import pixels
-from cassava_kit.inference.pixels import Budget, PixelStore
+from cassava_kit.inference.kept_pixels import Budget
+from cassava_kit.inference.pixels import PixelStore
 
 SIZE = (24, 24)
 
