@@ -77,7 +77,7 @@ def test_the_commands_are_listed_without_a_command_and_as_one_of_the_kits(capsys
         (["package", "--weights", "a=b"], "No such option: --weights"),
         (["package", "--from", "nowhere"], "nowhere holds no ensemble.json"),
         (["package", "--member", "nowhere"], "nowhere holds no fold*/best.safetensors"),
-        (["package", "--from", "a", "--member", "b"], "--from names a whole ensemble"),
+        (["package", "--from", "a", "--member", "b"], "--from names the folder of a dry run"),
         (["package", "--folds", "f.csv"], "--folds goes with --member or --ensemble-weights"),
         (["package"], "say what to pack, found none in build/"),
         (["package", "--kernel", "nonsense"], "no kernel 'nonsense'"),

@@ -6,7 +6,9 @@ import re
 import pytest
 
 from cassava_kit.cli.app import run_app
+from cassava_kit.cli.training import _fold_numbers
 from cassava_kit.cli.verbs import app
+from cassava_kit.errors import UserError
 from cassava_kit.training.baseline import LogReg
 from cassava_kit.training.cost import train_hours
 from cassava_kit.training.recipes import recipe
@@ -54,3 +56,10 @@ def test_decisions_of_several_looks_reach_the_verb_clean(tmp_path, monkeypatch):
     arguments = ["clean", "--oof", "a.csv", "--folds", "f.csv"]
     arguments += [part for look in looks for part in ("--decisions", str(look))]
     assert run_app(app, arguments) == 0 and got["decisions"] == looks
+
+
+def test_the_folds_are_those_given_once_each_in_order(tiny_folds):
+    assert _fold_numbers([1, 0, 1], tiny_folds) == [0, 1] and _fold_numbers([1], tiny_folds) == [1]
+    assert _fold_numbers(None, tiny_folds) == [0, 1]
+    with pytest.raises(UserError, match=r"fold must be in 0\.\.1, got 2"):
+        _fold_numbers([2], tiny_folds)
