@@ -151,9 +151,8 @@ def _work(
     """Take batches until there are none; on a GPU the next one is started before the last one's answer is fetched."""
     under_way: tuple[PixelBatch, torch.Tensor] | None = None
     last = clock.used
-    while clock.left > forward.batch_seconds and (batch := batches.take()) is not None:
-        if clock.left <= forward.batch_seconds:  # waiting for the images took the time that the batch needs
-            break
+    # The time is looked at once the images are there: waiting for them may have taken what the batch needs.
+    while (batch := batches.take()) is not None and clock.left > forward.batch_seconds:
         started = forward.start(batch.pixels, view)
         if under_way is not None:
             hand_over(under_way[0], forward.finish(under_way[1], under_way[0].pixels, view))

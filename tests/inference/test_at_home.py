@@ -29,7 +29,7 @@ def test_the_command_writes_the_full_ensembles_labels(images: Path, weights: Pat
     assert report["time_limit"] == 300 and report["views"] == "flips" and report["finished"]
     assert report["early_stop"]["kind"] == "off"
     # From the start of the process: Python and the kit had to be imported before the clock was read.
-    assert 0.05 < report["timings"]["first_file"] < 20
+    assert report["timings"]["first_file"] > 0.05
 
 
 @pytest.mark.parametrize(

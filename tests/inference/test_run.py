@@ -132,6 +132,8 @@ def test_a_checkpoint_that_fails_while_it_is_measured_does_not_make_its_sisters_
     monkeypatch.setattr(Forward, "start", start)
     _, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
     assert list(report.left_out) == ["res-fold0.safetensors"]
+    used = {member["file"] for member in report.members_used}
+    assert used == {"res-fold1.safetensors", "eff-fold0.safetensors", "vit-fold0.safetensors"}
     costs = [unit["seconds_per_image"] for unit in report.plan["units"] if unit["unit"].startswith("res-fold1")]
     assert len(costs) == 4 and min(costs) > 0
 
