@@ -129,7 +129,7 @@ def by_hand(config: RunConfig, steps: list[Step], first: dict[str, torch.Tensor]
         {"label_smoothing": 0.3, "clip_norm": 0.05},
         {"clip_norm": None, "accumulate": 2, "weight_decay": 0.1},
         {"epochs": 3, "mixup": 0.4, "cutmix": 1.0, "plain_epochs": 1, "label_smoothing": 0.1},
-        {"ema": 0.7, "mixup": 0.4},
+        {"ema": 0.999, "mixup": 0.4},
     ],
 )
 def test_a_run_learns_what_a_loop_by_hand_learns(data, tmp_path, record, changes):
@@ -139,7 +139,7 @@ def test_a_run_learns_what_a_loop_by_hand_learns(data, tmp_path, record, changes
     ours = load_file(result.checkpoint)
     for name, value in kept.items():
         way = (last[name] - first[name]).double().norm()  # sums in another order differ in the last digits
-        assert (ours[name].double() - value.double()).norm() <= 0.005 * way + 1e-6, name
+        assert (ours[name].double() - value.double()).norm() <= 0.002 * way + 1e-6, name
     assert (last["fc.weight"] - first["fc.weight"]).norm() > 0.01, "a run that stands still proves nothing"
 
 
