@@ -178,6 +178,13 @@ def _class_names(report: Report, one: ScoredRun) -> list[str]:
     return [names[k] if k < len(names) else f"class {k}" for k in range(one.probabilities.shape[1])]
 
 
+def labels_seen(runs: Sequence[Run]) -> list[str]:
+    """Return, for each run, how labels of the rows that it is scored on came into it, as its files say."""
+    files = [(run.name, file) for run in runs for file in (*run.parts.values(), *([run.whole] if run.whole else []))]
+    notes = [f"{name}: {text}" for name, file in files if file.header for text in file.header.labels_seen]
+    return list(dict.fromkeys(notes))
+
+
 def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> dict[str, Any]:
     """Return the values that the template shows."""
     by_name = {one.name: one for one in report.scored}
@@ -189,6 +196,7 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
         "scored": by_name,
         "head": headline(report),
         "score_rows": score_rows(report),
+        "labels_seen": labels_seen(report.runs),
         "shown_score": {one.name: format_score(one.score) for one in report.scored},
         "stored_rows": stored_rows(report),
         "pair_rows": [_pair_row(pair) for pair in report.pairs],

@@ -397,6 +397,19 @@ def test_a_pair_keeps_the_order_given_and_pairs_without_rows_are_left_out(materi
     assert compare_pairs(parts)[0].difference < 0 < compare_pairs(parts[1::-1])[0].difference
 
 
+def test_the_page_says_how_labels_came_into_a_run(material, tmp_path):
+    root, split = material
+    write_run(tmp_path / "cleaned", split, guesses(split.frame["label"].to_numpy(), 2.0, 3))
+    for path in (tmp_path / "cleaned").glob("fold*/oof.json"):
+        header = json.loads(path.read_text()) | {"labels_seen": ["rows were cleaned"]}
+        path.write_text(json.dumps(header))
+    write_report([tmp_path / "cleaned"], tmp_path / "r.html", folds=root / "folds.csv")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert text.count("Note: cleaned: rows were cleaned.") == 1
+    write_report([root / "runs" / "good"], tmp_path / "g.html", folds=root / "folds.csv")
+    assert "Note:" not in (tmp_path / "g.html").read_text(encoding="utf-8")
+
+
 def test_every_pair_is_corrected_for_all(material):
     """Ten runs that differ by chance from one another: the best of them looks proved alone, and is not."""
     _, split = material
