@@ -26,10 +26,13 @@ def clean_files(
     backbone: tuple[Path, Path] | None = None,
     decisions: Sequence[Path] = (),
 ) -> Cleaning:
-    """`clean` on files: writes the report `out` and beside it a header naming the fold file's hash.
+    """Run `clean_labels` on out-of-fold files; write the report `out` and its header with the fold file's hash.
 
-    Neighbours come from a file `embedding`, or from `backbone`: a checkpoint and the competition folder it looks at.
-    Of several files of `decisions` a later one decides again what an earlier one did.
+    Neighbours come from a file `embedding`, or from `backbone`: a checkpoint and a competition folder. Later files of
+    `decisions` override earlier ones.
+
+    Raises:
+        UserError: A file is damaged or of another split, or `out` is one of the inputs.
     """
     check_report_out(out, folds, [*oof, *decisions, *filter(None, [embedding])])
     check_embedding_source(embedding, backbone and backbone[0])
@@ -48,7 +51,7 @@ def clean_files(
 
 
 def check_report_out(out: Path, folds: Path, inputs: Sequence[Path]) -> None:
-    """UserError where the report, or its header, would be written over one of its own inputs."""
+    """Refuse to write the report, or its header, over one of its inputs."""
     taken = {path.resolve() for given in (folds, *inputs) for path in (given, given.with_suffix(".json"))}
     for path in (out, header_path(out)):
         if path.resolve() in taken:

@@ -127,7 +127,7 @@ def _rows(data: Path | None, labels: Path | None, groups: bool | None) -> tuple[
     if data is None:
         assert labels is not None
         if groups:
-            raise UserError("--groups looks at the images: give --data DIR instead of --labels")
+            raise UserError("--groups needs the images: give --data DIR instead of --labels")
         print("near-duplicates are not looked for without the images; --data DIR keeps them together")
         return read_table(labels), None
     table = read_competition(data)

@@ -126,7 +126,7 @@ def ablate_command(
     settings: SettingChanges = None,
     weights: Weights = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
+        int | None, typer.Option(min=1, help="Train on at most this many images; all are still validated.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes; 0 loads in the main process.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder for decoded pixels, as for train.")] = None,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from cassava_kit.cli.parameters import check_parameters, rehearsal_parameters
 from cassava_kit.errors import UserError
+from cassava_kit.files import cache_dir
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.kaggle.pack.bundle import Bundle, package, package_kernel, read_bundle, read_changes
-from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND, project_root
+from cassava_kit.kaggle.pack.config import INSTALLED_PROJECT, SUBMIT_COMMAND, project_root
 from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Changes, Kernel, kernel_parameters
 from cassava_kit.kaggle.pack.selection import Selection, from_dry_run, from_runs, keep_evidence
 from cassava_kit.kaggle.rehearse.layout import LAYOUTS, Layout, competition_mounts
@@ -94,7 +95,7 @@ def select(
 
 
 def pack(selection: Selection, out: Path, *, owner: str | None = None) -> int:
-    """Pack what was trained into both datasets and the notebook, and say what to do next."""
+    """Pack a selection into both datasets and the notebook, and print the next command."""
     for note in selection.notes:
         print(f"note: {note}")
     bundle = package(out, ensemble=selection.ensemble, checkpoints=selection.checkpoints, root=ROOT, owner=owner)
@@ -127,9 +128,9 @@ def package_checked(kernel: Kernel, out: Path, *, owner: str | None = None, chan
 def rehearse_kernel(
     kernel: Kernel, out: Path, data: Path | None, setting: RehearsalOptions, *, changes: Changes | None = None
 ) -> int:
-    """Pack a kernel without weights and run one tiny epoch of it offline in both mount layouts; 1 if any run failed.
+    """Pack a kernel without weights and run one tiny epoch of it offline in both mount layouts.
 
-    Without `data` the embedded sample is the competition. What each run leaves lies in `out`, in `rehearsal-*`.
+    Outputs are in `out/rehearsal-*`; `data` defaults to the embedded sample. Return 1 if any run failed, else 0.
     """
     from cassava_kit.data.sample.make import own_sample
 
@@ -149,12 +150,12 @@ def rehearse_kernel(
 
 
 def rehearse_bundle(bundle: Path, data: Path | None, setting: RehearsalOptions, *, image: str | None = None) -> int:
-    """Run the bundle's notebook offline in both mount layouts; 1 if any run failed.
+    """Run the bundle's notebook offline in both mount layouts; return 1 if any run failed, else 0.
 
-    First with one test image, then with all, or with `setting.hidden` ones. Without `data` the embedded sample is the
-    competition. `image` is a Python version of Kaggle's image, or `newest`: the notebook runs in an environment with
-    that image's versions, made in `.venv-image` the first time. What each run leaves lies in the bundle's folder, in
-    `rehearsal-*`.
+    Each layout runs with one test image, then with all, or with `setting.hidden` ones; outputs are in the bundle's
+    `rehearsal-*`. `data` defaults to the embedded sample. `image` is a Python version of Kaggle's image, or `newest`:
+    the notebook then runs with that image's library versions, installed in `.venv-image` the first time (in the cache
+    folder where the kit is installed).
     """
     from rich.console import Console
 
@@ -167,7 +168,8 @@ def rehearse_bundle(bundle: Path, data: Path | None, setting: RehearsalOptions, 
     name = "rehearsal"
     if image is not None:
         version = None if image == "newest" else image
-        python = image_environment(ROOT, ROOT / ".venv-image", version=version)
+        folder = cache_dir() / "image" if ROOT == INSTALLED_PROJECT else ROOT / ".venv-image"
+        python = image_environment(ROOT, folder, version=version)
         setting, name = replace(setting, python=str(python)), f"rehearsal-image{python.parents[1].name}"
     many = "all" if setting.hidden is None else str(setting.hidden)
     planned = [
@@ -185,7 +187,7 @@ def rehearse_bundle(bundle: Path, data: Path | None, setting: RehearsalOptions, 
 
 
 def examine(bundle: Path, kernel: Kernel = SUBMISSION_KERNEL) -> int:
-    """Print a line for each known cause of failure; 1 if the bundle has one of them."""
+    """Print a line for each known cause of failure; return 1 if the bundle has one of them, else 0."""
     from cassava_kit.kaggle.doctor import doctor
 
     checks = doctor(ROOT, bundle, kernel=kernel)
@@ -194,7 +196,7 @@ def examine(bundle: Path, kernel: Kernel = SUBMISSION_KERNEL) -> int:
 
 
 def print_calls(bundle: Bundle, *, submit: bool = False) -> int:
-    """Print every call that sending the bundle would make; none is made."""
+    """Print every call that sending the bundle would make, without making any."""
     from cassava_kit.kaggle.send.plan import planned_calls
 
     print(*planned_calls(bundle, submit=submit), sep="\n")
@@ -202,16 +204,16 @@ def print_calls(bundle: Bundle, *, submit: bool = False) -> int:
 
 
 def send(bundle: Bundle, ledger: Path = LEDGER, *, submit: bool = False, again: bool = False, ask: bool = True) -> int:
-    """Push the bundle, and with `submit` submit it and write it into the ledger that `finals` reads.
+    """Push the bundle; with `submit` submit it and record it in the ledger that `finals` reads.
 
-    With `ask` the last submission of the day is made only when the terminal's user agrees.
+    With `ask` the last submission of the day needs the user's consent at the terminal.
     """
     ledger = adopt_old_ledger(ledger)
     confirm = confirmed if ask else lambda question: True
     pushed = push_bundle(bundle, send=submit, again=again, confirm=confirm, output=output_folder(bundle))
     if pushed.submission is not None:
         record_submission(ledger, bundle, pushed.submission)
-        print(f"written into {ledger}; next, with two or more of them: {SUBMIT_COMMAND} finals")
+        print(f"recorded in {ledger}; next, with two or more of them: {SUBMIT_COMMAND} finals")
     return 0
 
 

@@ -106,7 +106,7 @@ def train_command(
         bool, typer.Option("--keep", help="Keep a finished run that another version of the code trained.")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Train on at most so many images; all are still validated.")
+        int | None, typer.Option(min=1, help="Train on at most this many images; all are still validated.")
     ] = None,
     clean: Annotated[Path | None, typer.Option(help="Noise report of the verb clean, for the training rows.")] = None,
     clean_action: CleanAction = None,
