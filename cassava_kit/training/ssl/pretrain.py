@@ -53,9 +53,9 @@ def pretrain(
     images, out_dir = [Path(path) for path in images], Path(out_dir)
     known = check_labels(labels, len(images))
     whole = set(whole_images(images))
-    if len(whole) < len(images):
-        warnings.warn(f"left out {len(images) - len(whole)} of {len(images)} images that are not whole", stacklevel=2)
     kept = np.array([path in whole for path in images])
+    if not kept.all():
+        warnings.warn(f"left out {(~kept).sum()} of {len(images)} images that are not whole", stacklevel=2)
     images, known = [path for path in images if path in whole], None if known is None else known[kept]
     check_batch(config, len(images))
     if not claim_folder(out_dir, describe_run(config, images, init)):

@@ -1,5 +1,6 @@
 """Whole runs in seconds: export, metrics, resume, momentum, freezing, and what is refused before slow work."""
 
+import itertools
 import json
 import os
 import shutil
@@ -377,6 +378,34 @@ def test_broken_images_are_left_out(images, tmp_path):
     with pytest.warns(UserWarning, match="left out 1 of 27"):
         path = pretrain(tiny("simclr", epochs=1), [*images, broken], tmp_path / "run")
     assert read_info(path).config["n_images"] == 26
+
+
+class Views(L.Callback):
+    """Keeps the first view of every batch."""
+
+    def __init__(self):
+        self.first = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.first.append(batch[0].clone())
+
+
+@pytest.mark.parametrize("store_size", [(16, 20), None])
+def test_every_epoch_and_batch_draws_other_views(store_size, images, tmp_path, monkeypatch):
+    """Of one image alone, so that no order can make the difference; the same seed draws the same views."""
+    drawn = []
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        with monkeypatch.context() as patched:
+            views = Views()
+            add_callback(patched, views)
+            config = tiny("simclr", epochs=2, store_size=store_size, seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                pretrain(config, images[:1] * 16, tmp_path / run)
+        assert len(views.first) == 4
+        assert all(not torch.equal(a, b) for a, b in itertools.combinations(views.first, 2))
+        drawn.append(torch.stack(views.first))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 def test_views_from_files_train_too(images, tmp_path):
