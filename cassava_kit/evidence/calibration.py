@@ -56,8 +56,8 @@ def apply_temperatures(pred_probs: np.ndarray, temperatures: np.ndarray) -> np.n
     return scores / scores.sum(axis=1, keepdims=True)
 
 
-def fit_temperatures(labels: np.ndarray, pred_probs: np.ndarray, *, class_wise: bool = True) -> np.ndarray:
-    """Return temperatures (K,) with the least log-loss: one for each class, or one for all (K equal values)."""
+def fit_temperatures(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+    """Return the temperatures (K,), one for each class, with the least log-loss."""
     from scipy.optimize import minimize
 
     n, k = pred_probs.shape
@@ -71,22 +71,18 @@ def fit_temperatures(labels: np.ndarray, pred_probs: np.ndarray, *, class_wise: 
         total = q.sum(axis=1, keepdims=True)
         loss = float((np.log(total[:, 0]) - (scores * onehot).sum(axis=1)).mean())
         slope = -((q / total - onehot) * log_p).sum(axis=0) / n * np.exp(-x)
-        return loss, slope if class_wise else slope.sum(keepdims=True)
+        return loss, slope
 
-    start = np.zeros(k if class_wise else 1)
-    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=[(-4, 4)] * len(start))
-    return np.exp(np.broadcast_to(found.x, k)).copy()
+    found = minimize(loss_and_gradient, np.zeros(k), jac=True, method="L-BFGS-B", bounds=[(-4, 4)] * k)
+    return np.asarray(np.exp(found.x))
 
 
-def calibrate_out_of_fold(
-    labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray, *, class_wise: bool = True
-) -> np.ndarray:
+def calibrate_out_of_fold(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Return probabilities (N, K) after temperature scaling, each fold with temperatures found on the others."""
     scaled = np.empty_like(pred_probs, dtype=float)
     for k in np.unique(fold):
         out = fold == k
-        temperatures = fit_temperatures(labels[~out], pred_probs[~out], class_wise=class_wise)
-        scaled[out] = apply_temperatures(pred_probs[out], temperatures)
+        scaled[out] = apply_temperatures(pred_probs[out], fit_temperatures(labels[~out], pred_probs[~out]))
     return scaled
 
 
