@@ -225,7 +225,7 @@ def _as_ids(image_ids: Sequence[str]) -> list[str]:
 
 def _answer_cells(answers: ArrayLike, n: int, form: Form, name: str) -> list[list[str]]:
     """The cells beside each id; UserError where the answers are not (n,) labels or (n, K) probabilities."""
-    given = list(answers) if isinstance(answers, Iterable) and not isinstance(answers, str) else [answers]
+    given: list[Any] = list(answers) if isinstance(answers, Iterable) and not isinstance(answers, str) else [answers]
     if len(given) != n:
         raise UserError(f"{name}: expected one answer for each of the {n} images, got {len(given)}")
     if len(form.columns) == 1:
