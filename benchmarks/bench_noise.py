@@ -229,8 +229,8 @@ def found_table(title: str, make: Callable[[str, float, int], Planted], seeds: i
             print(f"{kind} {rate:.0%} (the mean's accuracy on true labels {right:.3f})")
             for name in ("mean", "best member"):
                 rows = np.mean([figures(run, best=name == "best member") for run in runs], axis=0)
-                told = ", ".join(f"{what} {value:.3f}" for what, value in zip(FIGURES, rows, strict=True))
-                print(f"  {name:12s} {told}", flush=True)
+                shown = ", ".join(f"{what} {value:.3f}" for what, value in zip(FIGURES, rows, strict=True))
+                print(f"  {name:12s} {shown}", flush=True)
 
 
 FIGURES = ("precision", "recall", "F1", "average precision")

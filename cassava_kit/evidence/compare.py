@@ -95,7 +95,7 @@ class Comparison:
     def missing_images(self) -> str:
         """Return how many images would prove it, in words; empty where it is proved."""
         if self.images_needed is None:
-            return "no number of images would prove a difference"
+            return "there is no difference to prove"
         return "" if self.proved else f"about {self.images_needed:,} images would prove a difference of this size"
 
     def summary(self) -> str:

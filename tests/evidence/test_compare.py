@@ -113,7 +113,7 @@ def test_the_randomisation_test_is_mcnemars_where_answers_are_counted(only_a, on
 def test_equal_predictions_are_said_to_be_equal():
     same = compare(*predictions(0, 0, 80, 20))
     assert same.interval == (0.0, 0.0) and not same.proved and same.images_needed is None
-    assert "No number of images would prove" in str(same)
+    assert "There is no difference to prove." in str(same)
 
 
 def test_the_images_needed_do_prove_it_four_times_in_five():

@@ -93,7 +93,7 @@ def test_no_difference_is_not_proved():
     labels, p = task()
     same = compare(labels, p, p, metric="log_loss")
     assert not same.proved and same.difference == 0 and same.images_needed is None
-    assert "No number of images would prove a difference." in str(same)
+    assert "There is no difference to prove." in str(same)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "log_loss"])
