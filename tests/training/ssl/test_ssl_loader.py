@@ -130,3 +130,13 @@ def test_workers_cut_the_same_views(images):
             made.append([view for batch in loader for view in batch])
     assert all(torch.equal(a, b) for a, b in zip(made[0] + made[1], made[2] + made[3], strict=True))
     assert not torch.equal(made[2][0], made[3][0])
+
+
+def test_the_order_follows_the_runs_seed(images, tmp_path):
+    make_store(images, (8, 10), tmp_path / "pixels.npy")
+    orders = []
+    for seed in (1, 1, 2):
+        config = configure("byol", views=({"size": 8}, {"size": 8}), batch_size=3, store_size=(8, 10), seed=seed)
+        loader = make_loader(StoredPixels(tmp_path / "pixels.npy"), config)
+        orders.append([int(image[0, 0, 0]) for batch in loader for image in batch])
+    assert len(orders[0]) == 6 and orders[0] == orders[1] != orders[2]
