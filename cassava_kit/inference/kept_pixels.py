@@ -36,7 +36,7 @@ class Budget:
 
 
 class KeptPixels:
-    """Room for the pixels of the first rows: an array in memory, then one unnamed file on disk; the rest has none."""
+    """Pixels of the first rows: an array in memory, then one unnamed file on disk; later rows are not kept."""
 
     def __init__(self, n_rows: int, sizes: Sequence[Size], budget: Budget) -> None:
         n_bytes = [height * width * 3 for height, width in sizes]
@@ -49,7 +49,7 @@ class KeptPixels:
         self._file = tempfile.TemporaryFile(dir=budget.folder) if self.n_disk else None  # noqa: SIM115 (closed by close)
 
     def close(self) -> None:
-        """Give the memory and the disk back."""
+        """Free the memory and the disk."""
         for present in self._present.values():
             present[:] = False
         self._memory.clear()
@@ -57,7 +57,7 @@ class KeptPixels:
             self._file.close()
 
     def has_room(self, row: int) -> bool:
-        """Whether there is a place for this row."""
+        """Return whether this row is among those that can be kept."""
         return row < self.n_memory + self.n_disk
 
     def put(self, row: int, made: dict[Size, np.ndarray]) -> None:

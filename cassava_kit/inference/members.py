@@ -140,7 +140,7 @@ def _ensemble_or_reason(folder: Path) -> tuple[Ensemble | None, str | None]:
 
 
 def _members_by_recipe(folder: Path) -> tuple[EnsembleMember, ...]:
-    """One member per recipe from whatever checkpoints the folder holds; unreadable ones keep their file's name."""
+    """Return one member per recipe from all checkpoints in the folder; an unreadable one is named after its file."""
     by_recipe: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:

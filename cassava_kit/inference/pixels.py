@@ -28,7 +28,7 @@ READ_SHARE = 0.05
 LEAST_READ_SECONDS, MOST_READ_SECONDS = 2.0, 60.0
 # JPEGs are decoded at 100 to 150 megapixels a second; a core that is shared does about half of it.
 PIXELS_A_SECOND = 50e6
-# So many readers that did not come back have their places taken by new ones; beyond, the others go on alone.
+# At most this many hanging readers are replaced by new ones (memory); beyond it the remaining ones go on alone.
 MOST_LEFT_BEHIND = 32
 POLL_SECONDS = 0.1
 
@@ -88,7 +88,7 @@ class PixelStore:
         return min(MOST_READ_SECONDS, max(LEAST_READ_SECONDS, READ_SHARE * self.clock.left))
 
     def close(self) -> None:
-        """Stop the threads and give the memory and the disk back; a reader that does not come back is left behind."""
+        """Stop the threads and free memory and disk, without waiting for a reader that hangs."""
         self._discard_jobs()
         for _ in self.readers:
             self.jobs.put(None)
@@ -104,9 +104,9 @@ class PixelStore:
         self._kept = None
 
     def batches(self, rows: np.ndarray, size: Size, batch_size: int) -> Iterator[PixelBatch]:
-        """Batches of the given rows in their order, always `batch_size` high; a few are prepared ahead.
+        """Yield batches of the given rows in their order, always `batch_size` rows high; a few are prepared ahead.
 
-        Ends early when the time is over. Raises what a size that no image can be brought to raises.
+        Ends early when the time is over. Raises the error of a size that no image can be resized to.
         """
         size = (int(size[0]), int(size[1]))
         waiting: deque[_Pending] = deque()
@@ -145,7 +145,7 @@ class PixelStore:
         return True
 
     def _leave_late_readers(self) -> None:
-        """Give up the images that take too long, and let new readers take the places of the late ones."""
+        """Fail the images that take too long, and start new readers in place of the late ones."""
         for reader in list(self.readers):
             with self.lock:
                 job, seconds = reader.job, time.monotonic() - reader.since
@@ -185,7 +185,7 @@ class PixelStore:
             return
         try:
             image = self._read(job.row)
-        except Exception as error:  # whatever one file does to a decoder, the others go on
+        except Exception as error:  # one file must not end the reading of the others
             with self.lock:
                 if not reader.lost:
                     self._fail(job, f"{type(error).__name__}: {error}")
@@ -194,7 +194,7 @@ class PixelStore:
         others = self.sizes if kept is not None and kept.has_room(job.row) else ()
         for size in others:
             if size not in made:
-                # A size that no image can be brought to costs its own members alone: they ask for it by themselves.
+                # A size that cannot be made costs its own members alone, when they ask for it.
                 with contextlib.suppress(Exception):
                     made[size] = resize(image, size)
         with self.lock:
@@ -246,7 +246,7 @@ class _Job(NamedTuple):
 
 
 class _Reader(threading.Thread):
-    """A thread that reads images until it is told to stop; a daemon: one that hangs does not keep the process."""
+    """A thread that reads images until the store stops it; a daemon, so that a hanging read cannot block the exit."""
 
     def __init__(self, store: PixelStore) -> None:
         super().__init__(name="decode", daemon=True)
@@ -266,7 +266,7 @@ class _Reader(threading.Thread):
             error: Exception | None = None
             try:
                 store.fill(job, self)
-            except Exception as raised:  # the size cannot be made: whoever asked for it is told
+            except Exception as raised:  # the size cannot be made: raised where the batch is awaited
                 error = raised
             with store.lock:
                 self.job = None

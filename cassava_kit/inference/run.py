@@ -33,7 +33,7 @@ def run_submission(
 
     The file is valid from the first second (the prior's class) and only gets better; it is replaced atomically. The
     limit, in seconds, counts from `started` (seconds since the epoch; None: the start of this process). Only a missing
-    images folder or a wrong option raises; whatever else goes wrong is said loudly, stands in the report, and leaves
+    images folder or a wrong option raises; any other failure is printed, written to the report, and leaves
     the best file so far.
     """
     clock = Clock(time_limit, process_start() if started is None else started)

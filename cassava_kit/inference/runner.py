@@ -118,12 +118,12 @@ class Runner:
         first = next((e for e in errors.values() if isinstance(e, NotFiniteError)), next(iter(errors.values())))
         if isinstance(first, NotFiniteError) or not done or len(errors) == len(replicas):
             raise first  # nothing says that it is the device and not the checkpoint
-        self.drop(errors)
+        self.drop_devices(errors)
         rest = np.setdiff1d(rows, np.concatenate(seen))
         return done + self.predict(path, view, rest, deliver, seconds_per_image=seconds_per_image)
 
     def check_finite(self, path: Path, rows: np.ndarray, answers: np.ndarray) -> None:
-        """NotFiniteError where a checkpoint answers NaN or infinity (n, K) for rows (n,) whose images could be read."""
+        """Raise NotFiniteError for answers (n, K) of NaN or infinity to rows (n,) whose images could be read."""
         wrong = [row for row in rows[~np.isfinite(answers).all(axis=1)].tolist() if row not in self.store.failed]
         if wrong:
             raise NotFiniteError(
@@ -131,8 +131,8 @@ class Runner:
                 f"{self.store.paths[wrong[0]].name}); train it again, or take another checkpoint"
             )
 
-    def drop(self, errors: Mapping[int, BaseException]) -> None:
-        """Go on without the devices that failed, by their place among the devices."""
+    def drop_devices(self, errors: Mapping[int, BaseException]) -> None:
+        """Drop the devices that failed, given by their index."""
         for i, error in errors.items():
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             print_warning(f"{self.devices[i]} failed and is not used any more: {reason}")

@@ -89,8 +89,8 @@ def csv_cell(text: str) -> str:
 def submission_ids(images_dir: str | Path) -> list[str]:
     """Return what a submission has rows for: the names in the folder with an image's suffix, sorted; no hidden files.
 
-    A name alone decides, whatever is behind it (a folder, a link to nothing, a file that may not be read): the
-    competition counts ids, and one row too few scores nothing at all.
+    The name alone decides, also for a folder, a broken link or an unreadable file: the competition counts ids, and a
+    submission with a missing row is not scored.
 
     Raises:
         FileNotFoundError: there is no folder `images_dir`.
@@ -113,7 +113,7 @@ def check_submission(
     columns: Sequence[str] = ("label",),
     n_classes: int | None = None,
 ) -> SubmissionSummary:
-    """Refuse whatever a competition would score as an error.
+    """Raise an error for anything that a competition would refuse to score.
 
     Every expected id has one row and no other id has any; every label is a whole number 0..K-1, or every row holds
     probabilities that sum to 1.

@@ -36,7 +36,7 @@ class Votes:
         self.totals[rows[finite]] += self.weights[unit] * probabilities[finite]
 
     def mark_unreadable(self, rows: np.ndarray) -> None:
-        """Give images that cannot be read the prior's answer, whatever was counted for them."""
+        """Give images that cannot be read the prior's answer; votes counted for them are dropped."""
         self.unreadable[rows] = True
         self.totals[rows] = 0
 
