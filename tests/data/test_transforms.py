@@ -182,3 +182,14 @@ def test_normalize_equals_torchvision():
         torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-6)
     torch.testing.assert_close(normalize(batch[:, :, ::2, ::3], mean, std), theirs[:, :, ::2, ::3])
     assert torch.equal(batch, before)
+
+
+def test_crops_take_forty_to_a_hundred_percent_of_the_image():
+    """Red grows from left to right, green from top to bottom: their ranges are a crop's shares of both sides."""
+    y, x = np.mgrid[0:192, 0:256]
+    image = np.stack([x, y * 255 // 191, np.zeros_like(x)], axis=2).astype(np.uint8)
+    crop = train_transform("light", (96, 96))
+    spans = np.array([np.ptp(crop(image, seed=seed), axis=(0, 1))[:2] / 255 for seed in range(150)])
+    shares, aspects = spans.prod(axis=1), spans[:, 0] * 256 / (spans[:, 1] * 192)
+    assert 0.36 < shares.min() < 0.5 and shares.max() > 0.9
+    assert 0.7 < aspects.min() < 0.85 and 1.2 < aspects.max() < 1.4
