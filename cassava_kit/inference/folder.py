@@ -16,7 +16,7 @@ from cassava_kit.evidence.metrics import format_score, score
 from cassava_kit.evidence.oof import refuse_in_sample, task_fields
 from cassava_kit.evidence.predictions import Header, Predictions, Source, make_predictions, write_predictions
 from cassava_kit.files import header_path
-from cassava_kit.inference.predict import class_shares, predict_images
+from cassava_kit.inference.predict import predict_images
 from cassava_kit.models.checkpoint import CheckpointInfo, fold_checkpoints, read_info
 
 
@@ -55,8 +55,6 @@ def predict_folder(
     folder, names = Path(folder), _image_names(folder, image_ids)
     per_member, failed = predict_images(files, [folder / name for name in names], views=views, device=device)
     probabilities = np.asarray(per_member, np.float64).mean(axis=0)
-    unreadable = np.isin(names, list(failed))
-    probabilities[unreadable] = np.mean([class_shares(info) for info in infos], axis=0)
     columns = {f"p{k}": probabilities[:, k] for k in range(infos[0].n_classes)}
     table = pd.DataFrame({"image_id": pd.Series(names, dtype=str), **columns})
     table.attrs["unreadable"] = sorted(failed)
