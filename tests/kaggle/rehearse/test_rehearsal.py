@@ -19,9 +19,15 @@ from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import Ensemble
 from cassava_kit.inference.report import read_run
 from cassava_kit.kaggle.pack.bundle import Bundle, package
-from cassava_kit.kaggle.rehearse import image
-from cassava_kit.kaggle.rehearse.isolation import ISOLATIONS, close_sockets, find_isolations, private_environment
-from cassava_kit.kaggle.rehearse.options import RehearsalOptions
+from cassava_kit.kaggle.rehearse import image, rehearsal
+from cassava_kit.kaggle.rehearse.isolation import (
+    ISOLATIONS,
+    Isolation,
+    close_sockets,
+    find_isolations,
+    private_environment,
+)
+from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
 from cassava_kit.kaggle.rehearse.rehearsal import rehearse
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -241,6 +247,26 @@ def test_a_hidden_test_set_of_any_size(bundle: Bundle, competition: Path, tmp_pa
     assert len(rows) == 1501 and "1500 images, every one once" in rehearsal.verdict
     labels = {name: label for name, _, label in (row.rpartition(",") for row in rows[1:])}
     assert labels["000000001.jpg"] == labels["10.jpg"], "the same picture has the same label under its new name"
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_an_input_that_the_notebook_changed_and_a_secret_that_it_printed(
+    bundle: Bundle, competition: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: bool
+) -> None:
+    """Where the input cannot be mounted read-only, a notebook can write to it."""
+    monkeypatch.setenv("MY_PAT", "PLANTED-KEY-OF-ENVIRONMENT")
+
+    def run(asked: NotebookRun, scratch: Path) -> tuple[dict[str, Any], Isolation]:
+        if changes:
+            (competition / "sample_submission.csv").write_text("image_id,label\n10.jpg,4\nmore.jpg,1\n")
+        return {"error": "stopped by PLANTED-KEY-OF-ENVIRONMENT", "log": "PLANTED-KEY-OF-ENVIRONMENT"}, ISOLATIONS[-1]
+
+    monkeypatch.setattr(rehearsal, "run_notebook", run)
+    done = rehearse(bundle, competition, tmp_path / "out")
+    named = f"the notebook changed its input: {competition / 'sample_submission.csv'}"
+    assert (named in done.verdict) == changes and not done.ok
+    written = [path.read_text() for path in (tmp_path / "out").glob("*.*")]
+    assert done.log == "***" and not [text for text in (done.verdict, *written) if "PLANTED" in text]
 
 
 def test_limits_are_named_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
