@@ -130,7 +130,8 @@ def test_a_run_that_diverges_fails_with_the_finding_and_starts_anew(data, tmp_pa
         assert "not finite" in json.loads((folder / "failed.json").read_text())["reason"]
         assert not {"last.ckpt", "best.safetensors", "run.json", "oof.csv"} & {path.name for path in folder.iterdir()}
     monkeypatch.setattr(Classifier, "training_step", step)
-    result = fit_fold(replace(config, lr=1e-3), data, 0, tmp_path, options=SILENT)
+    again = replace(config, lr=1e-3) if epoch else config
+    result = fit_fold(again, data, 0, tmp_path, options=SILENT)
     assert not (folder / "failed.json").exists() and pd.read_csv(folder / "metrics.csv")["epoch"].tolist() == [0, 1, 2]
     assert all(torch.isfinite(value).all() for value in load_tensors(result.checkpoint).values())
 

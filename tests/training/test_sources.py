@@ -49,7 +49,7 @@ def test_a_change_of_what_is_learnt_changes_the_hash(name, pattern, replacement)
 @pytest.mark.parametrize(
     ("name", "pattern", "replacement"),
     [
-        ("Classifier", r'"""Trains on', '"""Learns from'),
+        ("Classifier", r'"""Module that trains on', '"""Learns from'),
         ("smooth_targets", r"(def smooth_targets\()", r"# a comment\n\1"),
         ("training_set", r"labels: pd\.Series", "labels: object"),
         ("log_t", r"(def log_t)", r"def more() -> None: ...\n\n\n\1"),

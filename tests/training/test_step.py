@@ -200,6 +200,25 @@ def test_the_loss_of_each_step_is_its_formula(data, tmp_path, record, changes, f
         assert step.loss == pytest.approx(np.mean([formula(*row) for row in rows]), abs=1e-4)
 
 
+def test_rows_count_by_the_weights_of_their_own_images(data, tmp_path, record):
+    """The mean of weight times loss; OUSM leaves out the largest losses, whatever their weights."""
+    rng = np.random.default_rng(0)
+    report = data.folds.frame[["image_id", "label"]].copy()
+    report["suggested_label"] = (report["label"] + 1) % 5
+    report["label_quality"], report["keep"] = rng.uniform(0.1, 0.9, len(report)).round(3), False
+    report.to_csv(tmp_path / "clean.csv", index=False)
+    config = replace(PLAIN, ousm=2, ousm_after=1)
+    steps, _, _ = record(config, data, tmp_path / "runs", clean=tmp_path / "clean.csv", clean_action="weight")
+    quality = report.set_index("image_id")["label_quality"]
+    weights = quality[data.folds.training(0)["image_id"]].to_numpy()
+    for step in steps:
+        targets = smoothed(torch.eye(5)[step.labels].double(), config.label_smoothing)
+        losses = -(targets * torch.log_softmax(step.logits.double(), dim=1)).sum(dim=1)
+        kept = sorted(range(len(losses)), key=losses.__getitem__)[: len(losses) - (2 if step.epoch >= 1 else 0)]
+        expected = np.mean([weights[step.indices[k]] * losses[k].item() for k in kept])
+        assert step.loss == pytest.approx(expected, abs=1e-5)
+
+
 def test_every_epoch_has_another_order_and_other_augmentation(data, tmp_path, record):
     steps, _, _ = record(replace(PLAIN, epochs=3, augmentation="light", train_pixels=(48, 64)), data, tmp_path)
     epochs = [[step for step in steps if step.epoch == epoch] for epoch in range(3)]
