@@ -12,7 +12,7 @@ import numpy as np
 from results_members import FINETUNED, NETWORKS, PROBE, SEED
 
 from cassava_kit.evidence.compare import LEVEL, POWER_Z, Comparison, compare, correct
-from cassava_kit.report.runs_scores import Scored
+from cassava_kit.report.runs_scores import ScoredRun
 from cassava_kit.training.ssl.methods import SSL_METHODS
 from cassava_kit.training.ssl.probe import balanced_accuracy
 
@@ -53,13 +53,13 @@ class Facts:
     judgement: str = ""
 
 
-def score_rows(labels: np.ndarray, fold: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> dict[str, Scored]:
+def score_rows(labels: np.ndarray, fold: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> dict[str, ScoredRun]:
     """Members by name, scored on the given labels of the same rows (N,), each (N, K)."""
     every = np.arange(len(labels))
-    return {name: Scored(name, every, labels, fold, p) for name, p in probabilities.items()}
+    return {name: ScoredRun(name, every, labels, fold, p) for name, p in probabilities.items()}
 
 
-def table(scored: Mapping[str, Scored], abouts: Mapping[str, str], seconds: Mapping[str, float]) -> str:
+def table(scored: Mapping[str, ScoredRun], abouts: Mapping[str, str], seconds: Mapping[str, float]) -> str:
     """A line a member: accuracy ± standard error, balanced accuracy, log-loss, calibration error, minutes."""
     lines = [
         "| member | what it is | accuracy ± s.e. | balanced | log-loss | ECE | minutes |",
@@ -75,14 +75,14 @@ def table(scored: Mapping[str, Scored], abouts: Mapping[str, str], seconds: Mapp
     return "\n".join(lines)
 
 
-def best_member(scored: Mapping[str, Scored]) -> str:
+def best_member(scored: Mapping[str, ScoredRun]) -> str:
     """The most accurate of the ensemble's members on these rows, which flatters it; none: empty."""
     present = [name for name in NETWORKS if name in scored]
     return max(present, key=lambda name: scored[name].score.accuracy, default="")
 
 
 def comparisons(
-    scored: Mapping[str, Scored], questions: Sequence[tuple[str, str, str]] = QUESTIONS
+    scored: Mapping[str, ScoredRun], questions: Sequence[tuple[str, str, str]] = QUESTIONS
 ) -> list[tuple[str, Comparison]]:
     """Each question whose two sides were made, and its paired comparison (b against a)."""
     found, best = [], best_member(scored)
@@ -138,7 +138,7 @@ def honesty(found: Sequence[tuple[str, Comparison]], n: int) -> str:
     )
 
 
-def page(scored: Mapping[str, Scored], facts: Facts, best: str = "") -> str:
+def page(scored: Mapping[str, ScoredRun], facts: Facts, best: str = "") -> str:
     """The whole of RESULTS.md; no figure in it is written by hand."""
     first = next(iter(scored.values()))
     n, counts = len(first.labels), np.bincount(first.labels)
