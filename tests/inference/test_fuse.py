@@ -100,6 +100,18 @@ def test_a_pair_that_must_not_be_folded_does_not_cost_the_others() -> None:
         assert torch.allclose(model(x), before, atol=1e-5)
 
 
+def test_a_convolution_that_standardises_its_weight_does_not_cost_the_others() -> None:
+    from timm.layers import StdConv2d
+
+    layers = (StdConv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model = shaken(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        before = model(x)
+        assert fuse_conv_bn(model, (16, 16)) == 1 and isinstance(model[1], nn.BatchNorm2d)
+        assert torch.allclose(model(x), before, atol=1e-5)
+
+
 def test_a_wrong_fusion_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuse, "_fold", lambda conv, norm: None)
     model = shaken(timm.create_model("test_resnet", num_classes=5))
