@@ -239,7 +239,7 @@ def test_the_cache_spares_unchanged_files_alone(folder, monkeypatch):
     assert seen == ["5.jpg", "6.jpg"]
 
 
-def test_another_folders_file_of_the_same_name_size_and_time_is_another_image(tmp_path):
+def test_another_folders_file_of_the_same_name_size_and_time_is_another_image(tmp_path, monkeypatch):
     """As in two data sets whose archives set every file's time to 1980."""
     kept = tmp_path / "prints.npz"
     for seed, name in enumerate("ab"):
@@ -249,6 +249,8 @@ def test_another_folders_file_of_the_same_name_size_and_time_is_another_image(tm
             os.utime(tmp_path / name / f"{n}.bmp", (1, 1))
     assert find_duplicates(tmp_path / "a", cache=kept, progress=False).tolist() == [0, 1]
     assert find_duplicates(tmp_path / "b", cache=kept, progress=False).tolist() == [0, 0]
+    monkeypatch.setattr(fingerprints, "_fingerprint", lambda path: pytest.fail("fingerprinted again"))
+    assert find_duplicates(tmp_path / "a", cache=kept, progress=False).tolist() == [0, 1]
 
 
 def test_an_edit_that_keeps_size_and_time_is_noticed(folder, tmp_path_factory):
