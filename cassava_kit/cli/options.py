@@ -17,7 +17,7 @@ CleanAction = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", help="First weights: .safetensors, or .pth with tensors alone.")
+    Path | None, typer.Option("--weights", help="Initial weights: .safetensors, or .pth with tensors alone.")
 ]
 Views = Annotated[str, typer.Option("--views", metavar="none|flips|d4|d4+zoom", help="Test-time views of each image.")]
 SettingChanges = Annotated[

@@ -132,7 +132,7 @@ def load_model(path: str | Path) -> tuple[Any, CheckpointInfo]:
 
 
 def labels_learnt(weights: Path) -> CheckpointInfo | None:
-    """The header of the kit's own weights where they learnt labels, themselves or by what they started from."""
+    """Return the header of weights of the kit that were trained on labels, or began with such weights; else None."""
     if weights.suffix != ".safetensors":
         return None
     from safetensors import safe_open

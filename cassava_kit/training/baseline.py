@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class LogReg:
     """Settings of the baseline: images of `image_size` squared, pixels standardised, inverse penalty `c`.
 
-    Strongly penalised, because a picture has 3,072 numbers: .01 scores less on 1,200 drawn and on 899 real images.
+    Strongly penalised, because an image has 3,072 numbers: .01 scores less on 1,200 drawn and on 899 real images.
     """
 
     recipe: str = "logreg"

@@ -62,12 +62,12 @@ class Metrics(MetricsFile):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far and the findings already printed."""
-        return {**super().state_dict(), "told": sorted(self.reported)}
+        return {**super().state_dict(), "reported": sorted(self.reported)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore both."""
         super().load_state_dict(state_dict)
-        self.reported = set(state_dict["told"])
+        self.reported = set(state_dict["reported"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row; Lightning has validated by now."""

@@ -66,14 +66,14 @@ def refuse_seen_labels(weights: Path, data: TrainData, folds: Sequence[int]) -> 
         return
     row = data.folds.validation(seen[0])["image_id"].iloc[0]
     if info.fold is not None and same_split:
-        what, remedy = f"it learnt the labels of all folds but {info.fold}", f", --fold {info.fold} alone"
+        what, remedy = f"it was trained on the labels of all folds but {info.fold}", f", --fold {info.fold} alone"
     elif info.fold is None:
-        what, remedy = "it learnt the labels of all rows", ""
+        what, remedy = "it was trained on the labels of all rows", ""
     else:
-        what, remedy = "it learnt labels of another split, and may know this one", ""
+        what, remedy = "it was trained on labels of another split, this one perhaps among them", ""
     raise UserError(
         f"{weights} must not have seen the labels of fold {seen[0]} (first row: {row}), which is scored: {what}; give "
-        f"weights that learnt none of them (ImageNet's, or pretrain's){remedy}"
+        f"weights trained on none of them (ImageNet's, or pretrain's){remedy}"
     )
 
 

@@ -24,24 +24,24 @@ def fetch_weights(names: Sequence[str], out: Path, *, owner: str | None = None) 
     """
     if owner is not None and not re.fullmatch(OWNER, owner):
         raise UserError(f"--owner must be your name on Kaggle, of letters, digits, '-' and '_', got {owner!r}")
-    told = []
+    lines = []
     for config in [recipe(name) for name in names]:
         path = out / f"{config.recipe}.safetensors"
         if path.is_file():
-            told.append(f"{path}: already there")
+            lines.append(f"{path}: already there")
             continue
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=out) as scratch:
             made = Path(scratch) / path.name
-            told.append(f"{path}: {download(config, made)}")
+            lines.append(f"{path}: {download(config, made)}")
             made.replace(path)
     if owner is not None:
         described = {"id": f"{owner}/{DATASET}", "title": "ImageNet weights", "licenses": [{"name": "other"}]}
         write_json(out / "dataset-metadata.json", described)
-        told.append(
+        lines.append(
             f"Next: kaggle datasets create -p {out}, then --attach {owner}/{DATASET} where a notebook needs them"
         )
-    return told
+    return lines
 
 
 def download(config: RunConfig, path: Path) -> str:
@@ -57,7 +57,7 @@ def download(config: RunConfig, path: Path) -> str:
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"no weights for {config.recipe} ({config.model}): {reason}; look at the connection, or fetch the model's "
+            f"no weights for {config.recipe} ({config.model}): {reason}; check the connection, or fetch the model's "
             "model.safetensors from huggingface.co/timm in a browser and give it by --weights"
         ) from None
     save_file({name: tensor.contiguous() for name, tensor in published.state_dict().items()}, path)

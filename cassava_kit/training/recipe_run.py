@@ -56,7 +56,7 @@ def train_recipe(
 ) -> RecipeResult:
     """Train a recipe on each of `folds` (default: all), and print a line a fold.
 
-    The options' progress bar and its voice are made here.
+    Makes the options' progress bar, and prints beside it.
     """
     options = options or TrainOptions()
     console = Console(stderr=True, file=sys.stderr, quiet=not is_main())

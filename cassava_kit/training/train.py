@@ -19,7 +19,7 @@ from cassava_kit.training.recipes import recipe as named_recipe
 from cassava_kit.training.rows import TrainData, TrainOptions
 from cassava_kit.training.run_dir import FoldResult
 
-# In the headers of what is trained from a DataFrame, which knows no competition.
+# Slug in the headers of what is trained from a DataFrame, which names no competition.
 TABLE_SLUG = "table"
 
 
@@ -40,7 +40,7 @@ def train_fold(
     `table` has one row an image: its file's name in `image_dir` (with or without suffix), its label (a number or text)
     and its `fold`, as `make_folds` returns it; rows of fold -1 are always trained on, rows of fold -2 never read.
     Class k is the k-th label in sorted order. `recipe` is a recipe's name, `timm:NAME` for any model of timm, or a
-    configuration; `settings` changes it, as "name=value" or a dict. `weights` are the first weights: a .safetensors or
+    configuration; `settings` changes it: "name=value" or a dict. `weights` are the initial weights: a .safetensors or
     .pth file of the same timm model. The folder is `out/<recipe>--<changes>/fold<k>`; a finished run in it is reused.
 
     Returns:

@@ -45,7 +45,7 @@ def test_a_silent_hub_leaves_nothing(monkeypatch, tmp_path):
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(timm, "create_model", silent)
-    with pytest.raises(ValueError, match=r"no weights for test_resnet \(test_resnet\): no route to host; look at"):
+    with pytest.raises(ValueError, match=r"no weights for test_resnet \(test_resnet\): no route to host; check"):
         fetch_weights([TINY], tmp_path / "w")
     assert not list((tmp_path / "w").iterdir())
 

@@ -50,9 +50,9 @@ def test_weights_that_learnt_the_labels_of_a_fold_are_refused_before_any_fold_is
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ({"fold": None}, "learnt the labels of all rows"),
-        ({"fold": None, "fold_hash": None}, "learnt the labels of all rows"),
-        ({"fold_hash": "0" * 64}, "labels of another split, and may know this one"),
+        ({"fold": None}, "trained on the labels of all rows"),
+        ({"fold": None, "fold_hash": None}, "trained on the labels of all rows"),
+        ({"fold_hash": "0" * 64}, "labels of another split, this one perhaps among them"),
         ({"competition": "cassava-leaf-disease-classification", "fold": 1}, "all folds but 1"),
         ({"n_classes": 0, "fold": 1, "config": {"init": "tiny-fold1"}}, "all folds but 1"),
     ],
