@@ -183,6 +183,18 @@ def test_a_stopped_run_goes_on_from_its_last_epoch_as_it_was_told_to(images, tmp
     assert epochs == list(range(done, 15))
 
 
+def test_a_healthy_measurement_between_bad_ones_starts_the_count_again(monkeypatch):
+    module = SimpleNamespace(config=byol(), scores=None)
+    monkeypatch.setattr(callbacks, "SSLModule", SimpleNamespace)
+    good, bad = isotropic(32, 16), torch.ones(32, 16) + 0.01 * isotropic(32, 16)
+    watch = callbacks.CollapseWatch()
+    for step in range(1, 60):
+        module.embeddings = good if step % 3 == 0 else bad
+        trainer = SimpleNamespace(global_step=step, accumulate_grad_batches=1)
+        watch.on_train_batch_end(trainer, module, {"loss": torch.tensor(1.0)}, None, 0)
+    assert watch.bad == 2 and watch.was_healthy
+
+
 def test_a_collapsed_run_starts_anew_with_other_settings(images, tmp_path, monkeypatch):
     """The remedies are settings: the folder must take them."""
     with monkeypatch.context() as broken:
