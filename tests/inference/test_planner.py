@@ -113,6 +113,8 @@ def test_time_for_all_takes_all_in_order_of_rows(plan: Plan) -> None:
     assert np.array_equal(choose_rows(votes, done, done.order[0], left=1e9, certified=False), np.arange(1000))
     votes.add(done.order[0], np.arange(400), np.full((400, 5), 0.2))
     assert np.array_equal(choose_rows(votes, done, done.order[0], left=1e9, certified=False), np.arange(400, 1000))
+    # The next unit is for all images then, and not first for those without any vote.
+    assert np.array_equal(choose_rows(votes, done, done.order[1], left=1e9, certified=False), np.arange(1000))
 
 
 def test_short_of_time_the_least_sure_come_first(plan: Plan) -> None:
