@@ -24,6 +24,11 @@ def test_weights_of_all_units_sum_to_one(plan: Plan) -> None:
     assert sum(unit.weight for unit in plan.units) == pytest.approx(1)
 
 
+def test_further_views_of_a_checkpoint_are_worth_less_and_less(plan: Plan) -> None:
+    worth = [unit.worth for unit in plan.units if unit.checkpoint.member == "eff"]
+    assert worth == pytest.approx([0.3, 0.3 * 0.15, 0.3 * 0.05, 0.3 * 0.025])  # .3 / (i (i + 1)) of the plain view's
+
+
 def test_with_time_every_unit_runs_and_the_cheapest_plain_view_leads(plan: Plan) -> None:
     done = order_units(plan)
     names = [done.units[u].name for u in done.order]
