@@ -64,12 +64,16 @@ def meta_model(
     name: str, size: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
 ) -> tuple[nn.Module, torch.Tensor]:
     """Return a model in evaluation mode and one image (1, 3, size, size) on the meta device: shapes, no numbers."""
+    import timm  # noqa: F401 - torch 2.6 cannot finish this import on the meta device
+
     with torch.device("meta"):
         return create_model(name, 2, model_args=model_args, head=head).eval(), torch.empty(1, 3, size, size)
 
 
 def args_for_size(name: str, size: int, model_args: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the arguments with `img_size`, where a model is made for one image size (a ViT) and this is another."""
+    import timm  # noqa: F401 - torch 2.6 cannot finish this import on the meta device
+
     args = dict(model_args or {})
     with torch.device("meta"):
         model = create_model(name, 2, model_args=args)
