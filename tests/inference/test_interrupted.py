@@ -66,7 +66,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     return clock
 
 
-@pytest.mark.parametrize(("limit", "least"), [(1.0, 0.01), (2.5, 0.1), (6.0, 0.4)])
+@pytest.mark.parametrize(("limit", "least"), [(1.0, 0.01), (1.05, 0.01), (2.55, 0.1), (6.05, 0.4)])
 def test_the_deadline_is_kept_with_a_complete_file(
     images: Path, weights: Path, tmp_path: Path, clock: FakeClock, limit: float, least: float
 ) -> None:
@@ -75,6 +75,23 @@ def test_the_deadline_is_kept_with_a_complete_file(
     assert clock.now <= limit - 0.5 + 1e-9  # the reserve is kept: no batch was begun that would end in it
     assert least < report.early_stop["work_done"] < 1 and not report.prior_alone
     assert len(labels) == 21
+
+
+@pytest.mark.parametrize("limit", [3.35, 4.05, 5.25])
+def test_no_checkpoint_is_loaded_that_there_is_no_time_for(
+    images: Path, weights: Path, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    from cassava_kit.inference import runner
+
+    real = runner.load_forward
+
+    def load(*arguments: object) -> Forward:
+        clock.now += 1.0
+        return real(*arguments)
+
+    monkeypatch.setattr(runner, "load_forward", load)
+    _, report = submit(images, weights, tmp_path / "s.csv", time_limit=limit, early_stop="off")
+    assert clock.now <= limit - 0.5 + 1e-9 and 0 < report.early_stop["work_done"] < 1
 
 
 def test_with_time_enough_all_work_is_done(images: Path, weights: Path, tmp_path: Path, clock: FakeClock) -> None:
