@@ -68,6 +68,7 @@ BROKEN = {
     "logits": ("image_id,p0,p1\na,2.3,-1.1\n", "softmax"),
     "negative": ("image_id,p0,p1\na,1.1,-0.1\n", "softmax"),
     "a sum over one": ("image_id,p0,p1\na,.6,.5\n", "sum to 1"),
+    "a sum below one": ("image_id,p0,p1\na,.3,.3\n", "sum to 1"),
     "a fold that is no number": ("image_id,p0,p1,fold\na,.5,.5,one\n", "whole numbers in the column fold"),
     "half a fold": ("image_id,p0,p1,fold\na,.5,.5,1.5\n", "whole numbers in the column fold"),
     "a fold left out": ("image_id,p0,p1,fold\na,.5,.5,0\nb,.5,.5,\n", "whole numbers in the column fold"),
