@@ -38,8 +38,8 @@ rehearse-image: $(VENV)/user.stamp  ## run the demo's notebook with the versions
 bench: $(VENV)/developer.stamp  ## run the benchmarks but the one of full size (nothing else should be running)
 	for file in $(filter-out %/bench_scale.py,$(wildcard benchmarks/bench_*.py)); do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
-clean:  ## remove what can be made again; submissions.json, outputs/, runs/ and folds/ stay
-	rm -rf $(VENV) .venv-image build .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the environment, the caches and the demo; every other run, bundle and output stays
+	rm -rf $(VENV) .venv-image build/sample-v* .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
