@@ -138,6 +138,22 @@ def test_a_checkpoint_that_fails_while_it_is_measured_does_not_make_its_sisters_
     assert len(costs) == 4 and min(costs) > 0
 
 
+def test_a_checkpoint_that_failed_is_not_tried_again(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Forward.start, []
+
+    def start(self: Forward, pixels: object, view: object) -> object:
+        if self.info.name == "res-fold1":  # it is not measured, its sister is: it fails in the middle of the work
+            calls.append(1)
+            raise RuntimeError("a kernel died")
+        return real(self, pixels, view)
+
+    monkeypatch.setattr(Forward, "start", start)
+    _, report = submit(images, weights, tmp_path / "s.csv", early_stop="off")
+    assert calls == [1] and list(report.left_out) == ["res-fold1.safetensors"]
+
+
 def test_a_picture_that_cannot_be_read_keeps_the_priors_class_where_every_checkpoint_fails(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
