@@ -225,7 +225,7 @@ def confirmed(question: str) -> bool:
 def output_folder(bundle: Bundle) -> Path:
     """Return the folder for what a kernel leaves on Kaggle: `outputs/<kernel>`, and the build with a submission.
 
-    What an earlier version of the kit fetched into the bundle's folder, which `make clean` removes, is moved there.
+    What an earlier version of the kit fetched into the bundle's folder is moved there.
     """
     kernel = bundle.kernel
     folder = OUTPUTS / (f"{kernel.name}-{bundle.build_id[:12]}" if kernel.weights else kernel.name)
@@ -233,7 +233,7 @@ def output_folder(bundle: Bundle) -> Path:
     if not kernel.weights and old.is_dir() and not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(old, folder)
-        print(f"moved {old} to {folder}: `make clean` removes build/")
+        print(f"moved {old} to {folder}, where outputs are kept")
     return folder
 
 

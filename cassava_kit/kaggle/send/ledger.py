@@ -12,7 +12,7 @@ from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.selection import EVIDENCE
 from cassava_kit.kaggle.send.remote import Submission
 
-# Earlier versions wrote the ledger to build/, which `make clean` removes.
+# Where earlier versions wrote the ledger.
 LEDGER, OLD_LEDGER = Path(LEDGER_FILE), Path("build") / LEDGER_FILE
 
 
@@ -27,7 +27,7 @@ def adopt_old_ledger(ledger: Path) -> Path:
             shutil.copytree(entry["evidence"], ledger.parent / folder, dirs_exist_ok=True)
         entry["evidence"] = folder.as_posix()
     write_json(ledger, {"submissions": entries})
-    print(f"copied {len(entries)} submissions from {OLD_LEDGER}, which `make clean` removes, to {ledger}")
+    print(f"copied {len(entries)} submissions from {OLD_LEDGER} to {ledger}, where they are kept")
     return ledger
 
 

@@ -1,4 +1,4 @@
-"""Where submissions are written down and outputs are kept: beside the folder that `make clean` removes."""
+"""Where submissions are written down and outputs are kept: beside build/."""
 
 from __future__ import annotations
 
