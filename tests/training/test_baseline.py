@@ -110,6 +110,14 @@ def test_unreadable_images_get_the_prior_and_teach_nothing(colours, tmp_path):
     prior = np.bincount(seen["label"], minlength=5) / len(seen)
     assert part.loc[held[0], [f"p{k}" for k in range(5)]].to_numpy(float) == pytest.approx(prior)
     assert part.loc[held[1], "p0"] not in (prior[0], pytest.approx(prior[0]))
+    frame = colours.folds.frame
+    taught = (frame["fold"] != 0).to_numpy() & readable  # what scikit-learn makes of the readable rows alone
+    scaler = StandardScaler().fit(pixels[taught].astype(np.float32))
+    model = LogisticRegression(C=LogReg().c, max_iter=300)
+    model.fit(scaler.transform(pixels[taught].astype(np.float32)), frame["label"][taught])
+    row = np.flatnonzero(frame["image_id"] == held[1])
+    expected = model.predict_proba(scaler.transform(pixels[row].astype(np.float32)))[0]
+    assert part.loc[held[1], ["p0", "p4"]].to_numpy(float) == pytest.approx(expected, abs=1e-5)
 
 
 def test_some_folds_alone(colours, tmp_path):
