@@ -8,8 +8,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cassava_kit.files import KIT_VERSION
-
 if TYPE_CHECKING:
     from cassava_kit.data.duplicates import find_duplicates as find_duplicates
     from cassava_kit.data.stratify import make_folds as make_folds
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from cassava_kit.models.checkpoint import load_model as load_model
     from cassava_kit.training.train import train_fold as train_fold
 
-__version__ = KIT_VERSION
 # Public name -> the module that defines it.
 HOMES = {
     "UserError": "errors",
@@ -53,6 +50,8 @@ __all__ = ["__version__", *HOMES]
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its room."""
+    if name == "__version__":
+        return import_module(f"{__name__}.files").KIT_VERSION
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names are {', '.join(HOMES)}")
     value = getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

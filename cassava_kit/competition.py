@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from cassava_kit.errors import UserError
+from cassava_kit.errors import UserError, format_errors
 from cassava_kit.files import read_json, write_json
 
 COMPETITION_FILE = "competition.json"
@@ -172,8 +172,6 @@ def read_task(header: Mapping[str, Any], name: str) -> Task | None:
     """
     if header.get("competition") is None or header.get("metric") is None:
         return None
-    from cassava_kit.settings import format_errors
-
     try:
         fields = {key: header[key] for key in ("competition", "metric", "classes", "id_column") if key in header}
         return TypeAdapter(Task).validate_python(fields)
@@ -217,8 +215,6 @@ def parse_facts(values: dict[str, Any], name: str) -> Competition:
     Raises:
         UserError: A value does not fit; the message begins with `name` and names the field.
     """
-    from cassava_kit.settings import format_errors
-
     try:
         return TypeAdapter(Competition).validate_python(values)
     except ValidationError as error:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -28,3 +32,13 @@ def closest(name: str, names: Iterable[str]) -> str:
     """
     near = get_close_matches(name, list(names), n=3)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def format_errors(error: ValidationError) -> str:
+    """Return pydantic's errors as one line: field, what is wrong, what came."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(map(str, item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {message}, got {item['input']!r}" if where else message)
+    return "; ".join(parts)

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cassava_kit.errors import UserError, closest
+from cassava_kit.errors import UserError, closest, format_errors
 
 # Turns (seed, epoch) into one seed: `seed * SEED_PRIME + epoch` does not collide.
 SEED_PRIME = 1_000_003
@@ -63,13 +63,3 @@ def parse_setting(setting: str) -> tuple[str, Any]:
         return name.strip(), json.loads(text)
     except json.JSONDecodeError:
         return name.strip(), {"None": None, "True": True, "False": False}.get(text, text)
-
-
-def format_errors(error: ValidationError) -> str:
-    """Return pydantic's errors as one line: field, what is wrong, what came."""
-    parts = []
-    for item in error.errors():
-        where = ".".join(map(str, item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
-        parts.append(f"{where}: {message}, got {item['input']!r}" if where else message)
-    return "; ".join(parts)

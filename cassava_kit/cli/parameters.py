@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from cassava_kit.errors import UserError
+from cassava_kit.errors import UserError, format_errors
 from cassava_kit.kaggle.pack.kernels import Kernel
-from cassava_kit.settings import LARGEST_SEED, format_errors
+from cassava_kit.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
     from cassava_kit.training.config import RunConfig

@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 from cassava_kit.competition import Task
 from cassava_kit.data.folds import TEST, TRAIN_ONLY, Folds, GroupCounts
 from cassava_kit.errors import UserError
-from cassava_kit.settings import LARGEST_SEED
 
 PARTS = {2: (TRAIN_ONLY, 0), 3: (TRAIN_ONLY, 0, TEST)}
 
@@ -152,8 +151,9 @@ def _prepare(
     labels: pd.DataFrame, groups: np.ndarray | None, *, n_parts: int, seed: int
 ) -> tuple[pd.DataFrame, np.ndarray | None]:
     """Return the rows, and their groups, in the order of `image_id`; UserError where they cannot be split."""
-    if not isinstance(seed, int | np.integer) or not 0 <= seed <= LARGEST_SEED:
-        raise UserError(f"seed must be a whole number in 0..{LARGEST_SEED}, got {seed}")
+    largest = np.iinfo(np.uint32).max
+    if not isinstance(seed, int | np.integer) or not 0 <= seed <= largest:
+        raise UserError(f"seed must be a whole number in 0..{largest}, got {seed}")
     if groups is not None and len(groups) != len(labels):
         raise UserError(f"groups must name one group for each of {len(labels)} rows, got {len(groups)}")
     counts = labels["label"].value_counts()
