@@ -113,7 +113,7 @@ def test_a_training_kernel_knows_the_other_competition_too(data, tmp_path, monke
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:
         result, _ = run_notebook(stage, Path(scratch))
     assert result["error"] == "", result
-    oof = pd.read_csv(stage.working / "runs" / "small_resnet" / "fold1" / "oof.csv")
+    oof = pd.read_csv(stage.working / "runs" / "small_resnet--epochs-1" / "fold1" / "oof.csv")
     assert list(oof.columns) == ["image_id", "p0", "p1", "p2", "p3", "fold"] and len(oof) == 20
     assert oof["image_id"].str.endswith(".png").all()
 

@@ -182,8 +182,8 @@ def test_the_verbs_go_the_whole_way(tiny_dir, tmp_path):
     folds, runs = tmp_path / "folds.csv", tmp_path / "runs"
     assert kit("folds", "--data", tiny_dir, "--n-splits", 2, "--out", folds).returncode == 0
     quick = ["--set", "epochs=1", "--set", "image_size=32"]
-    for name in ("small_resnet", "timm:resnet10t"):
-        result = kit("train", name, "--data", tiny_dir, "--folds", folds, "--out", runs, *quick)
+    for model, name in (("small_resnet", "small_resnet"), ("timm:resnet10t", "resnet10t")):
+        result = kit("train", model, "--data", tiny_dir, "--folds", folds, "--out", runs, "--name", name, *quick)
         assert result.returncode == 0, result.stderr
     oof = [runs / name / "oof.csv" for name in ("small_resnet", "resnet10t")]
     result = kit("ensemble", "--oof", oof[0], "--oof", oof[1], "--folds", folds, "--out", tmp_path / "w.json")
