@@ -56,7 +56,7 @@ from cassava_kit.inference.run import run_submission
 from cassava_kit.inference.runner import Runner
 from cassava_kit.inference.submission import check_answers
 from cassava_kit.inference.tta import make_views
-from cassava_kit.inference.votes import Votes, simulate_votes
+from cassava_kit.inference.votes import Votes
 from cassava_kit.models.checkpoint import CheckpointInfo, load_model, save_checkpoint
 
 MEMBERS = ("mobilenetv3_large_100", "resnet18", "efficientnet_b0")
@@ -423,6 +423,22 @@ def tell_budget(name: str, p: np.ndarray, labels: np.ndarray, costs: np.ndarray)
     answers, used = simulate_votes(p, weights, order, certified=True)
     changed = int((answers != full).sum())
     print(f"  certified stop: {len(p) / used:.1f} x fewer votes, {changed} labels changed")
+
+
+def simulate_votes(
+    pred_probs: np.ndarray, weights: np.ndarray, order: np.ndarray, *, certified: bool
+) -> tuple[np.ndarray, float]:
+    """Replay a run in which members vote in `order`, and finished images are skipped.
+
+    `pred_probs` (M, N, K), `weights` (M,). Returns the labels (N,) and the mean number of votes used.
+    """
+    n_members, n_images, n_classes = pred_probs.shape
+    votes = Votes(n_images, np.asarray(weights, float), np.full(n_classes, 1 / n_classes))
+    planned = np.ones(n_members, bool)
+    for unit in order:
+        rows = np.flatnonzero(~votes.finished(planned, certified=certified) & ~votes.seen[:, unit])
+        votes.add(int(unit), rows, pred_probs[unit, rows])
+    return votes.labels(), float(votes.seen.sum(axis=1).mean())
 
 
 def rank14_members(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

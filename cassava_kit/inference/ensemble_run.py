@@ -16,7 +16,7 @@ from cassava_kit.inference.pixels import PixelStore
 from cassava_kit.inference.planner import Plan, choose_rows, cost_key, make_units, order_units
 from cassava_kit.inference.predict import choose_batch_size
 from cassava_kit.inference.report import RunReport, print_line, print_warning, progress_bar
-from cassava_kit.inference.runner import Runner
+from cassava_kit.inference.runner import NotFiniteError, Runner
 from cassava_kit.inference.votes import Votes
 
 WRITE_EVERY_SECONDS = 60.0
@@ -178,7 +178,8 @@ class EnsembleRun:
                 expected = float(self.plan.seconds[u])
                 done = self.runner.predict(unit.checkpoint.path, unit.view, rows, count, seconds_per_image=expected)
             except Exception as error:
-                self.leave_out(unit.checkpoint, f"{type(error).__name__}: {error}".splitlines()[0])
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                self.leave_out(unit.checkpoint, reason, trusted=not isinstance(error, NotFiniteError))
                 return None
             finally:
                 self.votes.mark_unreadable(np.array(list(self.store.failed), int))
@@ -226,11 +227,17 @@ class EnsembleRun:
         self.plan.order = (*self.plan.order, int(best))
         return True
 
-    def leave_out(self, checkpoint: MemberCheckpoint, reason: str) -> None:
-        """Leave a checkpoint out that cannot be loaded or run; what it has voted stays counted."""
+    def leave_out(self, checkpoint: MemberCheckpoint, reason: str, *, trusted: bool = True) -> None:
+        """Leave a checkpoint out that cannot be loaded or run any more.
+
+        What it has voted stays counted if its answers are `trusted`, or if there is no other checkpoint to answer.
+        """
         print_warning(f"{checkpoint.name} is left out: {reason}")
         self.report.left_out[checkpoint.name] = reason
-        self.plan.kept[[unit.checkpoint is checkpoint for unit in self.units]] = False
+        own = self.units_of(checkpoint)
+        self.plan.kept[own] = False
+        if not trusted and {one.name for one in self.members.checkpoints} - self.report.left_out.keys():
+            self.votes.drop(own)
 
     def try_save(self) -> OSError | None:
         """Replace the file by the votes counted so far; returns what failed, which costs no vote and no report."""
@@ -254,7 +261,7 @@ class EnsembleRun:
         for name, reason in list(report.images_failed.items())[:NAMED_FAILURES]:
             print_warning(f"{name} cannot be read and gets the prior's class: {reason}")
         report.class_counts = np.bincount(votes.labels(), minlength=len(votes.prior)).tolist()
-        voted = {self.units[u].checkpoint.name for u in np.flatnonzero(votes.seen.any(axis=0))} - report.left_out.keys()
+        voted = {self.units[u].checkpoint.name for u in np.flatnonzero(votes.seen.any(axis=0))}
         used = normalize_weights([one for one in self.members.checkpoints if one.name in voted])
         report.members_used = [{"file": one.name, "member": one.member, "weight": one.weight} for one in used]
         readable = max(1, int((~votes.unreadable).sum()))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cassava_kit.competition import Competition, current
+from cassava_kit.competition import Competition
 from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path, cache_dir, sha256_bytes
 
@@ -33,16 +33,18 @@ class Pixels:
 
 
 def check_embedding_source(
-    embedding: Path | None, backbone: Path | None, competition: Competition | None = None
+    embedding: Path | None, backbone: Path | None, *, competition: Competition, fold_hash: str | None
 ) -> None:
     """Refuse what neighbours cannot come from, before slow work.
 
+    `competition` and `fold_hash` are those of the labels that are asked about, as their files name them.
+
     Raises:
-        UserError: both a file and a checkpoint are given, or the checkpoint has learnt labels of this competition: its
-            features repeat the labels that they are asked about.
+        UserError: both a file and a checkpoint are given, or the checkpoint has learnt labels of this competition or
+            split: its features repeat the labels that they are asked about.
         FileNotFoundError: no checkpoint.
     """
-    from cassava_kit.models.checkpoint import labels_learnt, read_info
+    from cassava_kit.models.checkpoint import labels_learnt, may_share_labels, read_info
 
     if backbone is None:
         return
@@ -50,7 +52,10 @@ def check_embedding_source(
         raise UserError("give --embedding FILE or --backbone CHECKPOINT, not both")
     read_info(backbone)
     info = labels_learnt(backbone)
-    if info is not None and info.competition in (None, (competition or current()).slug):
+    if info is None:
+        return
+    same_split = info.fold_hash is not None and info.fold_hash == fold_hash
+    if same_split or may_share_labels(info, competition):
         raise UserError(
             f"--backbone {backbone} has learnt labels of these images ({info.name}), so that its features repeat their "
             "errors; give a backbone of pretrain, or --embedding FILE"
@@ -61,13 +66,12 @@ def embed_images(
     image_ids: np.ndarray,
     embedding: Path | None,
     backbone: tuple[Path, Path] | None,
-    competition: Competition | None = None,
+    competition: Competition,
 ) -> tuple[np.ndarray | None, str | None]:
     """Return vectors (N, D) of images from a file or a checkpoint, and its name; (None, None) where neither is given.
 
     `backbone` is a checkpoint and the competition folder with the images.
     """
-    competition = competition or current()
     if embedding is not None:
         return read_embedding(embedding, image_ids), embedding.name
     if backbone is None:

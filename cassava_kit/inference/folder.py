@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cassava_kit.competition import current
+from cassava_kit.competition import Task, common_task, current, read_task
 from cassava_kit.data.folds import Folds, read_folds
 from cassava_kit.data.table import list_images
 from cassava_kit.errors import UserError
@@ -16,6 +16,7 @@ from cassava_kit.evidence.metrics import format_score, score
 from cassava_kit.evidence.oof import refuse_in_sample, task_fields
 from cassava_kit.evidence.predictions import Header, Predictions, Source, make_predictions, write_predictions
 from cassava_kit.files import header_path
+from cassava_kit.inference.options import check_device
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.models.checkpoint import CheckpointInfo, fold_checkpoints, read_info
 
@@ -42,7 +43,8 @@ def predict_folder(
         shares of the training labels, and its name is in `.attrs["unreadable"]`.
 
     Raises:
-        UserError: the checkpoints predict different classes, an image is not in the folder, or there is none.
+        UserError: the checkpoints are of different competitions or classes, or none is given, an image is not in the
+            folder, or there is none, or there is no such device.
         FileNotFoundError: a checkpoint or the folder is not there.
 
     Example:
@@ -50,8 +52,9 @@ def predict_folder(
         >>> table.columns.tolist()  # doctest: +SKIP
         ['image_id', 'p0', 'p1', 'p2', 'p3', 'p4']
     """
+    check_device(device)
     files = find_checkpoints(checkpoints)
-    infos = _read_headers(files)
+    infos, _ = _read_headers(files)
     folder, names = Path(folder), _image_names(folder, image_ids)
     per_member, failed = predict_images(files, [folder / name for name in names], views=views, device=device)
     probabilities = np.asarray(per_member, np.float64).mean(axis=0)
@@ -80,11 +83,13 @@ def write_folder_predictions(
             is asked for without a fold file that has one.
     """
     header_path(out)
-    infos = _read_headers(checkpoints)
+    infos, task = _read_headers(checkpoints)
     split = read_folds(folds) if folds is not None else None
     names = _image_names(folder, _test_names(split, folds) if test_part else None)
     sources = tuple(Source(name=info.name, fold=info.fold, fold_hash=info.fold_hash) for info in infos)
-    fields = task_fields(split.task if split is not None else None)
+    if split is not None and split.task is not None:
+        task = common_task({str(folds): split.task, "the checkpoints": task})
+    fields = task_fields(task)
     header = Header(name="+".join(info.name for info in infos), kind="images", sources=sources, **fields)
     if split is not None:
         even = np.full((len(names), infos[0].n_classes), 1 / infos[0].n_classes)
@@ -126,12 +131,23 @@ def describe_score(predictions: Predictions, split: Folds) -> str:
     return f"{format_score(found)} on {found.n} given labels, none of them seen in training"
 
 
-def _read_headers(files: Sequence[Path]) -> list[CheckpointInfo]:
+def _read_headers(files: Sequence[Path]) -> tuple[list[CheckpointInfo], Task | None]:
+    """Return headers and the one task that they name, if any; UserError for checkpoints that do not go together."""
+    if not files:
+        raise UserError("expected one checkpoint or more, got none; give a file, or a folder of runs")
     infos = [read_info(path) for path in files]
     widths = sorted({info.n_classes for info in infos})
     if len(widths) != 1:
         raise UserError(f"checkpoints must predict the same classes, got {widths}; give those of one competition")
-    return infos
+    named = {str(path): read_task(info.model_dump(), str(path)) for path, info in zip(files, infos, strict=True)}
+    task = common_task(named) if any(named.values()) else None
+    for path, info in zip(files, infos, strict=True):
+        if info.classes and (first := next(one.classes for one in infos if one.classes)) != info.classes:
+            raise UserError(
+                f"checkpoints must predict the same classes, expected {', '.join(first)}, "
+                f"got {', '.join(info.classes)} of {path}; give those of one competition"
+            )
+    return infos, task
 
 
 def _image_names(folder: Path, wanted: Sequence[str] | None) -> list[str]:

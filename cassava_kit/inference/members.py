@@ -12,7 +12,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.files import WEIGHTS_MANIFEST, read_json, sha256_file
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
-from cassava_kit.models.checkpoint import CheckpointInfo, read_info
+from cassava_kit.models.checkpoint import CheckpointInfo, check_competition, read_info
 
 FALLBACK_VIEWS = "flips"
 
@@ -54,11 +54,12 @@ def read_prior(weights_dir: Path, competition: Competition | None = None) -> tup
         return ensemble.prior
     for path in sorted(weights_dir.glob("*.safetensors")):
         try:
-            prior = read_info(path).prior
+            info = read_info(path)
+            check_competition(info, competition)
         except (OSError, ValueError):
             continue
-        if prior is not None and len(prior) == competition.n_classes:
-            return prior
+        if info.prior is not None and len(info.prior) == competition.n_classes:
+            return info.prior
     return competition.prior
 
 
@@ -124,8 +125,7 @@ def _read_member(path: Path, member: EnsembleMember, competition: Competition, s
     info = read_info(path)
     if info.n_classes != competition.n_classes:
         raise UserError(f"predicts {info.n_classes} classes, the competition has {competition.n_classes}")
-    if info.competition not in (None, competition.slug):
-        raise UserError(f"was trained for the competition {info.competition}, this one is {competition.slug}")
+    check_competition(info, competition)
     return MemberCheckpoint(path, member.name, member.weight, info)
 
 

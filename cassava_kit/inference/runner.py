@@ -20,7 +20,6 @@ from cassava_kit.inference.report import print_warning
 from cassava_kit.inference.tta import View
 
 Deliver = Callable[[np.ndarray, np.ndarray], None]
-HandOver = Callable[[PixelBatch, np.ndarray], None]
 
 LOADED_SHARE = 0.25
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,7 @@ class Votes:
     totals: np.ndarray = field(init=False)
     seen: np.ndarray = field(init=False)
     unreadable: np.ndarray = field(init=False)
+    _by_unit: dict[int, np.ndarray] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.totals = np.zeros((self.n_images, len(self.prior)))
@@ -34,6 +36,18 @@ class Votes:
         finite = np.isfinite(probabilities).all(axis=1)
         self.seen[rows, unit] = True
         self.totals[rows[finite]] += self.weights[unit] * probabilities[finite]
+        own = self._by_unit.setdefault(unit, np.zeros(self.totals.shape, np.float32))
+        own[rows[finite]] += probabilities[finite]
+
+    def drop(self, units: Sequence[int]) -> None:
+        """Take back all votes of units; the totals are summed anew, so that no rounding error stays as a vote."""
+        self.seen[:, units] = False
+        for unit in units:
+            self._by_unit.pop(unit, None)
+        self.totals[:] = 0
+        for unit, probabilities in self._by_unit.items():
+            self.totals += self.weights[unit] * probabilities
+        self.totals[self.unreadable] = 0
 
     def mark_unreadable(self, rows: np.ndarray) -> None:
         """Give images that cannot be read the prior's answer; votes counted for them are dropped."""
@@ -80,19 +94,3 @@ class Votes:
         """
         done = self.unreadable | ~(~self.seen & planned).any(axis=1)
         return done | (self.margins() > self.left_weight(planned) + ROUNDING) if certified else done
-
-
-def simulate_votes(
-    pred_probs: np.ndarray, weights: np.ndarray, order: np.ndarray, *, certified: bool
-) -> tuple[np.ndarray, float]:
-    """Replay a run in which members vote in `order`, and finished images are skipped.
-
-    `pred_probs` (M, N, K), `weights` (M,). Returns the labels (N,) and the mean number of votes used.
-    """
-    n_members, n_images, n_classes = pred_probs.shape
-    votes = Votes(n_images, np.asarray(weights, float), np.full(n_classes, 1 / n_classes))
-    planned = np.ones(n_members, bool)
-    for unit in order:
-        rows = np.flatnonzero(~votes.finished(planned, certified=certified) & ~votes.seen[:, unit])
-        votes.add(int(unit), rows, pred_probs[unit, rows])
-    return votes.labels(), float(votes.seen.sum(axis=1).mean())

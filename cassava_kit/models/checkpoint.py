@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cassava_kit.competition import Metric
+from cassava_kit.competition import Competition, Metric
 from cassava_kit.errors import UserError
 from cassava_kit.files import CHECKPOINT_FILE, KIT_VERSION, atomic_path
 
@@ -22,7 +22,8 @@ class CheckpointInfo(BaseModel):
     """Header of a checkpoint; sizes are (height, width) in pixels, mean and std of RGB in 0..1.
 
     `competition`, `metric`, `classes` and `id_column` are those it was trained for (`Task`); older checkpoints lack
-    them. `recipe` is the name of the run, `prior` the class shares of its training rows.
+    them, and those of `train_fold` name no competition. `recipe` is the name of the run, `prior` the class shares of
+    its training rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +55,38 @@ class CheckpointInfo(BaseModel):
         return self.recipe if self.fold is None else f"{self.recipe}-fold{self.fold}"
 
 
+def check_competition(info: CheckpointInfo, competition: Competition) -> None:
+    """Refuse a checkpoint of another competition, or of other classes; what its header does not say is not compared.
+
+    Raises:
+        UserError: slugs or class names differ; the message names both, and begins with a verb.
+    """
+    if info.competition not in (None, competition.slug):
+        raise UserError(f"was trained for the competition {info.competition}, this one is {competition.slug}")
+    if _differ(info.classes, competition.classes):
+        raise UserError(
+            f"was trained for the classes {', '.join(info.classes)}; expected those of {competition.slug} in their "
+            f"order: {', '.join(competition.classes)}"
+        )
+
+
+def may_share_labels(info: CheckpointInfo, competition: Competition, *, slug_known: bool = True) -> bool:
+    """Return whether a checkpoint may have learnt labels of a competition's images.
+
+    The slugs decide; where one of them is not known, class names do: those of other data differ.
+    """
+    if slug_known and info.competition is not None:
+        return info.competition == competition.slug
+    return set(info.classes) == set(competition.classes) or not _differ(info.classes, competition.classes)
+
+
+def _differ(classes: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Return whether classes are known to differ; 0 to K-1 are numbers, by which any K classes may go."""
+    if not classes or not others or len(classes) != len(others):
+        return bool(classes and others)
+    return classes != others and tuple(map(str, range(len(classes)))) not in (classes, others)
+
+
 def save_checkpoint(path: str | Path, state_dict: dict[str, Any], info: CheckpointInfo) -> None:
     """Write weights and header atomically; tensors are stored contiguous and on the CPU."""
     from safetensors.torch import save_file
@@ -64,7 +97,12 @@ def save_checkpoint(path: str | Path, state_dict: dict[str, Any], info: Checkpoi
 
 
 def read_info(path: str | Path) -> CheckpointInfo:
-    """Read a checkpoint's header alone; ValueError where the file is not one of the kit's."""
+    """Read a checkpoint's header alone.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: The file is not a checkpoint that the kit wrote.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)

@@ -12,7 +12,7 @@ import pandas as pd
 from cassava_kit.competition import VARIABLE
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_noise_report, read_noise_report
-from cassava_kit.models.checkpoint import labels_learnt
+from cassava_kit.models.checkpoint import labels_learnt, may_share_labels
 from cassava_kit.models.network import args_for_size, check_image_size, meta_model
 from cassava_kit.models.weights import match_weights
 from cassava_kit.training.config import RunConfig
@@ -52,15 +52,18 @@ def check_weights(
 def refuse_seen_labels(weights: Path, data: TrainData, folds: Sequence[int]) -> None:
     """Refuse weights that were trained, or may have been, on the label of a row on which these folds are scored.
 
-    Weights of the same split that were trained without the fold are taken, and weights of another competition.
+    Weights of the same split that were trained without the fold are taken, and weights of another competition; where
+    it is not known, weights of other classes.
 
     Raises:
         UserError: Names the fold, its first row, and what the weights were trained on.
     """
     info = labels_learnt(weights)
-    if info is None or info.competition not in (None, data.competition.slug):
+    if info is None:
         return
     same_split = info.fold_hash == data.folds.hash
+    if not (same_split or may_share_labels(info, data.competition, slug_known=data.slug_known)):
+        return
     seen = [fold for fold in folds if not (same_split and fold == info.fold)]
     if not seen:
         return

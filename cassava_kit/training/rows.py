@@ -25,11 +25,15 @@ from cassava_kit.training.devices import Devices
 
 @dataclass(frozen=True)
 class TrainData:
-    """A competition's table with its image folder, and its split into folds."""
+    """A competition's table with its image folder, and its split into folds.
+
+    `slug_known` is off for a table of the user's, whose competition has a slug for want of its own alone.
+    """
 
     table: TrainTable
     folds: Folds
     competition: Competition = field(default_factory=current)
+    slug_known: bool = True
 
     @cached_property
     def images_hash(self) -> str:
@@ -51,7 +55,7 @@ class TrainOptions:
     `weights` are the initial weights; `partial_weights` allows tensors of the backbone that the file lacks. `limit` is
     the largest number of training rows. `clean` is a noise report for the training rows, `clean_action` what is done
     with it. `workers` are loader processes, `cache` a folder for decoded pixels. `existing` says what is done with a
-    finished run that differs: refuse, replace, or keep (where only the code differs). `tell` prints a line.
+    run that differs, finished or not: refuse, replace, or keep (where only the code differs). `tell` prints a line.
     """
 
     weights: Path | None = None

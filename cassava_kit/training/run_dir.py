@@ -95,42 +95,62 @@ def read_finished(run_dir: Path) -> tuple[FoldResult, Fingerprint] | None:
     return FoldResult(run_dir, score, done["seconds"], reused=True), known if isinstance(known, dict) else {}
 
 
+def read_unfinished(run_dir: Path) -> Fingerprint | None:
+    """Return the fingerprint of the run that a folder holds unfinished; None where it has no epoch, or has failed."""
+    if (run_dir / FAILED_FILE).is_file():
+        return None
+    if not any((run_dir / name).is_file() for name in (RESUME_FILE, CHECKPOINT_FILE, METRICS_FILE)):
+        return None
+    state = run_dir / STATE_FILE
+    known = read_json(state).get("fingerprint") if state.is_file() else None
+    return known if isinstance(known, dict) else {}
+
+
 def find_reusable(run_dir: Path, wanted: Fingerprint, options: TrainOptions) -> FoldResult | None:
     """Return the finished run in a folder where it is the one that is wanted, None where it is to be trained.
 
     Raises:
-        UserError: There is a finished run that differs, and the options does not say what to do with it.
+        UserError: There is a run that differs, finished or not, and the options do not say what to do with it.
     """
     found = read_finished(run_dir)
-    if found is None:
-        return None
-    result, known = found
-    differs = [part for part in wanted if known.get(part) != wanted[part]]
+    result, known = found or (None, read_unfinished(run_dir))
+    differs = [] if known is None else differing(known, wanted)
     if not differs or (differs == ["code"] and options.existing == "keep"):
         return result
     if options.existing == "replace":
         return None
     if differs == ["code"]:
+        what, keep = ("was trained by", "keep it") if result else ("holds an unfinished run of", "go on with it")
         raise UserError(
-            f"{run_dir} was trained by another version of the code; keep it with --keep, train it anew with --replace, "
-            "or train beside it with --name NAME"
+            f"{run_dir} {what} another version of the code; {keep} with --keep, train it anew with --replace, or train "
+            "beside it with --name NAME"
         )
+    kind = "a finished" if result else "an unfinished"
     what = f"with other {', '.join(differs)}" if known else "of an earlier version of the kit"
-    raise UserError(
-        f"{run_dir} holds a finished run {what}; train beside it with --name NAME, or replace it with --replace"
-    )
+    raise UserError(f"{run_dir} holds {kind} run {what}; train beside it with --name NAME, or replace it with --replace")
 
 
-def prepare_run_dir(run_dir: Path, config: RunConfig, wanted: Fingerprint) -> None:
-    """Make the folder; an unfinished run of the same fingerprint stays to be resumed, all else is deleted."""
-    state = run_dir / STATE_FILE
-    if not (state.is_file() and read_json(state).get("fingerprint") == wanted) or (run_dir / FAILED_FILE).is_file():
-        for name in (RESUME_FILE, CHECKPOINT_FILE, OOF_FILE, DONE_FILE, FAILED_FILE, METRICS_FILE, "oof.json"):
+def differing(known: Fingerprint, wanted: Fingerprint) -> list[str]:
+    """Return the parts in which a run differs from the one that is wanted."""
+    return [part for part in wanted if known.get(part) != wanted[part]]
+
+
+def prepare_run_dir(run_dir: Path, config: RunConfig, wanted: Fingerprint, *, keep: bool = False) -> Fingerprint:
+    """Make the folder; an unfinished run of the same fingerprint stays to be resumed, all else is deleted.
+
+    With `keep` a run of other code stays too. Returns the fingerprint of what is trained: the old one where it stays.
+    """
+    known = read_unfinished(run_dir)
+    if known is None or differing(known, wanted) not in ([], ["code"] if keep else []):
+        known = wanted
+        # What marks a run as failed goes last: until then the rest is nobody's loss.
+        for name in (RESUME_FILE, CHECKPOINT_FILE, OOF_FILE, DONE_FILE, METRICS_FILE, "oof.json", FAILED_FILE):
             (run_dir / name).unlink(missing_ok=True)
         for name in (OOF_FILE, "oof.json"):  # joined from folds of which this one is no longer
             (run_dir.parent / name).unlink(missing_ok=True)
     write_json(run_dir / CONFIG_FILE, config.model_dump(mode="json"))
-    write_json(state, {"fingerprint": wanted})
+    write_json(run_dir / STATE_FILE, {"fingerprint": known})
+    return known
 
 
 def mark_failed(run_dir: Path, reason: str) -> None:
@@ -155,7 +175,7 @@ def checkpoint_info(
         mean=statistics[0],
         std=statistics[1],
         recipe=run_name(config),
-        **data.competition.task.header(),
+        **(data.competition.task.header() | ({} if data.slug_known else {"competition": None})),
         fold=fold,
         n_splits=data.folds.n_splits,
         fold_hash=data.folds.hash,

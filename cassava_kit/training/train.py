@@ -19,7 +19,7 @@ from cassava_kit.training.recipes import recipe as named_recipe
 from cassava_kit.training.rows import TrainData, TrainOptions
 from cassava_kit.training.run_dir import FoldResult
 
-# Slug in the headers of what is trained from a DataFrame, which names no competition.
+# Stands where a slug must; checkpoints do not carry it, because a DataFrame names no competition.
 TABLE_SLUG = "table"
 
 
@@ -98,7 +98,7 @@ def table_data(table: pd.DataFrame, image_dir: Path, *, id_column: str, label_co
     frame = frame.sort_values("image_id", kind="stable").reset_index(drop=True)
     competition = Competition(TABLE_SLUG, "A table of images", tuple(map(str, classes)), id_column=id_column)
     folds = Folds(frame, method="given", task=competition.task)
-    return TrainData(TrainTable(frame[["image_id", "label"]], image_dir, ()), folds, competition)
+    return TrainData(TrainTable(frame[["image_id", "label"]], image_dir, ()), folds, competition, slug_known=False)
 
 
 def image_names(ids: pd.Series, image_dir: Path) -> pd.Series:

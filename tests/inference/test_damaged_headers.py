@@ -12,6 +12,8 @@ from tiny_runs import full_ensemble, submit
 
 from cassava_kit.inference import pixels
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble, write_ensemble
+from cassava_kit.inference.ensemble_run import EnsembleRun
+from cassava_kit.inference.runner import NotFiniteError, Runner
 from cassava_kit.models.checkpoint import METADATA_KEY, read_info, save_checkpoint
 from cassava_kit.models.weights import load_tensors
 
@@ -150,3 +152,37 @@ def test_a_checkpoint_of_another_competition_does_not_vote(images: Path, weights
     )
     assert report.left_out == {"vit-fold0.safetensors": reason}
     assert labels.tolist() == expected
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_votes_before_a_checkpoint_answers_nan_are_taken_back_where_others_answer(
+    images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    if alone:
+        for path in weights.iterdir():
+            if not path.name.startswith("eff"):
+                path.unlink()
+    expected = None if alone else labels_without(images, weights, "eff")
+    real = EnsembleRun.run_unit
+    rounds: list[int] = []
+
+    def run_unit(self: EnsembleRun, u: int, rows: np.ndarray, **options: bool) -> float | None:
+        if self.units[u].checkpoint.member == "eff":
+            rounds.append(u)
+            if len(rounds) > 1:
+                monkeypatch.setattr(self.runner, "predict", answer_nan)
+        seconds = real(self, u, rows, **options)
+        monkeypatch.setattr(self.runner, "predict", Runner.predict.__get__(self.runner))
+        return seconds
+
+    def answer_nan(*_: object, **__: object) -> int:
+        raise NotFiniteError("answers NaN")
+
+    monkeypatch.setattr(EnsembleRun, "run_unit", run_unit)
+    labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off", batch_size=4)
+    assert len(rounds) == 2 and "answers NaN" in report.left_out["eff-fold0.safetensors"]
+    used = {member["file"] for member in report.members_used}
+    if alone:
+        assert used == {"eff-fold0.safetensors"} and not report.prior_alone
+    else:
+        assert "eff-fold0.safetensors" not in used and labels.tolist() == expected

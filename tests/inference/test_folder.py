@@ -1,5 +1,6 @@
 """A folder of images as a table: the plain loop's probabilities, and refusals before any image is read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from tiny_members import PRIOR, write_checkpoint
 
+from cassava_kit.competition import CASSAVA, Task
 from cassava_kit.data.folds import write_folds
 from cassava_kit.data.images import load_image
 from cassava_kit.data.stratify import split_folds, split_holdout
@@ -96,3 +98,39 @@ def test_a_test_part_is_predicted_and_scored_alone(images: Path, tmp_path: Path)
     write_folds(tmp_path / "kfold.csv", split_folds(labelled(images), n_splits=3, seed=1))
     with pytest.raises(UserError, match="has no test part"):
         write_folder_predictions([checkpoint], images, out, folds=tmp_path / "kfold.csv", test_part=True)
+
+
+def test_checkpoints_of_two_competitions_are_refused(images: Path, tmp_path: Path) -> None:
+    ours = CASSAVA.task.header()
+    one = write_checkpoint(tmp_path / "a-fold0.safetensors", **ours)
+    for change, said in (
+        ({"competition": "flowers-2027"}, "has competition cassava-leaf.* has flowers-2027"),
+        ({"classes": CASSAVA.classes[::-1]}, "has classes Cassava Bacterial.* has Healthy"),
+        ({"competition": None, "classes": CASSAVA.classes[::-1]}, "expected Cassava Bacterial.*, got Healthy"),
+    ):
+        other = write_checkpoint(tmp_path / "b-fold0.safetensors", **(ours | change))
+        with pytest.raises(UserError, match=said):
+            predict_folder([one, other], images)
+        with pytest.raises(UserError, match=said):
+            write_folder_predictions([one, other], images, tmp_path / "p.csv")
+
+
+def test_the_prediction_names_the_task_of_its_checkpoints_and_of_no_other_fold_file(
+    images: Path, tmp_path: Path
+) -> None:
+    flowers = Task("flowers-2027", "macro_f1", ("a", "b", "c", "d", "e"))
+    checkpoint = write_checkpoint(tmp_path / "a-fold0.safetensors", **flowers.header())
+    write_folder_predictions([checkpoint], images, tmp_path / "p.csv")
+    header = read_predictions(tmp_path / "p.csv").header
+    assert header is not None and header.task == flowers
+    split = split_holdout(labelled(images), (0.6, 0.2, 0.2), seed=1)
+    write_folds(tmp_path / "folds.csv", replace(split, task=CASSAVA.task))
+    with pytest.raises(UserError, match=r"has competition cassava-leaf.*, the checkpoints has flowers-2027"):
+        write_folder_predictions([checkpoint], images, tmp_path / "q.csv", folds=tmp_path / "folds.csv")
+
+
+def test_no_checkpoint_and_no_such_device_are_said(images: Path, weights: Path) -> None:
+    with pytest.raises(UserError, match="expected one checkpoint or more, got none"):
+        predict_folder([], images)
+    with pytest.raises(UserError, match="device must be auto, cpu, cuda or a GPU such as cuda:0, got 'gpu'"):
+        predict_folder(weights / "res-fold0.safetensors", images, device="gpu")

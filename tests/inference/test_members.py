@@ -1,12 +1,14 @@
 """A weights folder with something wrong still gives an ensemble, and says what it left out."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from tiny_members import PRIOR, write_checkpoint
 from tiny_runs import FakeClock
 
+from cassava_kit.competition import CASSAVA
 from cassava_kit.files import WEIGHTS_MANIFEST, sha256_file
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.inference.members import load_members, read_prior
@@ -141,3 +143,31 @@ def test_files_that_there_is_no_time_for_are_left_out(weights: Path) -> None:
     members = load_members(weights, clock=clock)
     assert members.checkpoints == () and members.prior == PRIOR
     assert set(members.left_out.values()) == {"the time was over before it was read"} and len(members.left_out) == 4
+
+
+@pytest.mark.parametrize("slug", [CASSAVA.slug, None])
+def test_a_checkpoint_with_the_classes_in_another_order_is_left_out(weights: Path, slug: str | None) -> None:
+    path = weights / "vit-fold0.safetensors"
+    write_checkpoint(path, "test_vit", competition=slug, classes=CASSAVA.classes)
+    assert not load_members(weights).left_out
+    write_checkpoint(path, "test_vit", competition=slug, classes=CASSAVA.classes[::-1])
+    members = load_members(weights)
+    assert path.name not in weight_of(weights)
+    expected = f"for the classes {', '.join(CASSAVA.classes[::-1])}; expected .* order: {', '.join(CASSAVA.classes)}"
+    assert re.search(expected.replace("(", r"\(").replace(")", r"\)"), members.left_out[path.name])
+
+
+def test_classes_by_their_numbers_are_the_competitions_own(weights: Path) -> None:
+    path = weights / "vit-fold0.safetensors"
+    write_checkpoint(path, "test_vit", classes=("0", "1", "2", "3", "4"))
+    assert not load_members(weights).left_out
+    write_checkpoint(path, "test_vit", classes=("0", "1", "2", "4", "3"))
+    assert "for the classes 0, 1, 2, 4, 3" in load_members(weights).left_out[path.name]
+
+
+def test_the_prior_is_not_taken_from_another_competitions_checkpoint(weights: Path) -> None:
+    (weights / ENSEMBLE_FILE).unlink()
+    foreign, shares = {"competition": "flowers-2027"}, (0.9, 0.1, 0.0, 0.0, 0.0)
+    write_checkpoint(weights / "aaa-fold0.safetensors", prior=shares, **foreign)
+    write_checkpoint(weights / "aab-fold0.safetensors", prior=shares, classes=CASSAVA.classes[::-1])
+    assert read_prior(weights) == PRIOR == load_members(weights).prior

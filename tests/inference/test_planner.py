@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from replayed_votes import simulate_votes
 
 from cassava_kit.inference.members import load_members
 from cassava_kit.inference.planner import Plan, choose_rows, make_units, member_worth, order_units
-from cassava_kit.inference.votes import Votes, simulate_votes
+from cassava_kit.inference.votes import Votes
 
 COST = {"res": 0.02, "eff": 0.01, "vit": 0.04}
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from replayed_votes import simulate_votes
 
-from cassava_kit.inference.votes import Votes, simulate_votes
+from cassava_kit.inference.votes import Votes
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -58,3 +59,17 @@ def test_a_vote_that_is_not_finite_is_not_counted() -> None:
     votes.add(1, np.array([0, 1]), np.array([[0.1, 0.9], [0.4, 0.6]]))
     assert votes.labels().tolist() == [1, 1]
     assert np.isfinite(votes.totals).all()
+
+
+def test_votes_taken_back_leave_no_trace() -> None:
+    rng = np.random.default_rng(5)
+    p, weights, rows = rng.dirichlet(np.ones(4), (3, 50)).astype(np.float32), np.array([0.5, 0.3, 0.2]), np.arange(50)
+    votes, alone = (Votes(50, weights, np.full(4, 0.25)) for _ in range(2))
+    for unit in (0, 1, 2):
+        votes.add(unit, rows[: 40 - unit], p[unit, : 40 - unit])
+    alone.add(1, rows[:39], p[1, :39])
+    votes.mark_unreadable(rows[:3])
+    alone.mark_unreadable(rows[:3])
+    votes.drop([0, 2])
+    assert np.array_equal(votes.totals, alone.totals) and np.array_equal(votes.seen, alone.seen)
+    assert not votes.totals[39:].any()  # no rounding error that would count as a vote

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import SILENT, TINY
 
+from cassava_kit.competition import CASSAVA
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import create_model
@@ -55,6 +56,8 @@ def test_weights_that_learnt_the_labels_of_a_fold_are_refused_before_any_fold_is
         ({"fold_hash": "0" * 64}, "labels of another split, this one perhaps among them"),
         ({"competition": "cassava-leaf-disease-classification", "fold": 1}, "all folds but 1"),
         ({"n_classes": 0, "fold": 1, "config": {"init": "tiny-fold1"}}, "all folds but 1"),
+        ({"classes": ("a", "b", "c", "d", "e"), "fold": 1}, "all folds but 1"),
+        ({"classes": CASSAVA.classes[::-1], "fold_hash": "0" * 64}, "labels of another split"),
     ],
 )
 def test_weights_that_may_know_the_labels_are_refused(data, weights, said, reason):
@@ -63,7 +66,12 @@ def test_weights_that_may_know_the_labels_are_refused(data, weights, said, reaso
 
 
 @pytest.mark.parametrize(
-    "said", [{"n_classes": 0, "fold": None, "fold_hash": None}, {"competition": "plant-pathology-2020", "fold": None}]
+    "said",
+    [
+        {"n_classes": 0, "fold": None, "fold_hash": None},
+        {"competition": "plant-pathology-2020", "fold": None, "fold_hash": "0" * 64},
+        {"classes": ("a", "b", "c", "d", "e"), "fold_hash": "0" * 64},
+    ],
 )
 def test_weights_that_cannot_know_the_labels_are_taken(data, weights, said):
     check_weights(TINY, data, [0, 1], weights(**said))

@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 
-from cassava_kit.data.stratify import make_folds
+from cassava_kit.competition import CASSAVA
+from cassava_kit.data.stratify import make_folds, split_folds
 from cassava_kit.errors import UserError
-from cassava_kit.models.checkpoint import load_model, read_info
-from cassava_kit.training.train import train_fold
+from cassava_kit.models.checkpoint import load_model, read_info, save_checkpoint
+from cassava_kit.training.checks import refuse_seen_labels
+from cassava_kit.training.rows import TrainData
+from cassava_kit.training.train import table_data, train_fold
 
 REAL = Path(os.environ.get("CASSAVA_KIT_REAL_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 DINOV2 = REAL / "weights" / "vit_small_patch14_dinov2_lvd142m.safetensors"
@@ -120,3 +123,21 @@ def test_published_dinov2_weights_are_trained_on(table, tiny_table, tmp_path):
     kept = load_file(result.checkpoint)
     assert torch.equal(kept["blocks.11.mlp.fc2.weight"], load_file(DINOV2)["blocks.11.mlp.fc2.weight"].float())
     assert kept["pos_embed"].shape == (1, 17, 384)
+
+
+def test_the_checkpoint_of_a_table_names_its_classes_and_no_competition(table, tiny_table, tmp_path):
+    """Labels of the same split, or of the same classes, are not learnt a second time as if they were another's."""
+    files = {"image_dir": tiny_table.image_dir, "settings": QUICK}
+    first = train_fold(table, 0, out=tmp_path / "a", **files)
+    info = read_info(first.checkpoint)
+    assert info.competition is None and info.classes == ("0", "1", "2", "3", "4")
+    with pytest.raises(UserError, match="must not have seen the labels of fold 1"):
+        train_fold(table, 1, out=tmp_path / "b", weights=first.checkpoint, **files)
+    data = TrainData(tiny_table, split_folds(tiny_table.frame, n_splits=2, seed=9))
+    with pytest.raises(UserError, match="another split, this one perhaps among them"):
+        refuse_seen_labels(first.checkpoint, data, [0])
+    named = table.assign(label=np.array(["wilt", "rust", "mosaic", "healthy", "blight"])[table["label"]])
+    theirs = table_data(named.iloc[:-1], tiny_table.image_dir, id_column="image_id", label_column="label")
+    ours = read_info(first.checkpoint).model_copy(update={"classes": CASSAVA.classes, "competition": CASSAVA.slug})
+    save_checkpoint(tmp_path / "ours.safetensors", load_file(first.checkpoint), ours)
+    refuse_seen_labels(tmp_path / "ours.safetensors", theirs, [0])

@@ -3,7 +3,7 @@
     out/kit/       the kit's wheel, the pure wheels that the image lacks, KIT_MANIFEST.json
     out/weights/   <run name>-fold<k>.safetensors, ensemble.json, WEIGHTS_MANIFEST.json
     out/kernel/    ensemble-submission.ipynb, pinned to both builds, kernel-metadata.json and competition.json. A kernel
-                   that trains has a folder of its own, with changes.json: its parameters, for the next push
+                   that trains has its own folder, with changes.json: its parameters, for the next push
     out/evidence/  the ensemble's out-of-fold predictions and their fold file, for `finals`; not uploaded
 
 The same inputs give the same bytes: the build id changes when, and only when, the content does.
@@ -45,7 +45,7 @@ from cassava_kit.kaggle.pack.kernels import (
 )
 from cassava_kit.kaggle.pack.manifest import MANIFESTS, find_problems, read_manifest, write_manifest
 from cassava_kit.kaggle.pack.wheels import build_kit_wheel, pure_wheel, source_files
-from cassava_kit.models.checkpoint import read_info
+from cassava_kit.models.checkpoint import check_competition, read_info
 
 CHANGES_FILE = "changes.json"
 
@@ -157,7 +157,7 @@ def package_kernel(
 
 
 def read_changes(out: Path, kernel: Kernel) -> Changes:
-    """Return the changes that the kernel in `out` was packed with; none where it was not packed yet."""
+    """Return the changes that the kernel in `out` was packed with; no changes where it was not packed yet."""
     path = kernel_folder(out, kernel) / CHANGES_FILE
     return parse_changes(**read_json(path)) if path.is_file() else Changes()
 
@@ -234,8 +234,10 @@ def check_ensemble_files(ensemble: Ensemble, checkpoints: Mapping[str, Path]) ->
         classes.add(info.n_classes)
         if name != f"{info.name}.safetensors" and not re.fullmatch(rf"m\d+-{re.escape(info.name)}\.safetensors", name):
             raise UserError(f"{source} is {info.name} by its header, and {name} in the bundle; use the header's name")
-        if info.competition not in (None, here.slug):
-            raise UserError(f"{source} was trained for {info.competition}, this folder is for {here.slug}; {remedy}")
+        try:
+            check_competition(info, here)
+        except UserError as error:
+            raise UserError(f"{source} {error}; {remedy}") from None
     if classes != {len(ensemble.prior)}:
         raise UserError(f"the ensemble has {len(ensemble.prior)} classes, its checkpoints {sorted(classes)}")
     if here.n_classes != len(ensemble.prior):

@@ -168,6 +168,6 @@ def export_backbone(module: SSLModule, path: Path, *, n_images: int, init: Path 
     )
     before = None if init is None else labels_learnt(Path(init))
     if before is not None:
-        split = {name: getattr(before, name) for name in ("competition", "fold", "n_splits", "fold_hash")}
+        split = {name: getattr(before, name) for name in ("competition", "classes", "fold", "n_splits", "fold_hash")}
         info = info.model_copy(update={**split, "config": {**info.config, "init": before.name}})
     save_checkpoint(path, module.backbone.state_dict(), info)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,8 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 
 from cassava_kit.cli.clean import clean_files
-from cassava_kit.competition import current
-from cassava_kit.data.folds import write_folds
+from cassava_kit.competition import CASSAVA, VARIABLE, Competition, current, write_facts
+from cassava_kit.data.folds import read_folds, write_folds
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.clean import find_label_errors
@@ -138,10 +139,10 @@ def test_the_counts_the_classes_and_the_noise_matrix_are_told_and_written(compet
     assert header["never_predicted"] == [] and header["flags_taken_back"] == 0
     report = read_noise_report(folder / "clean.csv")
     removed = report[~report["keep"]]["label"].value_counts()
-    for k, row in enumerate(header["classes"]):
+    for k, row in enumerate(header["by_class"]):
         assert row["rows"] == (labels == k).sum() and row["removed"] == removed.get(k, 0)
         assert row["removed"] <= 0.08 * row["rows"], "the share of a class is capped"
-    assert sum(row["removed"] for row in header["classes"]) == header["removed"]
+    assert sum(row["removed"] for row in header["by_class"]) == header["removed"]
     assert np.sum(header["noise_matrix"], axis=0) == pytest.approx(np.ones(K), abs=1e-5)
     text = str(cleaning)
     assert f"{flags.sum():,} of 400 labels (" in text and f"{header['plain_disagreement']:,} (" in text
@@ -210,8 +211,43 @@ def test_a_backbone_that_has_learnt_these_labels_is_refused(competition, verb):
         write_backbone(folder / "b.safetensors", **learnt)
         with pytest.raises(UserError, match="has learnt labels of these images"):
             look()
-    write_backbone(folder / "b.safetensors", n_classes=5, competition="another-competition")
-    with pytest.raises(FileNotFoundError):
+    for other in ({"competition": "another-competition"}, {"classes": ("a", "b", "c", "d", "e")}):
+        write_backbone(folder / "b.safetensors", n_classes=5, **other)
+        with pytest.raises(FileNotFoundError):
+            look()
+
+
+@pytest.mark.parametrize("verb", ["clean", "review"])
+def test_whose_labels_a_backbone_has_learnt_is_known_in_any_folder(competition, monkeypatch, verb):
+    """The fold file and the report name their competition; the folder that a user works in says nothing of them."""
+    folder, _ = competition
+    oof, folds, out = files(folder)
+    write_folds(folds, replace(read_folds(folds), task=CASSAVA.task), replace=True)
+    clean_files(oof, folds, out)
+    header = json.loads((folder / "clean.json").read_text())
+    assert {key: header[key] for key in CASSAVA.task.header()} == CASSAVA.task.header()
+    write_facts(folder / "other.json", Competition(slug="flowers", title="Flowers", classes=("rose", "tulip")))
+    monkeypatch.setenv(VARIABLE, str(folder / "other.json"))
+    backbone = folder / "b.safetensors"
+
+    def look():
+        if verb == "clean":
+            clean_files(oof, folds, folder / "again.csv", backbone=(backbone, folder))
+        else:
+            review_files(out, folder, folder / "r.html", files=ReviewFiles(backbone=backbone))
+
+    same_split = {"competition": "flowers", "fold_hash": read_folds(folds).hash, "fold": 0}
+    for learnt in ({"competition": CASSAVA.slug}, same_split):
+        write_backbone(backbone, n_classes=5, **learnt)
+        with pytest.raises(UserError, match="has learnt labels of these images"):
+            look()
+    write_backbone(backbone, n_classes=2, competition="flowers")
+    with pytest.raises(FileNotFoundError, match="train_images"):
+        look()
+    own = replace(CASSAVA.task, competition="cassava-again")
+    write_folds(folds, replace(read_folds(folds), task=own), replace=True)
+    (folder / "clean.json").write_text(json.dumps(header | own.header()))
+    with pytest.raises(UserError, match="the files are of cassava-again, this folder is for flowers"):
         look()
 
 

@@ -164,11 +164,21 @@ def test_a_checkpoint_of_another_competition_is_refused(
         save_checkpoint(tmp_path / f"{slug}.safetensors", load_tensors(source), info)
     check_ensemble_files(ensemble, checkpoints | {name: tmp_path / f"{CASSAVA.slug}.safetensors"})
     theirs = checkpoints | {name: tmp_path / "flowers-2027.safetensors"}
-    with pytest.raises(ValueError, match=r"trained for flowers-2027, this folder is for cassava.*_COMPETITION"):
+    with pytest.raises(ValueError, match=r"the competition flowers-2027, this one is cassava.*_COMPETITION"):
         check_ensemble_files(ensemble, theirs)
     write_facts(tmp_path / "c.json", replace(CASSAVA, slug="flowers-2027"))
     monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
     check_ensemble_files(ensemble, theirs)
+
+
+def test_a_checkpoint_with_the_classes_in_another_order_is_refused(
+    ensemble: Ensemble, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    name, source = next(iter(checkpoints.items()))
+    facts = {"competition": CASSAVA.slug, "classes": CASSAVA.classes[::-1]}
+    save_checkpoint(tmp_path / name, load_tensors(source), read_info(source).model_copy(update=facts))
+    with pytest.raises(ValueError, match=r"was trained for the classes Healthy, .*order: Cassava Bacterial"):
+        check_ensemble_files(ensemble, checkpoints | {name: tmp_path / name})
 
 
 def test_a_checkpoint_in_two_members_is_named(ensemble: Ensemble, checkpoints: dict[str, Path]) -> None:
