@@ -24,7 +24,7 @@ class UserError(ValueError):
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """Return " (did you mean X or Y?)" with the nearest of `names`, an empty text where none is near.
+    """Return " (did you mean X or Y?)" with the nearest of `names`, or an empty text where no name is similar.
 
     Example:
         >>> closest("resnet5O", ["resnet50", "vit_base"])

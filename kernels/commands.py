@@ -7,7 +7,7 @@ TIME_LIMIT = float(os.environ.get("CASSAVA_KIT_TIME_LIMIT") or SETTINGS["time_li
 
 
 def run(arguments, gpus=None):
-    """Run a verb in a process of its own, on some GPUs or all, until it ends or the session's time is over.
+    """Run a verb in a separate process, on some GPUs or all, until it ends or the session's time is over.
 
     Returns whether it succeeded. Its finished parts stay in the output, where the next session, with this one's output
     attached, goes on.
@@ -19,7 +19,7 @@ def run(arguments, gpus=None):
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {})
     command = [sys.executable, "-m", "cassava_kit", *map(str, arguments)]
     print("$ python -m cassava_kit", *arguments, flush=True)
-    # In a process group of its own: the processes of data-parallel training end with it.
+    # In a separate process group: the processes of data-parallel training end with it.
     process = subprocess.Popen(
         command,
         env=environment,

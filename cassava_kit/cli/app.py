@@ -77,7 +77,7 @@ def make_app(
         name=program, cls=group, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
     )
     app.callback(help=text, epilog=f"`{program} COMMAND --help` shows its options.", invoke_without_command=True)(
-        _start
+        _print_help
     )
     for stage, commands in stages.items():
         for name, (function, example) in commands.items():
@@ -87,7 +87,7 @@ def make_app(
     return app
 
 
-def _start(
+def _print_help(
     context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the whole traceback of an error.")] = False,
 ) -> None:

@@ -79,7 +79,11 @@ def symmetry(image: np.ndarray, element: str) -> np.ndarray:
 
 
 def make_transform(transform: type, **kwargs: Any) -> Any:
-    """Return an albumentations transform; ValueError for an argument that it would ignore with a warning."""
+    """Return an albumentations transform.
+
+    Raises:
+        ValueError: An argument is one that albumentations would ignore with a warning.
+    """
     try:
         return transform(**kwargs, strict=True)
     except ValueError as error:

@@ -18,7 +18,7 @@ class DeviceAugment(nn.Module):
 
     def __init__(self, name: str, size: tuple[int, int]) -> None:
         super().__init__()
-        layers = {"none": [], "light": light_layers(size), "strong": [*light_layers(size), *strong_layers(size)]}
+        layers = {"none": [], "light": light_layers(size), "strong": [*light_layers(size), *strong_layers()]}
         if name not in layers:
             raise UserError(f"augmentation must be one of {', '.join(layers)}, got {name!r}")
         self.size = size
@@ -43,7 +43,7 @@ def light_layers(size: tuple[int, int]) -> list[nn.Module]:
     return [crop, *flips, K.RandomRotation90((1, 1), p=0.5)] if size[0] == size[1] else [crop, *flips]
 
 
-def strong_layers(size: tuple[int, int]) -> list[nn.Module]:
+def strong_layers() -> list[nn.Module]:
     """Return small shifts and rotations, light and colour, and holes."""
     side = 0.085**2  # the mean hole of `augment.strong_transforms`, as a share of the area
     return [

@@ -39,7 +39,7 @@ def find_duplicates(
 
     `images` are files, or a folder, whose images are taken by name (`list_images`). The groups fit
     `make_folds(groups=)`. `cache` names a file that keeps the fingerprints for the next call, by path, size and
-    times of change. An image that cannot be decoded is a group of its own.
+    times of change. An image that cannot be decoded has a group number that no other has.
 
     Raises:
         FileNotFoundError: A file or the folder is missing.

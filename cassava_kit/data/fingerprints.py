@@ -88,7 +88,7 @@ def _marks(path: Path) -> tuple[int, int, int]:
 
 
 def _read_cache(cache: Path) -> dict[bytes, CachedPrint]:
-    """Return the cache file's fingerprints by path; none where it is missing, damaged or of another layout."""
+    """Return the cache file's fingerprints by path; empty where it is missing, damaged or of another layout."""
     try:
         with np.load(cache, allow_pickle=False) as file:
             columns = [file[name] for name in ("paths", "marks", "thumbnails", "digests")]

@@ -142,7 +142,7 @@ def _label_column(columns: list[str], id_column: str, answers: list[str], path: 
     if set(answers) <= set(others):
         raise UserError(
             f"{path}: expected one column of labels 0, 1, ..., got one for each class ({','.join(answers)}); put the "
-            "number of the class that is 1 into a column of its own and name it with --label-column"
+            "number of the class that is 1 into a new column and name it with --label-column"
         )
     raise UserError(f"{path} has the columns {','.join(columns)}; say with --label-column which holds the labels")
 
@@ -227,6 +227,6 @@ def describe_next_steps(competition: Competition, out: Path, data: Path | None) 
         f"{competition.dataset}-ensemble-submission, of the owner that --owner or your credentials name",
         f"Next, {where}:",
         f"  python -m cassava_kit folds --data {folder}",
-        f"  python submit.py ensemble --data {folder}",
+        f"  python -m cassava_kit submit ensemble --data {folder}",
     ]
     return "\n".join(lines)

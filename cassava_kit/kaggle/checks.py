@@ -98,7 +98,7 @@ def check_time_limit(facts: BundleFacts) -> Verdict:
     if limit > 0.98 * allowed:
         return "failed", f"the notebook's own limit of {limit} s leaves no room below Kaggle's {allowed} s"
     kept = "the best file so far is kept" if facts.bundle.kernel.weights else "what is finished is kept"
-    return "passed", f"the run ends by itself after {limit / 3600:g} of {allowed / 3600:g} h, {kept}"
+    return "passed", f"the run stops after {limit / 3600:g} of {allowed / 3600:g} h, {kept}"
 
 
 def check_first_file(facts: BundleFacts) -> Verdict:

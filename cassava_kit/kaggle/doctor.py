@@ -137,14 +137,14 @@ def doctor(
         facts = BundleFacts(Path(root), read_bundle(bundle_dir, kernel), remote)
     except (ValueError, FileNotFoundError) as error:
         return [Check("bundle", "failed", str(error))]
-    causes = [(cause, look) for cause, look, submitted in CHECKS if kernel.weights or not submitted]
-    causes = [(cause, look) for cause, look in causes if submits or look is not check_submissions_left]
-    return [_run_check(cause, look, facts) for cause, look in causes]
+    checked = [(cause, check) for cause, check, submitted in CHECKS if kernel.weights or not submitted]
+    checked = [(cause, check) for cause, check in checked if submits or check is not check_submissions_left]
+    return [_run_check(cause, check, facts) for cause, check in checked]
 
 
-def _run_check(cause: str, look: Callable[[BundleFacts], Verdict], facts: BundleFacts) -> Check:
+def _run_check(cause: str, check: Callable[[BundleFacts], Verdict], facts: BundleFacts) -> Check:
     try:
-        return Check(cause, *look(facts))
+        return Check(cause, *check(facts))
     except KaggleError as error:
         return Check(cause, "unknown", str(error))
     except (ValueError, FileNotFoundError) as error:

@@ -1,6 +1,6 @@
 """Describe the training images of a competition folder: classes, sizes, statistics, copies; entry point `explore`.
 
-Broken files are found, named and counted; none stops the look.
+Broken files are named and counted; the other images are described all the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ QUANTITIES = {
 }
 
 
-class Look(NamedTuple):
+class ImageStatistics(NamedTuple):
     """Statistics of one image, or the reason why it could not be read."""
 
     reason: str = ""
@@ -86,10 +86,13 @@ class Eda:
 def explore(
     data: Path, *, competition: Competition | None = None, cache: Path | None = None, progress: bool = True
 ) -> Eda:
-    """Look at every training image once, small, on all cores, and compare all for copies.
+    """Measure every training image once, small, on all cores, and compare all for copies.
 
-    `cache` keeps the fingerprints that copies are found by (default: the kit's cache folder). Raises FileNotFoundError
-    or ValueError where the folder has no table, no image folder or no readable image.
+    `cache` keeps the fingerprints that copies are found by (default: the kit's cache folder).
+
+    Raises:
+        FileNotFoundError: The folder has no table or no image folder.
+        UserError: The table cannot be read, or no image can.
     """
     competition = competition or current()
     table = read_table(data / competition.train_csv, competition)
@@ -100,23 +103,23 @@ def explore(
     unlisted = tuple(sorted(present.difference(listed)))
     names = [*listed, *unlisted]
     paths = [image_dir / name for name in names]
-    looks = dict(zip(names, in_threads(look, paths, title="Looking", progress=progress), strict=True))
-    readable = [name for name in names if not looks[name].reason]
+    measured = dict(zip(names, in_threads(measure_image, paths, title="Looking", progress=progress), strict=True))
+    readable = [name for name in names if not measured[name].reason]
     if not readable:
         raise UserError(f"no readable image in {image_dir} ({len(names)} files); check the download")
     label_of = dict(zip(table["image_id"], table["label"].tolist(), strict=True))
     prints = fingerprint(
         [image_dir / name for name in readable], cache=cache or cache_dir() / FINGERPRINT_CACHE, progress=progress
     )
-    mean, std = pixel_statistics([looks[name] for name in readable])
+    mean, std = pixel_statistics([measured[name] for name in readable])
     return Eda(
         folder=data,
         image_dir=image_dir,
         competition=competition,
         counts=np.bincount(table["label"], minlength=competition.n_classes),
-        frame=_statistics(table, looks),
+        frame=_statistics(table, measured),
         missing=tuple(name for name in table["image_id"] if name not in present),
-        unreadable={name: looks[name].reason for name in names if looks[name].reason},
+        unreadable={name: measured[name].reason for name in names if measured[name].reason},
         unlisted=unlisted,
         groups=copy_groups(readable, label_of, prints, progress=progress),
         mean=mean,
@@ -124,14 +127,14 @@ def explore(
     )
 
 
-def look(path: Path) -> Look:
+def measure_image(path: Path) -> ImageStatistics:
     """Return one image's size and statistics, from a decode at an eighth of its size or more."""
     try:
         content = read_bytes(path)
         image = decode_small(content, SIDE)
         width, height = stored_size(content)
     except ImageError as error:
-        return Look(str(error))
+        return ImageStatistics(str(error))
     rgb = image.reshape(-1, 3).astype(np.float32)
     luma = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     highest, lowest = image.max(axis=2).astype(np.float32), image.min(axis=2)
@@ -139,7 +142,7 @@ def look(path: Path) -> Look:
     steps = [np.abs(np.diff(luma, axis=axis)).mean() if luma.shape[axis] > 1 else 0.0 for axis in (0, 1)]
     values = (luma.mean(), luma.std(), saturation.mean(), np.mean(steps), *rgb.mean(axis=0), len(content) / 1000)
     squares = tuple((rgb.astype(np.float64) ** 2).mean(axis=0).tolist())
-    return Look("", width, height, tuple(float(value) for value in values), squares)
+    return ImageStatistics("", width, height, tuple(float(value) for value in values), squares)
 
 
 def stored_size(content: bytes) -> tuple[int, int]:
@@ -157,17 +160,17 @@ def stored_size(content: bytes) -> tuple[int, int]:
         raise ImageError(f"its size cannot be read ({type(error).__name__})") from None
 
 
-def pixel_statistics(looks: Sequence[Look]) -> tuple[np.ndarray, np.ndarray]:
+def pixel_statistics(measured: Sequence[ImageStatistics]) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of R, G and B (0..1), each image with the same weight."""
-    mean = np.array([one.values[4:7] for one in looks]).mean(axis=0)
-    square = np.array([one.squares for one in looks]).mean(axis=0)
+    mean = np.array([one.values[4:7] for one in measured]).mean(axis=0)
+    square = np.array([one.squares for one in measured]).mean(axis=0)
     return mean / 255, np.sqrt(np.maximum(square - mean**2, 0)) / 255
 
 
-def _statistics(table: pd.DataFrame, looks: dict[str, Look]) -> pd.DataFrame:
+def _statistics(table: pd.DataFrame, measured: dict[str, ImageStatistics]) -> pd.DataFrame:
     """Return the rows whose image can be read, with their statistics."""
-    kept = table[[name in looks and not looks[name].reason for name in table["image_id"]]].reset_index(drop=True)
-    mine = [looks[name] for name in kept["image_id"]]
+    kept = table[[name in measured and not measured[name].reason for name in table["image_id"]]].reset_index(drop=True)
+    mine = [measured[name] for name in kept["image_id"]]
     columns = dict(zip(QUANTITIES, np.array([one.values for one in mine]).reshape(-1, len(QUANTITIES)).T, strict=True))
     return kept.assign(width=[one.width for one in mine], height=[one.height for one in mine], **columns)
 

@@ -23,7 +23,7 @@ FOLD_FOLDER = re.compile(r"fold(\d+)")
 class Run:
     """The content of a run folder by fold: configuration, metrics, `run.json`, out-of-fold rows.
 
-    `whole` is the joined prediction file, used where the folder has no folds of its own (another team's member).
+    `whole` is the joined prediction file, used where the folder has no folds (another team's member).
     """
 
     name: str
@@ -128,14 +128,14 @@ def _given(done: dict[str, Any]) -> dict[str, Any]:
 def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Return the settings in which runs differ: name, and each run's value (several where its folds differ).
 
-    What one run alone has to set is no difference: a baseline of another kind has settings of its own.
+    What one run alone has to set is no difference: a baseline of another kind has other settings.
     """
     names = dict.fromkeys(name for run in runs for config in run.configs.values() for name in config)
     rows = []
     for name in names:
-        told = [list(dict.fromkeys(_plain(c[name]) for c in run.configs.values() if name in c)) for run in runs]
-        if name not in ("recipe", "about") and len({value for values in told for value in values}) > 1:
-            rows.append((name, [" | ".join(values) or "–" for values in told]))
+        values = [list(dict.fromkeys(_plain(c[name]) for c in run.configs.values() if name in c)) for run in runs]
+        if name not in ("recipe", "about") and len({value for found in values for value in found}) > 1:
+            rows.append((name, [" | ".join(found) or "–" for found in values]))
     return rows
 
 

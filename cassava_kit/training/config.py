@@ -42,7 +42,7 @@ class RunConfig(Settings):
     unfreeze_every: int = Field(
         0,
         ge=0,
-        description="The head is trained alone; one more stage is unfrozen every so many epochs. 0: all at once.",
+        description="Epochs of the head alone, and of each further unfrozen stage before the next. 0: all at once.",
     )
     weight_decay: float = Field(1e-2, ge=0, description="Weight decay; biases and norms have none.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
@@ -52,7 +52,7 @@ class RunConfig(Settings):
     )
     warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up before cosine or constant.")
     early_stopping: int | None = Field(
-        None, ge=1, description="Stop after so many epochs without a better validation loss."
+        None, ge=1, description="Stop after this number of epochs without a better validation loss."
     )
     select: Literal["last", "best"] = Field(
         "last",

@@ -87,7 +87,7 @@ def process_rank() -> tuple[int, int]:
 def zero_optimizer(
     groups: list[dict[str, Any]], kind: type[torch.optim.Optimizer], arguments: dict[str, Any]
 ) -> torch.optim.Optimizer:
-    """Return torch's ZeRO-1 optimiser: each process keeps the state of its own share of the parameters."""
+    """Return torch's ZeRO-1 optimiser: each process keeps the optimiser state for its share of the parameters."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **arguments)

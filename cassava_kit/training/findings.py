@@ -15,7 +15,7 @@ GAP_EPOCHS = 3
 def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str], *, last: bool = False) -> dict[str, str]:
     """Return findings by key after the last of `epochs`: rows of `metrics.csv` (train_loss, val_loss, val_share_k ...).
 
-    `last`: no epoch will follow, and a run of fewer epochs than a finding needs is judged as it stands.
+    `last`: no epoch will follow, so a run with fewer epochs than a finding needs is judged by the epochs it has.
     Keys are stable (`one_class`, `flat`, `overfit`), so that a caller can say each only once.
     """
     findings = {}

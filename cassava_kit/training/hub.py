@@ -20,7 +20,10 @@ def fetch_weights(names: Sequence[str], out: Path, *, owner: str | None = None) 
     """Download the weights that recipes start from, each to `<recipe>.safetensors` in `out`; returns lines to print.
 
     A file that is there is kept. With an `owner` the folder is described as a dataset that `kaggle datasets create -p`
-    takes. ValueError for an unknown recipe, before any download, and where the hub has no weights or does not answer.
+    takes.
+
+    Raises:
+        UserError: A recipe is unknown (before any download), or the hub has no weights or does not answer.
     """
     if owner is not None and not re.fullmatch(OWNER, owner):
         raise UserError(f"--owner must be your name on Kaggle, of letters, digits, '-' and '_', got {owner!r}")

@@ -119,7 +119,7 @@ def test_a_kernel_that_trains_is_examined_by_what_can_end_it(pristine: Path, tmp
     assert described["kernel_sources"][1:] == [described["id"].replace("train-folds", "pretrain-ssl")]
     text = bundle.notebook.read_text()
     assert "FOLDS = [0, 1]" in text and "RECIPE = 'vit_base'" in text
-    assert "ends by itself after 11.5 of 12 h" in checks["timeout"].detail
+    assert "the run stops after 11.5 of 12 h" in checks["timeout"].detail
     _in_notebook(bundle, str(OWN_LIMIT_SECONDS), str(12 * 3600))
     _edit(bundle.kernel_dir / "kernel-metadata.json", dataset_sources=["me/first-weights"])
     checks = {check.cause: check for check in doctor(REPOSITORY, tmp_path, kernel=kernel)}

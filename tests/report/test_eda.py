@@ -19,11 +19,11 @@ from cassava_kit.data.fingerprints import fingerprint
 from cassava_kit.data.table import read_table
 from cassava_kit.report.eda import (
     QUANTITIES,
-    Look,
+    ImageStatistics,
     between_classes,
     copy_groups,
     explore,
-    look,
+    measure_image,
     pixel_statistics,
     sizes,
     stored_size,
@@ -89,7 +89,7 @@ def test_statistics_of_a_picture_are_those_of_its_pixels(tmp_path):
     image[:] = (200, 100, 50)
     image[:, 60:] = (20, 40, 60)
     Image.fromarray(image).save(tmp_path / "one.png")
-    one = look(tmp_path / "one.png")
+    one = measure_image(tmp_path / "one.png")
     values = dict(zip(QUANTITIES, one.values, strict=True))
     luma = [0.299 * r + 0.587 * g + 0.114 * b for r, g, b in ((200, 100, 50), (20, 40, 60))]
     assert (one.width, one.height) == (120, 80)
@@ -104,19 +104,19 @@ def test_statistics_of_a_picture_are_those_of_its_pixels(tmp_path):
 def test_a_jpeg_is_looked_at_small_and_says_the_same(tmp_path):
     image = picture(3, (600, 800))
     write_image(tmp_path / "large.jpg", image)
-    one = look(tmp_path / "large.jpg")
+    one = measure_image(tmp_path / "large.jpg")
     values = dict(zip(QUANTITIES, one.values, strict=True))
     assert (one.width, one.height) == (800, 600)
     assert [values[c] for c in ("red", "green", "blue")] == pytest.approx(image.reshape(-1, 3).mean(axis=0), abs=1.5)
 
 
 def test_channel_statistics_are_over_all_pixels():
-    looks = []
+    measured = []
     images = [picture(n) for n in range(4)]
     for image in images:
         rgb = image.reshape(-1, 3).astype(float)
-        looks.append(Look("", 1, 1, (0, 0, 0, 0, *rgb.mean(axis=0), 0), tuple((rgb**2).mean(axis=0))))
-    mean, std = pixel_statistics(looks)
+        measured.append(ImageStatistics("", 1, 1, (0, 0, 0, 0, *rgb.mean(axis=0), 0), tuple((rgb**2).mean(axis=0))))
+    mean, std = pixel_statistics(measured)
     every = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
     assert mean == pytest.approx(every.mean(axis=0))
     assert std == pytest.approx(every.std(axis=0))

@@ -1,7 +1,7 @@
 """Run one notebook as Kaggle would: a script that `runner.py` starts with a JSON file (`run_spec`).
 
 It imports nothing of the kit, so that the notebook cannot find it by accident. In a mount namespace it first makes
-`/kaggle/input` (read-only) and `/kaggle/working` in a root of its own: the machine's root is not touched. Exit code 97:
+`/kaggle/input` (read-only) and `/kaggle/working` in a separate root: the machine's root is not touched. Exit code 97:
 the namespace could not be set up. The result goes to `result.json`.
 """
 

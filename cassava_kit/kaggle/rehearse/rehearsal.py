@@ -1,4 +1,4 @@
-"""Rehearse a bundle: its notebook, offline, in a process of its own, with the input that Kaggle mounts: `rehearse`.
+"""Rehearse a bundle: its notebook, offline, in a separate process, with the input that Kaggle mounts: `rehearse`.
 
 Which isolation is possible depends on the machine; the verdict names it (`isolation.py`).
 """

@@ -1,4 +1,4 @@
-"""Run a notebook in a process of its own, in the strongest isolation that the machine allows: `run_notebook`."""
+"""Run a notebook in a separate process, in the strongest isolation that the machine allows: `run_notebook`."""
 
 from __future__ import annotations
 

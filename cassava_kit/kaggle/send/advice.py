@@ -9,7 +9,7 @@ NO_QUOTA = "this week's GPU quota is used up; it is renewed every Saturday (kagg
 ADVICE = (
     (
         r"certificate",
-        "Kaggle's certificate is not trusted here; behind a proxy put the path of its own into REQUESTS_CA_BUNDLE",
+        "Kaggle's certificate is not trusted here; behind a proxy put its certificate's path into REQUESTS_CA_BUNDLE",
     ),
     (
         r"^\[Errno \d+\] ([^:]+: '|no space|disk quota)",

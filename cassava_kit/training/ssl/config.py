@@ -111,7 +111,11 @@ class PretrainConfig(Settings):
         return self
 
     def check_views(self) -> None:
-        """Raise ValueError where the method cannot use these views; by default it takes two of one size."""
+        """Check that the method can use these views; by default it takes two of one size.
+
+        Raises:
+            ValueError: It cannot. Pydantic collects the message, and the user sees a UserError.
+        """
         count = sum(view.count for view in self.views)
         if count != 2:
             raise ValueError(f"{self.method} takes exactly two views, got {count}")

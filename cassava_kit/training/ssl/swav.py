@@ -45,7 +45,11 @@ class SwAVConfig(PretrainConfig):
     sinkhorn_iterations: int = Field(default=3, ge=1, description="Steps of Sinkhorn-Knopp.")
 
     def check_views(self) -> None:
-        """Raise ValueError unless there are two full views and at most one kind of small crop."""
+        """Check that there are two full views and at most one kind of small crop.
+
+        Raises:
+            ValueError: There are not. Pydantic collects the message, and the user sees a UserError.
+        """
         if self.views[0].count != N_FULL or len(self.views) > 2:
             raise ValueError("swav takes two full views (count 2) and at most one kind of small crop")
 
