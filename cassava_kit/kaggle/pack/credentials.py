@@ -26,8 +26,8 @@ SECRET_FILES = ("kaggle.json", "access_token", "access_token.txt", "credentials.
 SECRET_KEYS = ("key", "access_token", "refresh_token", "token")
 SHORTEST = 8
 READ_BYTES = 1 << 20
-# The query of an address, which may be a signature that gives access to the file.
-QUERY = re.compile(r"\?[^\s'\"<>()=]+=[^\s'\"<>()]*")
+# The query of an address, which may be a signature that gives access to the file; a backslash is an escape of JSON.
+QUERY = re.compile(r"\?[^\s'\"<>()=\\]+=[^\s'\"<>()\\]*")
 
 
 def collect_secrets(folders: Iterable[Path] = (), environment: Mapping[str, str] | None = None) -> set[str]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from cassava_kit.files import read_json
 from cassava_kit.kaggle.pack.config import METADATA_FILE
-from cassava_kit.kaggle.pack.credentials import redact
 from cassava_kit.kaggle.send.advice import NO_CREDENTIALS
 from cassava_kit.kaggle.send.calls import RetriedCalls
 from cassava_kit.kaggle.send.notebook import code_cells
@@ -183,7 +182,7 @@ class KaggleClient(RetriedCalls):
             text = "".join(str(line.get("data", "")) for line in json.loads(log))
         except (json.JSONDecodeError, AttributeError, TypeError):
             text = log
-        return redact(text, self.secrets)
+        return self.clean(text)
 
     def kernel_output(self, kernel: str, out: Path, pattern: str, *, version: int | None = None) -> None:
         """Fetch the output files of a version's run (default: the latest) whose name matches a regular expression."""
@@ -194,7 +193,7 @@ class KaggleClient(RetriedCalls):
 
         self.call(f"output of {run}", fetch)
         for log in out.glob("*.log"):  # the client writes the run's log beside its files
-            log.write_text(redact(log.read_text(encoding="utf-8"), self.secrets), encoding="utf-8")
+            log.write_text(self.clean(log.read_text(encoding="utf-8")), encoding="utf-8")
 
     def submissions_left(self) -> int | None:
         """Return how many submissions are left today; None where Kaggle does not say, or knows no team of yours."""

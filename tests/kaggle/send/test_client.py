@@ -244,6 +244,16 @@ def test_nor_do_logs_failure_messages_and_fetched_files(tmp_path: Path, monkeypa
     assert (tmp_path / "k.log").read_text() == "token ***"
 
 
+def test_nor_do_they_hold_signed_addresses(tmp_path: Path) -> None:
+    signed = "got https://storage/f.csv?Expires=9&Signature=abc/def+g= in 2 s"
+    for log in (json.dumps([{"data": signed}]), signed):
+        assert client(Api(log))[0].kernel_log("me/k") == "got https://storage/f.csv?*** in 2 s"
+    (tmp_path / "k.log").write_text(json.dumps([{"data": f'{signed[:-7]}\n"next" {signed}'}]))
+    client(Api(([], None)))[0].kernel_output("me/k", tmp_path, ".*")
+    written = json.loads((tmp_path / "k.log").read_text())[0]["data"]
+    assert written == 'got https://storage/f.csv?***\n"next" got https://storage/f.csv?*** in 2 s'
+
+
 def reply(**fields: Any) -> SimpleNamespace:
     """Return an answer of HTTP 200 and exit code 0."""
     return SimpleNamespace(**{"error": "", "status": "ok", "version_number": 4} | fields)
