@@ -13,6 +13,7 @@ from cassava_kit.cli.app import CommandTable, StageGroup, make_app
 from cassava_kit.cli.options import Views
 from cassava_kit.errors import UserError
 from cassava_kit.files import LEDGER_FILE
+from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
 
 if TYPE_CHECKING:
     from cassava_kit.kaggle.pack.kernels import Changes, Kernel
@@ -305,7 +306,7 @@ def present_spelling(arguments: Sequence[str]) -> list[str]:
         raise UserError(f"give one command, got {' and '.join(asked)}; see --help")
     command = [FLAGS[asked[0]], *(word for word in arguments if word not in FLAGS)]
     if asked[0] != "--ensemble":
-        raise UserError(f"{asked[0]} is now a command: python submit.py {shlex.join(command)}")
+        raise UserError(f"{asked[0]} is now a command: {SUBMIT_COMMAND} {shlex.join(command)}")
     return command
 
 
@@ -325,7 +326,7 @@ COMMANDS: CommandTable = {
 }
 
 submit_app = make_app(
-    "python submit.py",
+    SUBMIT_COMMAND,
     COMMANDS,
     text="Pack what was trained, rehearse it offline, send it to Kaggle and submit it.",
     group=SubmitGroup,

@@ -199,13 +199,13 @@ def member_names(oof: Sequence[Path]) -> list[str]:
 def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Return the shortest end of each path that no other one has; UserError where a path is given twice."""
     parts = [path.resolve().parts for path in paths]
-    if repeated := sorted({"/".join(part) for part in parts if parts.count(part) > 1}):
+    if repeated := sorted({str(Path(*part)) for part in parts if parts.count(part) > 1}):
         raise UserError(f"members must differ, got {', '.join(repeated)} more than once; give each once")
 
     def name(part: tuple[str, ...]) -> str:
         depths = range(1, len(part) + 1)
         unique = (depth for depth in depths if sum(other[-depth:] == part[-depth:] for other in parts) == 1)
-        return "/".join(part[-next(unique) :])
+        return Path(*part[-next(unique) :]).as_posix()
 
     return [name(part) for part in parts]
 

@@ -77,7 +77,7 @@ def ablate_files(
 
 
 def variants(config: RunConfig, changes: Sequence[str], *, cleaned: bool = False) -> list[RunConfig]:
-    """Return the recipe, then one configuration a change; each has a run name of its own.
+    """Return the recipe, then one configuration a change; each has its own run name.
 
     Raises:
         UserError: There is nothing to compare, or a change changes nothing or is given twice.

@@ -224,7 +224,7 @@ def run_name(config: RunConfig) -> str:
 
 
 def changes(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that differ from the recipe's, by name; none where the recipe is not one of the kit's."""
+    """Return the settings that differ from the recipe's, by name; empty where the recipe is not one of the kit's."""
     if config.about.endswith(PLAIN_SETTINGS):
         base = recipe(f"{TIMM_PREFIX}{config.about.removesuffix(PLAIN_SETTINGS)}")
     elif config.recipe in recipe_names():

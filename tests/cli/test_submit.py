@@ -1,6 +1,8 @@
 """The commands of `submit.py`: options of each, mistakes as one line before any work, spellings of before."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,23 @@ def test_help_shows_the_options_of_the_command_alone(command, capsys):
     listed = set(re.findall(r"--[a-z-]+", "\n".join(re.findall(r"^  (--.*?)(?:  |$)", shown, flags=re.MULTILINE))))
     assert listed == OPTIONS[command] | {"--help"}
     assert f"python submit.py {command}" in shown.split("Example:")[1]
+
+
+def test_an_installed_kit_names_the_command_that_it_has(tmp_path):
+    """The package alone, without kernels/ and submit.py beside it, is what a wheel installs."""
+    shutil.copytree(ROOT / "cassava_kit", tmp_path / "cassava_kit", ignore=shutil.ignore_patterns("__pycache__"))
+    calls = [["--help"], ["doctor", "--help"], ["--doctor", "--bundle", "a b"]]
+    program = (
+        "from cassava_kit.cli.app import run_app\nfrom cassava_kit.cli.submit import submit_app\n"
+        f"for arguments in {calls!r}:\n    run_app(submit_app, arguments)\n"
+    )
+    command = [sys.executable, "-c", program]
+    alone = os.environ | {"PYTHONPATH": str(tmp_path)}
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=alone, timeout=120)
+    assert "submit.py" not in said.stdout + said.stderr
+    assert "`cassava-kit submit COMMAND --help`" in said.stdout
+    assert "  cassava-kit submit doctor --bundle build/mine" in said.stdout.split("Example:")[1]
+    assert "--doctor is now a command: cassava-kit submit doctor --bundle 'a b'" in said.stderr
 
 
 def test_the_commands_are_listed_without_a_command_and_as_one_of_the_kits(capsys):
