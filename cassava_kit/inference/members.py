@@ -12,7 +12,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.files import WEIGHTS_MANIFEST, read_json, sha256_file
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, read_ensemble
-from cassava_kit.models.checkpoint import CheckpointInfo, check_competition, read_info
+from cassava_kit.models.checkpoint import CheckpointInfo, read_info, refuse_other_competition
 
 FALLBACK_VIEWS = "flips"
 
@@ -55,7 +55,7 @@ def read_prior(weights_dir: Path, competition: Competition | None = None) -> tup
     for path in sorted(weights_dir.glob("*.safetensors")):
         try:
             info = read_info(path)
-            check_competition(info, competition)
+            refuse_other_competition(info, competition)
         except (OSError, ValueError):
             continue
         if info.prior is not None and len(info.prior) == competition.n_classes:
@@ -125,7 +125,7 @@ def _read_member(path: Path, member: EnsembleMember, competition: Competition, s
     info = read_info(path)
     if info.n_classes != competition.n_classes:
         raise UserError(f"predicts {info.n_classes} classes, the competition has {competition.n_classes}")
-    check_competition(info, competition)
+    refuse_other_competition(info, competition)
     return MemberCheckpoint(path, member.name, member.weight, info)
 
 

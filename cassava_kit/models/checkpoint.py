@@ -55,7 +55,7 @@ class CheckpointInfo(BaseModel):
         return self.recipe if self.fold is None else f"{self.recipe}-fold{self.fold}"
 
 
-def check_competition(info: CheckpointInfo, competition: Competition) -> None:
+def refuse_other_competition(info: CheckpointInfo, competition: Competition) -> None:
     """Refuse a checkpoint of another competition, or of other classes; what its header does not say is not compared.
 
     Raises:

@@ -45,7 +45,7 @@ from cassava_kit.kaggle.pack.kernels import (
 )
 from cassava_kit.kaggle.pack.manifest import MANIFESTS, find_problems, read_manifest, write_manifest
 from cassava_kit.kaggle.pack.wheels import build_kit_wheel, pure_wheel, source_files
-from cassava_kit.models.checkpoint import check_competition, read_info
+from cassava_kit.models.checkpoint import read_info, refuse_other_competition
 
 CHANGES_FILE = "changes.json"
 
@@ -235,7 +235,7 @@ def check_ensemble_files(ensemble: Ensemble, checkpoints: Mapping[str, Path]) ->
         if name != f"{info.name}.safetensors" and not re.fullmatch(rf"m\d+-{re.escape(info.name)}\.safetensors", name):
             raise UserError(f"{source} is {info.name} by its header, and {name} in the bundle; use the header's name")
         try:
-            check_competition(info, here)
+            refuse_other_competition(info, here)
         except UserError as error:
             raise UserError(f"{source} {error}; {remedy}") from None
     if classes != {len(ensemble.prior)}:
