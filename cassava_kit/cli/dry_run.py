@@ -19,7 +19,7 @@ from cassava_kit.cli.app import named_file
 from cassava_kit.cli.kaggle import ROOT, PlannedRehearsal, rehearse_all
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.duplicates import table_groups
-from cassava_kit.data.folds import Folds, write_folds
+from cassava_kit.data.folds import Folds, read_folds, write_folds
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable, list_images, read_competition
@@ -97,10 +97,14 @@ def parse_weights(given: Sequence[str]) -> tuple[tuple[str, Path], ...]:
 
 
 def recipe_for(name: str) -> str:
-    """Return the recipe of that name, else the first recipe of that timm model, else `timm:NAME`."""
+    """Return the recipe of that name, else the first recipe of that timm model, else `timm:NAME`.
+
+    A name with a tag (`.dino`) is only a recipe's that has the same: mean and std are the tag's.
+    """
     if name in recipe_names():
         return name
-    same_model = [known for known in recipe_names() if recipe(known).model.split(".")[0] == name.split(".")[0]]
+    models = {known: recipe(known).model for known in recipe_names()}
+    same_model = [known for known, model in models.items() if name in (model, model.split(".")[0])]
     return same_model[0] if same_model else f"timm:{name.removeprefix('timm:')}"
 
 
@@ -224,13 +228,21 @@ def load_data(plan: DryRun, console: Console) -> tuple[Path, TrainTable]:
 
 
 def split_table(plan: DryRun, table: TrainTable, out: Path, console: Console) -> Folds:
-    """Stratified folds, near-duplicates together unless the plan says otherwise, written to `out/folds.csv`."""
+    """Stratified folds, near-duplicates together unless the plan says otherwise, written to `out/folds.csv`.
+
+    Raises:
+        UserError: There are runs on other folds in `out`, and the plan does not replace them.
+    """
     groups = table_groups(table) if plan.groups else None
     task = plan.competition.task
     split = split_folds(table.frame, n_splits=plan.n_splits, seed=plan.seed, groups=groups, task=task)
-    write_folds(out / "folds.csv", split, replace=True)  # runs on another split are trained anew
+    path = out / "folds.csv"
+    trained = path.is_file() and any((out / "runs").glob("*/fold*"))
+    if trained and plan.existing != "replace" and read_folds(path).hash != split.hash:
+        raise UserError(f"{out} holds runs on other folds than these; give another --out, or --replace")
+    write_folds(path, split, replace=True)
     copies = "" if groups is None else f", {len(groups) - len(set(groups))} near-duplicates kept with their originals"
-    console.print(f"{split.n_splits} stratified folds{copies}: {out / 'folds.csv'} (hash {split.hash[:12]})")
+    console.print(f"{split.n_splits} stratified folds{copies}: {path} (hash {split.hash[:12]})")
     return split
 
 

@@ -79,9 +79,9 @@ def dry_run_command(
     ] = True,
     views: Views = "flips",
     owner: Owner = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace finished runs that differ.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace runs that differ, finished or not.")] = False,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep finished runs that another version of the code trained.")
+        bool, typer.Option("--keep", help="Keep, or go on with, runs of another version of the code.")
     ] = False,
     cpus: Cpus = None,
     memory: Memory = None,

@@ -101,9 +101,9 @@ def train_command(
         str | None,
         typer.Option("--name", help="Name of the run's folder; default: the recipe's, with the settings changed."),
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a finished run that differs.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a run that differs, finished or not.")] = False,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep a finished run that another version of the code trained.")
+        bool, typer.Option("--keep", help="Keep, or go on with, a run of another version of the code.")
     ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Train on at most this many images; all are still validated.")

@@ -49,7 +49,7 @@ def fit_fold(
     several processes each calls this; the first one writes.
 
     Raises:
-        UserError: Something cannot be trained, or a finished run would be replaced (see `TrainOptions.existing`).
+        UserError: Something cannot be trained, or another run would be replaced (see `TrainOptions.existing`).
         DivergedError: The loss became NaN or infinite; the folder is marked as failed, and holds no checkpoint.
     """
     options = options or TrainOptions()
@@ -67,7 +67,7 @@ def fit_fold(
         options.tell(f"{len(broken)} unreadable images take no part in training (first: {broken[0]})")
     started = time.perf_counter()
     if is_main():
-        prepare_run_dir(run_dir, config, wanted)
+        wanted = prepare_run_dir(run_dir, config, wanted, keep=options.existing == "keep")
     batches = make_batches(config, data, (training, validation), options)
     module = make_classifier(config, data, batches, training=training, options=options)
     info = checkpoint_info(config, data, fold, statistics=image_statistics(module.model), training=training)

@@ -217,7 +217,7 @@ def run_name(config: RunConfig) -> str:
     """
     if config.name is not None:
         return config.name
-    text = "--".join([config.recipe, *(_slug(f"{field} {value}") for field, value in changes(config).items())])
+    text = "--".join([config.recipe, *(_slug(field, value) for field, value in changes(config).items())])
     if len(text) <= LONGEST_NAME:
         return text
     return f"{text[: LONGEST_NAME - 9]}-{sha256_bytes(text.encode())[:8]}"
@@ -235,9 +235,18 @@ def changes(config: RunConfig) -> dict[str, Any]:
     return {field: now[field] for field in now if now[field] != before[field] and field not in NAMES}
 
 
-def _slug(text: str) -> str:
-    """The text as part of a file's name: `train_pixels (96, 128)` -> `train_pixels-96-128`."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
+def _slug(field: str, value: Any) -> str:
+    """A setting as part of a file's name: `train_pixels`, (96, 128) -> `train_pixels-96-128`.
+
+    A value that letters, digits and `_.+-` do not say whole has a hash behind it.
+    """
+    listed = isinstance(value, tuple | list)
+    parts = list(value) if listed else [value]
+    letters = r"[\w.+]+" if listed else r"[\w.+-]+"  # a hyphen in a listed text is not told from the one between texts
+    text = "-".join([field, *map(str, parts)])
+    if all(isinstance(part, int | float) or re.fullmatch(letters, str(part), re.ASCII) for part in parts):
+        return text
+    return f"{re.sub(r'[^A-Za-z0-9_.+-]+', '-', text).strip('-')}-{sha256_bytes(text.encode())[:8]}"
 
 
 def recipe(name: str) -> RunConfig:

@@ -127,7 +127,9 @@ def find_reusable(run_dir: Path, wanted: Fingerprint, options: TrainOptions) -> 
         )
     kind = "a finished" if result else "an unfinished"
     what = f"with other {', '.join(differs)}" if known else "of an earlier version of the kit"
-    raise UserError(f"{run_dir} holds {kind} run {what}; train beside it with --name NAME, or replace it with --replace")
+    raise UserError(
+        f"{run_dir} holds {kind} run {what}; train beside it with --name NAME, or replace it with --replace"
+    )
 
 
 def differing(known: Fingerprint, wanted: Fingerprint) -> list[str]:

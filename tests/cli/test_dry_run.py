@@ -15,7 +15,9 @@ from cassava_kit.cli.app import run_app
 from cassava_kit.cli.dry_run import parse_weights, recipe_for
 from cassava_kit.cli.submit import submit_app
 from cassava_kit.competition import CASSAVA
-from cassava_kit.data.folds import read_folds
+from cassava_kit.data.folds import read_folds, write_folds
+from cassava_kit.data.stratify import split_folds
+from cassava_kit.data.table import read_competition
 from cassava_kit.evidence.oof import check_oof
 from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.inference.submission import check_answers
@@ -35,6 +37,8 @@ def test_weights_are_given_by_recipe_or_timm_name(tmp_path):
     file = tmp_path / "w.safetensors"
     file.write_bytes(b"x")
     assert parse_weights([f"mobilenetv2_100={file}"]) == (("mobilenet", file),)
+    assert recipe_for("vit_base_patch16_224.dino") == "timm:vit_base_patch16_224.dino"  # another mean and std
+    assert recipe_for("vit_base_patch16_224") == "vit_base"
     assert recipe_for("resnet50") == "resnet50" and recipe_for("convnext_tiny") == "timm:convnext_tiny"
     with pytest.raises(ValueError, match="NAME=FILE"):
         parse_weights(["mobilenetv2_100"])
@@ -51,6 +55,19 @@ def test_what_cannot_be_packed_is_known_before_the_training(tiny_dir, tmp_path, 
     assert run_app(submit_app, arguments) == 2
     assert "is not part of a bundle" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "folds.csv").exists()
+
+
+def test_folds_of_runs_are_not_written_over(tiny_dir, tmp_path, capsys):
+    arguments = ["ensemble", "--data", str(tiny_dir), "--out", str(tmp_path), "--recipe", "small_resnet"]
+    first = split_folds(read_competition(tiny_dir).frame, n_splits=2)
+    write_folds(tmp_path / "folds.csv", first)
+    (tmp_path / "runs" / "small_resnet" / "fold0").mkdir(parents=True)
+    before = (tmp_path / "folds.csv").read_bytes()
+    for more in ([], ["--keep"]):
+        assert run_app(submit_app, [*arguments, "--n-splits", "5", *more]) == 2
+        said = capsys.readouterr().err
+        assert "runs on other folds" in said and "--replace" in said and "another --out" in said
+        assert (tmp_path / "folds.csv").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,19 @@ def test_long_names_are_cut_and_differ():
     names = [run_name(config) for config in configs]
     assert len(set(names)) == 2 and all(len(name) == 72 for name in names)
     assert [run_name(recipe(name)) for name in recipe_names()] == recipe_names()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [{"lr": 1e30}, {"lr": 1e-30}],
+        [{"model_args": {"a": 1, "b": 2}}, {"model_args": {"a": (1,), "b": 2}}, {"model_args": {"a": "1", "b": 2}}],
+    ],
+)
+def test_settings_that_differ_give_names_that_differ(values):
+    names = [run_name(replace(recipe("small_resnet"), **value)) for value in values]
+    assert len(set(names)) == len(values), names
+    assert all(re.fullmatch(r"[A-Za-z0-9_.+-]+", name) for name in names)
 
 
 @pytest.fixture
@@ -101,6 +115,65 @@ def test_a_run_of_another_version_of_the_code_is_kept_or_trained_again_as_asked(
     again = fit_fold(ONE, data, 0, tmp_path, options=anew)
     assert not again.reused and again.score == first.score
     assert fit_fold(ONE, data, 0, tmp_path, options=SILENT).reused
+
+
+@pytest.fixture
+def unfinished(data, tmp_path, monkeypatch):
+    """The folder of a run of three epochs that was killed at its third; from here on no run is killed."""
+    step = Classifier.training_step
+
+    def killed(self, batch, n):
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+        return step(self, batch, n)
+
+    monkeypatch.setattr(Classifier, "training_step", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit_fold(replace(TINY, epochs=3), data, 0, tmp_path, options=SILENT)
+    monkeypatch.setattr(Classifier, "training_step", step)
+    folder = tmp_path / "tiny" / "fold0"
+    assert (folder / "last.ckpt").is_file() and len(pd.read_csv(folder / "metrics.csv")) == 2
+    return folder
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_unfinished_run_of_other_settings_is_not_deleted_without_a_word(data, tmp_path, unfinished):
+    before = content(unfinished)
+    other = replace(TINY, epochs=3, lr=0.1)
+    for existing in ("refuse", "keep"):
+        with pytest.raises(UserError, match="fold0 holds an unfinished run with other settings; train beside it with"):
+            fit_fold(other, data, 0, tmp_path, options=dataclasses.replace(SILENT, existing=existing))
+    assert content(unfinished) == before
+    result = fit_fold(other, data, 0, tmp_path, options=dataclasses.replace(SILENT, existing="replace"))
+    assert not result.reused and pd.read_csv(unfinished / "metrics.csv")["epoch"].tolist() == [0, 1, 2]
+
+
+def test_an_unfinished_run_of_other_code_goes_on_with_keep(data, tmp_path, unfinished, monkeypatch):
+    config, keep = replace(TINY, epochs=3), dataclasses.replace(SILENT, existing="keep")
+    before, code_hash = content(unfinished), run_dir.learning_code_hash
+    monkeypatch.setattr(run_dir, "learning_code_hash", lambda: "another")
+    with pytest.raises(UserError, match="unfinished run of another version of the code; go on with it with --keep"):
+        fit_fold(config, data, 0, tmp_path, options=SILENT)
+    assert content(unfinished) == before
+    step, epochs = Classifier.training_step, set()
+
+    def seen(self, batch, n):
+        epochs.add(self.current_epoch)
+        return step(self, batch, n)
+
+    monkeypatch.setattr(Classifier, "training_step", seen)
+    assert not fit_fold(config, data, 0, tmp_path, options=keep).reused and epochs == {2}
+    done = json.loads((unfinished / "run.json").read_text())
+    assert done["fingerprint"]["code"] == code_hash(), "two of three epochs are the older code's"
+
+
+def test_a_failed_run_of_other_settings_is_trained_over(data, tmp_path, unfinished):
+    run_dir.mark_failed(unfinished, "the loss is not finite")
+    fit_fold(replace(TINY, epochs=1, lr=1e-3), data, 0, tmp_path, options=SILENT)
+    assert len(pd.read_csv(unfinished / "metrics.csv")) == 1 and not (unfinished / "failed.json").exists()
 
 
 def test_a_run_without_a_fingerprint_by_parts_is_not_replaced(data, tmp_path):
