@@ -164,6 +164,22 @@ def current() -> Competition:
     return read_facts(path) if named or path.is_file() else CASSAVA
 
 
+def known_competition(slug: str | None) -> Competition:
+    """Return the facts of the competition that a file names; the current one's where it names none.
+
+    Raises:
+        UserError: They are not at hand: it is neither the current competition nor Cassava.
+    """
+    here = current()
+    known = {each.slug: each for each in (CASSAVA, here)}
+    if slug is not None and slug not in known:
+        raise UserError(
+            f"the files are of {slug}, this folder is for {here.slug}; run it in the folder with the competition.json "
+            f"of {slug}"
+        )
+    return known[slug] if slug else here
+
+
 def read_task(header: Mapping[str, Any], name: str) -> Task | None:
     """Return the task that a file's header names; None for an old header without one.
 

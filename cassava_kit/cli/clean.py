@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cassava_kit.competition import known_competition
 from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.clean import Cleaning, clean_labels
@@ -35,12 +36,14 @@ def clean_files(
         UserError: A file is damaged or of another split, or `out` is one of the inputs.
     """
     check_report_out(out, folds, [*oof, *decisions, *filter(None, [embedding])])
-    check_embedding_source(embedding, backbone and backbone[0])
+    split = read_folds(folds)
+    facts = known_competition(split.task.competition if split.task and backbone else None)
+    check_embedding_source(embedding, backbone and backbone[0], competition=facts, fold_hash=split.hash)
     decided = read_decisions(decisions) if decisions else None
-    evidence = read_evidence(oof, read_folds(folds))
+    evidence = read_evidence(oof, split)
     if decided is not None:
         check_decisions(decided, evidence.image_ids, evidence.pred_probs.shape[2])
-    vectors, source = embed_images(evidence.image_ids, embedding, backbone)
+    vectors, source = embed_images(evidence.image_ids, embedding, backbone, facts)
     found = clean_labels(evidence, caps=caps, embedding=vectors, decisions=decided)
     cleaning = replace(found, embedding=source)
     write_noise_report(out, cleaning.report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from cassava_kit.evidence.metrics import Score, baseline, check_scored, gain, sc
 from cassava_kit.evidence.nested import METHOD_SEEN, Judgement, judge_methods
 from cassava_kit.evidence.oof import Evidence, read_evidence
 from cassava_kit.files import read_json, write_json
+
+WEIGHTS_TOLERANCE = 1e-6  # as in an ensemble file
 
 
 @dataclass(frozen=True)
@@ -239,10 +242,27 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, tuple[float, Path]]:
-    """Return weight and out-of-fold file by member, as `weigh_files` wrote them; UserError for another file."""
+    """Return weight and out-of-fold file by member, as `weigh_files` wrote them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: It has another shape, a weight that is no number of at least 0, or weights that do not sum to 1.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}; make one with: python -m cassava_kit ensemble --oof ...")
     try:
-        return {each["name"]: (float(each["weight"]), path.parent / each["oof"]) for each in read_json(path)["members"]}
+        members = [(each["name"], each["weight"], path.parent / each["oof"]) for each in read_json(path)["members"]]
     except (KeyError, TypeError):
         raise UserError(f"{path} is not a weights file of the verb ensemble (members with name, oof, weight)") from None
+    for name, weight, _ in members:
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight) or weight < 0:
+            raise UserError(
+                f"{path}: the weight of {name} must be a number of at least 0, got {weight!r}; make the file again "
+                "with the verb ensemble"
+            )
+    total = sum(weight for _, weight, _ in members)
+    if abs(total - 1) > WEIGHTS_TOLERANCE:
+        each = ", ".join(f"{name} {weight}" for name, weight, _ in members) or "no member"
+        raise UserError(f"{path}: weights must sum to 1, got {total:.6g} ({each}); divide each by their sum")
+    return {name: (float(weight), oof) for name, weight, oof in members}

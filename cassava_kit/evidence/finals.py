@@ -261,8 +261,6 @@ def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | N
         return oof, len(recipes) or None
     weighed = read_weights(path)
     voting = sum(weight > 0 for weight, _ in weighed.values())
-    if not voting:
-        raise UserError(f"{path} is not a weights file of the verb ensemble: every weight is 0")
     evidence = read_evidence([oof for _, oof in weighed.values()], split)
     weights = np.array([weight for weight, _ in weighed.values()])
     return nested_predictions(evidence, weights, read_json(path).get("method"), name), voting
@@ -270,20 +268,20 @@ def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | N
 
 def add_to_ledger(ledger: Path, entry: dict[str, Any]) -> None:
     """Write a submission into the ledger, in place of an entry with the same reference on Kaggle or the same build."""
-    known = read_json(ledger)["submissions"] if ledger.is_file() else []
+    known = read_entries(ledger) if ledger.is_file() else []
     same = [(key, entry[key]) for key in ("ref", "build_id") if entry.get(key) is not None]
     others = [each for each in known if not any(each.get(key) == value for key, value in same)]
     write_json(ledger, {"submissions": [*others, entry]})
 
 
-def _ledger_entries(ledger: Path) -> list[dict[str, Any]]:
+def read_entries(ledger: Path) -> list[dict[str, Any]]:
     """Return the submissions of a ledger; UserError where the file has another shape."""
     content = read_json(ledger)
     entries = content.get("submissions") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and {"name", "evidence"} <= e.keys() for e in entries
+        isinstance(e, dict) and isinstance(e.get("name"), str) and isinstance(e.get("evidence"), str) for e in entries
     ):
-        raise UserError(f"{ledger} has no list of submissions, each with name and evidence; give another --ledger")
+        raise UserError(f"{ledger} has no list of submissions, each with name and evidence; mend it, or move it away")
     return entries
 
 
@@ -298,7 +296,7 @@ def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
             f"no {ledger}: `submit` writes it; or give --folds FILE --candidate NAME=OOF.csv for each submission"
         )
     found, left_out, here = [], [], current().slug
-    for entry in _ledger_entries(ledger):
+    for entry in read_entries(ledger):
         evidence = ledger.parent / entry["evidence"]
         if not evidence.is_dir() and Path(entry["evidence"]).is_dir():
             evidence = Path(entry["evidence"])  # older ledgers: relative to the working directory

@@ -35,6 +35,10 @@ class Evidence:
     task: Task | None = None
     labels_seen: tuple[str, ...] = ()
 
+    def seen_by(self, *names: str) -> tuple[str, ...]:
+        """Return what `labels_seen` says of these members alone."""
+        return tuple(text for text in self.labels_seen if text.startswith(tuple(f"{name}: " for name in names)))
+
 
 def refuse_in_sample(predictions: Predictions, folds: Folds, name: str) -> None:
     """Raise UserError where a checkpoint behind these predictions was trained on a row that is to be scored."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cassava_kit.competition import Competition, current
+from cassava_kit.competition import Competition, Task, known_competition, read_task
 from cassava_kit.data.folds import read_folds
 from cassava_kit.data.images import in_threads
 from cassava_kit.errors import UserError
@@ -54,8 +54,7 @@ class ReviewFiles:
 
     def or_those_of(self, clean: Path) -> ReviewFiles:
         """Return these files; in place of missing ones, those that the report's header names and that exist."""
-        header = header_path(clean)
-        named = read_json(header).get("files", {}) if header.is_file() else {}
+        named = report_header(clean).get("files", {})
         found = {
             kind: [path for name in names if (path := clean.parent / name).is_file()] for kind, names in named.items()
         }
@@ -160,6 +159,20 @@ def review_page(rows: Sequence[dict[str, Any]], thumbs: dict[str, str], *, class
     return template.replace("__DATA__", text)
 
 
+def report_header(clean: Path) -> dict[str, Any]:
+    """Return the header of a noise report; an empty one for a report without."""
+    path = header_path(clean)
+    header = read_json(path) if path.is_file() else {}
+    if not isinstance(header, dict):
+        raise UserError(f"{path} must hold an object, got {type(header).__name__}; make the report again with clean")
+    return header
+
+
+def report_task(clean: Path) -> Task | None:
+    """Return the task that a noise report's header names; None for an older report or one without a header."""
+    return read_task(report_header(clean), str(header_path(clean)))
+
+
 def image_folder(data: Path, report: pd.DataFrame, clean: Path, competition: Competition) -> Path:
     """Return the folder of the report's photographs; FileNotFoundError where it is missing or has none of them."""
     folder = Path(data) / competition.train_images
@@ -180,13 +193,13 @@ def write_review(
     competition: Competition | None = None,
 ) -> str:
     """Write the review page of a noise report over a competition folder's images; return a line for the user."""
-    competition = competition or current()
-    report = read_noise_report(clean)
+    report, task = read_noise_report(clean), report_task(clean)
+    competition = competition or known_competition(task and task.competition)
     image_dir = image_folder(data, report, clean, competition)
     rows = review_rows(report, extras, limit=limit)
     if not rows:
         return f"{clean} has no suspicious row: there is nothing to review"
-    classes = competition.classes
+    classes = task.classes if task else competition.classes
     labels = {row["label"] for row in rows} | {row["suggested"] for row in rows}
     names = list(classes) + [f"class {k}" for k in range(len(classes), max(labels) + 1)]
     key = sha256_bytes(Path(clean).read_bytes())[:16]
@@ -211,11 +224,12 @@ def review_files(
     from cassava_kit.data.duplicates import group_duplicates
     from cassava_kit.data.fingerprints import FINGERPRINT_CACHE, fingerprint
 
-    competition = competition or current()
-    asked = files or ReviewFiles()
     check_out(out)
-    check_embedding_source(asked.embedding, asked.backbone, competition)
-    report = read_noise_report(clean)
+    asked = files or ReviewFiles()
+    report, task = read_noise_report(clean), report_task(clean)
+    competition = competition or known_competition(task and task.competition)
+    fold_hash = report_header(clean).get("fold_hash")
+    check_embedding_source(asked.embedding, asked.backbone, competition=competition, fold_hash=fold_hash)
     given = asked.or_those_of(clean)
     evidence = given.evidence()
     image_dir = image_folder(data, report, clean, competition)

@@ -65,8 +65,11 @@ def ablate_files(
     names = [run_name(variant) for variant, _ in plan]
     comparisons = correct(
         [
-            compare(evidence.labels, base, other, metric=evidence.metric, names=(names[0], name))
-            for name, other in zip(names[1:], others, strict=True)
+            with_fields(
+                compare(evidence.labels, base, other, metric=evidence.metric, names=(names[0], name)),
+                notes=evidence.seen_by(evidence.names[0], member),
+            )
+            for name, member, other in zip(names[1:], evidence.names[1:], others, strict=True)
         ]
     )
     seconds = [sum(fold.seconds for fold in result.folds) for result in results]
@@ -114,6 +117,7 @@ def ablation_table(comparisons: Sequence[Comparison], seconds: Sequence[float]) 
                 "p_value": c.adjusted_p,
                 "proved": c.proved,
                 "images_needed": c.images_needed,
+                "labels_seen": "; ".join(c.notes),
             }
         )
     return pd.DataFrame(rows).astype({"images_needed": "Int64", "proved": "boolean"})

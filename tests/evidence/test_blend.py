@@ -140,6 +140,36 @@ def test_a_useless_member_proves_weights_better():
     assert found.comparisons[found.chosen].difference > 0
 
 
+def test_proof_of_a_method_is_corrected_for_the_number_of_methods():
+    """Holm's first step by hand: of three p-values the least counts three times."""
+    found = judge_methods(evidence([2.0, 1.5], n=1500, seed=1)).comparisons.values()
+    assert len(found) == 3
+    least = min(found, key=lambda c: c.p_value)
+    assert 0 < least.p_value < 1 / 3 and least.adjusted_p == pytest.approx(3 * least.p_value)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a", float("nan")), ("b", 1.0)], "the weight of a must be a number of at least 0, got nan"),
+        ([("a", float("inf"))], "the weight of a must be a number of at least 0, got inf"),
+        ([("a", 1.0), ("b", "x")], "the weight of b must be a number of at least 0, got 'x'"),
+        ([("a", True)], "the weight of a must be a number of at least 0, got True"),
+        ([("a", None)], "the weight of a must be a number of at least 0, got None"),
+        ([("a", -1), ("b", 2)], "the weight of a must be a number of at least 0, got -1"),
+        ([("a", 0.5), ("b", 0.6)], r"weights must sum to 1, got 1.1 \(a 0.5, b 0.6\)"),
+        ([("a", 0.0)], r"weights must sum to 1, got 0 \(a 0.0\)"),
+        ([], r"weights must sum to 1, got 0 \(no member\)"),
+    ],
+)
+def test_weights_that_are_not_weights_are_refused(tmp_path, members, message):
+    content = {"members": [{"name": name, "weight": weight, "oof": "o.csv"} for name, weight in members]}
+    (tmp_path / "w.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as refused:
+        read_weights(tmp_path / "w.json")
+    assert str(refused.value).startswith(str(tmp_path / "w.json"))
+
+
 def test_the_report_says_what_each_member_adds_or_costs():
     e = evidence([1.5, 1.5, -0.5])
     adds = leave_one_out(e)

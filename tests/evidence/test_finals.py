@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score, log_loss
 
-from cassava_kit.competition import CASSAVA, VARIABLE, write_facts
+from cassava_kit.competition import CASSAVA, VARIABLE, Metric, write_facts
 from cassava_kit.data.folds import Folds, write_folds
 from cassava_kit.evidence.blend import weigh_files
 from cassava_kit.evidence.finals import (
@@ -20,7 +21,9 @@ from cassava_kit.evidence.finals import (
     propose_finals,
     read_ledger,
     redraw,
+    redraw_by,
 )
+from cassava_kit.evidence.metrics import row_counts
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, Source, make_predictions, write_predictions
 from cassava_kit.evidence.weighing import find_weights
@@ -94,6 +97,34 @@ def test_a_clear_winner_is_called_proved(split: Folds) -> None:
     finals = propose_finals([candidate("good", errors(0, 300), split), candidate("bad", errors(3000, 900), split)])
     assert "good is proved better than every other one" in str(finals)
     assert finals.win[0] > 0.999 and finals.gain < 1e-6
+
+
+def test_proof_of_the_best_is_corrected_for_the_number_of_candidates(split: Folds) -> None:
+    """Holm's steps by hand, for two others: the least p-value counts twice."""
+    wrong = {"best": errors(0, 600), "second": errors(1000, 660), "third": errors(2000, 665)}
+    found = propose_finals([candidate(name, rows, split) for name, rows in wrong.items()])
+    one, two = sorted(found.against_best.values(), key=lambda c: c.p_value)
+    assert found.names[found.best] == "best" and 0 < one.p_value < two.p_value < 1 / 2
+    assert one.adjusted_p == pytest.approx(2 * one.p_value)
+    assert two.adjusted_p == pytest.approx(max(2 * one.p_value, two.p_value))
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+def test_a_redrawn_test_set_is_scored_as_scikit_learn_scores_its_rows(metric: Metric) -> None:
+    """The test set has another number of rows than the evidence; its rows are written out and scored one by one."""
+    rng = np.random.default_rng(3)
+    labels, probs = rng.integers(0, 5, 60), [rng.dirichlet(np.ones(5), 60) for _ in range(2)]
+    found = redraw_by(metric, labels, probs, rows=150, seed=4)
+    again = np.random.default_rng(4)
+    for scores, counts in zip(found[:20], row_counts(60, seed=4), strict=False):
+        rows = np.repeat(np.arange(60), again.multinomial(150, counts / 60))
+        for value, p in zip(scores, probs, strict=True):
+            if metric == "log_loss":
+                expected = -log_loss(labels[rows], p[rows], labels=range(5))
+            else:
+                answers = p[rows].argmax(axis=1)
+                expected = f1_score(labels[rows], answers, labels=range(5), average="macro", zero_division=0)
+            assert value == pytest.approx(expected)
 
 
 def test_a_tie_goes_to_the_simpler_and_the_order_does_not_matter(split: Folds) -> None:

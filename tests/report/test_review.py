@@ -10,11 +10,14 @@ import pytest
 from chrome import FETCHED, console_errors, open_chromium, show
 
 from cassava_kit.cli.clean import clean_files
+from cassava_kit.competition import CASSAVA, VARIABLE, Competition, write_facts
 from cassava_kit.data.folds import write_folds
 from cassava_kit.data.stratify import split_folds
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import Caps, read_decisions, read_noise_report, write_noise_report
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
+from cassava_kit.files import write_json
 from cassava_kit.report.review import Extras, ReviewFiles, find_conflicts, review_files, review_rows, write_review
 from cassava_kit.report.thumbnails import NEIGHBOUR, PHOTO, thumbnail
 
@@ -121,6 +124,21 @@ def test_two_thousand_photographs_and_their_neighbours_stay_below_thirty_megabyt
     photo, neighbour = (len(thumbnail(tmp_path / "field.jpg", side)) for side in (PHOTO, NEIGHBOUR))
     assert photo > 4000, "a picture this simple shows nothing of a photograph's size"
     assert 2000 * photo + 4000 * neighbour < 30e6
+
+
+def test_classes_are_those_that_the_report_names(folder, monkeypatch):
+    """A report of Cassava keeps its classes on a page that is made in another competition's folder."""
+    write_json(folder / "clean.json", {"kind": "noise-report", **CASSAVA.task.header()})
+    write_facts(folder / "other.json", Competition(slug="flowers", title="F", classes=("rose", "tulip")))
+    monkeypatch.setenv(VARIABLE, str(folder / "other.json"))
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    assert page_data(folder / "review.html")["classes"] == list(CASSAVA.classes)
+    (folder / "clean.json").unlink()
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    assert page_data(folder / "review.html")["classes"][:3] == ["rose", "tulip", "class 2"], "older: this folder's"
+    write_json(folder / "clean.json", [])
+    with pytest.raises(UserError, match=r"clean.json must hold an object, got list"):
+        write_review(folder / "clean.csv", folder / "data", folder / "review.html")
 
 
 def test_a_file_name_cannot_end_the_script(folder):
@@ -295,7 +313,9 @@ def journey(tmp_path, monkeypatch):
     given = np.where(np.isin(np.arange(60), [3, 21, 40]), (true + 1) % CLASSES, true)
     split = split_folds(pd.DataFrame({"image_id": ids, "label": given}), n_splits=3, seed=0)
     write_folds(tmp_path / "folds.csv", split)
-    p = 0.9 * np.eye(CLASSES)[true] + 0.1 * rng.dirichlet(np.ones(CLASSES), 60)
+    # Where the label is wrong the member is surer than on average of the class: cleanlab flags no other row.
+    sure = np.where(given != true, 0.97, 0.9)[:, None]
+    p = sure * np.eye(CLASSES)[true] + (1 - sure) * rng.dirichlet(np.ones(CLASSES), 60)
     header = Header(name="sure", kind="oof", fold_hash=split.hash)
     fold = split.frame["fold"].to_numpy()
     write_predictions(tmp_path / "sure.csv", make_predictions(ids, p, header=header, fold=fold))
@@ -307,7 +327,7 @@ def test_votes_neighbours_and_duplicates_come_without_further_options(journey):
     message = review_files(journey / "clean.csv", journey / "data", journey / "review.html")
     assert "members' votes: sure; neighbours by coarse layout" in message
     rows = {row["id"]: row for row in page_data(journey / "review.html")["rows"]}
-    assert {"021.jpg", "007.jpg", "008.jpg"} <= set(rows)
+    assert set(rows) == {"003.jpg", "021.jpg", "040.jpg", "007.jpg", "008.jpg"}
     assert rows["021.jpg"]["votes"][0]["name"] == "sure" and rows["021.jpg"]["votes"][0]["label"] == 1
     assert rows["007.jpg"]["conflicts"] == [{"id": "008.jpg", "label": 3}]
     assert rows["007.jpg"]["near"][0]["id"] == "008.jpg", "the copy is nearest in layout"
@@ -382,7 +402,11 @@ def test_what_a_reviewer_decides_comes_back_through_clean(journey, browser):
     oof, folds = [journey / "sure.csv"], journey / "folds.csv"
     clean_files(oof, folds, journey / "again.csv", caps=Caps(0.1, 1.0), decisions=[decisions])
     again = read_noise_report(journey / "again.csv").set_index("image_id")
-    assert again.loc["003.jpg", "keep"] and not again.loc[["021.jpg", "040.jpg", "007.jpg"], "keep"].any()
+    decided = ["003.jpg", "021.jpg", "040.jpg", "007.jpg"]
+    assert again.loc[decided, "by_eye"].all() and again["by_eye"].sum() == 4
+    assert again.loc[decided, "keep"].tolist() == [True, False, True, True], (
+        "relabelled rows are trained, as relabelled"
+    )
     assert again.loc["040.jpg", "suggested_label"] == 0 and again.loc["007.jpg", "suggested_label"] == 0
     assert again.loc["021.jpg", "suggested_label"] == again.loc["021.jpg", "label"]
 

@@ -13,6 +13,7 @@ from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.compare import compare
+from cassava_kit.evidence.noise.decisions import CLEANED_SEEN
 from cassava_kit.evidence.predictions import Header, make_predictions, read_predictions, write_predictions
 from cassava_kit.settings import replace
 from cassava_kit.training.ablation import ablate_files, variants
@@ -64,7 +65,8 @@ def stand_in(tmp_path, monkeypatch):
         asked.append((run_name(config), options.clean))
         wrong = rng.random(N) < (0.1 if options.clean else 0.3 if config.lr < 0.01 else 0.5)
         p = 0.9 * np.eye(K)[np.where(wrong, (true + 2) % K, true)] + 0.1 / K
-        header = Header(name=run_name(config), kind="oof", fold_hash=folds.hash)
+        seen = (CLEANED_SEEN,) if options.clean else ()
+        header = Header(name=run_name(config), kind="oof", fold_hash=folds.hash, labels_seen=seen)
         path = out / run_name(config) / "oof.csv"
         write_predictions(path, make_predictions(ids, p, header=header, fold=split.frame["fold"].to_numpy()))
         return RecipeResult(config, (FoldResult(path.parent, None, 2.0, False),) * 3, path, None, 6.0)
@@ -105,6 +107,10 @@ def test_the_table_says_of_each_variant_what_a_paired_comparison_says(stand_in, 
     assert rows.loc[BASE, "accuracy"] == pytest.approx((p[BASE].argmax(axis=1) == labels).mean(), rel=1e-5)
     assert np.isnan(rows.loc[BASE, "difference"])
     assert f"{worse} against {BASE}, positive is better" in said
+    parts = said.split("\n\n")
+    assert "note:" not in parts[0] and parts[1].endswith(f"note: {cleaned}: {CLEANED_SEEN}")
+    assert rows["labels_seen"].isna().tolist() == [True, True, False]
+    assert rows.loc[cleaned, "labels_seen"] == f"{cleaned}: {CLEANED_SEEN}"
 
 
 def test_p_values_are_corrected_for_the_number_of_variants(stand_in, tmp_path):

@@ -40,11 +40,15 @@ class Cleaning:
     embedding: str | None = None
 
     def header(self) -> dict[str, Any]:
-        """Return the file beside the report: split, members, counts, caps, counts by class, noise matrix."""
+        """Return the file beside the report: split, members, counts, caps, counts by class, noise matrix.
+
+        The fields of `Task` come with them where the files name it.
+        """
         errors = self.errors
         by_class = class_table(self.report, self.classes)
         return {
             "kind": "noise-report",
+            **(self.evidence.task.header() if self.evidence.task else {}),
             "fold_hash": self.evidence.fold_hash,
             "members": list(self.evidence.names),
             "embedding": self.embedding,
@@ -59,7 +63,7 @@ class Cleaning:
             "by_eye": int(self.report["by_eye"].sum()),
             "cap": self.caps.overall,
             "class_cap": self.caps.per_class,
-            "classes": [
+            "by_class": [
                 {"class": name, "rows": int(rows), "flagged": int(flagged), "removed": int(removed)}
                 for name, rows, flagged, removed in by_class[["class", "rows", "flagged", "removed"]].itertuples(
                     index=False

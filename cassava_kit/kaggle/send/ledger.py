@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from cassava_kit.evidence.finals import add_to_ledger
-from cassava_kit.files import LEDGER_FILE, read_json, write_json
+from cassava_kit.errors import UserError
+from cassava_kit.evidence.finals import add_to_ledger, read_entries
+from cassava_kit.files import LEDGER_FILE, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.selection import EVIDENCE
@@ -17,10 +18,18 @@ LEDGER, OLD_LEDGER = Path(LEDGER_FILE), Path("build") / LEDGER_FILE
 
 
 def adopt_old_ledger(ledger: Path) -> Path:
-    """Return `ledger`; a missing default one is first copied from its old place in build/, with the evidence."""
+    """Return `ledger`; a missing default one is first copied from its old place in build/, with the evidence.
+
+    Raises:
+        UserError: The ledger, or the old one, has another shape; said before a submission that could not be recorded.
+    """
+    if ledger.is_file():
+        read_entries(ledger)
     if ledger != LEDGER or ledger.is_file() or not OLD_LEDGER.is_file():
         return ledger
-    entries = read_json(OLD_LEDGER)["submissions"]
+    entries = read_entries(OLD_LEDGER)
+    if not all("ref" in entry for entry in entries):
+        raise UserError(f"{OLD_LEDGER} has a submission without ref; mend it, or move it away")
     for entry in entries:
         folder = evidence_folder(ledger, entry["ref"])
         if Path(entry["evidence"]).is_dir():

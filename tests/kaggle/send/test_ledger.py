@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cassava_kit.cli.kaggle import OUTPUTS, confirmed, output_folder
+from cassava_kit.cli.kaggle import OUTPUTS, confirmed, output_folder, send
+from cassava_kit.errors import UserError
+from cassava_kit.evidence.finals import add_to_ledger
 from cassava_kit.files import read_json, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
@@ -23,7 +25,7 @@ def test_an_old_ledger_is_copied_once_with_its_evidence(
     assert adopt_old_ledger(LEDGER) == LEDGER and not LEDGER.exists(), "there is none"
     Path("build/submissions/7").mkdir(parents=True)
     Path("build/submissions/7/oof.csv").write_text("evidence")
-    entries = [{"ref": 7, "evidence": "build/submissions/7"}, {"ref": 8, "evidence": "build/submissions/8"}]
+    entries = [{"ref": ref, "name": f"s{ref}", "evidence": f"build/submissions/{ref}"} for ref in (7, 8)]
     write_json(OLD_LEDGER, {"submissions": entries})
     assert adopt_old_ledger(Path("mine.json")) == Path("mine.json") and not LEDGER.exists()
     adopt_old_ledger(LEDGER)
@@ -33,6 +35,28 @@ def test_an_old_ledger_is_copied_once_with_its_evidence(
     write_json(LEDGER, {"submissions": []})
     adopt_old_ledger(LEDGER)
     assert not read_json(LEDGER)["submissions"], "it is there"
+
+
+@pytest.mark.parametrize("content", [[], {"submissions": {}}, {"submissions": [7]}, {"submissions": [{"ref": 7}]}])
+@pytest.mark.parametrize("place", [LEDGER, OLD_LEDGER])
+def test_a_ledger_of_another_shape_is_refused_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, place: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cassava_kit.cli.kaggle.push_bundle", lambda *_, **__: pytest.fail("it was sent"))
+    write_json(place, content)
+    with pytest.raises(UserError, match=f"{place} has no list of submissions, each with name and evidence"):
+        send(None, submit=True)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"{place} has no list of submissions"):
+        add_to_ledger(place, {"ref": 8, "name": "b", "evidence": "8"})
+    assert read_json(place) == content
+
+
+def test_an_old_ledger_without_references_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(OLD_LEDGER, {"submissions": [{"name": "a", "evidence": "a"}]})
+    with pytest.raises(UserError, match="has a submission without ref"):
+        adopt_old_ledger(LEDGER)
 
 
 def test_a_submission_is_recorded_with_a_copy_of_its_evidence(tmp_path: Path) -> None:
