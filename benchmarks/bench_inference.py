@@ -552,7 +552,7 @@ def of_planner(arguments: argparse.Namespace) -> None:
 
 
 def of_memory(arguments: argparse.Namespace) -> None:
-    """Peak memory of whole runs over 1,000 and 15,000 files, each in a process of its own, with a budget of 64 MB."""
+    """Peak memory of whole runs over 1,000 and 15,000 files, each in a separate process, with a budget of 64 MB."""
     code = (
         "import resource, sys\n"
         "from cassava_kit.inference.kept_pixels import Budget\n"

@@ -1,4 +1,4 @@
-"""The page of the results: members' table, paired comparisons in words, and what so many images can prove at all."""
+"""The page of the results: members' table, paired comparisons in words, and what that number of images can prove."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from cassava_kit.training.devices import Devices
 class TrainData:
     """A competition's table with its image folder, and its split into folds.
 
-    `slug_known` is off for a table of the user's, whose competition has a slug for want of its own alone.
+    `slug_known` is off for a table of the user's, which names no competition: its slug is a placeholder.
     """
 
     table: TrainTable
