@@ -296,7 +296,7 @@ def test_the_image_is_left_as_it_is(bundle: Bundle, competition: Path, tmp_path:
     add_cell(bundle, "import ttach; print(cassava_kit.__file__, '|', ttach.__file__)")
     import ttach
 
-    site = Path(ttach.__file__).parents[2]
+    site = Path(ttach.__file__).parents[1]
 
     def installed() -> dict[Path, int]:
         """Files of what the notebook installs, in this environment."""
