@@ -235,6 +235,7 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
         "labels": "given",
         "labels_seen": seen,
         "score": report.score.value,
+        **(evidence.task.header() if evidence.task else {}),
         "metric": evidence.metric,
     }
     write_json(out, {**content, "report": report_values(report)})

@@ -194,7 +194,7 @@ def write_review(
 ) -> str:
     """Write the review page of a noise report over a competition folder's images; return a line for the user."""
     report, task = read_noise_report(clean), report_task(clean)
-    competition = competition or known_competition(task and task.competition)
+    competition = competition or known_competition(task.competition if task else None)
     image_dir = image_folder(data, report, clean, competition)
     rows = review_rows(report, extras, limit=limit)
     if not rows:
@@ -227,7 +227,7 @@ def review_files(
     check_out(out)
     asked = files or ReviewFiles()
     report, task = read_noise_report(clean), report_task(clean)
-    competition = competition or known_competition(task and task.competition)
+    competition = competition or known_competition(task.competition if task else None)
     fold_hash = report_header(clean).get("fold_hash")
     check_embedding_source(asked.embedding, asked.backbone, competition=competition, fold_hash=fold_hash)
     given = asked.or_those_of(clean)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
+from cassava_kit.competition import CASSAVA
 from cassava_kit.data.folds import write_folds
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.errors import UserError
@@ -235,6 +237,10 @@ def test_files_go_in_and_weights_come_out(tmp_path):
     written = json.loads((tmp_path / "weights.json").read_text())
     assert [m["name"] for m in written["members"]] == ["a", "b"] and written["fold_hash"] == split.hash
     assert sum(m["weight"] for m in written["members"]) == pytest.approx(1)
+    assert written["metric"] == "accuracy" and "competition" not in written, "no file names one"
+    write_folds(tmp_path / "named.csv", replace(split, task=CASSAVA.task))
+    weigh_files(files, tmp_path / "named.csv", tmp_path / "named.json")
+    assert json.loads((tmp_path / "named.json").read_text()).items() >= CASSAVA.task.header().items()
     said = written["report"]
     assert said["members"]["a"] == pytest.approx((e.pred_probs[0].argmax(axis=1) == e.labels).mean())
     assert said["calibration"]["ece"][0] == pytest.approx(ece(e.labels, e.pred_probs.mean(axis=0)), abs=1e-6)
