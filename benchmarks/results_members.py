@@ -5,7 +5,6 @@ Everything here is seen out of fold: whatever is chosen (a penalty, weights) is 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -238,15 +237,14 @@ def pretrained(method: str, shop: Shop) -> Made:
     """The small ResNet from a backbone pretrained by the method on all photographs, no label seen."""
     from cassava_kit.training.ssl.pretrain import pretrain
     from cassava_kit.training.ssl.recipes import pretrain_recipe
-    from cassava_kit.training.ssl.run_folder import RUN_CONFIG, describe_run
 
     config = pretrain_recipe(f"small_{method}").with_settings(["on_collapse=warn", *shop.plan.ssl_settings])
     out = shop.plan.work / "pretrain" / method
-    if (out / RUN_CONFIG).is_file() and read_json(out / RUN_CONFIG) != describe_run(config, shop.paths, None):
-        shutil.rmtree(out)
-    weights, seconds = timed(
-        shop, f"pretrain {method}", lambda: pretrain(config, shop.paths, out), settings=shop.plan.ssl_settings
-    )
+
+    def run() -> Path:
+        return pretrain(config, shop.paths, out, existing="replace")
+
+    weights, seconds = timed(shop, f"pretrain {method}", run, settings=shop.plan.ssl_settings)
     made = train(shop, replace(small_config("small_resnet", shop), recipe=method), weights=weights)
     return Made(made.predictions, made.seconds + seconds, made.checkpoints)
 

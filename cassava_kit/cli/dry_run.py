@@ -28,7 +28,6 @@ from cassava_kit.evidence.metrics import METRIC_NAMES, Score, accuracy, baseline
 from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods, nested_predictions
 from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.evidence.predictions import read_predictions, write_predictions
-from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
@@ -265,7 +264,7 @@ def train_members(
         check_run(config, TrainData(table, split, plan.competition), range(split.n_splits), options)
     for config, weights in configs:
         if config.recipe == SSL_RECIPE and weights is None:
-            weights = pretrained_backbone(table, out / "pretrain", replace=plan.existing == "replace")
+            weights = pretrained_backbone(table, out / "pretrain", existing=plan.existing)
         cache = out / "pixels" if config.train_pixels else None
         options = TrainOptions(weights=weights, cache=cache, existing=plan.existing)
         result = train_recipe(config, table, split, out / "runs", competition=plan.competition, options=options)
@@ -275,28 +274,23 @@ def train_members(
     return make_evidence(oof, split, list(checkpoints)), checkpoints
 
 
-def pretrained_backbone(table: TrainTable, out: Path, *, replace: bool = False) -> Path:
+def pretrained_backbone(
+    table: TrainTable, out: Path, *, existing: Literal["refuse", "replace", "keep"] = "refuse"
+) -> Path:
     """Return the self-supervised member's backbone, trained on all training images without labels, or reused.
 
     Raises:
-        UserError: Another pretraining is in `out`, and `replace` is not given.
+        UserError: Another pretraining is in `out`, and `existing` does not say what is done with it.
     """
     from cassava_kit.training.ssl.pretrain import pretrain
     from cassava_kit.training.ssl.recipes import small_simclr
-    from cassava_kit.training.ssl.run_folder import RUN_CONFIG, describe_run
 
     names = sorted([*table.frame["image_id"], *table.unlisted])
     images = [path for path in (table.image_dir / name for name in names) if quick_check(path) is None]
     config = small_simclr()
     if len(images) < config.batch_size:
         config = config.with_settings([f"batch_size={len(images)}"])
-    if (out / RUN_CONFIG).is_file() and read_json(out / RUN_CONFIG) != describe_run(config, images, None):
-        if not replace:
-            raise UserError(
-                f"{out} was pretrained on other images or by other settings; give --replace or another --out"
-            )
-        shutil.rmtree(out)
-    return pretrain(config, images, out)
+    return pretrain(config, images, out, existing=existing)
 
 
 def compose_ensemble(

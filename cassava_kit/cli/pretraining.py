@@ -25,11 +25,27 @@ def pretrain_command(
         "runs/pretrain"
     ),
     settings: SettingChanges = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a run that differs, finished or not.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep, or go on with, a run of another version of the code.")
+    ] = False,
 ) -> None:
     """Pretrain a backbone on images without labels, and export it as plain timm weights for train --weights."""
     from cassava_kit.training.ssl.folder import pretrain_folders
 
-    print(pretrain_folders(method, data, images or [], backbone=model, init=weights, out=out, settings=settings or []))
+    if replace and keep:
+        raise UserError("give --replace or --keep, not both")
+    said = pretrain_folders(
+        method,
+        data,
+        images or [],
+        backbone=model,
+        init=weights,
+        out=out,
+        settings=settings or [],
+        existing="replace" if replace else "keep" if keep else "refuse",
+    )
+    print(said)
 
 
 def ssl_report_command(

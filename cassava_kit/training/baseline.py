@@ -17,9 +17,12 @@ from cassava_kit.evidence.metrics import Score, accuracy, score, score_record
 from cassava_kit.evidence.oof import fold_predictions, join_folds
 from cassava_kit.evidence.predictions import Predictions, write_predictions
 from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, header_path, read_json, write_json
+from cassava_kit.training.sources import learning_code_hash
 
 if TYPE_CHECKING:
     from cassava_kit.training.rows import TrainData
+
+BASELINE_ROOTS = (("training.baseline", "read_pixels"), ("training.baseline", "predict_fold"))
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def baseline_fingerprint(settings: LogReg, data: TrainData) -> dict[str, str]:
         "settings": ", ".join(f"{name}={value}" for name, value in asdict(settings).items() if name != "about"),
         "folds": data.folds.hash,
         "images": data.images_hash,
+        "code": learning_code_hash(roots=BASELINE_ROOTS),
     }
 
 
@@ -99,6 +103,10 @@ def check_existing(run_dir: Path, wanted: dict[str, str], *, replace: bool) -> N
         return
     known = read_json(run_dir / DONE_FILE).get("fingerprint") or {}
     differs = [part for part in wanted if known.get(part) != wanted[part]]
+    if differs == ["code"]:
+        raise UserError(
+            f"{run_dir} was trained by another version of the code; give another --out, or replace it with --replace"
+        )
     if differs:
         raise UserError(
             f"{run_dir} holds a finished run with other {', '.join(differs)}; give another --out, or replace it with "

@@ -1,6 +1,6 @@
 """A hash of the code that decides what a run learns: `learning_code_hash`, a part of every run's fingerprint.
 
-The code is found by following names: from the definitions in `ROOTS` to all that they use in the package, except
+The code is found by following names: from the roots (`ROOTS`) to all that they use in the package, except
 `LEFT_OUT`. Docstrings, comments, annotations, the texts of errors and the place of a definition do not count.
 """
 
@@ -35,6 +35,7 @@ LEFT_OUT = {
 
 Read = Callable[[str], str | None]
 Definitions = dict[str, ast.AST]
+Roots = tuple[tuple[str, str], ...]
 
 
 def read_module(module: str) -> str | None:
@@ -50,19 +51,22 @@ def read_module(module: str) -> str | None:
 
 
 @cache
-def learning_code_hash(read: Read = read_module) -> str:
-    """Return the SHA-256 of the definitions that decide what a run learns, as 64 hexadecimal digits."""
+def learning_code_hash(read: Read = read_module, *, roots: Roots = ROOTS) -> str:
+    """Return the SHA-256 of the definitions that decide what a run learns, as 64 hexadecimal digits.
+
+    `roots` are the (module, name) from which names are followed: those of a recipe's training unless others are given.
+    """
     digest = hashlib.sha256()
-    for line in sorted(f"{name} {canonical(node)}\n" for (_, name), node in learning_code(read).items()):
+    for line in sorted(f"{name} {canonical(node)}\n" for (_, name), node in learning_code(read, roots=roots).items()):
         digest.update(line.encode())
     return digest.hexdigest()
 
 
-def learning_code(read: Read = read_module) -> dict[tuple[str, str], ast.AST]:
+def learning_code(read: Read = read_module, *, roots: Roots = ROOTS) -> dict[tuple[str, str], ast.AST]:
     """Return the definitions that a run's outcome follows from, by (module, name).
 
     Raises:
-        LookupError: One of `ROOTS` is not where it should be.
+        LookupError: One of the roots is not where it should be.
     """
     modules: dict[str, Definitions | None] = {}
 
@@ -73,10 +77,10 @@ def learning_code(read: Read = read_module) -> dict[tuple[str, str], ast.AST]:
         return modules[module]
 
     found: dict[tuple[str, str], ast.AST] = {}
-    waiting = list(ROOTS)
-    for module, name in ROOTS:
+    waiting = list(roots)
+    for module, name in roots:
         if name not in (definitions_of(module) or {}):
-            raise LookupError(f"{PACKAGE}.{module} has no {name}: name the definitions of {__name__}.ROOTS anew")
+            raise LookupError(f"{PACKAGE}.{module} has no {name}: name the roots of its hash anew")
     while waiting:
         module, name = waiting.pop()
         known = definitions_of(module)

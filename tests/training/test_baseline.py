@@ -16,6 +16,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import accuracy, majority
 from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import read_predictions
+from cassava_kit.files import read_json, write_json
 from cassava_kit.training.baseline import LogReg, read_pixels, train_baseline
 from cassava_kit.training.rows import TrainData
 
@@ -149,6 +150,17 @@ def test_errors_come_before_the_work(colours, tmp_path):
     with pytest.raises(ValueError, match="no readable training image"):
         train_baseline(colours, tmp_path, progress=False)
     assert not (tmp_path / "logreg").exists()
+
+
+def test_a_baseline_of_another_version_of_the_code_is_not_written_over(colours, tmp_path):
+    train_baseline(colours, tmp_path, progress=False)
+    done = tmp_path / "logreg" / "fold1" / "run.json"
+    known = read_json(done)
+    write_json(done, known | {"fingerprint": known["fingerprint"] | {"code": "0" * 64}})
+    with pytest.raises(UserError, match="fold1 was trained by another version of the code; give another --out, or"):
+        train_baseline(colours, tmp_path, progress=False)
+    train_baseline(colours, tmp_path, progress=False, replace=True)
+    assert read_json(done)["fingerprint"] == known["fingerprint"]
 
 
 def test_a_finished_run_of_another_split_is_replaced_only_where_asked(colours, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.table import list_images, read_competition
@@ -25,6 +26,7 @@ def pretrain_folders(
     out: Path,
     settings: Sequence[str] = (),
     competition: Competition | None = None,
+    existing: Literal["refuse", "replace", "keep"] = "refuse",
 ) -> str:
     """Pretrain on a competition's training images and further folders, and return what to tell the user.
 
@@ -38,7 +40,7 @@ def pretrain_folders(
         raise UserError("give --data DIR, or --images DIR, or both")
     paths, labels = gather_images(data, images, competition or current())
     known = labels if any(label != UNKNOWN for label in labels) else None
-    path = pretrain(config, paths, out, init=init, labels=known)
+    path = pretrain(config, paths, out, init=init, labels=known, existing=existing)
     return f"{config.method} on {len(paths)} images: {path}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -32,12 +32,14 @@ def pretrain(
     *,
     init: Path | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
+    existing: Literal["refuse", "replace", "keep"] = "refuse",
 ) -> Path:
     """Pretrain on these images and return `out_dir/backbone.safetensors`: plain timm weights with the kit's header.
 
     `init` is a file of weights to start from. `labels` (N,), -1 where unknown, are for the kNN probe alone and never
     reach the loss. Beside the backbone lie config.json, metrics.csv and last.ckpt: the same call goes on after a kill,
-    and returns at once when the run is complete.
+    and returns at once when the run is complete. `existing` says what is done with a run that differs: refuse, replace,
+    or keep (where only the code differs).
 
     Raises:
         UserError: labels, images, settings or folder do not fit; before slow work.
@@ -58,7 +60,7 @@ def pretrain(
         warnings.warn(f"left out {(~kept).sum()} of {len(images)} images that are not whole", stacklevel=2)
     images, known = [path for path in images if path in whole], None if known is None else known[kept]
     check_batch(config, len(images))
-    if not claim_folder(out_dir, describe_run(config, images, init)):
+    if not claim_folder(out_dir, describe_run(config, images, init), existing=existing):
         return out_dir / BACKBONE
     if config.accumulate > 1 and (warning := config.accumulation_warning()):
         warnings.warn(warning, stacklevel=2)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
+from cassava_kit.training.sources import learning_code_hash
 from cassava_kit.training.ssl.config import WITHOUT_EFFECT, PretrainConfig
+from cassava_kit.training.ssl.methods import SSL_METHODS
 
 BACKBONE = "backbone.safetensors"
 RUN_CONFIG = "config.json"
@@ -16,24 +18,34 @@ FAILED = "failed.json"
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
 STORE = "pixels.npy"
+PRETRAIN_ROOTS = (
+    ("training.ssl.methods", "make_ssl_module"),
+    ("training.ssl.loader", "PretrainImages"),
+    ("training.trainer", "make_trainer"),
+)
 
 
 def describe_run(config: PretrainConfig, images: Sequence[Path], init: Path | None) -> dict[str, Any]:
-    """Return what decides a run's result: configuration, images and first weights, files by the hash of their bytes."""
+    """Return what decides a run's result: configuration, images, first weights and code, by hashes of the bytes."""
     listed = "\n".join(sha256_file(path) for path in images)
     if init is not None and not Path(init).is_file():
         raise FileNotFoundError(f"no weights file {init}")
+    module, _, name = SSL_METHODS[config.method].partition(":")
     return {
         "config": config.model_dump(mode="json"),
         "images": {"n": len(images), "sha256": sha256_bytes(listed.encode())},
         "init": None if init is None else {"name": Path(init).name, "sha256": sha256_file(init)},
+        "code": learning_code_hash(roots=(*PRETRAIN_ROOTS, (module.removeprefix("cassava_kit."), name))),
     }
 
 
-def claim_folder(out_dir: Path, description: dict[str, Any]) -> bool:
+def claim_folder(
+    out_dir: Path, description: dict[str, Any], *, existing: Literal["refuse", "replace", "keep"] = "refuse"
+) -> bool:
     """Write config.json, or find it the same; return False where the run is already complete.
 
-    What a run left that learnt nothing, or that failed with other settings, is overwritten.
+    What a run left that learnt nothing, or that failed with other settings, is overwritten. `existing` says what is
+    done with a run that differs: refuse, replace, or keep (where only the code differs).
 
     Raises:
         UserError: the folder holds another run's weights, or this very run diverged in it.
@@ -42,16 +54,26 @@ def claim_folder(out_dir: Path, description: dict[str, Any]) -> bool:
     if any((out_dir / name).exists() for name in (BACKBONE, LAST, FAILED)):
         if not path.is_file():
             raise UserError(f"{out_dir} holds weights without their {RUN_CONFIG}; give a new folder")
-        same = _decisive(read_json(path)) == _decisive(description)
+        known, wanted = _decisive(read_json(path)), _decisive(description)
+        differs = [part for part in wanted if known.get(part) != wanted[part]]
+        if differs == ["code"] and existing == "keep":
+            differs, description = [], {**description, "code": known.get("code", "")}
+        same = not differs
         failed = read_json(out_dir / FAILED) if (out_dir / FAILED).is_file() else None
-        if not same and failed is None:
+        if differs == ["code"] and failed is None and existing == "refuse":
             raise UserError(
-                f"{out_dir} holds a run of another configuration, images or weights; give a new folder or delete it"
+                f"{out_dir} is of another version of the code; keep it with --keep, replace it with --replace, "
+                "or give another folder"
+            )
+        if not same and failed is None and existing != "replace":
+            raise UserError(
+                f"{out_dir} holds a run of another configuration, images or weights; give another folder, or replace "
+                "it with --replace"
             )
         if same and failed is not None and failed["diverged"]:
             raise UserError(f"{out_dir} holds this run, which failed: {failed['reason']}; change a setting")
         if not same:
-            for name in (LAST, METRICS):
+            for name in (BACKBONE, LAST, METRICS, STORE):
                 (out_dir / name).unlink(missing_ok=True)
         (out_dir / FAILED).unlink(missing_ok=True)
     if (out_dir / BACKBONE).is_file():

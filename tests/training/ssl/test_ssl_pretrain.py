@@ -23,6 +23,7 @@ from cassava_kit.models.checkpoint import CheckpointInfo, load_model, read_info,
 from cassava_kit.settings import replace
 from cassava_kit.training.diverged import DivergedError
 from cassava_kit.training.ssl.methods import SSL_METHODS, configure, load_method, make_ssl_module
+from cassava_kit.training.ssl.module import SSLModule
 from cassava_kit.training.ssl.pretrain import pretrain
 from cassava_kit.training.ssl.run_folder import describe_run
 from cassava_kit.training.trainer import make_trainer
@@ -191,6 +192,25 @@ def test_a_complete_run_returns_at_once_and_another_is_refused(images, tmp_path,
         pretrain(replace(config, epochs=2), images, tmp_path)
     with pytest.raises(ValueError, match="another configuration"):
         pretrain(config, images[1:], tmp_path)
+
+
+def test_a_run_of_another_version_of_the_code_is_kept_or_replaced_as_asked(images, tmp_path, monkeypatch):
+    config = tiny("simclr", epochs=1)
+    path = pretrain(config, images, tmp_path)
+    written = path.stat().st_mtime_ns
+    config_file, step = tmp_path / "config.json", SSLModule.training_step
+    older = json.loads(config_file.read_text()) | {"code": "0" * 64}
+    config_file.write_text(json.dumps(older))
+    with pytest.raises(UserError, match="another version of the code; keep it with --keep, replace it with --replace"):
+        pretrain(config, images, tmp_path)
+    assert pretrain(config, images, tmp_path, existing="keep").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="another configuration"):
+        pretrain(replace(config, epochs=2), images, tmp_path, existing="keep")
+    assert json.loads(config_file.read_text()) == older and path.stat().st_mtime_ns == written
+    steps = []
+    monkeypatch.setattr(SSLModule, "training_step", lambda *given: steps.append(1) or step(*given))
+    pretrain(config, images, tmp_path, existing="replace")
+    assert steps and json.loads(config_file.read_text())["code"] != older["code"]
 
 
 def test_a_run_knows_its_images_by_their_bytes(images, tmp_path):
