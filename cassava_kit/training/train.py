@@ -97,7 +97,7 @@ def table_data(table: pd.DataFrame, image_dir: Path, *, id_column: str, label_co
         raise UserError(f"{id_column} names {frame['image_id'][frame['image_id'].duplicated()].iloc[0]} more than once")
     frame = frame.sort_values("image_id", kind="stable").reset_index(drop=True)
     competition = Competition(TABLE_SLUG, "A table of images", tuple(map(str, classes)), id_column=id_column)
-    folds = Folds(frame, method="given", task=competition.task)
+    folds = Folds(frame, method="given")  # of no competition that the kit knows, and so are its out-of-fold files
     return TrainData(TrainTable(frame[["image_id", "label"]], image_dir, ()), folds, competition, slug_known=False)
 
 

@@ -14,6 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.stratify import make_folds, split_folds
 from cassava_kit.errors import UserError
+from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.models.checkpoint import load_model, read_info, save_checkpoint
 from cassava_kit.training.checks import refuse_seen_labels
 from cassava_kit.training.rows import TrainData
@@ -131,6 +132,7 @@ def test_the_checkpoint_of_a_table_names_its_classes_and_no_competition(table, t
     first = train_fold(table, 0, out=tmp_path / "a", **files)
     info = read_info(first.checkpoint)
     assert info.competition is None and info.classes == ("0", "1", "2", "3", "4")
+    assert read_predictions(first.oof_file).header.competition is None
     with pytest.raises(UserError, match="must not have seen the labels of fold 1"):
         train_fold(table, 1, out=tmp_path / "b", weights=first.checkpoint, **files)
     data = TrainData(tiny_table, split_folds(tiny_table.frame, n_splits=2, seed=9))
