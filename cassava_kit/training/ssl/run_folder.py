@@ -31,11 +31,13 @@ def describe_run(config: PretrainConfig, images: Sequence[Path], init: Path | No
     if init is not None and not Path(init).is_file():
         raise FileNotFoundError(f"no weights file {init}")
     module, _, name = SSL_METHODS[config.method].partition(":")
+    # A method of code outside the package is not in the hash.
+    method = [(module.removeprefix("cassava_kit."), name)] if module.startswith("cassava_kit.") else []
     return {
         "config": config.model_dump(mode="json"),
         "images": {"n": len(images), "sha256": sha256_bytes(listed.encode())},
         "init": None if init is None else {"name": Path(init).name, "sha256": sha256_file(init)},
-        "code": learning_code_hash(roots=(*PRETRAIN_ROOTS, (module.removeprefix("cassava_kit."), name))),
+        "code": learning_code_hash(roots=(*PRETRAIN_ROOTS, *method)),
     }
 
 
