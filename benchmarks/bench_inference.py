@@ -556,7 +556,7 @@ def of_memory(arguments: argparse.Namespace) -> None:
     code = (
         "import resource, sys\n"
         "from cassava_kit.inference.kept_pixels import Budget\n"
-        "from cassava_kit.inference.report import RunOptions\n"
+        "from cassava_kit.inference.options import RunOptions\n"
         "from cassava_kit.inference.run import run_submission\n"
         "options = RunOptions(views='none', device='cpu', batch_size=16, budget=Budget(64 << 20), progress=False)\n"
         "run_submission(*sys.argv[1:4], options=options)\n"

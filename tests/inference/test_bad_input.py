@@ -101,7 +101,7 @@ def test_a_huge_picture_needs_no_huge_memory(images: Path, weights: Path, tmp_pa
     Image.new("L", (20_000, 20_000), 120).save(images / "huge.jpg", quality=20)
     code = (
         "import sys, resource\n"
-        "from cassava_kit.inference.report import RunOptions\n"
+        "from cassava_kit.inference.options import RunOptions\n"
         "from cassava_kit.inference.run import run_submission\n"
         "r = run_submission(*sys.argv[1:4], options=RunOptions(device='cpu', batch_size=4))\n"
         "print(len(r.images_failed), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
@@ -121,7 +121,7 @@ def test_memory_stays_flat_as_images_grow(images: Path, weights: Path, tmp_path:
     code = (
         "import sys, resource\n"
         "from cassava_kit.inference.kept_pixels import Budget\n"
-        "from cassava_kit.inference.report import RunOptions\n"
+        "from cassava_kit.inference.options import RunOptions\n"
         "from cassava_kit.inference.run import run_submission\n"
         "options = RunOptions(views='none', device='cpu', batch_size=16, budget=Budget(1 << 20), progress=False)\n"
         "report = run_submission(*sys.argv[1:4], options=options)\n"

@@ -252,7 +252,7 @@ def test_dropped_units_come_back_the_most_valuable_first(
 def test_kill_9_at_any_moment_leaves_a_valid_file(images: Path, weights: Path, tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from cassava_kit.inference.report import RunOptions\n"
+        "from cassava_kit.inference.options import RunOptions\n"
         "from cassava_kit.inference.run import run_submission\n"
         "run_submission(*sys.argv[1:4], options=RunOptions(device='cpu', batch_size=2, early_stop='off'))\n"
     )

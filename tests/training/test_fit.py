@@ -207,4 +207,4 @@ def test_every_recipe_takes_a_real_step_and_comes_back(name, data, tmp_path):
         precision="32-true",
     )
     result = fit_fold(config, data, 0, tmp_path, options=TrainOptions(limit=8, tell=lambda _: None))
-    assert read_info(result.checkpoint).recipe == name
+    assert read_info(result.checkpoint).config["recipe"] == name
