@@ -194,9 +194,7 @@ def _settle(file: Path, photographs: Photographs) -> int:
     found = read_json(file)
     quality = int(found.pop("quality"))
     if found != facts:
-        raise ValueError(
-            f"{file.parent} has photographs of other originals or of another seed; give another --cache"
-        )
+        raise ValueError(f"{file.parent} has photographs of other originals or of another seed; give another --cache")
     return quality
 
 
