@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cassava_kit
 from cassava_kit.errors import UserError
 from cassava_kit.files import write_text
 from cassava_kit.kaggle.rehearse.layout import Mount
@@ -17,7 +18,16 @@ from cassava_kit.kaggle.rehearse.layout import Mount
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_")
 
-CLOSED_SOCKETS = '''"""Put on PYTHONPATH by the rehearsal: no connection leaves this machine."""
+# An editable installation puts the checkout on every path: Kaggle has none.
+HIDDEN_CHECKOUT = '''"""Put on PYTHONPATH by the rehearsal: the checkout that it runs from cannot be imported."""
+import os
+import sys
+
+sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder or ".") != {checkout!r}]
+'''
+
+CLOSED_SOCKETS = """
+# No connection leaves this machine.
 import socket
 
 
@@ -45,7 +55,7 @@ _getaddrinfo, socket.getaddrinfo = socket.getaddrinfo, _resolve
 socket.socket.connect = _closing(socket.socket.connect, 0)
 socket.socket.connect_ex = _closing(socket.socket.connect_ex, 0)
 socket.socket.sendto = _closing(socket.socket.sendto, -1)
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ def find_isolations(name: str | None = None) -> Iterator[Isolation]:
 
 
 def private_environment(place: Path) -> dict[str, str]:
-    """Return the notebook's environment: no credentials, no PYTHONPATH, home and caches below `place`."""
+    """Return the notebook's environment: no credentials, no PYTHONPATH of the user, home and caches below `place`."""
     kept = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
     for name in ("home", "tmp", "jupyter", "ipython"):
         (place / name).mkdir()
@@ -118,7 +128,13 @@ def link_tree(mounts: Sequence[Mount], root: Path) -> Path:
     return root
 
 
-def close_sockets(place: Path) -> Path:
-    """Return a folder for PYTHONPATH whose `sitecustomize` blocks every connection to another machine."""
-    write_text(place / "closed" / "sitecustomize.py", CLOSED_SOCKETS)
-    return place / "closed"
+def write_start(place: Path, *, closed: bool) -> Path:
+    """Return a folder for PYTHONPATH whose `sitecustomize` hides the checkout that the kit runs from.
+
+    `closed`: it also blocks every connection to another machine.
+    """
+    checkout = Path(cassava_kit.__file__).resolve().parents[1]
+    installed = {Path(folder).resolve() for folder in site.getsitepackages()}
+    hidden = "" if checkout in installed else HIDDEN_CHECKOUT.format(checkout=str(checkout))
+    write_text(place / "start" / "sitecustomize.py", hidden + (CLOSED_SOCKETS if closed else ""))
+    return place / "start"

@@ -14,10 +14,10 @@ from cassava_kit.files import read_json, write_json
 from cassava_kit.kaggle.rehearse import execute
 from cassava_kit.kaggle.rehearse.isolation import (
     Isolation,
-    close_sockets,
     find_isolations,
     link_tree,
     private_environment,
+    write_start,
 )
 from cassava_kit.kaggle.rehearse.options import CellProgress, NotebookRun
 
@@ -77,8 +77,7 @@ def _make_environment(run: NotebookRun, place: Path, isolation: Isolation) -> di
     if not isolation.mounts:
         environment["KAGGLE_INPUT_DIR"] = str(link_tree(run.mounts, place / "input"))
         environment["KAGGLE_WORKING_DIR"] = str(run.working)
-    if not isolation.network:
-        environment["PYTHONPATH"] = str(close_sockets(place))
+    environment["PYTHONPATH"] = str(write_start(place, closed=not isolation.network))
     return environment
 
 

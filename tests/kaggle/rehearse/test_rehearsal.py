@@ -23,9 +23,9 @@ from cassava_kit.kaggle.rehearse import image, rehearsal
 from cassava_kit.kaggle.rehearse.isolation import (
     ISOLATIONS,
     Isolation,
-    close_sockets,
     find_isolations,
     private_environment,
+    write_start,
 )
 from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
 from cassava_kit.kaggle.rehearse.rehearsal import rehearse
@@ -374,7 +374,7 @@ def test_closed_sockets_let_local_ones_through(tmp_path: Path) -> None:
         "    try:\n        action()\n"
         "    except OSError as error:\n        print(error)\n"
     )
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(close_sockets(tmp_path))}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(write_start(tmp_path, closed=True))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.count("the network is closed") == 2
 
