@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
-from cassava_kit.cli.app import run_app
+from cassava_kit.cli.app import exit_with
 from cassava_kit.cli.submit import submit_app
 
 if __name__ == "__main__":
-    sys.exit(run_app(submit_app, sys.argv[1:]))
+    exit_with(submit_app)

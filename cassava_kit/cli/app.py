@@ -1,7 +1,7 @@
-"""Build and run a command line: help by stage, mistakes as one line. Entry points: `make_app`, `run_app`.
+"""Build and run a command line: help by stage, mistakes as one line. Entry points: `make_app`, `exit_with`, `run_app`.
 
-Exit codes: 0; 1 where something examined or rehearsed failed; 2 for a mistake of the user's; 130 or 143 for a stopped
-run. Without a command the help is printed, with exit code 0.
+Exit codes: 0; 1 where something examined or rehearsed failed; 2 for a mistake of the user's; 70 for a bug, with its
+traceback; 130 or 143 for a stopped run. Without a command the help is printed, with exit code 0.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cassava_kit.errors import UserError
 
+BUG = 70  # EX_SOFTWARE of sysexits.h
 # Options of before, by command, and what they are called now.
 RENAMED = {
     ("pretrain", "--init"): "--weights",
@@ -96,6 +98,16 @@ def _print_help(
         print(context.get_help())
 
 
+def exit_with(app: typer.Typer) -> NoReturn:
+    """Run the command of this process and exit with its code; a bug shows its traceback."""
+    try:
+        code = run_app(app, sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        code = BUG
+    sys.exit(code)
+
+
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run an app and return its exit code; `--verbose` anywhere shows the traceback of a mistake too."""
     verbose = "--verbose" in arguments
@@ -112,9 +124,11 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
         print("stopped", file=sys.stderr)  # Lightning leaves a fit that SIGTERM reached by an exit without a code
         return 128 + signal.SIGTERM
     except Exception as error:
-        message = None if verbose else user_message(error)
+        message = user_message(error)
         if message is None:
             raise
+        if verbose:
+            traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)
         return 2
 

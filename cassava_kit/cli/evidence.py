@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cassava_kit.cli.options import CleanAction, Data, FoldFile, SettingChanges, Views, Weights
+from cassava_kit.cli.output import AsJson, Result, print_result
 from cassava_kit.errors import UserError
 
 
@@ -36,22 +37,33 @@ def ensemble_command(
     oof: Annotated[list[Path], typer.Option(help="Out-of-fold prediction file of a member; repeat for each.")],
     folds: FoldFile,
     out: Annotated[Path, typer.Option(help="Weights file to write.")] = Path("runs/ensemble-weights.json"),
+    as_json: AsJson = False,
 ) -> None:
     """Find ensemble weights by out-of-fold predictions; equal weights unless others are proved better."""
     from cassava_kit.evidence.blend import weigh_files
+    from cassava_kit.files import read_json
 
-    print(weigh_files(oof, folds, out))
+    def weighed() -> Result:
+        text = weigh_files(oof, folds, out)
+        return Result(text, {"file": str(out), **read_json(out)})
+
+    print_result(weighed, as_json=as_json)
 
 
 def compare_command(
     a: Annotated[Path, typer.Argument(help="Out-of-fold prediction file.")],
     b: Annotated[Path, typer.Argument(help="The one that may be better.")],
     folds: FoldFile,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two members on the same rows: paired bootstrap interval, paired test, verdict."""
     from cassava_kit.evidence.compare import compare_files
 
-    print(compare_files(a, b, folds))
+    def compared() -> Result:
+        found = compare_files(a, b, folds)
+        return Result(str(found), found.values())
+
+    print_result(compared, as_json=as_json)
 
 
 Embedding = Annotated[

@@ -6,10 +6,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cassava_kit.cli.output import Result, print_result
 from cassava_kit.cli.parameters import check_parameters, rehearsal_parameters
 from cassava_kit.errors import UserError
 from cassava_kit.files import cache_dir
@@ -186,13 +187,17 @@ def rehearse_bundle(bundle: Path, data: Path | None, setting: RehearsalOptions, 
     return int(failed > 0)
 
 
-def examine(bundle: Path, kernel: Kernel = SUBMISSION_KERNEL) -> int:
+def examine(bundle: Path, kernel: Kernel = SUBMISSION_KERNEL, *, as_json: bool = False) -> int:
     """Print a line for each known cause of failure; return 1 if the bundle has one of them, else 0."""
     from cassava_kit.kaggle.doctor import doctor
 
-    checks = doctor(ROOT, bundle, kernel=kernel)
-    print(*checks, sep="\n")
-    return int(any(check.status == "failed" for check in checks))
+    def examined() -> Result:
+        checks = doctor(ROOT, bundle, kernel=kernel)
+        ok = all(check.status != "failed" for check in checks)
+        values = {"bundle": str(bundle), "kernel": kernel.name, "ok": ok, "checks": [asdict(each) for each in checks]}
+        return Result("\n".join(map(str, checks)), values)
+
+    return int(not print_result(examined, as_json=as_json).values["ok"])
 
 
 def print_calls(bundle: Bundle, *, submit: bool = False) -> int:
@@ -237,17 +242,21 @@ def output_folder(bundle: Bundle) -> Path:
     return folder
 
 
-def finals(ledger: Path, folds: Path | None, candidates: Sequence[str]) -> int:
+def finals(ledger: Path, folds: Path | None, candidates: Sequence[str], *, as_json: bool = False) -> int:
     """Propose two different finals among the submissions of the ledger, or among those that are given."""
     from cassava_kit.evidence.finals import parse_candidates, propose_finals, read_ledger
 
-    if folds is not None:
-        print(propose_finals(parse_candidates(candidates, folds)))
-        return 0
-    found, left_out = read_ledger(adopt_old_ledger(ledger))
-    for reason in left_out:
-        print(f"left out: {reason}")
-    print(propose_finals(found))
+    def proposed() -> Result:
+        if folds is not None:
+            found, left_out = parse_candidates(candidates, folds), ()
+        else:
+            found, left_out = read_ledger(adopt_old_ledger(ledger))
+        for reason in left_out:
+            print(f"left out: {reason}")
+        proposal = propose_finals(found)
+        return Result(str(proposal), {**proposal.values(), "left_out": list(left_out)})
+
+    print_result(proposed, as_json=as_json)
     return 0
 
 

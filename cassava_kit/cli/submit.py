@@ -11,6 +11,7 @@ import typer
 
 from cassava_kit.cli.app import CommandTable, StageGroup, make_app
 from cassava_kit.cli.options import Views
+from cassava_kit.cli.output import AsJson
 from cassava_kit.errors import UserError
 from cassava_kit.files import LEDGER_FILE
 from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
@@ -175,12 +176,12 @@ def rehearse_command(
     return rehearse_kernel(notebook, _home(bundle, notebook), data, setting, changes=changes)
 
 
-def doctor_command(bundle: BundleOrNone = None, kernel: KernelName = SUBMISSION) -> int:
+def doctor_command(bundle: BundleOrNone = None, kernel: KernelName = SUBMISSION, as_json: AsJson = False) -> int:
     """Examine a bundle for each known cause of a failed submission, one line a cause."""
     from cassava_kit.cli.kaggle import examine
 
     notebook, _ = _notebook(kernel)
-    return examine(_home(bundle, notebook), notebook)
+    return examine(_home(bundle, notebook), notebook, as_json=as_json)
 
 
 def push_command(
@@ -244,6 +245,7 @@ def finals_command(
         ),
     ] = None,
     folds: Annotated[Path | None, typer.Option(help="Fold file of the candidates.")] = None,
+    as_json: AsJson = False,
 ) -> int:
     """Propose the two submissions to choose, among those recorded or among candidates given."""
     from cassava_kit.cli.kaggle import finals
@@ -252,7 +254,7 @@ def finals_command(
         raise UserError("--candidate needs --folds FILE, its split, and --folds goes with it; the ledger has its own")
     if candidate and ledger:
         raise UserError("--candidate stands in place of the ledger; give it or --ledger")
-    return finals(ledger or Path(LEDGER_FILE), folds, candidate or [])
+    return finals(ledger or Path(LEDGER_FILE), folds, candidate or [], as_json=as_json)
 
 
 def _notebook(name: str, param: Strings = None, attach: Strings = None) -> tuple[Kernel, Changes | None]:

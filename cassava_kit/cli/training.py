@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cassava_kit.cli.options import CleanAction, Data, FoldFile, SettingChanges, Weights
+from cassava_kit.cli.output import AsJson, Result, print_result
 from cassava_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,40 +29,58 @@ def recipes_command(
         int | None, typer.Option(min=1, help="With --hours: training images; default: the competition's.")
     ] = None,
     n_splits: Annotated[int | None, typer.Option(min=2, help="With --hours: folds; default: 5.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the recipes of train and of pretrain, or print one recipe's full configuration, or with --hours its cost."""
     from cassava_kit.competition import current
-    from cassava_kit.training.baseline import LogReg
-    from cassava_kit.training.recipes import recipe, recipe_names
-    from cassava_kit.training.ssl.recipes import PRETRAIN_RECIPES
 
     if not hours and (n_images is not None or n_splits is not None):
         raise UserError("--n-images and --n-splits go with --hours")
     images, n_splits = n_images or current().training_images, n_splits or 5
-    if name is not None:
-        print(f"{name}: {_hours(name, images, n_splits):.1f} h of two T4s" if hours else _configuration(name))
-        return
+
+    def hours_of(each: str) -> float:
+        return _hours(each, images, n_splits)
+
+    def listed() -> Result:
+        if name is None:
+            return _list_recipes(hours_of if hours else None)
+        if hours:
+            found = hours_of(name)
+            return Result(f"{name}: {found:.1f} h of two T4s", {"name": name, "hours": round(found, 2)})
+        values = _configuration(name)
+        return Result(json.dumps(values, indent=2, ensure_ascii=False), values)
+
+    print_result(listed, as_json=as_json)
+
+
+def _list_recipes(hours_of: Callable[[str], float] | None) -> Result:
+    """Return the recipes of train and of pretrain, each with its sentence and, where it is asked for, its hours."""
+    from cassava_kit.training.baseline import LogReg
+    from cassava_kit.training.recipes import recipe, recipe_names
+    from cassava_kit.training.ssl.recipes import PRETRAIN_RECIPES
+
     abouts = {
         "train": {LogReg.recipe: LogReg.about} | {each: recipe(each).about for each in recipe_names()},
         "pretrain": {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAIN_RECIPES},
     }
-    for title, listed in abouts.items():
-        print(f"{title}:")
-        for each, about in listed.items():
-            cost = f"{_hours(each, images, n_splits):5.1f} h  " if hours and each != LogReg.recipe else ""
-            print(f"  {each:18} {cost}{about}")
+    lines, values = [], {}
+    for verb, recipes in abouts.items():
+        lines.append(f"{verb}:")
+        values[verb] = [{"name": each, "about": about} for each, about in recipes.items()]
+        for row in values[verb]:
+            cost = ""
+            if hours_of is not None and row["name"] != LogReg.recipe:
+                found = hours_of(row["name"])
+                cost, row["hours"] = f"{found:5.1f} h  ", round(found, 2)
+            lines.append(f"  {row['name']:18} {cost}{row['about']}")
+    return Result("\n".join(lines), values)
 
 
-def _configuration(name: str) -> str:
-    """Return a recipe's settings as JSON."""
-    import json
-    from dataclasses import asdict
-
+def _configuration(name: str) -> dict[str, Any]:
+    """Return a recipe's settings as values that JSON can hold."""
     from cassava_kit.training.baseline import LogReg
 
-    if name == LogReg.recipe:
-        return json.dumps(asdict(LogReg()), indent=2)
-    return _recipe(name).model_dump_json(indent=2)
+    return asdict(LogReg()) if name == LogReg.recipe else _recipe(name).model_dump(mode="json")
 
 
 def _hours(name: str, images: int, n_splits: int) -> float:

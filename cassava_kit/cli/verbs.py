@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from cassava_kit.cli import data, evidence, pages, pretraining, setup, submission, training
-from cassava_kit.cli.app import CommandTable, make_app, run_app
+from cassava_kit.cli.app import CommandTable, exit_with, make_app
 from cassava_kit.cli.submit import submit_app
 
 FOLDS = "--folds folds/kfold5-seed42-groups.csv"
@@ -64,4 +62,4 @@ app.add_typer(
 
 def main() -> None:
     """Run the verb on the command line and exit with its code."""
-    sys.exit(run_app(app, sys.argv[1:]))
+    exit_with(app)

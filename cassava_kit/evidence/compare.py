@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -87,6 +88,23 @@ class Comparison:
             only_a=self.only_b,
             only_b=self.only_a,
         )
+
+    def values(self) -> dict[str, Any]:
+        """Return the comparison as plain values, for JSON; `difference` is of `names[1]` against `names[0]`."""
+        return {
+            "names": list(self.names),
+            "metric": self.metric,
+            "scores": [self.a.values(), self.b.values()],
+            "difference": float(self.difference),
+            "interval": [float(end) for end in self.interval],
+            "level": self.level,
+            "p_value": float(self.p_value),
+            "adjusted_p": float(self.adjusted_p),
+            "proved": self.proved,
+            "images_needed": self.images_needed,
+            "only_right": None if self.only_a is None else [self.only_a, self.only_b],
+            "notes": list(self.notes),
+        }
 
     def verdict(self) -> str:
         """Return the short form: `+0.0012 ± 0.0020: not proved`."""

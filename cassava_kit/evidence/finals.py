@@ -76,6 +76,26 @@ class Finals:
     metric: Metric
     notes: tuple[str, ...] = ()
 
+    def values(self) -> dict[str, Any]:
+        """Return the proposal as plain values, for JSON."""
+        rows = zip(self.names, self.scores, self.public, self.win, strict=True)
+        return {
+            "metric": self.metric,
+            "finals": [self.names[self.best], self.names[self.hedge]],
+            "submissions": [
+                {"name": name, "score": found.values(), "public": public, "best_of_all": float(win)}
+                for name, found, public, win in rows
+            ],
+            "differ": self.differ,
+            "pair_best_of_all": self.pair_win,
+            "gain": self.gain,
+            "gain_interval": list(self.gain_interval),
+            "against_best": [each.values() for each in self.against_best.values()],
+            "private_images": self.rows,
+            "redraws": self.draws,
+            "notes": list(self.notes),
+        }
+
     def __str__(self) -> str:
         return format_finals(self)
 

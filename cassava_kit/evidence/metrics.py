@@ -169,6 +169,10 @@ class Score:
         """Accuracy on the same rows, whatever the metric."""
         return self.value if self.accuracy_beside is None else self.accuracy_beside
 
+    def values(self) -> dict[str, Any]:
+        """Return value, standard error and number of rows as plain values."""
+        return {"value": float(self.value), "standard_error": float(self.standard_error), "n": int(self.n)}
+
     def __str__(self) -> str:
         figures = f"{self.value:.4f} ± {self.standard_error:.4f}"
         if self.metric == "accuracy":

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import typer
 
-from cassava_kit.cli.app import RENAMED, run_app, user_message
+from cassava_kit.cli.app import RENAMED, exit_with, run_app, user_message
+from cassava_kit.cli.submit import submit_app
 from cassava_kit.cli.verbs import VERBS, app
 from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
@@ -160,10 +161,29 @@ def test_the_process_of_a_mistake_ends_with_one_line_and_code_2(arguments, tmp_p
     one_line(result.stderr)
 
 
-def test_verbose_brings_the_traceback():
+def test_verbose_brings_the_traceback(capsys):
     for arguments in (["recipes", "nonsense", "--verbose"], ["--verbose", "recipes", "nonsense"]):
-        with pytest.raises(ValueError, match="no recipe 'nonsense'"):
-            run(*arguments)
+        assert run(*arguments) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("Traceback") and "error: no recipe 'nonsense'" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("outcome", "code"), [(None, 0), (1, 1), (UserError("x"), 2), (ValueError("x"), 70)])
+def test_the_process_exits_with_the_code_of_its_outcome(monkeypatch, capsys, outcome, code):
+    """The codes of docs/formats.md; what examines returns its own 0 or 1."""
+
+    def examine(*_, **__):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("cassava_kit.cli.kaggle.examine", examine)
+    monkeypatch.setattr(sys, "argv", ["submit.py", "doctor", "--bundle", "x"])
+    with pytest.raises(SystemExit) as ended:
+        exit_with(submit_app)
+    said = capsys.readouterr().err
+    assert ended.value.code == code
+    assert ("Traceback" in said) == (code == 70) and ("error: x\n" in said) == (code == 2)
 
 
 def test_our_own_bugs_are_not_dressed_up_as_the_users():

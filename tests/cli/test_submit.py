@@ -23,11 +23,11 @@ OPTIONS = {
     | {"--owner", "--replace", "--keep"},
     "package": KERNEL | {"--from", "--member", "--ensemble-weights", "--folds", "--views", "--out", "--owner"},
     "rehearse": LIMITS | KERNEL | {"--bundle", "--data", "--image", "--image-python"},
-    "doctor": {"--bundle", "--kernel"},
+    "doctor": {"--bundle", "--kernel", "--json"},
     "push": KERNEL | {"--bundle", "--owner", "--again", "--dry-run"},
     "submit": {"--bundle", "--again", "--yes", "--dry-run", "--ledger"},
     "fetch": {"--bundle", "--kernel"},
-    "finals": {"--ledger", "--candidate", "--folds"},
+    "finals": {"--ledger", "--candidate", "--folds", "--json"},
 }
 
 
