@@ -9,14 +9,15 @@ BIN := $(VENV)/bin
 demo: $(VENV)/user.stamp  ## make the environment and go from the sample's data to a checked submission
 	$(BIN)/python submit.py ensemble
 
-# The tests' networks are so small that a second thread costs more than it brings.
-test test-fast: export OMP_NUM_THREADS = 1
+# One process a core (a process and the programs that it starts take up to 2 GB); a file's tests stay together, as they
+# share what they made. The files with the longest tests go first: tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/developer.stamp  ## run every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/developer.stamp  ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(VENV)/developer.stamp  ## style, types, and kernels that are what their sources say
 	$(BIN)/ruff check .

@@ -1,20 +1,30 @@
-"""A tiny drawn competition and its folds, made once for all tests."""
+"""What all tests stand on: threads, the order of files, and a tiny drawn competition with its folds, made once."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+# Read when torch is loaded, here and in the programs that tests start. The networks are so small that a second thread
+# costs more than it brings, and threads that wait actively take the core that another process needs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.sample.make import make_sample
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable, read_competition
 
-# Several test processes and small tensors: more threads a process only wait for one another.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
 # The kit is not installed: programs that tests start find it beside the tests.
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process starts a long file when the others have ended."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
