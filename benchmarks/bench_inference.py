@@ -37,6 +37,7 @@ import pandas as pd
 import timm
 import torch
 from albumentations.pytorch import ToTensorV2
+from replayed_votes import simulate_votes
 from torch.utils.data import DataLoader, Dataset
 
 from cassava_kit.data.images import load_image
@@ -423,22 +424,6 @@ def tell_budget(name: str, p: np.ndarray, labels: np.ndarray, costs: np.ndarray)
     answers, used = simulate_votes(p, weights, order, certified=True)
     changed = int((answers != full).sum())
     print(f"  certified stop: {len(p) / used:.1f} x fewer votes, {changed} labels changed")
-
-
-def simulate_votes(
-    pred_probs: np.ndarray, weights: np.ndarray, order: np.ndarray, *, certified: bool
-) -> tuple[np.ndarray, float]:
-    """Replay a run in which members vote in `order`, and finished images are skipped.
-
-    `pred_probs` (M, N, K), `weights` (M,). Returns the labels (N,) and the mean number of votes used.
-    """
-    n_members, n_images, n_classes = pred_probs.shape
-    votes = Votes(n_images, np.asarray(weights, float), np.full(n_classes, 1 / n_classes))
-    planned = np.ones(n_members, bool)
-    for unit in order:
-        rows = np.flatnonzero(~votes.finished(planned, certified=certified) & ~votes.seen[:, unit])
-        votes.add(int(unit), rows, pred_probs[unit, rows])
-    return votes.labels(), float(votes.seen.sum(axis=1).mean())
 
 
 def rank14_members(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

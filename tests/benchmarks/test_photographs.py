@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import pandas as pd
+import photographs
 import pytest
 
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.duplicates import find_duplicates
 from cassava_kit.data.table import list_images, read_competition
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ROWS = 300
-
-
-@pytest.fixture(scope="module")
-def photographs() -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module("photographs")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +42,7 @@ def scene(seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def folder(photographs, real, tmp_path_factory) -> Path:
+def folder(real, tmp_path_factory) -> Path:
     return photographs.competition_folder(tmp_path_factory.mktemp("cache"), real, 110, n_test=8)
 
 
@@ -83,7 +71,7 @@ def test_files_have_the_originals_size_and_bytes(folder, real):
     assert made == pytest.approx(originals, rel=0.1)
 
 
-def test_another_cache_gets_the_same_bytes_and_a_smaller_folder_the_first_rows(photographs, real, folder, tmp_path):
+def test_another_cache_gets_the_same_bytes_and_a_smaller_folder_the_first_rows(real, folder, tmp_path):
     small = content(photographs.competition_folder(tmp_path, real, 30, n_test=3))
     large = content(folder)
     assert small == {name: large[name] for name in small}
@@ -92,7 +80,7 @@ def test_another_cache_gets_the_same_bytes_and_a_smaller_folder_the_first_rows(p
     assert tests == {name: content(folder, CASSAVA.test_images)[name] for name in tests}
 
 
-def test_a_folder_goes_on_where_it_broke_off_and_makes_nothing_twice(photographs, real, tmp_path, monkeypatch):
+def test_a_folder_goes_on_where_it_broke_off_and_makes_nothing_twice(real, tmp_path, monkeypatch):
     whole = content(photographs.competition_folder(tmp_path, real, 20, n_test=2))
     pool = tmp_path / "photographs" / CASSAVA.train_images
     (pool / "1004.jpg").unlink()
@@ -105,7 +93,7 @@ def test_a_folder_goes_on_where_it_broke_off_and_makes_nothing_twice(photographs
     assert len(made) == 1
 
 
-def test_planted_copies_alone_are_near_duplicates(photographs, folder):
+def test_planted_copies_alone_are_near_duplicates(folder):
     names = read_competition(folder).frame["image_id"]
     groups = find_duplicates([folder / CASSAVA.train_images / name for name in names], progress=False)
     source = photographs.copied_row(99, 0)
@@ -114,14 +102,14 @@ def test_planted_copies_alone_are_near_duplicates(photographs, folder):
     assert len(set(groups)) == 109
 
 
-def test_one_row_in_a_hundred_is_a_copy_of_an_earlier_one_that_is_none(photographs):
+def test_one_row_in_a_hundred_is_a_copy_of_an_earlier_one_that_is_none():
     sources = {row: photographs.copied_row(row, 0) for row in range(2000)}
     copies = {row: source for row, source in sources.items() if source is not None}
     assert len(copies) == 20
     assert all(source < row and sources[source] is None for row, source in copies.items())
 
 
-def test_another_seed_is_another_set_and_refused_in_the_same_cache(photographs, real, folder, tmp_path):
+def test_another_seed_is_another_set_and_refused_in_the_same_cache(real, folder, tmp_path):
     other = content(photographs.competition_folder(tmp_path, real, 5, n_test=1, seed=1))
     mine = content(folder)
     assert all(mine[name] != one for name, one in other.items())
@@ -129,6 +117,6 @@ def test_another_seed_is_another_set_and_refused_in_the_same_cache(photographs, 
         photographs.competition_folder(tmp_path, real, 5, n_test=1, seed=0)
 
 
-def test_more_than_there_are_rows_is_refused(photographs, real, tmp_path):
+def test_more_than_there_are_rows_is_refused(real, tmp_path):
     with pytest.raises(ValueError, match="at most 300 training and 15000 test"):
         photographs.competition_folder(tmp_path, real, 301, n_test=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,18 +21,13 @@ from cassava_kit.models.network import create_model
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.recipes import recipe
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 N, K = 200, 5
 
 
 @pytest.fixture(scope="module")
-def kit() -> Iterator[SimpleNamespace]:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        names = ("results", "results_members", "results_best", "results_page", "results_probe")
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def kit() -> SimpleNamespace:
+    names = ("results", "results_members", "results_best", "results_page", "results_probe")
+    return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
 def answers(labels: np.ndarray, share_right: float, seed: int) -> np.ndarray:
