@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check format kernels rehearse-image bench clean
+.PHONY: demo test test-fast check format kernels rehearse-image bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/user.stamp  ## make the environment and go from the sample's data to a checked submission
@@ -39,6 +39,10 @@ rehearse-image: $(VENV)/user.stamp  ## run the demo's notebook with the versions
 bench: $(VENV)/developer.stamp  ## run the benchmarks but the one of full size (nothing else should be running)
 	for file in $(filter-out %/bench_scale.py,$(wildcard benchmarks/bench_*.py)); do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
+docs: $(VENV)/docs.stamp  ## write the code map and build the pages into build/site; a broken link is an error
+	$(BIN)/python docs/code_map.py
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove the environment, the caches and the demo; every other run, bundle and output stays
 	rm -rf $(VENV) .venv-image build/sample-v* .pytest_cache .mypy_cache .ruff_cache
 
@@ -52,4 +56,8 @@ $(VENV)/user.stamp: pyproject.toml | $(BIN)/python
 
 $(VENV)/developer.stamp: pyproject.toml $(VENV)/user.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(VENV)/docs.stamp: pyproject.toml $(VENV)/user.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@

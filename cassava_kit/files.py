@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # The kit's version, which every file that it writes names; `pyproject.toml` reads it here.
-KIT_VERSION = "0.1.0"
+KIT_VERSION = "0.2.0"
 KIT_MANIFEST = "KIT_MANIFEST.json"
 WEIGHTS_MANIFEST = "WEIGHTS_MANIFEST.json"
 # The submissions that were made, in the current folder; `make clean` keeps it.
@@ -42,6 +42,46 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leaves_folder(name: str) -> bool:
+    """Return whether a file name that a table or a setting gives leads out of the folder that it is meant in.
+
+    It does where it is an absolute path (also of Windows), has a part `..`, or is no name that a system takes.
+
+    Example:
+        >>> [leaves_folder(name) for name in ("rose/1.jpg", "../1.jpg", "/etc/passwd", "C:/1.jpg")]
+        [False, True, True, True]
+    """
+    parts = name.replace("\\", "/").split("/")
+    return not parts[0] or ".." in parts or parts[0][1:2] == ":" or "\0" in name if name else False
+
+
+def path_inside(folder: str | Path, name: str) -> Path:
+    """Return the path of a file that a table names in a folder.
+
+    Raises:
+        UserError: The name, or the link that it names, leads out of the folder.
+    """
+    path = Path(folder) / name
+    if leaves_folder(name):
+        raise UserError(f"{name!r} leads out of {folder}; expected the name of a file in this folder")
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(f"{path} is a link to {os.path.realpath(path)}, outside {folder}; put the file itself there")
+    return path
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse an output that could not be written, before slow work: a file, or a folder, there or to be made.
+
+    Raises:
+        UserError: The message names the folder and the reason.
+    """
+    path = Path(path).absolute()
+    folder = path if path.is_dir() else next(parent for parent in path.parents if parent.exists())
+    reason = "it is a file" if not folder.is_dir() else _unwritable(folder)
+    if reason is not None:
+        raise UserError(f"nothing can be written in {folder} ({reason}); give another --out")
 
 
 def write_text(path: str | Path, text: str) -> None:

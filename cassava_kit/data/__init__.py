@@ -1,0 +1,1 @@
+"""A competition folder -> table, pixels, folds."""

@@ -1,0 +1,1 @@
+"""Out-of-fold predictions -> scores, intervals, ensemble weights, finals."""

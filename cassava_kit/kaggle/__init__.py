@@ -1,0 +1,1 @@
+"""What goes to Kaggle: packed, rehearsed, sent, and examined by the doctor."""

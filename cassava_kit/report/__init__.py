@@ -1,0 +1,1 @@
+"""Pages and pictures: data, runs, doubtful labels, contact sheets."""

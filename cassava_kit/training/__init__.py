@@ -1,0 +1,1 @@
+"""A recipe, rows and a fold -> a run folder."""

@@ -1,0 +1,1 @@
+"""TFRecords as a competition folder, read without TensorFlow."""

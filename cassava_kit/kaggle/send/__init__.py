@@ -1,0 +1,1 @@
+"""Uploads, pushes, submissions, and what Kaggle answers."""
