@@ -9,21 +9,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from cassava_kit.errors import UserError, format_errors
-from cassava_kit.files import read_json, write_json
+from cassava_kit.files import leaves_folder, read_json, write_json
 
 COMPETITION_FILE = "competition.json"
 VARIABLE = "CASSAVA_KIT_COMPETITION"
 Metric = Literal["accuracy", "macro_f1", "log_loss"]
+Separator = Literal[",", ";", "\t", "|"]
+SEPARATORS: tuple[Separator, ...] = (",", ";", "\t", "|")
 SLUG = r"[a-z0-9]+(-[a-z0-9]+)*"
 Text = Annotated[str, Field(min_length=1)]
-FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+
+
+def _stays_inside(name: str) -> str:
+    if leaves_folder(name):
+        raise ValueError("expected a name in the competition's folder, without '..' or a leading '/'")
+    return name
+
+
+# A file or folder in the competition's folder; "." is that folder itself, and an empty name stands for no file.
+Inside = Annotated[str, AfterValidator(_stays_inside)]
+Folder = Annotated[Inside, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,17 @@ class Competition:
     """Names and numbers of one competition: slug, classes, columns, files, folders, metric.
 
     `class_shares`: the training labels' shares, if known; a submission's answer for an image that cannot be read.
-    `image_suffix`: what file names end in; with `ids_have_suffix` off the id column leaves it out.
-    `probability_columns`: one a class, in a submission that is scored by log loss.
+    `id_column`, `label_column`, `separator`: of the table `train_csv`. With `label_columns` it is one-hot instead: a
+    column for each class, of which one holds 1.
+    `label_values`: what the table, or a class folder, calls each class; empty: the numbers 0 to K-1.
+    `class_folders`: folders in `train_images` that hold a folder for each class; then there is no table.
+    `image_suffix`: what file names end in, empty where suffixes are mixed; with `ids_have_suffix` off the ids leave it
+    out, with `ids_have_folder` off they leave out the subfolder in which a file lies.
+    `test_table`: a table of the ids to predict; empty: the images in `test_images` are.
+    `test_share`: where there are no test images, the share of each class that is set apart as such.
+    `answer_id_column`, `answer_column`: a submission's columns, where they differ from the table's. `answer_values`:
+    what a submission calls each class; empty: numbers. `probability_columns`: one a class, in a submission of
+    probabilities, or with two classes one alone, of class 1's.
     `dataset`: slug of the kit's dataset on Kaggle, from which kernels are named too; empty: the one in
     `dataset-metadata.json`. Two competitions need two, or one's kernels replace the other's.
     `hidden_images`: about how many images are scored; `gpu_hours`: how long a submission's notebook may run.
@@ -58,15 +79,25 @@ class Competition:
     class_shares: tuple[float, ...] = ()
     id_column: Text = "image_id"
     label_column: Text = "label"
-    image_suffix: Annotated[str, Field(pattern=r"^\.[A-Za-z0-9]+$")] = ".jpg"
-    train_csv: FileName = "train.csv"
-    train_images: FileName = "train_images"
-    test_images: FileName = "test_images"
-    sample_submission: FileName = "sample_submission.csv"
-    label_map: FileName = "label_num_to_disease_map.json"
-    train_tfrecords: FileName = "train_tfrecords"
+    image_suffix: Annotated[str, Field(pattern=r"^(\.[A-Za-z0-9]+)?$")] = ".jpg"
+    train_csv: Inside = "train.csv"
+    train_images: Folder = "train_images"
+    test_images: Folder = "test_images"
+    sample_submission: Inside = "sample_submission.csv"
+    label_map: Inside = "label_num_to_disease_map.json"
+    train_tfrecords: Inside = "train_tfrecords"
     ids_have_suffix: bool = True
+    ids_have_folder: bool = True
+    separator: Separator = ","
+    label_values: tuple[Text, ...] = ()
+    label_columns: tuple[Text, ...] = ()
+    class_folders: tuple[Folder, ...] = ()
+    test_table: Inside = ""
+    test_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     metric: Metric = "accuracy"
+    answer_id_column: str = ""
+    answer_column: str = ""
+    answer_values: tuple[Text, ...] = ()
     probability_columns: tuple[Text, ...] = ()
     dataset: Annotated[str, Field(pattern=f"^({SLUG})?$")] = ""
     training_images: Annotated[int, Field(ge=1)] = 21_397
@@ -76,21 +107,31 @@ class Competition:
     @model_validator(mode="after")
     def _fits_together(self) -> Competition:
         k = self.n_classes
-        if len(set(self.classes)) != k or not all(self.classes):
-            raise ValueError(f"classes must be distinct names, got {', '.join(self.classes)}")
+        for field in ("classes", "label_values", "label_columns", "answer_values"):
+            names: tuple[str, ...] = getattr(self, field)
+            if names and (len(set(names)) != len(names) or not all(names)):
+                raise ValueError(f"{field} must be distinct names, got {', '.join(names)}")
+            if names and len(names) != k:
+                raise ValueError(f"{field} must be {k} names, one for each class, got {len(names)}")
         shares = self.class_shares
         if shares and (len(shares) != k or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
             raise ValueError(f"class_shares must be {k} numbers of at least 0 that sum to 1, got {shares}")
         if self.id_column == self.label_column:
             raise ValueError(f"id_column and label_column must differ, both are {self.id_column!r}")
-        if self.train_images == self.test_images:
-            raise ValueError(f"train_images and test_images must be two folders, both are {self.train_images!r}")
-        columns = self.probability_columns
-        if (self.metric == "log_loss") != bool(columns):
+        if self.train_images == self.test_images and not self.test_table:
             raise ValueError(
-                f"probability_columns go with the metric log_loss, which needs them, got {columns} with {self.metric}"
+                f"train_images and test_images must be two folders, both are {self.train_images!r}; or a test_table "
+                "must say which images are to be predicted"
             )
-        if columns and (len(columns) != k or len({self.id_column, *columns}) != k + 1):
+        if bool(self.train_csv) == bool(self.class_folders):
+            raise ValueError("labels are in train_csv or in class_folders: give one of them")
+        if self.class_folders and not self.label_values:
+            raise ValueError("class_folders need label_values, the names of the folders")
+        columns = self.probability_columns
+        if self.metric == "log_loss" and not columns:
+            raise ValueError("the metric log_loss needs probability_columns")
+        one_a_class = len(columns) == k or (len(columns) == 1 and k == 2)
+        if columns and (not one_a_class or len({self.answer_id, *columns}) != len(columns) + 1):
             raise ValueError(f"probability_columns must be {k} distinct names, one for each class, got {columns}")
         return self
 
@@ -115,14 +156,33 @@ class Competition:
         return self.class_shares or (1 / self.n_classes,) * self.n_classes
 
     @property
-    def submission_columns(self) -> list[str]:
-        """The columns of a submission: the id, and the label or a probability for each class."""
-        return [self.id_column, *(self.probability_columns or (self.label_column,))]
+    def answer_id(self) -> str:
+        """The id column of a submission."""
+        return self.answer_id_column or self.id_column
 
     @property
-    def unknown_answer(self) -> list[float]:
+    def submission_columns(self) -> list[str]:
+        """The columns of a submission: the id, and the label or a probability for each class."""
+        return [self.answer_id, *(self.probability_columns or (self.answer_column or self.label_column,))]
+
+    @property
+    def unknown_answer(self) -> list[Any]:
         """The cells beside the id for an image that cannot be read: the majority class, or the class shares."""
-        return list(self.prior) if self.probability_columns else [self.majority]
+        if self.probability_columns:
+            return list(self.prior[-len(self.probability_columns) :])
+        return [self.answer_values[self.majority] if self.answer_values else self.majority]
+
+    @property
+    def train_files(self) -> list[str]:
+        """Names by which the folder with the training images is known among others."""
+        if not self.class_folders:
+            return [self.train_csv, self.train_images]
+        return [PurePosixPath(self.train_images, self.class_folders[0], self.label_values[0]).as_posix()]
+
+    @property
+    def test_files(self) -> list[str]:
+        """Names by which the folder with the test images is known among others."""
+        return [name for name in (self.test_images, self.sample_submission, self.test_table) if name]
 
     @property
     def private_images(self) -> int:
@@ -135,12 +195,16 @@ class Competition:
         return int((self.gpu_hours - 0.5) * 3600)
 
     def file_name(self, image_id: str) -> str:
-        """Return the image file of an id of the competition's tables; inside the kit this name is the `image_id`."""
+        """Return the image file of an id of the competition's tables; inside the kit this name is the `image_id`.
+
+        Where ids leave out the subfolder, or mixed suffixes, the files themselves must be looked at: `written_id`.
+        """
         return image_id if self.ids_have_suffix else f"{image_id}{self.image_suffix}"
 
     def written_id(self, file_name: str) -> str:
         """Return the id that the competition's tables have for an image file."""
-        return file_name if self.ids_have_suffix else file_name.rpartition(".")[0] or file_name
+        name = file_name if self.ids_have_folder else file_name.rpartition("/")[2]
+        return name if self.ids_have_suffix else name.rpartition(".")[0] or name
 
 
 CASSAVA = Competition(

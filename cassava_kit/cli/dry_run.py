@@ -22,7 +22,8 @@ from cassava_kit.data.duplicates import table_groups
 from cassava_kit.data.folds import Folds, read_folds, write_folds
 from cassava_kit.data.images import quick_check
 from cassava_kit.data.stratify import split_folds
-from cassava_kit.data.table import TrainTable, list_images, read_competition
+from cassava_kit.data.table import TrainTable, read_competition
+from cassava_kit.data.to_predict import read_test
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import METRIC_NAMES, Score, accuracy, baseline, format_score, score
 from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods, nested_predictions
@@ -150,7 +151,7 @@ def dry_run(plan: DryRun) -> Path:
         rehearsal = rehearse_stage(plan, bundle, data_dir, out, console)
     submission = out / "submission.csv"
     with stages("Check"):
-        check_answers(rehearsal.submission, data_dir / plan.competition.test_images, plan.competition)
+        check_answers(rehearsal.submission, read_test(data_dir, plan.competition).names, plan.competition)
         shutil.copyfile(rehearsal.submission, submission)
     print_summary(console, evidence, judgement=judgement, stages=stages, submission=submission)
     console.print(next_commands(out / "bundle", plan))
@@ -217,12 +218,12 @@ def load_data(plan: DryRun, console: Console) -> tuple[Path, TrainTable]:
 
     data_dir = plan.data or own_sample(plan.competition)
     table = read_competition(data_dir, plan.competition)
-    test_dir = data_dir / plan.competition.test_images
-    for needed in (test_dir, data_dir / plan.competition.sample_submission):
-        if not needed.exists():
-            raise FileNotFoundError(f"no {needed}; give the competition's folder as it was downloaded")
+    tests = read_test(data_dir, plan.competition)
+    sample = data_dir / plan.competition.sample_submission
+    if not sample.exists():
+        raise FileNotFoundError(f"no {sample}; give the competition's folder as it was downloaded")
     unlisted = f", {len(table.unlisted)} unlisted" if table.unlisted else ""
-    console.print(f"{data_dir}: {len(table.frame)} training images{unlisted}, {len(list_images(test_dir))} test images")
+    console.print(f"{data_dir}: {len(table.frame)} training images{unlisted}, {len(tests.names)} test images")
     return data_dir, table
 
 

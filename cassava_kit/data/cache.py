@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,10 @@ from cassava_kit.files import atomic_path, read_json, write_json
 
 
 class CachedFile(BaseModel):
-    """The image file behind a row: name, content hash, size and times, and why it could not be decoded, if so."""
+    """The image file behind a row: name, content hash, size and times, and why it could not be decoded, if so.
+
+    The name is relative to the folder that all images of the cache have in common.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -47,7 +50,7 @@ class PixelCache:
     def __init__(self, file: Path, paths: Sequence[Path], header: CacheHeader) -> None:
         self.file, self.size = file, header.size
         row_of = {one.name: row for row, one in enumerate(header.files)}
-        self._order = [row_of[Path(path).name] for path in paths]
+        self._order = [row_of[name] for name in stored_names(paths, row_of)]
         self._rows = dict(zip(map(Path, paths), self._order, strict=True))
         self._errors = {row: one.error for row, one in enumerate(header.files) if one.error}
         self._map: np.ndarray | None = None
@@ -83,7 +86,7 @@ def open_cache(folder: Path, paths: Sequence[Path], size: tuple[int, int], *, pr
     and times are unchanged is taken as unchanged; of any other the content is hashed.
 
     Raises:
-        UserError: There is no image, two have one name, or the disk has too little room.
+        UserError: There is no image, one is given twice, or the disk has too little room.
     """
     _check_names(paths)
     file = Path(folder) / f"pixels-{size[0]}x{size[1]}.npy"
@@ -97,11 +100,25 @@ def open_cache(folder: Path, paths: Sequence[Path], size: tuple[int, int], *, pr
 def _check_names(paths: Sequence[Path]) -> None:
     if not paths:
         raise UserError("a pixel cache needs at least one image, got none")
-    names = [Path(path).name for path in paths]
-    if len(set(names)) != len(names):
-        raise UserError(
-            "a pixel cache knows images by name, and two have the same; give each image folder its own cache"
-        )
+    if len(set(relative_names(paths))) != len(paths):
+        raise UserError("a pixel cache holds each image once, and one is given twice; give each path once")
+
+
+def relative_names(paths: Sequence[Path]) -> list[str]:
+    """Return the paths relative to the folder that all have in common, e.g. `1.jpg`, or `rose/1.jpg` of two folders."""
+    root = os.path.commonpath({Path(path).absolute().parent for path in paths})
+    return [Path(path).absolute().relative_to(root).as_posix() for path in paths]
+
+
+def stored_names(paths: Sequence[Path], stored: Collection[str]) -> list[str]:
+    """Return the name under which a cache holds each path: the longest end of the path that it knows; "" for none."""
+    deepest = max((name.count("/") for name in stored), default=0)
+    found = []
+    for path in paths:
+        parts = Path(path).parts
+        ends = ("/".join(parts[-length:]) for length in range(min(deepest + 1, len(parts)), 0, -1))
+        found.append(next((end for end in ends if end in stored), ""))
+    return found
 
 
 def _header_file(file: Path) -> Path:
@@ -125,12 +142,13 @@ def _confirm(file: Path, paths: Sequence[Path], header: CacheHeader, *, progress
     Only files whose size or times differ are read; where their content is the old one, the header gets the new times.
     """
     stored = {one.name: one for one in header.files}
-    if not all(Path(path).name in stored for path in paths):
+    names = dict(zip(paths, stored_names(paths, stored), strict=True))
+    if not all(names.values()) or len(set(names.values())) != len(paths):
         return None
-    touched = [path for path in paths if stored[Path(path).name].marks != _marks(path)]
+    touched = [path for path in paths if stored[names[path]].marks != _marks(path)]
     hashes = in_threads(_sha256, touched, title="Checking the pixel cache", progress=progress)
     for path, sha256 in zip(touched, hashes, strict=True):
-        one = stored[Path(path).name]
+        one = stored[names[path]]
         if one.sha256 != sha256:
             return None
         stored[one.name] = one.model_copy(update={"marks": _marks(path)})
@@ -168,7 +186,8 @@ def _make(file: Path, paths: Sequence[Path], size: tuple[int, int], *, progress:
             start = out.tell()
             out.truncate(start + int(np.prod(shape)))
             write = partial(_write_row, out.fileno(), start, size)
-            files = tuple(in_threads(write, list(enumerate(paths)), title="Pixel cache", progress=progress))
+            rows = list(zip(range(len(paths)), paths, relative_names(paths), strict=True))
+            files = tuple(in_threads(write, rows, title="Pixel cache", progress=progress))
             os.fsync(out.fileno())
         # A file without a header is not read: new pixels are never found under an old header.
         _header_file(file).unlink(missing_ok=True)
@@ -177,15 +196,15 @@ def _make(file: Path, paths: Sequence[Path], size: tuple[int, int], *, progress:
     return header
 
 
-def _write_row(descriptor: int, start: int, size: tuple[int, int], item: tuple[int, Path]) -> CachedFile:
+def _write_row(descriptor: int, start: int, size: tuple[int, int], item: tuple[int, Path, str]) -> CachedFile:
     """Decode one image into its row; one that cannot be decoded leaves it black, with the reason in the header."""
-    row, path = item
+    row, path, name = item
     marks = _marks(path)
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        return CachedFile(name=path.name, sha256="", marks=marks, error=f"cannot be read ({error.strerror})")
-    one = CachedFile(name=path.name, sha256=hashlib.sha256(content).hexdigest(), marks=marks)
+        return CachedFile(name=name, sha256="", marks=marks, error=f"cannot be read ({error.strerror})")
+    one = CachedFile(name=name, sha256=hashlib.sha256(content).hexdigest(), marks=marks)
     try:
         picture = resize(decode(content), size)
     except ImageError as error:

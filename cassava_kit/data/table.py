@@ -1,22 +1,25 @@
-"""Read the training table and check it against the images on disk. Entry points: `read_competition`, `read_table`."""
+"""Read the labelled images and check them against those on disk. Entry points: `read_competition`, `read_table`.
+
+Labels are in a table (`train_csv`) or are the names of the folders in which the images lie (`class_folders`).
+"""
 
 from __future__ import annotations
 
 import csv as csv_module
+import hashlib
 import io
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from cassava_kit.competition import Competition, current
-from cassava_kit.errors import UserError
+from cassava_kit.competition import SEPARATORS, Competition, current
+from cassava_kit.data.listing import FileFinder, Listing, list_files
+from cassava_kit.errors import UserError, closest
 
 if TYPE_CHECKING:
     import pandas as pd
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,11 @@ class TrainTable:
 
 
 class Row(NamedTuple):
-    """One row of the CSV as written, with its line number (the header is line 1)."""
+    """One row of the CSV, with its line number (the header is line 1), its image's file and its label 0..K-1."""
 
     line: int
     image_id: str
-    label: str
+    label: int
 
 
 def read_table(csv: str | Path, competition: Competition | None = None) -> pd.DataFrame:
@@ -42,75 +45,214 @@ def read_table(csv: str | Path, competition: Competition | None = None) -> pd.Da
     Raises:
         FileNotFoundError: There is no such file.
         UserError: The table is empty, lacks a column, has a row of another width, an empty or repeated id, or a label
-            that is not a whole number in 0..K-1; the message names the file and the line.
+            that is none of the competition's; the message names the file and the line. Or the ids do not tell the
+            files' names without the images (mixed suffixes, subfolders).
     """
-    return _frame(_read_rows(Path(csv), competition or current()))
+    competition = competition or current()
+    if not competition.ids_have_folder or not (competition.ids_have_suffix or competition.image_suffix):
+        raise UserError(
+            f"the ids of {csv} leave out subfolders or mixed suffixes of the images' files; give the competition's "
+            "folder, --data DIR, instead of the table alone"
+        )
+    return _frame(_read_rows(Path(csv), competition, FileFinder((), competition)))
 
 
 def to_written_columns(table: pd.DataFrame, competition: Competition) -> pd.DataFrame:
-    """Return a table `image_id,label` with the column names and ids of the competition's own tables."""
-    ids = [competition.written_id(name) for name in table["image_id"]]
-    columns = {"image_id": competition.id_column, "label": competition.label_column}
-    return table.assign(image_id=ids).rename(columns=columns)
+    """Return a table `image_id,label` with the columns, ids and labels of the competition's own tables."""
+    written = table.assign(image_id=[competition.written_id(name) for name in table["image_id"]])
+    written = written.rename(columns={"image_id": competition.id_column})
+    if competition.label_columns:
+        columns = {name: (table["label"] == k).astype(int) for k, name in enumerate(competition.label_columns)}
+        return written.drop(columns="label").assign(**columns)
+    if competition.label_values:
+        written["label"] = [competition.label_values[k] for k in table["label"]]
+    return written.rename(columns={"label": competition.label_column})
 
 
 def read_competition(data_dir: str | Path, competition: Competition | None = None) -> TrainTable:
-    """Read a competition folder's training table and check that each row's image is there; no image is opened.
+    """Read a competition folder's labelled images and check that each row's image is there; no image is opened.
+
+    Images that are set apart as the test images (`test_share`) are not among them.
 
     Raises:
         FileNotFoundError: The table, the image folder or the image of a row is missing.
-        UserError: The table is not as `read_table` expects.
+        UserError: The table is not as `read_table` expects, or a name or link leads out of the image folder.
     """
     competition = competition or current()
-    data_dir = Path(data_dir)
-    csv, image_dir = data_dir / competition.train_csv, data_dir / competition.train_images
-    rows = _read_rows(csv, competition)
-    if not image_dir.is_dir():
-        raise FileNotFoundError(f"no folder {image_dir}; {data_dir} must hold {csv.name} and {image_dir.name}/")
-    _check_images_exist(rows, csv, image_dir)
+    listing = list_training_files(data_dir, competition)
+    rows = read_rows(data_dir, competition, listing)
+    if not competition.class_folders:
+        _check_images_exist(rows, Path(data_dir) / competition.train_csv, listing, competition)
     named = {row.image_id for row in rows}
-    unlisted = tuple(name for name in list_images(image_dir) if name not in named)
-    return TrainTable(_frame(rows), image_dir, unlisted)
+    listing.check_links(named)
+    mixed = competition.test_table and competition.train_images == competition.test_images
+    unlisted = () if mixed else tuple(name for name in listing.images if name not in named)
+    return TrainTable(_frame(without_set_apart(rows, competition)), listing.folder, unlisted)
+
+
+def read_labels(data_dir: str | Path, competition: Competition | None = None) -> pd.DataFrame:
+    """Return `read_competition`'s rows alone: the image of a row may be missing, but there must be a folder of images.
+
+    Raises:
+        FileNotFoundError: The table or the image folder is missing.
+        UserError: As `read_competition`.
+    """
+    competition = competition or current()
+    listing = list_training_files(data_dir, competition)
+    rows = read_rows(data_dir, competition, listing)
+    listing.check_links(row.image_id for row in rows)
+    return _frame(without_set_apart(rows, competition))
+
+
+def list_training_images(data_dir: str | Path, competition: Competition | None = None) -> set[str]:
+    """Return the names of all training images, with a row or not; images that are to be predicted are not among them.
+
+    Where one folder holds both, these are the images of rows.
+    """
+    competition = competition or current()
+    listing = list_training_files(data_dir, competition)
+    found = set(listing.images)
+    if not (competition.test_share or competition.test_table):
+        return found
+    rows = read_rows(data_dir, competition, listing)
+    if competition.test_table and competition.train_images == competition.test_images:
+        return found & {row.image_id for row in rows}
+    return found - set(set_apart(rows, competition))
+
+
+def list_training_files(data_dir: str | Path, competition: Competition) -> Listing:
+    """List the files of the training images' folder, or of its class folders.
+
+    Raises:
+        FileNotFoundError: There is no such folder; the message says what the competition's folder must hold.
+    """
+    data_dir = Path(data_dir)
+    check_data_folder(data_dir)
+    image_dir = data_dir / competition.train_images
+    if not image_dir.is_dir():
+        what = competition.train_csv or " and ".join(competition.class_folders)
+        raise FileNotFoundError(f"no folder {image_dir}; {data_dir} must hold {what} and {competition.train_images}/")
+    if competition.class_folders and competition.train_images == ".":
+        return list_files(image_dir, [f"{folder}/{name}" for folder, name in class_folders(competition)])
+    return list_files(image_dir, competition.class_folders or ("",))
+
+
+def class_folders(competition: Competition) -> Iterator[tuple[str, str]]:
+    """Yield (folder, class folder in it) for every folder that holds class folders."""
+    for folder in competition.class_folders:
+        for name in competition.label_values:
+            yield folder, name
+
+
+def check_data_folder(data_dir: Path) -> None:
+    """Refuse a competition folder that is a file or is not there.
+
+    Raises:
+        FileNotFoundError: There is nothing of this name.
+        UserError: It is a file; the message names its folder.
+    """
+    if data_dir.is_file():
+        raise UserError(f"expected a competition's folder, got the file {data_dir}; give its folder {data_dir.parent}")
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"no folder {data_dir}; give the competition's folder as it was downloaded")
 
 
 def list_images(folder: str | Path) -> list[str]:
-    """Return the names of the image files (by suffix, without hidden files) in a folder, sorted."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    names = _file_names(folder)
-    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+    """Return the names of the image files (by suffix, without hidden files) in a folder and its subfolders, sorted."""
+    return list_files(folder).images
 
 
-def _file_names(folder: Path) -> set[str]:
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_file()}
+def read_rows(data_dir: str | Path, competition: Competition, listing: Listing) -> list[Row]:
+    """Return all labelled rows of a competition's folder, those set apart included.
+
+    Raises:
+        UserError: As `read_table`; or a class folder holds no image.
+    """
+    if not competition.class_folders:
+        return _read_rows(Path(data_dir) / competition.train_csv, competition, FileFinder(listing.names, competition))
+    label_of = {name: k for k, name in enumerate(competition.label_values)}
+    roots = [PurePosixPath(folder).parts for folder in competition.class_folders]
+    rows = []
+    for name in listing.images:
+        parts = PurePosixPath(name).parts
+        folders = [parts[len(root)] for root in roots if parts[: len(root)] == root and len(parts) > len(root) + 1]
+        if folders and folders[0] in label_of:
+            rows.append(Row(0, name, label_of[folders[0]]))
+    if not rows:
+        raise UserError(f"no image in the class folders of {listing.folder}; look at class_folders and label_values")
+    return rows
 
 
-def _check_images_exist(rows: list[Row], csv: Path, image_dir: Path) -> None:
-    present = _file_names(image_dir)
+def without_set_apart(rows: Sequence[Row], competition: Competition) -> list[Row]:
+    """Return the rows without those that are set apart as test images."""
+    apart = set(set_apart(rows, competition))
+    return [row for row in rows if row.image_id not in apart]
+
+
+def set_apart(rows: Sequence[Row], competition: Competition) -> list[str]:
+    """Return the images that are set apart as test images: `test_share` of each class, rounded down, by name's hash.
+
+    Where no class has so many, one image of the largest class. The same files give the same choice.
+    """
+    if not competition.test_share:
+        return []
+    classes: dict[int, list[str]] = defaultdict(list)
+    for row in rows:
+        classes[row.label].append(row.image_id)
+    counts = {label: int(len(names) * competition.test_share) for label, names in classes.items()}
+    if not any(counts.values()):
+        counts[max(classes, key=lambda label: len(classes[label]))] = 1
+    chosen = [sorted(names, key=_name_hash)[: counts[label]] for label, names in classes.items()]
+    return sorted(name for names in chosen for name in names)
+
+
+def _name_hash(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _check_images_exist(rows: list[Row], csv: Path, listing: Listing, competition: Competition) -> None:
+    present = set(listing.names)
     missing = [row for row in rows if row.image_id not in present]
     if missing:
         count = "1 row has" if len(missing) == 1 else f"{len(missing)} of {len(rows)} rows have"
+        first = competition.written_id(missing[0].image_id) if missing[0].image_id else ""
+        hint = _other_ids(missing, listing, competition) or "add the images or remove the rows"
         raise FileNotFoundError(
-            f"{csv}, line {missing[0].line}: no image {missing[0].image_id!r} in {image_dir} ({count} none); "
-            "add the images or remove the rows"
+            f"{csv}, line {missing[0].line}: no image {first!r} in {listing.folder} ({count} none); {hint}"
         )
 
 
-def _frame(rows: list[Row]) -> pd.DataFrame:
+def _other_ids(missing: list[Row], listing: Listing, competition: Competition) -> str:
+    """Return what to change where the ids would fit with or without suffix or subfolder; an empty text elsewhere."""
+    ids = [row.image_id for row in missing]
+    if not competition.ids_have_suffix:
+        ids = [name.removesuffix(competition.image_suffix) for name in ids]
+    suffix, folder = not competition.ids_have_suffix, not competition.ids_have_folder
+    for change in ({"ids_have_suffix": suffix}, {"ids_have_folder": folder}):
+        by_id = FileFinder(listing.images, replace(competition, **change)).by_id
+        found = [by_id[each] for each in ids if each in by_id]
+        if found:
+            ((setting, value),) = change.items()
+            what = f"with {PurePosixPath(found[0]).suffix}" if setting == "ids_have_suffix" else "in subfolders"
+            return (
+                f"{len(found)} of them are there {what} (e.g. {found[0]}): is {setting}={str(value).lower()} in "
+                "competition.json? `cassava-kit init --data DIR` finds out"
+            )
+    return ""
+
+
+def _frame(rows: Sequence[Row]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame({"image_id": [row.image_id for row in rows], "label": [int(row.label) for row in rows]})
+    return pd.DataFrame({"image_id": [row.image_id for row in rows], "label": [row.label for row in rows]})
 
 
-def _read_rows(csv: Path, competition: Competition) -> list[Row]:
-    rows = list(_parse(csv, competition))
+def _read_rows(csv: Path, competition: Competition, finder: FileFinder) -> list[Row]:
+    rows = list(_parse(csv, competition, finder))
     if not rows:
         raise UserError(f"{csv} has a header but no rows; expected one row for every training image")
     first_line: dict[str, int] = {}
     for row in rows:
-        _check_row(row, csv, competition)
         if row.image_id in first_line:
             raise UserError(
                 f"{csv}, line {row.line}: {row.image_id!r} is already on line {first_line[row.image_id]}; "
@@ -120,49 +262,100 @@ def _read_rows(csv: Path, competition: Competition) -> list[Row]:
     return rows
 
 
-def _check_row(row: Row, csv: Path, competition: Competition) -> None:
-    if not row.image_id.strip():
-        raise UserError(f"{csv}, line {row.line}: {competition.id_column} is empty; expected an image's file name")
-    digits = row.label if row.label.isascii() and row.label.isdigit() else ""
-    if not digits or int(digits) >= competition.n_classes:
-        raise UserError(
-            f"{csv}, line {row.line}: {competition.label_column} must be a whole number in "
-            f"0..{competition.n_classes - 1}, got {row.label!r}"
-        )
-
-
-def _parse(csv: Path, competition: Competition) -> Iterator[Row]:
+def _parse(csv: Path, competition: Competition, finder: FileFinder) -> Iterator[Row]:
     """Yield the rows of the file with their line numbers; blank lines are skipped."""
+    lines = read_lines(csv, competition.separator)
+    _, header = next(lines, (1, []))
+    id_at, label_at = _columns([name.strip() for name in header], csv, competition)
+    label_of = _label_reader(competition)
+    for line, cells in lines:
+        if len(cells) != len(header):
+            raise UserError(f"{csv}, line {line}: expected {len(header)} cells as in the header, got {len(cells)}")
+        image_id = cells[id_at]
+        if not image_id.strip():
+            raise UserError(f"{csv}, line {line}: {competition.id_column} is empty; expected an image's file name")
+        try:
+            yield Row(line, finder.name(image_id), label_of([cells[at].strip() for at in label_at]))
+        except UserError as error:
+            raise UserError(f"{csv}, line {line}: {error}") from None
+
+
+def read_lines(csv: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of a table, its header first; blank lines are skipped.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: It is not UTF-8, or a row is no CSV.
+    """
     # `str.splitlines` would end a row at a form feed or U+2028 as well.
-    reader = csv_module.reader(io.StringIO(_read_text(csv), newline=""), strict=True)
+    reader = csv_module.reader(io.StringIO(read_text(csv), newline=""), strict=True, delimiter=separator)
+    end = 0
     try:
-        header = next(reader, [])
-        id_at, label_at = _columns(header, csv, competition)
-        end = reader.line_num
         for cells in reader:
             line, end = end + 1, reader.line_num
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise UserError(f"{csv}, line {line}: expected {len(header)} cells as in the header, got {len(cells)}")
-            image_id = cells[id_at]
-            yield Row(line, image_id and competition.file_name(image_id), cells[label_at].strip())
+            if cells:
+                yield line, cells
     except csv_module.Error as error:
         raise UserError(f"{csv}, line {reader.line_num}: not a valid CSV row ({error})") from None
 
 
-def _columns(header: list[str], csv: Path, competition: Competition) -> tuple[int, int]:
-    """Return the positions of id and label in a row."""
-    names = [name.strip() for name in header]
-    wanted = (competition.id_column, competition.label_column)
-    if not any(names):
+def _label_reader(competition: Competition) -> Callable[[list[str]], int]:
+    """Return the function from a row's label cells to 0..K-1; it raises UserError for what is no label."""
+    if competition.label_columns:
+        return lambda cells: one_hot(cells, competition.label_columns)
+    column, k = competition.label_column, competition.n_classes
+    if competition.label_values:
+        numbers = {value: number for number, value in enumerate(competition.label_values)}
+
+        def by_name(cells: list[str]) -> int:
+            if cells[0] not in numbers:
+                shown = ", ".join(competition.label_values[:5]) + (", ..." if k > 5 else "")
+                raise UserError(
+                    f"{column} must be one of {shown}, got {cells[0]!r}{closest(cells[0], competition.label_values)}"
+                )
+            return numbers[cells[0]]
+
+        return by_name
+
+    def by_number(cells: list[str]) -> int:
+        digits = cells[0] if cells[0].isascii() and cells[0].isdigit() else ""
+        if not digits or int(digits) >= k:
+            raise UserError(f"{column} must be a whole number in 0..{k - 1}, got {cells[0]!r}")
+        return int(digits)
+
+    return by_number
+
+
+def one_hot(cells: Sequence[str], columns: Sequence[str]) -> int:
+    """Return which of the cells is 1; UserError where not exactly one is and the others are 0."""
+    try:
+        numbers = [float(cell) for cell in cells]
+    except ValueError:
+        numbers = []
+    if sorted(numbers) != [0.0] * (len(columns) - 1) + [1.0]:
+        shown = ",".join(columns[:4]) + (",..." if len(columns) > 4 else "")
+        raise UserError(f"exactly one of the columns {shown} must be 1 and the others 0, got {','.join(cells[:8])}")
+    return numbers.index(1.0)
+
+
+def _columns(header: list[str], csv: Path, competition: Competition) -> tuple[int, list[int]]:
+    """Return the positions of the id, and of the label or the labels, in a row."""
+    labels = competition.label_columns or (competition.label_column,)
+    wanted = (competition.id_column, *labels)
+    if not any(header):
         raise UserError(f"{csv} is empty; expected the header {','.join(wanted)} and one row for every image")
-    if any(names.count(name) != 1 for name in wanted):
-        raise UserError(f"{csv}, line 1: expected the columns {','.join(wanted)}, got {','.join(names)}")
-    return names.index(wanted[0]), names.index(wanted[1])
+    if any(header.count(name) != 1 for name in wanted):
+        other = next((mark for mark in SEPARATORS if mark != competition.separator and mark in header[0]), "")
+        why = f" (its cells are separated by {other!r}, not by {competition.separator!r})" if other else ""
+        raise UserError(
+            f"{csv}, line 1: expected the columns {','.join(wanted)}, got {','.join(header)}{why}; for another "
+            "competition than the one at hand run: cassava-kit init --data DIR"
+        )
+    return header.index(wanted[0]), [header.index(name) for name in labels]
 
 
-def _read_text(csv: Path) -> str:
+def read_text(csv: Path) -> str:
+    """Return a table's text; UserError, with the line, where it is not UTF-8."""
     if not csv.is_file():
         raise FileNotFoundError(f"no such file {csv}; expected a CSV with the training labels")
     content = csv.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,11 @@ def run_submission(
     started: float | None = None,
     options: RunOptions | None = None,
     competition: Competition | None = None,
+    names: Sequence[str] | None = None,
 ) -> RunReport:
     """Write `out` for every image in `images_dir` with the ensemble in `weights_dir`, and `run.json` beside it.
 
-    The file is valid from the first second (the prior's class) and only gets better; it is replaced atomically. The
+    `names` are the files to predict where these are not all images in the folder (`to_predict.read_test`). The file is valid from the first second (the prior's class) and only gets better; it is replaced atomically. The
     limit, in seconds, counts from `started` (seconds since the epoch; None: the start of this process). Only a missing
     images folder or a wrong option raises; any other failure is printed, written to the report, and leaves
     the best file so far.
@@ -42,7 +44,7 @@ def run_submission(
     if competition.probability_columns and options.early_stop != "off":
         print_line("the submission holds probabilities: every vote changes them, so no image stops early")
         options = replace(options, early_stop="off")
-    names = submission_ids(images_dir)
+    names = submission_ids(images_dir) if names is None else list(names)
     prior = np.asarray(read_prior(weights_dir, competition))
     try:
         write_votes(out, names, competition, Votes(len(names), np.zeros(0), prior))
@@ -51,6 +53,7 @@ def run_submission(
             raise
         print_warning(f"{out} could not be replaced, the file that is there stands for now: {error}")
     report = RunReport(str(out), len(names), time_limit=time_limit, early_stop={"kind": options.early_stop})
+    report.names = list(names)
     report.timings["first_file"] = round(clock.used, 3)
     first = int(prior.argmax())
     report.class_counts = np.bincount([first] * len(names), minlength=len(prior)).tolist()

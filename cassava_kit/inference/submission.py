@@ -6,7 +6,6 @@ A competition takes ids and labels, or ids and one probability a class.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +65,10 @@ def write_submission(
         >>> path.read_text()
         'id,class\\na,2\\nb,0\\n'
     """
-    form = _form(id_column, columns, None)
+    _write(path, image_ids, answers, _form(id_column, columns, None))
+
+
+def _write(path: str | Path, image_ids: Sequence[str], answers: ArrayLike, form: Form) -> None:
     ids = _as_ids(image_ids)
     if repeated := sorted({name for name in ids if ids.count(name) > 1} if len(set(ids)) < len(ids) else ()):
         raise UserError(f"{path}: each image has one row, got {printable(repeated[0])} more than once")
@@ -89,20 +91,15 @@ def csv_cell(text: str) -> str:
 def submission_ids(images_dir: str | Path) -> list[str]:
     """Return what a submission has rows for: the names in the folder with an image's suffix, sorted; no hidden files.
 
-    The name alone decides, also for a folder, a broken link or an unreadable file: the competition counts ids, and a
-    submission with a missing row is not scored.
+    Images in subfolders are named with them, `part/1.jpg`. The name alone decides, also for a folder, a broken link or
+    an unreadable file: the competition counts ids, and a submission with a missing row is not scored.
 
     Raises:
         FileNotFoundError: there is no folder `images_dir`.
     """
-    from cassava_kit.data.table import IMAGE_SUFFIXES
+    from cassava_kit.data.listing import named_images
 
-    images_dir = Path(images_dir)
-    if not images_dir.is_dir():
-        raise FileNotFoundError(f"no folder {images_dir}")
-    with os.scandir(images_dir) as entries:
-        names = [entry.name for entry in entries]
-    return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+    return named_images(images_dir)
 
 
 def check_submission(
@@ -151,16 +148,23 @@ write one row for every image
 
 
 def write_answers(path: str | Path, names: Sequence[str], answers: np.ndarray, competition: Competition) -> None:
-    """Write a competition's submission for image files by name: `write_submission` with its columns and ids."""
+    """Write a competition's submission for image files by name: `write_submission` with its columns, ids and labels.
+
+    `answers`: labels (N,) or probabilities (N, K).
+    """
     ids = [competition.written_id(name) for name in names]
     form = competition_form(competition)
-    write_submission(path, ids, answers, id_column=form.id_column, columns=form.columns)
+    if form.probability:
+        answers = np.asarray(answers)[:, 1]
+    _write(path, ids, answers, form)
 
 
 def check_answers(
-    path: str | Path, images_dir: str | Path, competition: Competition | None = None
+    path: str | Path, images: str | Path | Sequence[str], competition: Competition | None = None
 ) -> SubmissionSummary:
     """Check a competition's submission against its images: `check_submission` with its columns, classes and ids.
+
+    `images`: their folder, or the names of their files.
 
     Raises:
         UserError: naming the file and the row.
@@ -168,14 +172,18 @@ def check_answers(
     """
     competition = competition or current()
     answers = read_answers(path, competition)
-    expected = [competition.written_id(name) for name in submission_ids(images_dir)]
-    return _check_rows(answers, expected, competition_form(competition), name=str(path), where=str(images_dir))
+    folder = isinstance(images, str | Path)
+    names = submission_ids(images) if isinstance(images, str | Path) else images
+    expected = [competition.written_id(name) for name in names]
+    where = str(images) if folder else "the test set"
+    return _check_rows(answers, expected, competition_form(competition), name=str(path), where=where)
 
 
 def competition_form(competition: Competition) -> Form:
     """Return what a competition's submissions look like."""
     id_column, *columns = competition.submission_columns
-    return Form(id_column, tuple(columns), competition.n_classes)
+    single = len(competition.probability_columns) == 1
+    return Form(id_column, tuple(columns), competition.n_classes, competition.answer_values, single)
 
 
 def _check_rows(
@@ -197,7 +205,7 @@ def _check_rows(
     counts = [0] * (form.n_classes or max(answers.values(), default=0) + 1)
     for label in answers.values():
         counts[label] += 1
-    return SubmissionSummary(name, len(answers), tuple(counts), len(form.columns) > 1)
+    return SubmissionSummary(name, len(answers), tuple(counts), form.probabilities)
 
 
 def read_answers(path: str | Path, competition: Competition) -> dict[str, int]:
@@ -228,11 +236,13 @@ def _answer_cells(answers: ArrayLike, n: int, form: Form, name: str) -> list[lis
     given: list[Any] = list(answers) if isinstance(answers, Iterable) and not isinstance(answers, str) else [answers]
     if len(given) != n:
         raise UserError(f"{name}: expected one answer for each of the {n} images, got {len(given)}")
+    if form.probability:
+        return [[f"{p:.8g}"] for p in given]
     if len(form.columns) == 1:
         wrong = [answer for answer in given if not _is_label(answer)]
         if wrong:
             raise UserError(f"{name}: labels must be whole numbers of at least 0, got {wrong[0]!r}; take argmax first")
-        return [[str(int(answer))] for answer in given]
+        return [[form.values[int(answer)] if form.values else str(int(answer))] for answer in given]
     width = len(form.columns)
     wrong = [answer for answer in given if np.shape(answer) != (width,)]
     if wrong:

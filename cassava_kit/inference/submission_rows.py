@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cassava_kit.errors import UserError
+from cassava_kit.errors import UserError, closest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,12 +25,21 @@ SUM_TOLERANCE = 1e-3
 class Form:
     """What a submission looks like: the id column, the columns beside it, and the number of classes (None: unknown).
 
-    One column beside the id holds labels, several hold the classes' probabilities.
+    One column beside the id holds labels, several hold the classes' probabilities. `values` are the labels as they are
+    written, class by class; without them they are numbers. With `probability` one column of two classes holds the
+    probability of class 1.
     """
 
     id_column: str
     columns: tuple[str, ...]
     n_classes: int | None = None
+    values: tuple[str, ...] = ()
+    probability: bool = False
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether it holds probabilities."""
+        return self.probability or len(self.columns) > 1
 
     @property
     def header(self) -> list[str]:
@@ -58,35 +67,52 @@ def read_rows(rows: Iterable[Sequence[str]], form: Form, name: str) -> dict[str,
     if header is None or list(header) != form.header:
         got = "nothing" if header is None else printable(",".join(header))
         raise UserError(f"{name} must begin with the columns {','.join(form.header)}, got {got}")
-    read = _most_probable if len(form.columns) > 1 else _label
+    read = _more_probable if form.probability else _most_probable if len(form.columns) > 1 else _label
     answers: dict[str, int] = {}
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(form.header):
             raise UserError(f"{name} row {number} must have {len(form.header)} cells, got {len(cells)}")
-        answer = read(cells[1:], form.n_classes, f"{name} row {number} ({printable(cells[0])})")
+        answer = read(cells[1:], form, f"{name} row {number} ({printable(cells[0])})")
         if cells[0] in answers:
             raise UserError(f"{name} row {number} names {printable(cells[0])} again; each image has one row")
         answers[cells[0]] = answer
     return answers
 
 
-def _label(cells: Sequence[str], n_classes: int | None, where: str) -> int:
+def _label(cells: Sequence[str], form: Form, where: str) -> int:
     """The one cell as a label."""
-    (label,) = cells
+    (label,), n_classes = cells, form.n_classes
+    if form.values:
+        if label not in form.values:
+            shown = ", ".join(form.values[:5]) + (", ..." if len(form.values) > 5 else "")
+            raise UserError(f"{where}: the label must be one of {shown}, got {label!r}{closest(label, form.values)}")
+        return form.values.index(label)
     if not WHOLE_NUMBER.fullmatch(label) or (n_classes is not None and int(label) >= n_classes):
         allowed = "of at least 0" if n_classes is None else f"in 0..{n_classes - 1}"
         raise UserError(f"{where}: the label must be a whole number {allowed}, got {label!r}")
     return int(label)
 
 
-def _most_probable(cells: Sequence[str], n_classes: int | None, where: str) -> int:
+def _more_probable(cells: Sequence[str], form: Form, where: str) -> int:
+    """1 where the one cell, class 1's probability, is at least a half, else 0."""
+    try:
+        p = float(cells[0])
+    except ValueError:
+        p = math.nan
+    if not 0 <= p <= 1:
+        raise UserError(f"{where}: the cell must be a probability in 0..1, got {cells[0]!r}")
+    return int(p >= 0.5)
+
+
+def _most_probable(cells: Sequence[str], form: Form, where: str) -> int:
     """The class with the largest of the probabilities."""
     try:
         p = [float(cell) for cell in cells]
     except ValueError:
         p = [math.nan]
     if not all(0 <= each <= 1 for each in p) or abs(sum(p) - 1) > SUM_TOLERANCE:
-        raise UserError(f"{where}: the cells must be {n_classes} probabilities that sum to 1, got {','.join(cells)}")
+        got = ",".join(cells)
+        raise UserError(f"{where}: the cells must be {form.n_classes} probabilities that sum to 1, got {got}")
     return p.index(max(p))
 
 

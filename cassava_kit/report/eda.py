@@ -18,7 +18,7 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.duplicates import group_duplicates
 from cassava_kit.data.fingerprints import FINGERPRINT_CACHE, Fingerprints, fingerprint
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
-from cassava_kit.data.table import list_images, read_table
+from cassava_kit.data.table import list_training_images, read_labels
 from cassava_kit.errors import UserError
 from cassava_kit.files import cache_dir
 
@@ -95,9 +95,9 @@ def explore(
         UserError: The table cannot be read, or no image can.
     """
     competition = competition or current()
-    table = read_table(data / competition.train_csv, competition)
+    table = read_labels(data, competition)
     image_dir = data / competition.train_images
-    present = set(list_images(image_dir))
+    present = list_training_images(data, competition)
     present |= {name for name in table["image_id"] if name not in present and _is_file(image_dir / name)}
     listed = [name for name in table["image_id"] if name in present]
     unlisted = tuple(sorted(present.difference(listed)))

@@ -39,8 +39,9 @@ class TrainData:
     def images_hash(self) -> str:
         """SHA-256 of the names and contents of all images of the table; an unreadable one counts as empty."""
         digest = hashlib.sha256()
-        for path in self.paths(self.folds.frame):
-            digest.update(f"{path.name} {_content_hash(path)}\n".encode())
+        names = self.folds.frame["image_id"]
+        for name, path in zip(names, self.paths(self.folds.frame), strict=True):
+            digest.update(f"{name} {_content_hash(path)}\n".encode())
         return digest.hexdigest()
 
     def paths(self, rows: pd.DataFrame) -> list[Path]:

@@ -11,8 +11,10 @@ import pandas as pd
 
 from cassava_kit.competition import Competition
 from cassava_kit.data.folds import Folds
-from cassava_kit.data.table import IMAGE_SUFFIXES, TrainTable
+from cassava_kit.data.listing import IMAGE_SUFFIXES
+from cassava_kit.data.table import TrainTable
 from cassava_kit.errors import UserError
+from cassava_kit.files import path_inside
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.recipes import recipe as named_recipe
@@ -105,11 +107,11 @@ def image_names(ids: pd.Series, image_dir: Path) -> pd.Series:
     """Return the file names of images, with the suffix that they have on disk.
 
     Raises:
-        UserError: An image is not there.
+        UserError: An image is not there, or its name or link leads out of the folder.
     """
     suffix = next((s for s in ("", *IMAGE_SUFFIXES) if (image_dir / f"{ids.iloc[0]}{s}").is_file()), "")
     names = ids + suffix
-    absent = [name for name in names if not (image_dir / name).is_file()]
+    absent = [name for name in names if not path_inside(image_dir, name).is_file()]
     if absent:
         raise UserError(f"{len(absent)} images of the table are not in {image_dir} (first: {absent[0]})")
     return names

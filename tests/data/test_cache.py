@@ -197,11 +197,18 @@ def test_it_travels_to_processes_without_its_pixels(folder, paths):
     assert np.array_equal(pickle.loads(content)[0], row)
 
 
-def test_two_images_of_one_name_are_refused(folder, paths, tmp_path):
+def test_two_images_of_one_name_in_two_folders_keep_their_own_pixels(folder, paths, tmp_path, decoded):
     (tmp_path / "other").mkdir()
     save(tmp_path / "other" / "0.jpg", 9)
-    with pytest.raises(ValueError, match="give each image folder its own cache"):
-        opened(folder, [*paths, tmp_path / "other" / "0.jpg"])
+    both = [*paths, tmp_path / "other" / "0.jpg"]
+    cache = opened(folder, both)
+    assert all(np.array_equal(cache[n], load_image(path, cache.size)) for n, path in enumerate(both))
+    decoded.clear()
+    some = opened(folder, [both[-1], both[1]])
+    assert decoded == [] and np.array_equal(some[0], cache[len(both) - 1]) and np.array_equal(some[1], cache[1])
+    assert np.array_equal(some.load(both[-1]), cache[len(both) - 1])
+    with pytest.raises(ValueError, match="one is given twice"):
+        opened(folder, [*paths, paths[0]])
     with pytest.raises(ValueError, match="at least one image"):
         opened(folder, [])
 

@@ -11,6 +11,7 @@ import pytest
 
 from cassava_kit.competition import Competition
 from cassava_kit.data.table import list_images, read_competition, read_table
+from cassava_kit.errors import UserError
 
 
 @pytest.fixture
@@ -112,8 +113,18 @@ def test_a_row_without_its_image_is_named_and_counted(tmp_path):
 
 
 def test_an_id_cannot_point_outside_the_image_folder(tmp_path):
-    data = folder(tmp_path, ["../train.csv"], ["a.jpg"])
-    with pytest.raises(FileNotFoundError, match="line 2: no image"):
+    data = folder(tmp_path, ["a.jpg"], ["a.jpg"])
+    outside = tmp_path / "secret.jpg"
+    outside.write_bytes(b"x")
+    (data / "train_images" / "link.jpg").symlink_to(outside)
+    for name in ("../train.csv", "../secret.jpg", str(outside), "x/../../secret.jpg", "..\\secret.jpg", "C:\\a.jpg"):
+        (data / "train.csv").write_text(f"image_id,label\n{name},1\n")
+        with pytest.raises(UserError, match="line 2: .* leads out of the images' folder"):
+            read_competition(data)
+        with pytest.raises(UserError, match="line 2: .* leads out"):
+            read_table(data / "train.csv")
+    (data / "train.csv").write_text("image_id,label\nlink.jpg,1\n")
+    with pytest.raises(UserError, match=r"link\.jpg is a link to .*secret\.jpg, outside .*train_images"):
         read_competition(data)
 
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cassava_kit.data.to_predict import listed_names
 from cassava_kit.files import write_text
 from cassava_kit.inference.report import read_run
 from cassava_kit.inference.submission import check_answers
 from cassava_kit.kaggle.pack.credentials import collect_secrets, redact
 from cassava_kit.kaggle.pack.kernels import Kernel
 from cassava_kit.kaggle.rehearse.isolation import Isolation
+from cassava_kit.kaggle.rehearse.layout import competition_folder
 from cassava_kit.kaggle.rehearse.options import NotebookRun, Rehearsal
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -46,13 +48,22 @@ def judge_run(
 
 def _check_submission(run: NotebookRun, ended: bool) -> tuple[list[str], str]:
     """Return what is wrong with the submission and with the run's own report, and one line on both."""
-    images = next(mount.source for mount in run.mounts if mount.target.name == run.competition.test_images)
     try:
-        rows = str(check_answers(run.working / "submission.csv", images, run.competition))
+        rows = str(check_answers(run.working / "submission.csv", _mounted_images(run), run.competition))
         wrong, notes = read_run(run.working) if ended else ([], "")
     except (ValueError, FileNotFoundError) as error:
         return [str(error)], ""
     return wrong, f"{rows}; {notes}"
+
+
+def _mounted_images(run: NotebookRun) -> Path | list[str]:
+    """Return the folder of the test images that the notebook saw, or the names that its table of them lists."""
+    at = competition_folder(run.competition.slug, run.layout)
+    source = {mount.target: mount.source for mount in run.mounts}
+    images = source[at / run.competition.test_images]
+    if not run.competition.test_table:
+        return images
+    return listed_names(source[at / run.competition.test_table], images, run.competition)
 
 
 def _check_output(run: NotebookRun, kernel: Kernel, ended: bool) -> tuple[list[str], str]:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.errors import UserError
-from cassava_kit.files import read_csv
+from cassava_kit.files import write_text
 from cassava_kit.kaggle.pack.config import METADATA_FILE
 
 Layout = Literal["new", "old"]
@@ -44,22 +44,32 @@ def competition_folder(slug: str, layout: Layout) -> PurePosixPath:
 
 
 def competition_mounts(
-    folder: Path, layout: Layout, competition: Competition | None = None, *, test_images: Path | None = None
+    folder: Path,
+    layout: Layout,
+    competition: Competition | None = None,
+    *,
+    test_images: Path | None = None,
+    test_table: Path | None = None,
 ) -> list[Mount]:
-    """Return the mounts of the competition's files, without others in the folder; `test_images` replaces its own.
+    """Return the mounts of the competition's files, without others in the folder.
+
+    `test_images` and `test_table` replace its own. Training images that are not in a folder of their own are left out.
 
     Raises:
         FileNotFoundError: the test images or the sample submission are missing.
     """
     competition = competition or current()
     at = competition_folder(competition.slug, layout)
-    needed = {competition.test_images: test_images, competition.sample_submission: None}
+    needed = dict.fromkeys(competition.test_files) | {competition.test_images: test_images}
+    if competition.test_table:
+        needed[competition.test_table] = test_table
     optional = (competition.train_csv, competition.train_images, competition.label_map, competition.train_tfrecords)
     for name in needed:
         if needed[name] is None and not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has no {name}; give the folder of {competition.slug} as downloaded")
     mounts = [Mount((source or folder / name).resolve(), at / name) for name, source in needed.items()]
-    return mounts + [Mount((folder / name).resolve(), at / name) for name in optional if (folder / name).exists()]
+    others = [name for name in optional if name not in ("", ".", *needed) and (folder / name).exists()]
+    return mounts + [Mount((folder / name).resolve(), at / name) for name in others]
 
 
 def dataset_mounts(folder: Path, dataset: str, layout: Layout) -> list[Mount]:
@@ -113,6 +123,7 @@ def link_images(images: Mapping[str, Path], out: Path) -> Path:
     """Make a folder of links, name -> image, and return it."""
     out.mkdir(parents=True, exist_ok=True)
     for name, source in images.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).symlink_to(source.resolve())
     return out
 
@@ -120,33 +131,42 @@ def link_images(images: Mapping[str, Path], out: Path) -> Path:
 def few_images(folder: Path, n_per_class: int, out: Path, competition: Competition) -> Path:
     """Make a competition folder of `n_per_class` training images of every class and two test images.
 
-    The rows are spread evenly over the table, where neighbours may be near-duplicates. Images are links; files that
-    training does not need are left out.
+    The rows are spread evenly over the table, where neighbours may be near-duplicates. Images are copies, as a link
+    that leads out of the folder is refused; files that training does not need are left out.
 
     Raises:
         FileNotFoundError: `folder` lacks the table or the images.
     """
-    from cassava_kit.data.table import list_images
+    from cassava_kit.data.table import read_labels, to_written_columns
+    from cassava_kit.data.to_predict import read_test, write_test_table
 
     out.mkdir(parents=True)
-    for name in (competition.train_csv, competition.train_images, competition.test_images):
+    for name in (competition.train_csv, competition.train_images):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has no {name}; give the folder of {competition.slug} as downloaded")
-    table = read_csv(folder / competition.train_csv, dtype={competition.id_column: str})
+    table, tests = read_labels(folder, competition), read_test(folder, competition)
     places = [
         group[int(k * len(group) / n_per_class)]
-        for group in table.groupby(competition.label_column).indices.values()
+        for group in table.groupby("label").indices.values()
         for k in range(n_per_class)
     ]
     rows = table.iloc[sorted(set(places))]
-    rows.to_csv(out / competition.train_csv, index=False)
-    for kind, names in (
-        (competition.train_images, [competition.file_name(image_id) for image_id in rows[competition.id_column]]),
-        (competition.test_images, list_images(folder / competition.test_images)[:2]),
-    ):
-        link_images({name: folder / kind / name for name in names if (folder / kind / name).is_file()}, out / kind)
+    if competition.train_csv:
+        written = to_written_columns(rows, competition).to_csv(index=False, sep=competition.separator)
+        write_text(out / competition.train_csv, written)
+    names = tests.names[:2]
+    if competition.test_table:
+        write_test_table(out / competition.test_table, names, competition)
+    images = {Path(competition.train_images, name): folder / competition.train_images / name for name in rows.image_id}
+    images |= {Path(competition.test_images, name): tests.folder / name for name in names}
+    (out / competition.train_images).mkdir(parents=True, exist_ok=True)
+    for name, source in images.items():
+        if source.is_file():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, out / name)
     for name in (competition.sample_submission, competition.label_map):
-        if (folder / name).is_file():
+        if name and name != competition.test_table and (folder / name).is_file():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, out / name)
     return out
 

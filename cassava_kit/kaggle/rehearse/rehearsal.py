@@ -20,6 +20,7 @@ from cassava_kit.kaggle.rehearse.layout import (
     Layout,
     Mount,
     as_uploaded,
+    competition_folder,
     competition_mounts,
     dataset_mounts,
     few_images,
@@ -83,22 +84,29 @@ def _mount_competition(
 ) -> list[Mount]:
     """Return the competition's mounts, with as many images as the options say."""
     from cassava_kit.data.images import quick_check
-    from cassava_kit.data.table import list_images
+    from cassava_kit.data.to_predict import read_test, write_test_table
 
     competition = bundle.competition
+    if not bundle.kernel.weights and options.per_class is None:
+        return competition_mounts(folder, layout, competition)
     if not bundle.kernel.weights:
         few = few_images(folder, options.per_class, scratch / "competition", competition)
-        return competition_mounts(few, layout, competition)
-    tests, training = folder / competition.test_images, folder / competition.train_images
+        return [Mount(few.resolve(), competition_folder(competition.slug, layout))]
+    tests = read_test(folder, competition)
     if options.hidden is not None:
-        images = hidden_images([place for place in (tests, training) if place.is_dir()], options.hidden)
+        training = folder / competition.train_images
+        images = hidden_images([place for place in (tests.folder, training) if place.is_dir()], options.hidden)
     elif options.images is not None:
         # Whole pictures first: a small set must not consist of broken ones.
-        names = sorted(list_images(tests), key=lambda name: quick_check(tests / name) is not None)
-        images = {name: tests / name for name in names[: options.images]}
+        names = sorted(tests.names, key=lambda name: quick_check(tests.folder / name) is not None)
+        images = {name: tests.folder / name for name in names[: options.images]}
+    elif competition.test_share:
+        images = tests.paths
     else:
         return competition_mounts(folder, layout, competition)
-    return competition_mounts(folder, layout, competition, test_images=link_images(images, scratch / "test_images"))
+    links = link_images(images, scratch / "test_images")
+    table = competition.test_table and write_test_table(scratch / "test_table.csv", images, competition)
+    return competition_mounts(folder, layout, competition, test_images=links, test_table=table or None)
 
 
 def _mount_datasets(bundle: Bundle, scratch: Path, layout: Layout) -> list[Mount]:
