@@ -1,13 +1,19 @@
-# ruff: noqa: F821 - the cells before define these names
-# Everything in this cell is the standard library's: it must run before anything of ours is installed.
+# ruff: noqa: F821 - the notebook that runs this file defines these names
+"""Install the kit in a notebook, offline, and try the GPUs: run by the notebook's cell `kit.py`, from its dataset.
+
+It needs the standard library alone: it runs before anything of ours is installed.
+"""
+
 import hashlib
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 
 def find_manifest(marker):
@@ -26,11 +32,13 @@ def find_manifest(marker):
     return found[0], manifest
 
 
-def damaged_files(folder, manifest):
-    """Return name -> reason for each listed file that is missing or differs from what was packed."""
+def damaged_files(folder, manifest, only=""):
+    """Return name -> reason for each listed file, or that one, that is missing or differs from what was packed."""
     damaged = {}
     for entry in manifest["files"]:
         path = folder / entry["name"]
+        if only and entry["name"] != only:
+            continue
         if not path.is_file():
             damaged[entry["name"]] = "missing"
         elif path.stat().st_size != entry["size"]:

@@ -1,3 +1,4 @@
+# ruff: noqa: F821 - the cell that includes this file defines SETTINGS
 import os
 import time
 from pathlib import Path
@@ -5,6 +6,8 @@ from pathlib import Path
 STARTED = time.time()
 INPUT = Path(os.environ.get("KAGGLE_INPUT_DIR") or "/kaggle/input")
 OUTPUT = Path(os.environ.get("KAGGLE_WORKING_DIR") or "/kaggle/working")
+# Seconds after which the notebook ends itself, before Kaggle does.
+TIME_LIMIT = float(os.environ.get("CASSAVA_KIT_TIME_LIMIT") or SETTINGS["time_limit"])
 
 
 def input_folders():

@@ -65,6 +65,8 @@ class PretrainParameters(Parameters):
 class EdaParameters(Parameters):
     """The parameters of eda."""
 
+    N_EACH: int = Field(ge=1)
+    N_MEASURED: int = Field(ge=1)
     N_DUPLICATES: int = Field(ge=1)
 
 

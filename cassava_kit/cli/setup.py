@@ -92,6 +92,12 @@ def kernels_command(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is out of date.")
     ] = False,
+    executed: Annotated[
+        bool,
+        typer.Option(
+            "--executed", help="Also execute them on the embedded sample: kernels/NAME/executed.html (needs the demo)."
+        ),
+    ] = False,
 ) -> int:
     """Generate the notebooks of `kernels/` and their metadata from their sources."""
     from cassava_kit.kaggle.pack.config import INSTALLED_PROJECT, project_root
@@ -105,6 +111,10 @@ def kernels_command(
         print(f"out of date: {stale}; run: cassava-kit kernels", file=sys.stderr)
         return 1
     print(f"written: {stale}" if stale else "every notebook is up to date")
+    if executed:
+        from cassava_kit.cli.executed import write_executed
+
+        write_executed(root, root / "build" / "executed")
     return 0
 
 

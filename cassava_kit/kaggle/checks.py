@@ -6,10 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from cassava_kit.files import read_json
+from cassava_kit.files import read_json, sha256_file
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.bundle_facts import BundleFacts
 from cassava_kit.kaggle.pack.config import LICENCES, LONGEST_SLUG, LONGEST_TITLE, METADATA_FILE, PLACEHOLDER_OWNER
+from cassava_kit.kaggle.pack.kernels import BOOTSTRAP_FILE
 from cassava_kit.kaggle.pack.manifest import MANIFESTS, read_manifest
 from cassava_kit.kaggle.pack.wheels import check_pure
 from cassava_kit.kaggle.rehearse.image import image_versions
@@ -44,7 +45,9 @@ def check_pip(facts: BundleFacts) -> Verdict:
         return "failed", f"{', '.join(missing)} is installed by the notebook but not in the bundle; package again"
     for name in wheels.values():
         check_pure(facts.bundle.kit_dir / name)
-    if facts.metadata.get("enable_internet") is not False or "--no-index" not in facts.notebook:
+    if sha256_file(facts.bundle.kit_dir / BOOTSTRAP_FILE) != facts.settings.get("bootstrap"):
+        return "failed", f"the notebook was made with another {BOOTSTRAP_FILE} than the bundle's; package again"
+    if facts.metadata.get("enable_internet") is not False:
         return "failed", "the notebook may use the internet; package again, or generate it: cassava-kit kernels"
     return "passed", f"{len(wheels)} pure wheels in the bundle, pip asks no index"
 
@@ -103,7 +106,7 @@ def check_time_limit(facts: BundleFacts) -> Verdict:
 
 def check_first_file(facts: BundleFacts) -> Verdict:
     """Check that the first cells write submission.csv."""
-    if not 0 <= facts.notebook.find("PART.replace(SUBMISSION)") < facts.notebook.find("find_manifest("):
+    if not 0 <= facts.notebook.find("PART.replace(SUBMISSION)") < facts.notebook.find("exec(compile(BOOTSTRAP"):
         return "failed", "the notebook does not write submission.csv first; package again"
     return "passed", "submission.csv is there before anything is installed, in /kaggle/working"
 

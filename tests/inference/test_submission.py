@@ -1,6 +1,7 @@
 """The submission file: what is written passes the check, and each thing the competition would refuse is refused."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cassava_kit.competition import CASSAVA
 from cassava_kit.errors import UserError
 from cassava_kit.inference.submission import check_answers, check_submission, submission_ids, write_submission
+from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, render
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["1.jpg", "a b.jpg", "ünï.jpg", 'c,"d".jpg']
@@ -133,11 +136,11 @@ def test_the_notebooks_first_file_reads_back(tmp_path: Path) -> None:
     (root / "sample_submission.csv").write_text("image_id,label\n")
     for name in HARD_NAMES:
         (root / "test_images" / name).write_bytes(b"x")
-    source = (ROOT / "kernels/ensemble-submission/ensemble-submission.py").read_text()
-    settings = {"test_images": "test_images", "sample_submission": "sample_submission.csv", "suffixes": [".jpg"]}
-    settings |= {"ids_have_suffix": True, "columns": ["image_id", "label"], "answer": [3]}
-    start, first_cells = (ROOT / "kernels/start.py").read_text(), source.split("# include: ../bootstrap.py")[0]
-    code = f"SETTINGS = {settings!r}\n{start}\n{first_cells}"
+    notebook = json.loads(render(SUBMISSION_KERNEL, ROOT, competition=CASSAVA)["ensemble-submission.ipynb"])
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    first = next(n for n, cell in enumerate(cells) if "PART.replace(SUBMISSION)" in cell)
+    assert not any("cassava_kit." in cell for cell in cells[: first + 1]), "the standard library alone"
+    code = "\n".join(cells[: first + 1])
     places = {"KAGGLE_INPUT_DIR": str(tmp_path / "input"), "KAGGLE_WORKING_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=os.environ | places, check=True, capture_output=True)
     table = pd.read_csv(tmp_path / "submission.csv", dtype={"image_id": str})

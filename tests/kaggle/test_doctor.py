@@ -192,7 +192,7 @@ PATHS = (
         ("offline pip", lambda b: _metadata(b, enable_internet=True)),
         ("offline pip", lambda b: _metadata(b, enable_internet="false")),
         ("offline pip", lambda b: _in_notebook(b, "'ttach'", "'no-such-wheel'")),
-        ("offline pip", lambda b: _in_notebook(b, "--no-index", "--upgrade")),
+        ("offline pip", lambda b: _in_notebook(b, "\\\"bootstrap\\\": '", "\\\"bootstrap\\\": '0")),
         ("weights downloaded at build", lambda b: _packed_without(b, "vit_a-fold0.safetensors")),
         ("wrong GPU", lambda b: _metadata(b, machine_shape="NvidiaTeslaP100")),
         ("wrong GPU", lambda b: _metadata(b, enable_gpu="false")),

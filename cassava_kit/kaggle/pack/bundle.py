@@ -1,6 +1,6 @@
 """Pack a bundle, the datasets and the notebook that are uploaded together: `package`, `package_kernel`, `read_bundle`.
 
-    out/kit/       the kit's wheel, the pure wheels that the image lacks, KIT_MANIFEST.json
+    out/kit/       the kit's wheel, the pure wheels that the image lacks, bootstrap.py, KIT_MANIFEST.json
     out/weights/   <run name>-fold<k>.safetensors, ensemble.json, WEIGHTS_MANIFEST.json
     out/kernel/    ensemble-submission.ipynb, pinned to both builds, kernel-metadata.json and competition.json. A kernel
                    that trains has its own folder, with changes.json: its parameters, for the next push
@@ -35,6 +35,7 @@ from cassava_kit.kaggle.pack.config import (
 )
 from cassava_kit.kaggle.pack.credentials import collect_secrets, refuse_secrets, refuse_written_secrets
 from cassava_kit.kaggle.pack.kernels import (
+    BOOTSTRAP_FILE,
     KERNEL_METADATA,
     SUBMISSION_KERNEL,
     Changes,
@@ -183,6 +184,7 @@ def package_kit(out: Path, root: Path, *, owner: str | None = None) -> str:
     with _replace_folder(out, MANIFESTS["kit"]) as folder:
         wheels = {"cassava-kit": build_kit_wheel(root, folder).name}
         wheels |= {name: pure_wheel(name, folder, wheelhouse=house).name for name in EXTRA_WHEELS}
+        shutil.copyfile(root / "kernels" / BOOTSTRAP_FILE, folder / BOOTSTRAP_FILE)
         facts = {"kit_version": KIT_VERSION, "tested": library_ranges(root), "wheels": wheels}
         manifest = write_manifest(folder, "kit", facts)
         write_json(folder / METADATA_FILE, config.dataset_metadata(config.kit_dataset))

@@ -1,8 +1,12 @@
 """Generate the notebooks of `kernels/` and their metadata from percent sources: `render`, `build_kernels`.
 
-`# include: settings` in a source is replaced by what the notebook must know before it can import the kit (names of the
-competition, what to install, the builds it was made for), `# include: <file>` by a file of `kernels/`. The same sources
-give the same bytes.
+A line `# include: settings` in a source is replaced by what the notebook must know before it can import the kit (names
+of the competition, what to install, the builds it was made for), and its cell is folded; `# include: <file>` is
+replaced by a file of `kernels/`. `{title}` and `{slug}` in text are the competition's. The same sources give the same
+bytes.
+
+A new kernel is a folder of `kernels/` with a source in this form, and a line in `KERNELS`; `kernels/README.md` has the
+steps.
 """
 
 from __future__ import annotations
@@ -11,18 +15,23 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cassava_kit.competition import CASSAVA, Competition, current, facts
 from cassava_kit.errors import UserError, closest
-from cassava_kit.files import write_text
+from cassava_kit.files import sha256_file, write_text
 from cassava_kit.kaggle.pack.config import COMMAND_LINE, KaggleConfig, read_config
 
 KERNEL_METADATA = "kernel-metadata.json"
 # A session ends after twelve hours and may then lose its output: a kernel that trains ends itself before.
 OWN_LIMIT_SECONDS = int(11.5 * 3600)
+# Run by a notebook from the kit's dataset, once its hash is the one in the notebook.
+BOOTSTRAP_FILE = "bootstrap.py"
+# A cell that nobody reads is folded: on Kaggle, in JupyterLab, and in Jupyter Book and the kit's own pages.
+FOLDED = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}, "tags": ["hide-input"]}
+INCLUDE = re.compile(r"^# include: (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -112,22 +121,24 @@ def kernel_parameters(kernel: Kernel, root: Path, changes: Changes | None = None
 
 def notebook_settings(kernel: Kernel, competition: Competition, builds: Mapping[str, str]) -> dict[str, Any]:
     """Return what the notebook must know before it can import the kit; `builds`: build id by manifest."""
-    from cassava_kit.data.table import IMAGE_SUFFIXES
+    from cassava_kit.data.listing import IMAGE_SUFFIXES
 
     return {
         "competition": competition.slug,
+        "train_files": competition.train_files,
+        "test_files": competition.test_files,
         "test_images": competition.test_images,
-        "sample_submission": competition.sample_submission,
-        "train_csv": competition.train_csv,
-        "train_images": competition.train_images,
+        "test_table": competition.test_table,
+        "id_columns": [competition.id_column, competition.answer_id],
         "columns": competition.submission_columns,
         "answer": competition.unknown_answer,
-        "ids_have_suffix": competition.ids_have_suffix,
+        "ids_have_suffix": competition.answers_have_suffix,
+        "ids_have_folder": competition.ids_have_folder,
         "suffixes": list(IMAGE_SUFFIXES),
         "install": list(kernel.install),
         "builds": dict(builds),
         "time_limit": competition.submission_seconds if kernel.weights else OWN_LIMIT_SECONDS,
-        "facts": facts(competition),
+        "facts": facts(replace(competition, test_share=0.0) if kernel.weights else competition),
     }
 
 
@@ -161,8 +172,9 @@ def notebook_text(source: Path, values: Mapping[str, Any], parameters: Mapping[s
 
     notebook = _notebook(source)
     for number, cell in enumerate(notebook.cells):
-        cell.source = _include(cell.source, source.parent, values)
-        cell.id, cell.metadata = f"{source.stem}-{number:02d}", {}
+        folded = FOLDED if "# include: settings" in cell.source else {}
+        cell.source = _fill(cell, source.parent, values)
+        cell.id, cell.metadata = f"{source.stem}-{number:02d}", nbformat.from_dict(folded)
     if parameters:
         first = _first_cell(notebook)
         first.source = _assign(first.source, parameters, source.stem)
@@ -210,14 +222,19 @@ def with_parameters(notebook: str, parameters: Mapping[str, Any], kernel: str) -
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _include(cell: str, folder: Path, values: Mapping[str, Any]) -> str:
-    match = re.fullmatch(r"# include: (\S+)", cell.strip())
-    if not match:
-        return cell
-    if match[1] == "settings":
+def _fill(cell: Any, folder: Path, values: Mapping[str, Any]) -> str:
+    """Return a cell's source with its includes, or a text's with the competition's names."""
+    if cell.cell_type != "code":
+        text = str(cell.source).replace("{title}", str(values["facts"]["title"]))
+        return text.replace("{slug}", str(values["competition"]))
+
+    def included(match: re.Match[str]) -> str:
+        if match[1] != "settings":
+            return _source(folder / match[1]).strip()
         lines = ",\n".join(f"    {json.dumps(key)}: {value!r}" for key, value in values.items())
         return f"SETTINGS = {{\n{lines},\n}}"
-    return _source(folder / match[1]).strip()
+
+    return INCLUDE.sub(included, str(cell.source))
 
 
 def _source(path: Path) -> str:
@@ -237,6 +254,7 @@ def render(
     competition = competition or current()
     source, changes = root / "kernels" / kernel.name / f"{kernel.name}.py", changes or Changes()
     values = notebook_settings(kernel, competition, builds or {})
+    values["bootstrap"] = sha256_file(root / "kernels" / BOOTSTRAP_FILE)
     config = read_config(root, owner=owner, competition=competition)
     described = kernel_metadata(kernel, config, competition)
     described["dataset_sources"] += [source for source in changes.attach if source not in KERNEL_NAMES]

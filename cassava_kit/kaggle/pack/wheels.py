@@ -30,7 +30,7 @@ IMAGE_PYTHONS = ("3.12", "3.13")
 # What hatchling reads to build the kit: of the package only code and page templates, of the notebooks their sources.
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE", "dataset-metadata.json")
 SOURCES = (
-    *("cassava_kit/**/*.py", "cassava_kit/**/*.typed", "cassava_kit/report/**/*.html"),
+    *("cassava_kit/**/*.py", "cassava_kit/**/*.typed", "cassava_kit/report/**/*.html", "cassava_kit/report/**/*.css"),
     *("kernels/**/*.py", "kernels/image-*.txt"),
 )
 # Files of the installer, which are not part of the wheel; direct_url.json may hold the token of a private index.

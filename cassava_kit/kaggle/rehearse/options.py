@@ -26,7 +26,7 @@ class RehearsalOptions:
     `isolation`: one by name instead of the strongest that the machine allows.
     `progress`: called with (cells done, cells).
     `parameters`, `per_class`: for a kernel without weights, parameters that make it small, set after those that it was
-    packed with, and how many training images of every class it gets.
+    packed with, and how many training images of every class it gets; None: the whole folder.
     """
 
     images: int | None = None
@@ -38,7 +38,7 @@ class RehearsalOptions:
     isolation: str | None = None
     progress: CellProgress | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    per_class: int = 6
+    per_class: int | None = 6
 
     @property
     def limits(self) -> str:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,20 @@ def cell(bundle: Bundle, start: str) -> str:
 
 
 def bootstrap(bundle: Bundle) -> str:
-    """The functions of the cells that run before the kit is there."""
-    return (
-        cell(bundle, "import os") + "\n" + cell(bundle, "# Everything in this cell").partition("KIT_FOLDER, KIT =")[0]
-    )
+    """The folded cell, and the functions of the file of the kit's dataset that runs before the kit is there."""
+    functions = (bundle.kit_dir / "bootstrap.py").read_text().partition("KIT_FOLDER, KIT =")[0]
+    return cell(bundle, "SETTINGS") + "\n" + functions
+
+
+def edit_bootstrap(bundle: Bundle, old: str, new: str) -> None:
+    """Let the notebook change its bootstrap file just before it runs it, once its hash was found right."""
+    notebook = read_json(bundle.notebook)
+    for each in notebook["cells"]:
+        changed = f"exec(compile(BOOTSTRAP.replace({old.encode()!r}, {new.encode()!r})"
+        each["source"] = "".join(each["source"]).replace("exec(compile(BOOTSTRAP", changed)
+    text = json.dumps(notebook)
+    assert "BOOTSTRAP.replace(" in text
+    bundle.notebook.write_text(text)
 
 
 def add_cell(bundle: Bundle, source: str) -> None:
@@ -76,12 +87,9 @@ def add_cell(bundle: Bundle, source: str) -> None:
 
 def without_models(bundle: Bundle) -> None:
     """Leave out what needs torch: the cells that check the GPU, predict, and check the result."""
+    edit_bootstrap(bundle, "\ncheck_gpus()", "")
     notebook = read_json(bundle.notebook)
-    kept = []
-    for each in notebook["cells"]:
-        source = "".join(each["source"]).replace("\ncheck_gpus()", "")
-        if not source.startswith("from cassava_kit"):
-            kept.append(each | {"source": source})
+    kept = [each for each in notebook["cells"] if not "".join(each["source"]).startswith(("from cassava_kit", "try:"))]
     bundle.notebook.write_text(json.dumps(notebook | {"cells": kept}))
 
 
@@ -132,6 +140,54 @@ def test_one_changed_byte_in_the_kit_stops_the_notebook(bundle: Bundle, competit
     wheel.write_bytes(content)
     verdict = _failing(bundle, competition, tmp_path)
     assert "is damaged" in verdict and wheel.name in verdict and "content differs" in verdict
+
+
+def _spoil_bootstrap(bundle: Bundle) -> None:
+    path = bundle.kit_dir / "bootstrap.py"
+    path.write_bytes(path.read_bytes() + b"raise SystemExit\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_spoil_bootstrap, "bootstrap.py is stale, damaged or missing"),
+        (lambda bundle: (bundle.kit_dir / "bootstrap.py").unlink(), "bootstrap.py is stale, damaged or missing"),
+        (lambda bundle: (bundle.kit_dir / "KIT_MANIFEST.json").unlink(), "expected one dataset with KIT_MANIFEST.json"),
+    ],
+)
+def test_the_first_file_needs_nothing_of_the_kits_dataset(
+    bundle: Bundle, competition: Path, tmp_path: Path, spoil: Callable[[Bundle], object], message: str
+) -> None:
+    """Never zero: the valid file is there before the file of the dataset is looked at that installs the kit."""
+    spoil(bundle)
+    assert message in _failing(bundle, competition, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        ("    time.sleep(1000)\n", "drawing took longer than its time"),
+        ("    os._exit(1)\n", "exit code 1"),
+    ],
+)
+def test_pictures_that_hang_or_die_cost_the_submission_nothing(
+    ensemble: Ensemble,
+    checkpoints: dict[str, Path],
+    root: Path,
+    competition: Path,
+    tmp_path: Path,
+    spoilt: str,
+    said: str,
+) -> None:
+    path = root / "cassava_kit" / "report" / "notebook" / "submission_pictures.py"
+    path.write_text(path.read_text().replace('if __name__ == "__main__":\n', f'if __name__ == "__main__":\n{spoilt}'))
+    spoiled = package(tmp_path / "spoiled", ensemble=ensemble, checkpoints=checkpoints, root=root)
+    rehearsal = rehearse(spoiled, competition, tmp_path / "out")
+    assert rehearsal.ok, rehearsal.verdict + rehearsal.log
+    assert f"pictures are left out: {said}; the submission is not touched" in rehearsal.log
+    assert "the first rows of submission.csv" in rehearsal.log and "left out: NameError" not in rehearsal.log
+    assert len(rehearsal.submission.read_text().splitlines()) == 4
 
 
 @pytest.mark.slow
@@ -279,10 +335,7 @@ def test_limits_are_named_as_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 def test_where_pip_fails_the_wheels_themselves_are_imported(bundle: Bundle, competition: Path, tmp_path: Path) -> None:
     without_models(bundle)
-    notebook = read_json(bundle.notebook)
-    for each in notebook["cells"]:
-        each["source"] = each["source"].replace('"-m", "pip"', '"-m", "no_such_pip"')
-    bundle.notebook.write_text(json.dumps(notebook))
+    edit_bootstrap(bundle, '"-m", "pip"', '"-m", "no_such_pip"')
     add_cell(bundle, "import ttach; print(cassava_kit.__file__, ttach.__file__)")
     log = rehearse(bundle, competition, tmp_path / "out").log
     assert "pip could not install" in log
@@ -324,7 +377,7 @@ def test_two_datasets_with_a_manifest_are_refused(bundle: Bundle, tmp_path: Path
         given.mkdir()
         for number in range(count):
             shutil.copytree(bundle.kit_dir, given / f"kit{number}")
-        code = f"SETTINGS = {{'builds': {{}}}}\n{source}\nfind_manifest('KIT_MANIFEST.json')"
+        code = f"{source}\n{cell(bundle, '# The kit comes')}"
         environment = {"PATH": os.environ["PATH"], "KAGGLE_INPUT_DIR": str(given)}
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
