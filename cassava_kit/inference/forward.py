@@ -13,6 +13,7 @@ from cassava_kit.data.transforms import normalize
 from cassava_kit.inference.fuse import fuse_conv_bn
 from cassava_kit.inference.tta import View
 from cassava_kit.models.checkpoint import CheckpointInfo, load_model
+from cassava_kit.models.precision import half_is_wrong
 
 OUT_OF_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
@@ -75,10 +76,14 @@ class Forward:
 
 
 def load_forward(path: str | Path, device: torch.device) -> Forward:
-    """Load a checkpoint for a device: convolutions and norms fused, channels last, half precision on a GPU."""
+    """Load a checkpoint for a device: convolutions and norms fused, channels last, half precision on a GPU.
+
+    A network that half precision spoils without an error (DINOv3) stays in single precision.
+    """
     model, info = load_model(path)
     fuse_conv_bn(model, info.input_size)
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    half = device.type == "cuda" and not half_is_wrong(info.model)
+    dtype = torch.float16 if half else torch.float32
     model = model.to(device, dtype, memory_format=torch.channels_last)
     return Forward(model.eval(), info, device, dtype)
 

@@ -46,9 +46,18 @@ def check_image_size(name: str, size: int, model_args: dict[str, Any] | None = N
     """Refuse a model that cannot take square images of `size` pixels; no weights are made.
 
     Raises:
-        UserError: It cannot, even where it is made for this size.
+        UserError: It cannot, even where it is made for this size, or a ViT's patches would leave pixels over.
     """
+    from timm.layers import PatchEmbed
+
     model, image = meta_model(name, size, model_args=args_for_size(name, size, model_args))
+    patches = getattr(model, "patch_embed", None)
+    side = patches.patch_size[0] if isinstance(patches, PatchEmbed) else 1
+    if size % side:
+        raise UserError(
+            f"{name} cuts images into patches of {side} pixels, and {size} is no multiple of that; set image_size to "
+            f"{size // side * side} or {(size // side + 1) * side}"
+        )
     try:
         with torch.no_grad():
             model(image)
@@ -138,19 +147,26 @@ def freeze_backbone(model: nn.Module) -> None:
         parameter.requires_grad_(name in head)
 
 
-def stages(model: nn.Module) -> list[list[str]]:
+def stages(model: nn.Module, *, coarse: bool = True) -> list[list[str]]:
     """Return the names of the backbone's parameters stage by stage, the stem first, as timm groups them.
 
-    A ResNet's stages are its stem and layers, a ViT's its embedding and blocks.
+    A ResNet's stages are its stem and layers, a ViT's its embedding and blocks; not `coarse`: each block of a ResNet or
+    ConvNeXt too. What timm groups with the classifier (a ConvNeXt's last norm) belongs to no stage: it goes with the
+    head.
+
+    Raises:
+        UserError: timm names no stages of this architecture.
     """
     from timm.models import group_parameters
 
     if not hasattr(model, "group_matcher"):
-        raise UserError(f"{type(model).__name__} names no stages, which layer_decay and unfreeze_every need")
+        raise UserError(
+            f"{type(model).__name__} names no stages, which layer_decay, keep_stages and unfreeze_every need; leave "
+            "them out"
+        )
     head = head_parameters(model)
-    groups = group_parameters(model, model.group_matcher(coarse=True))
-    named = [[name for name in groups[depth] if name not in head] for depth in sorted(groups)]
-    return [names for names in named if names]
+    groups = group_parameters(model, model.group_matcher(coarse=coarse))
+    return [groups[depth] for depth in sorted(groups) if not head & set(groups[depth])]
 
 
 def stage_modules(model: nn.Module) -> list[nn.Module]:
@@ -183,8 +199,19 @@ def free_stages(model: nn.Module, n: int) -> None:
 
 
 def keep_frozen(model: nn.Module) -> None:
-    """Put BatchNorm modules with frozen parameters into eval mode, so that their statistics stay."""
+    """Put modules whose parameters are all frozen into eval mode: BatchNorm statistics stay, nothing is dropped.
+
+    So is a child without parameters between frozen ones and the first that learns, e.g. a ViT's dropout of positions.
+    """
     for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and not any(p.requires_grad for p in own):
+        own = list(module.parameters())
+        if own and not any(p.requires_grad for p in own):
             module.eval()
+    below = False
+    for child in model.children():
+        own = list(child.parameters())
+        if any(p.requires_grad for p in own):
+            break
+        below = below or bool(own)
+        if below:
+            child.eval()

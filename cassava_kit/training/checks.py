@@ -13,7 +13,7 @@ from cassava_kit.competition import VARIABLE
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_noise_report, read_noise_report
 from cassava_kit.models.checkpoint import labels_learnt, may_share_labels
-from cassava_kit.models.network import args_for_size, check_image_size, meta_model
+from cassava_kit.models.network import args_for_size, check_image_size, meta_model, stages
 from cassava_kit.models.weights import match_weights
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import check_devices
@@ -120,6 +120,7 @@ def check_options(config: RunConfig, data: TrainData, options: TrainOptions) -> 
     """Refuse a table, model size, device, file or log that cannot be used (see `check_run`)."""
     check_table(data)
     check_image_size(config.model, config.image_size, config.model_args)
+    check_stages(config)
     check_devices(options.devices, config)
     if options.weights is not None and not options.weights.is_file():
         raise FileNotFoundError(f"no weights file {options.weights}")
@@ -138,6 +139,23 @@ def check_options(config: RunConfig, data: TrainData, options: TrainOptions) -> 
 
         if find_spec("tensorboard") is None:
             raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard")
+
+
+def check_stages(config: RunConfig) -> None:
+    """Refuse `keep_stages` that would train every stage, and settings by stage where timm names none.
+
+    Raises:
+        UserError: The message has the number of stages.
+    """
+    if config.keep_stages is None and config.layer_decay == 1 and not config.unfreeze_every:
+        return
+    args = args_for_size(config.model, config.image_size, config.model_args)
+    n = len(stages(meta_model(config.model, config.image_size, model_args=args)[0]))
+    if config.keep_stages is not None and config.keep_stages >= n:
+        raise UserError(
+            f"keep_stages must be less than the {n} stages of {config.model}, got {config.keep_stages}; leave it out "
+            "to train them all"
+        )
 
 
 def check_row_weights(config: RunConfig, action: str) -> None:

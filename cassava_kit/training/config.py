@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from cassava_kit.models.precision import half_is_wrong
 from cassava_kit.settings import LARGEST_SEED, Settings
 
 NAMES = ("recipe", "about", "name")  # fields that name a run and change nothing of it
@@ -38,6 +39,14 @@ class RunConfig(Settings):
     backbone_lr_scale: float = Field(1.0, gt=0, le=1, description="Backbone's share of the head's learning rate.")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Each of the backbone's stages learns at this share of the rate of the one above."
+    )
+    layer_decay_by: Literal["stage", "block"] = Field(
+        "stage", description="What layer_decay counts: stages, or timm's finest layers (blocks). A ViT's are the same."
+    )
+    keep_stages: int | None = Field(
+        None,
+        ge=0,
+        description="Train the head and this number of top stages alone; the others stay frozen in evaluation mode.",
     )
     unfreeze_every: int = Field(
         0,
@@ -96,9 +105,16 @@ class RunConfig(Settings):
             raise ValueError("plain_epochs needs mixup or cutmix; there is nothing to switch off")
         if self.batch_size % 2 and (self.mixup or self.cutmix):
             raise ValueError(f"mixup and cutmix take images in pairs: make batch_size even, not {self.batch_size}")
-        for name, plain in (("backbone_lr_scale", 1), ("layer_decay", 1), ("unfreeze_every", 0)):
+        for name, plain in (("backbone_lr_scale", 1), ("layer_decay", 1), ("unfreeze_every", 0), ("keep_stages", None)):
             if getattr(self, name) != plain and self.freeze_backbone:
                 raise ValueError(f"{name} has no effect on a frozen backbone; drop one of the two")
+        if self.layer_decay_by != "stage" and self.layer_decay == 1:
+            raise ValueError(
+                "layer_decay_by has no effect without layer_decay; leave it out, or set e.g. layer_decay=0.8"
+            )
+        if self.keep_stages is not None and self.unfreeze_every:
+            raise ValueError("keep_stages stays as it is, unfreeze_every frees more; drop one of the two")
+        refuse_half(self.model, self.precision)
         if self.momentum != 0.9 and self.optimizer != "sgd":
             raise ValueError(f"momentum is SGD's, and has no effect on {self.optimizer}; leave it out")
         self._check_averages()
@@ -131,3 +147,16 @@ class RunConfig(Settings):
         ):
             if clash:
                 raise ValueError(f"swa_epochs goes with whole runs on a cosine or constant schedule, not with {what}")
+
+
+def refuse_half(model: str, precision: str) -> None:
+    """Refuse half precision for a network that it spoils without an error.
+
+    Raises:
+        ValueError: The model is one of these; the message names it.
+    """
+    if precision == "16-mixed" and half_is_wrong(model):
+        raise ValueError(
+            f"{model} is wrong in half precision, without an error: DINOv3's activations leave float16's range; set "
+            "precision=32-true (or bf16-mixed, where the GPU has it; a T4 has not)"
+        )

@@ -1,65 +1,150 @@
-"""Estimated hours of a recipe on Kaggle's GPUs, from counted operations: `train_hours`."""
+"""Estimated hours of a recipe on Kaggle's GPUs, from counted operations: `train_hours`, `fold_hours`."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from cassava_kit.training.config import RunConfig
 
-# Operations a second of one T4 in half precision, from published passes over 15,000 images: ResNet-50 at 224 pixels in
-# 13 s, EfficientNet-B4 at 380 in 50 s. Depthwise convolutions wait for memory and are counted apart.
-DENSE, DEPTHWISE = 9.5e12, 0.24e12
-SINGLE_PRECISION = 2.8  # times slower
 BACKWARD = 2  # passes forward that a pass backward costs
 
 
-def train_hours(config: RunConfig, n_images: int, n_splits: int) -> float:
-    """Return hours of two T4s for all folds of a recipe: one fold a GPU at a time, an odd last one keeps both busy.
+@dataclass(frozen=True)
+class Gpu:
+    """Speed of one GPU, and of the processor beside it.
 
-    Counted are passes over the training rows, and one a validation row and epoch; decoding and augmenting are not.
+    `dense`: operations a second in half precision. `depthwise`: outputs a second of depthwise convolutions, which wait
+    for memory whatever their kernel's size. `single_precision`: how many times slower single precision is. `cores`:
+    processor cores for each GPU. `name` is a part of what the driver calls it.
     """
-    forward = pass_seconds(config.model, config.image_size, config.model_args, config.head) * precision_slowdown(
-        config.precision
-    )
-    passes = 1 if config.freeze_backbone else 1 + BACKWARD
-    images = config.epochs * n_images * (passes * (n_splits - 1) + 1) / n_splits
-    return forward * images * math.ceil(n_splits / 2) / 3600
+
+    name: str
+    dense: float
+    depthwise: float
+    single_precision: float
+    cores: int
 
 
-def pass_seconds(name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear") -> float:
-    """Return seconds of one T4 for one image forward through a timm model, in half precision; no weights are made."""
-    dense, depthwise = count_operations(name, size, model_args, head)
-    return dense / DENSE + depthwise / DEPTHWISE
+# From published passes over 15,000 images: ResNet-50 at 224 pixels in 13 s, EfficientNet-B4 at 380 in 50 s.
+T4 = Gpu("T4", dense=9.5e12, depthwise=7.9e9, single_precision=2.8, cores=2)
+# Seconds of one processor core for a photograph of 800 x 600: decoding it, and augmenting it (for each image, and for
+# each pixel of the result), measured by process time on 40 photographs.
+DECODE = 2.7e-3
+AUGMENT = {"none": (0.3e-3, 8e-9), "light": (0.4e-3, 1.2e-9), "strong": (0.6e-3, 6.2e-9)}
+
+
+class Operations(NamedTuple):
+    """Additions and multiplications of one image forward: all layers', depthwise convolutions' among them.
+
+    A published count of multiply-adds (MACs) is half of `every`. `outputs` are the numbers that depthwise convolutions
+    write.
+    """
+
+    every: int
+    depthwise: int
+    outputs: int
+
+
+def train_hours(config: RunConfig, n_images: int, n_splits: int, *, gpu: Gpu = T4) -> float:
+    """Return hours of two GPUs for all folds of a recipe: one fold a GPU at a time, an odd last one keeps both busy."""
+    return fold_hours(config, n_images, n_splits, gpu=gpu) * math.ceil(n_splits / 2)
+
+
+def fold_hours(config: RunConfig, n_images: int, n_splits: int, *, gpu: Gpu = T4) -> float:
+    """Return hours of one GPU for one fold: what takes longer, the network or the loader beside it."""
+    n_validation = n_images / n_splits
+    seconds = epoch_seconds(config, n_images - n_validation, n_validation, gpu=gpu)
+    return config.epochs * seconds / 3600
+
+
+def epoch_seconds(config: RunConfig, n_training: float, n_validation: float, *, gpu: Gpu = T4) -> float:
+    """Return seconds of an epoch: a pass forward and backward a training row, one forward a validation row.
+
+    The loader decodes and augments on the processor meanwhile, and counts where it is slower.
+    """
+    forward = pass_seconds(config.model, config.image_size, config.model_args, config.head, gpu=gpu)
+    forward *= precision_slowdown(config.precision, gpu)
+    network = forward * ((1 + backward_passes(config)) * n_training + n_validation)
+    return max(network, loader_seconds(config, n_training, n_validation) / gpu.cores)
+
+
+def loader_seconds(config: RunConfig, n_training: float, n_validation: float) -> float:
+    """Return seconds of one processor core that an epoch's images take: decoded, unless a cache holds them, augmented.
+
+    With `train_pixels` a run may keep decoded pixels (--cache), which is taken for granted.
+    """
+    decode = 0.0 if config.train_pixels else DECODE
+    each, pixel = AUGMENT[config.augmentation]
+    augment = 0.0 if config.augment_on == "device" else each + pixel * config.image_size**2
+    return n_training * (decode + augment) + n_validation * decode
+
+
+def backward_passes(config: RunConfig) -> float:
+    """Return the cost of the pass backward in passes forward: none below what is trained.
+
+    Where the top stages alone are trained (`keep_stages`), their share of the operations counts.
+    """
+    if config.freeze_backbone:
+        return 0.0
+    return BACKWARD if config.keep_stages is None else BACKWARD * trained_share(config)
+
+
+def trained_share(config: RunConfig) -> float:
+    """Return the trained part's share of a pass backward through the whole network, in operations."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cassava_kit.models.network import args_for_size, free_stages, meta_model
+
+    args = args_for_size(config.model, config.image_size, config.model_args)
+    found = []
+    for keep in (config.keep_stages, None):
+        model, image = meta_model(config.model, config.image_size, model_args=args, head=config.head)
+        if keep is not None:
+            free_stages(model, keep)
+        with FlopCounterMode(display=False) as forward:
+            answer = model(image)
+        with FlopCounterMode(display=False) as backward, torch.enable_grad():
+            answer.sum().backward()
+        found.append(backward.get_total_flops() / forward.get_total_flops())
+    return found[0] / found[1]
+
+
+def pass_seconds(
+    name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear", *, gpu: Gpu = T4
+) -> float:
+    """Return seconds of one GPU for one image forward through a timm model, in half precision; no weights are made."""
+    found = count_operations(name, size, model_args, head)
+    return (found.every - found.depthwise) / gpu.dense + found.outputs / gpu.depthwise
 
 
 def count_operations(
     name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear"
-) -> tuple[int, int]:
-    """Return the additions and multiplications of one image forward: in all other layers, in depthwise convolutions.
-
-    A published count of multiply-adds (MACs) is half the sum.
-    """
+) -> Operations:
+    """Return the operations of one image forward through a timm model; no weights are made."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from cassava_kit.models.network import args_for_size, meta_model
 
     model, image = meta_model(name, size, model_args=args_for_size(name, size, model_args), head=head)
-    depthwise = 0
+    depthwise = outputs = 0
 
     def count(layer: Any, _: Any, answer: torch.Tensor) -> None:
-        nonlocal depthwise
+        nonlocal depthwise, outputs
         depthwise += 2 * answer.numel() * layer.weight[0].numel()
+        outputs += answer.numel()
 
     for layer in model.modules():
         if isinstance(layer, torch.nn.Conv2d) and layer.groups == layer.in_channels > 1:
             layer.register_forward_hook(count)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
-    return counter.get_total_flops() - depthwise, depthwise
+    return Operations(counter.get_total_flops(), depthwise, outputs)
 
 
-def precision_slowdown(precision: str) -> float:
-    """Return how many times slower than half precision a T4 computes."""
-    return SINGLE_PRECISION if precision == "32-true" else 1.0
+def precision_slowdown(precision: str, gpu: Gpu = T4) -> float:
+    """Return how many times slower than half precision a GPU computes."""
+    return gpu.single_precision if precision == "32-true" else 1.0

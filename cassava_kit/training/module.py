@@ -63,6 +63,8 @@ class Classifier(L.LightningModule):
         self.augment = make_augmentation(config)
         if config.freeze_backbone:
             freeze_backbone(self.model)
+        if config.keep_stages is not None:
+            free_stages(self.model, config.keep_stages)
         self.ema = make_ema(self.model, config)
         self.swa = make_swa(self.model, config)
         self.train_sums: list[Tensor] = []

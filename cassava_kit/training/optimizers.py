@@ -26,13 +26,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters by rate and by whether they decay; vectors and biases do not.
 
-    `scales` multiply the rate by parameter name; default: one rate for all.
+    Nor do those that a timm model names (`no_weight_decay`): position embeddings, class tokens. `scales` multiply the
+    rate by parameter name; default: one rate for all.
     """
+    exempt = set(module.no_weight_decay()) if hasattr(module, "no_weight_decay") else set()
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             scale = 1.0 if scales is None else scales[name]
-            groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((scale, parameter.ndim > 1 and name not in exempt), []).append(parameter)
     return [
         {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
         for (scale, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
@@ -42,13 +44,13 @@ def parameter_groups(
 def lr_scales(model: nn.Module, config: RunConfig) -> dict[str, float]:
     """Return each parameter's share of the head's learning rate, by name.
 
-    The head learns at `lr`, the backbone at its share of it, times `layer_decay` for each of timm's stages below the
-    head (layerwise learning-rate decay, Clark et al. 2020, "ELECTRA").
+    The head learns at `lr`, the backbone at its share of it, times `layer_decay` for each of timm's stages or blocks
+    below the head (layerwise learning-rate decay, Clark et al. 2020, "ELECTRA").
     """
     head = head_parameters(model)
     scales = {name: 1.0 if name in head else config.backbone_lr_scale for name, _ in model.named_parameters()}
     if config.layer_decay < 1:
-        parts = stages(model)
+        parts = stages(model, coarse=config.layer_decay_by == "stage")
         for depth, names in enumerate(parts):
             for name in names:
                 scales[name] *= config.layer_decay ** (len(parts) - depth)

@@ -10,6 +10,18 @@ from cassava_kit.errors import UserError, closest
 from cassava_kit.files import sha256_bytes
 from cassava_kit.settings import replace
 from cassava_kit.training.config import NAMES, RunConfig
+from cassava_kit.training.pretrained_recipes import (
+    convnext_base,
+    convnext_small,
+    dinov2_base,
+    dinov2_small,
+    dinov2_top,
+    efficientnet_lite0,
+    efficientnet_lite2,
+    eva02_small,
+    tiny_vit,
+    vit_base_clip,
+)
 
 TIMM_PREFIX = "timm:"
 PLAIN_SETTINGS = " with plain settings"
@@ -187,7 +199,17 @@ RECIPES: tuple[Callable[[], RunConfig], ...] = (
     efficientnet_b4,
     resnext50,
     deit_base,
+    convnext_small,
+    convnext_base,
+    tiny_vit,
+    eva02_small,
+    vit_base_clip,
+    dinov2_small,
+    dinov2_base,
     mobilenet,
+    efficientnet_lite0,
+    efficientnet_lite2,
+    dinov2_top,
     small_resnet,
     small_vit,
     small_ssl_resnet,
@@ -196,6 +218,8 @@ RECIPES: tuple[Callable[[], RunConfig], ...] = (
 
 def initial_weights(config: RunConfig) -> str | None:
     """Return in words which weights a run should start from; None for the small recipes (random ones)."""
+    if "dinov2" in config.model:
+        return "DINOv2's (python -m cassava_kit weights)"
     if "ssl" in config.recipe:
         return "a self-supervised backbone (python -m cassava_kit pretrain)"
     if config.recipe.startswith("small_"):
@@ -261,7 +285,7 @@ def recipe(name: str) -> RunConfig:
         return RunConfig(recipe=called, about=f"{model}{PLAIN_SETTINGS}", model=model)
     for function in RECIPES:
         if function.__name__ == name:
-            about = (function.__doc__ or "").strip()
+            about = (function.__doc__ or "").strip().splitlines()[0]
             return replace(function(), about=about)
     raise UserError(
         f"no recipe {name!r}{closest(name, recipe_names())}; recipes are {', '.join(recipe_names())}, or timm:NAME for "

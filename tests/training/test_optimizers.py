@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from cassava_kit.models.network import create_model, free_stages, head_parameters, stages
+from cassava_kit.models.network import args_for_size, create_model, free_stages, stages
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.optimizers import attach_schedule, lr_factor, lr_scales, make_optimizer, parameter_groups
+from cassava_kit.training.recipes import recipe
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 
@@ -22,16 +24,44 @@ def problem(seed: int = 0) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("model", "args", "n_stages"),
-    [("resnet10t", {}, 5), ("vit_tiny_patch16_224", VIT, 4), ("mobilenetv2_050", {}, 8), ("vgg11", {}, 9)],
+    [
+        ("resnet10t", {}, 5),
+        ("vit_tiny_patch16_224", VIT, 4),
+        ("mobilenetv2_050", {}, 8),
+        ("vgg11", {}, 8),
+        ("convnext_atto", {}, 5),
+    ],
 )
-def test_stages_hold_every_weight_of_the_backbone_once(model, args, n_stages):
+def test_stages_hold_every_weight_once_but_for_the_classifier_and_what_timm_groups_with_it(model, args, n_stages):
     with torch.device("meta"):
         network = create_model(model, 5, model_args=args)
     parts = stages(network)
     names = [name for part in parts for name in part]
     everything = {name for name, _ in network.named_parameters()}
+    heads = {"resnet10t": {"fc"}, "vgg11": {"head", "pre_logits"}, "mobilenetv2_050": {"classifier"}}
     assert len(parts) == n_stages and len(names) == len(set(names))
-    assert set(names) | head_parameters(network) == everything and not set(names) & head_parameters(network)
+    assert {name.split(".")[0] for name in everything - set(names)} == heads.get(model, {"head"})
+
+
+BY_LAYER = ["convnext_small", "tiny_vit", "eva02_small", "vit_base_clip", "dinov2_small", "efficientnet_b4", "resnet50"]
+
+
+@pytest.mark.parametrize("name", BY_LAYER)
+def test_rates_and_decay_by_layer_are_timms(name):
+    """timm.optim.param_groups_layer_decay, the reference, of the recipe's network at full size."""
+    settings = recipe(name)
+    by_block = settings.with_settings(["layer_decay=0.7", "layer_decay_by=block", "weight_decay=0.1"])
+    args = args_for_size(settings.model, settings.image_size, settings.model_args)
+    with torch.device("meta"):
+        model = create_model(settings.model, 5, model_args=args)
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    theirs = param_groups_layer_decay(model, weight_decay=0.1, no_weight_decay_list=exempt, layer_decay=0.7)
+    expected = {id(p): (group["lr_scale"], group["weight_decay"]) for group in theirs for p in group["params"]}
+    ours = parameter_groups(model, lr=1.0, weight_decay=0.1, scales=lr_scales(model, by_block))
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in ours for p in group["params"]}
+    assert found.keys() == expected.keys() and len({rate for rate, _ in found.values()}) > 10
+    for each, (rate, decay) in expected.items():
+        assert found[each] == (pytest.approx(rate), decay)
 
 
 def test_each_stage_learns_at_its_share_of_the_one_above():
@@ -44,7 +74,10 @@ def test_each_stage_learns_at_its_share_of_the_one_above():
     groups = parameter_groups(model, lr=1.0, weight_decay=0.1, scales=deep)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert {group["lr"] for group in groups} == {1.0, 0.5, 0.25, 0.125, 0.0625}
-    assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
+    decaying = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    positions = {"pos_embed", "cls_token"}
+    expected = {id(p) for name, p in model.named_parameters() if p.ndim > 1 and name not in positions}
+    assert decaying == expected
 
 
 def test_stages_are_freed_from_the_top():

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from cassava_kit.settings import LARGEST_SEED, Settings
+from cassava_kit.training.config import refuse_half
 from cassava_kit.training.ssl.view import ViewConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -107,6 +108,7 @@ class PretrainConfig(Settings):
             raise ValueError("sgd_momentum belongs to lars and sgd, not to adamw; leave it out")
         if self.store_size and min(self.store_size) < 8:
             raise ValueError(f"store_size must be at least 8 x 8 pixels, got {self.store_size}")
+        refuse_half(self.backbone, self.precision)
         self.check_views()
         return self
 
