@@ -32,9 +32,10 @@ import numpy as np
 
 from cassava_kit.inference.features import Pixels, extract_features
 from cassava_kit.settings import replace
+from cassava_kit.training.linear import linear_probs
 from cassava_kit.training.ssl.config import PretrainConfig
 from cassava_kit.training.ssl.methods import SSL_METHODS
-from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs, linear_probs
+from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs
 from cassava_kit.training.ssl.view import ViewConfig
 
 TARGETS = {"simclr": 0.20, "moco": 0.08}

@@ -28,7 +28,7 @@ def mean_over_views(backbone: Any, views: Sequence[Any]) -> Any:
 def nested_probe(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, *, n_classes: int) -> np.ndarray:
     """Probabilities (N, K) of linear probes: each fold's penalty is the one with the least log-loss on the others."""
     from cassava_kit.evidence.calibration import logloss
-    from cassava_kit.training.ssl.probe import linear_probs
+    from cassava_kit.training.linear import linear_probs
 
     def probe(bank: np.ndarray, asked: np.ndarray, strength: float) -> np.ndarray:
         c = 100 * strength / bank.sum()  # scikit-learn's C sums losses over the rows: `strength` is for 100 of them

@@ -1,20 +1,18 @@
-"""Probes of a frozen backbone's features: `knn_probs`, `linear_probs`, and `KnnHalves` during a run."""
+"""Nearest neighbours in a frozen backbone's features: `knn_probs`, and `KnnHalves` during a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 
 from cassava_kit.errors import UserError
 from cassava_kit.inference.features import Pixels, extract_features
+from cassava_kit.training.linear import expand_classes
 
 NEIGHBOURS = 20
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, the inverse of the penalty
-INNER_FOLDS = 3
 
 
 def knn_probs(
@@ -32,54 +30,6 @@ def knn_probs(
 def _similarity(distances: np.ndarray) -> np.ndarray:
     """Return exp(cosine / 0.1) of Euclidean distances between unit vectors, the weights of Wu et al. 2018."""
     return np.exp((1 - distances**2 / 2 - 1) / 0.1)
-
-
-def linear_probs(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, n_classes: int, c: float | None = None
-) -> np.ndarray:
-    """Return pred_probs (N, K) of a logistic regression on standardised features.
-
-    `c` is scikit-learn's C, the inverse penalty; default: chosen by cross-validation of the training rows.
-    """
-    model = linear_model(choose_penalty(train, labels) if c is None else c)
-    model.fit(train, labels)
-    return expand_classes(model.predict_proba(test), model[-1].classes_, n_classes)
-
-
-def linear_model(c: float) -> Any:
-    """Return the unfitted linear probe: standardised features, then logistic regression at this inverse penalty."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500))
-
-
-def choose_penalty(x: np.ndarray, labels: np.ndarray) -> float:
-    """Return the one of `PENALTIES` with the least log loss in a stratified cross-validation of these rows.
-
-    Classes with fewer rows than folds are left out of the choice. There are `INNER_FOLDS` folds, or fewer where only
-    that leaves two classes. With one row a class, the middle of the range is returned.
-    """
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
-
-    counts = np.bincount(labels)
-    folds = next((k for k in range(INNER_FOLDS, 1, -1) if (counts >= k).sum() >= 2), None)
-    if folds is None:
-        return PENALTIES[len(PENALTIES) // 2]
-    rows = counts[labels] >= folds
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
-    grid = {"logisticregression__C": PENALTIES}
-    search = GridSearchCV(linear_model(1.0), grid, scoring="neg_log_loss", cv=splitter, refit=False)
-    search.fit(x[rows], labels[rows])
-    return float(PENALTIES[int(np.argmax(search.cv_results_["mean_test_score"]))])
-
-
-def expand_classes(probs: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return probabilities of some classes (N, S) as those of all classes (N, K), 0 for the others."""
-    full = np.zeros((len(probs), n_classes))
-    full[:, classes] = probs
-    return full
 
 
 def balanced_answers(pred_probs: np.ndarray, train_labels: np.ndarray) -> np.ndarray:

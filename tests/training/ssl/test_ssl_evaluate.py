@@ -13,16 +13,8 @@ from torch import nn
 
 from cassava_kit.inference import features as features_module
 from cassava_kit.inference.features import Pixels, extract_features, readable_features
-from cassava_kit.training.ssl.probe import (
-    PENALTIES,
-    KnnHalves,
-    balanced_accuracy,
-    balanced_answers,
-    choose_penalty,
-    expand_classes,
-    knn_probs,
-    linear_probs,
-)
+from cassava_kit.training.linear import PENALTIES, choose_penalty, expand_classes, linear_probs
+from cassava_kit.training.ssl.probe import KnnHalves, balanced_accuracy, balanced_answers, knn_probs
 
 PIXELS = Pixels(16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 

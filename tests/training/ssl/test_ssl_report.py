@@ -13,8 +13,8 @@ from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 from cassava_kit.models.network import create_model
 from cassava_kit.training.config import RunConfig
+from cassava_kit.training.linear import linear_probs
 from cassava_kit.training.rows import TrainData, TrainOptions
-from cassava_kit.training.ssl.probe import linear_probs
 from cassava_kit.training.ssl.report import (
     compare_starts,
     finetune_oof,
