@@ -19,7 +19,8 @@ from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.rows import TrainData, TrainOptions, usable_rows
-from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs, linear_probs
+from cassava_kit.training.linear import linear_probs
+from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs
 
 RANDOM = "random"
 SHARES = (0.01, 0.1, 1.0)
