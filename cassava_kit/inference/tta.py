@@ -69,6 +69,7 @@ FLIPS: tuple[BaseTransform, ...] = (HorizontalFlip(), VerticalFlip())
 # Every chain of a Compose is a view; a preset's Composes follow one another, without repeating the plain view.
 PRESETS: dict[str, tuple[Compose, ...]] = {
     "none": (Compose([]),),
+    "hflip": (Compose([HorizontalFlip()]),),
     "flips": (Compose([*FLIPS]),),
     "d4": (Compose([*FLIPS, Transpose()]),),
     "d4+zoom": (Compose([*FLIPS, Transpose()]), Compose([Zoom()])),
@@ -79,7 +80,7 @@ SHORT_NAMES = {"HorizontalFlip": "hflip", "VerticalFlip": "vflip", "Rotate90": "
 def make_views(views: str | Compose = "flips", *, size: tuple[int, int] | None = None) -> tuple[View, ...]:
     """Return the views of a preset, or of a ttach `Compose`; the plain view comes first.
 
-    Presets: `none` (1), `flips` (4), `d4` (the 8 symmetries of the square) and `d4+zoom` (9). With a `size` (height,
+    Presets: `none` (1), `hflip` (2), `flips` (4), `d4` (the 8 symmetries of the square) and `d4+zoom` (9). With a `size` (height,
     width) that is not square, the views that would turn it on its side are left out.
 
     Raises:

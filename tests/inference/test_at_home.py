@@ -38,7 +38,7 @@ def test_the_command_writes_the_full_ensembles_labels(images: Path, weights: Pat
         (["--ensemble", "nowhere"], "no folder of weights nowhere"),
         (["--images", "nowhere"], "no folder nowhere"),
         (["--early-stop", "soon"], "early_stop must be one of certified, off, got 'soon'"),
-        (["--views", "all"], "views must be one of none, flips, d4, d4+zoom"),
+        (["--views", "all"], "views must be one of none, hflip, flips, d4, d4+zoom"),
         (["--pixel-memory", "-1"], "memory must be at least 0 gigabytes and finite, got -1.0"),
         (["--pixel-memory", "inf"], "memory must be at least 0 gigabytes and finite, got inf"),
         (["--time-limit", "0"], "the time limit must be more than 0 seconds and finite, or none, got 0.0"),

@@ -72,7 +72,7 @@ def test_refusals_come_before_any_image_is_read(images: Path, weights: Path, tmp
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image in"):
         predict_folder(one, tmp_path / "empty")
-    with pytest.raises(UserError, match=r"views must be one of none, flips, d4, d4\+zoom"):
+    with pytest.raises(UserError, match=r"views must be one of none, hflip, flips, d4, d4\+zoom"):
         predict_folder(one, images, views="all")
 
 

@@ -59,7 +59,7 @@ def test_run_json_says_what_happened_and_nothing_of_the_environment(
     ("wrong", "message"),
     [
         ({"early_stop": "never"}, "certified, off"),
-        ({"views": "all"}, r"none, flips, d4, d4\+zoom"),
+        ({"views": "all"}, r"none, hflip, flips, d4, d4\+zoom"),
         ({"memory": -1.0}, "at least 0 gigabytes"),
         ({"batch_size": 0}, "at least 1, got 0"),
     ],

@@ -39,7 +39,7 @@ def rotations(x: torch.Tensor) -> list[torch.Tensor]:
 def by_hand(views: str, x: torch.Tensor) -> list[torch.Tensor]:
     flips = [x, x.flip(3), x.flip(2), x.flip(2).flip(3)]
     eight = [*rotations(x), *rotations(x.flip(3))]
-    return {"none": [x], "flips": flips, "d4": eight, "d4+zoom": [*eight, zoomed(x)]}[views]
+    return {"none": [x], "hflip": flips[:2], "flips": flips, "d4": eight, "d4+zoom": [*eight, zoomed(x)]}[views]
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def mean_by_hand(model: nn.Module, images: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([model(image).softmax(1) for image in images]).mean(0)
 
 
-@pytest.mark.parametrize("views", ["none", "flips", "d4", "d4+zoom"])
+@pytest.mark.parametrize("views", ["none", "hflip", "flips", "d4", "d4+zoom"])
 def test_presets_equal_the_loop_by_hand(model: nn.Module, views: str) -> None:
     x = torch.rand(4, 3, 40, 40)
     expected = by_hand(views, x)
@@ -106,7 +106,7 @@ def test_an_oblong_input_keeps_its_shape() -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"none, flips, d4, d4\+zoom.*got 'all'"):
+    with pytest.raises(ValueError, match=r"none, hflip, flips, d4, d4\+zoom.*got 'all'"):
         make_views("all")
 
 
@@ -152,7 +152,7 @@ def test_arrays_are_batches_too_and_other_things_are_refused(model: nn.Module) -
     with pytest.raises(UserError, match=r"got shape \(0, 3, 8, 8\)"):
         predict_views(model, x[:0])
     for nothing in (None, 3, ["flips"]):
-        with pytest.raises(UserError, match="views must be one of none, flips"):
+        with pytest.raises(UserError, match="views must be one of none, hflip, flips"):
             make_views(nothing)
 
 

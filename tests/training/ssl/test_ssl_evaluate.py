@@ -55,7 +55,7 @@ def test_the_cache_is_read_back_and_knows_what_it_is_of(images, tmp_path):
     cache, model = tmp_path / "cache", backbone()
     first = extract_features(model, images, PIXELS, cache=cache)
     (kept,) = cache.iterdir()
-    np.save(kept, first + 1)
+    np.save(kept, first[None] + 1)
     assert np.array_equal(extract_features(model, images, PIXELS, cache=cache), first + 1)
     with torch.no_grad():
         model[0].weight[0, 0, 0, 0] += 1
