@@ -19,7 +19,7 @@ CleanAction = Annotated[
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="Initial weights: .safetensors, or .pth with tensors alone.")
 ]
-Views = Annotated[str, typer.Option("--views", metavar="none|flips|d4|d4+zoom", help="Test-time views of each image.")]
+Views = Annotated[str, typer.Option("--views", metavar="none|hflip|flips|d4|d4+zoom", help="Test-time views of each image.")]
 SettingChanges = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated.")
 ]

@@ -122,7 +122,7 @@ def package_command(
     ] = None,
     folds: Annotated[Path | None, typer.Option(help="Fold file of the members, for the out-of-fold score.")] = None,
     views: Annotated[
-        str | None, typer.Option(metavar="none|flips|d4|d4+zoom", help="Test-time views; default: flips.")
+        str | None, typer.Option(metavar="none|hflip|flips|d4|d4+zoom", help="Test-time views; default: flips.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to pack into; default: build/bundle or build/kernels.")

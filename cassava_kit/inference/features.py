@@ -158,17 +158,32 @@ def extract_features(
 
     With `cache`, a folder, they are stored there under the hash of weights, files and pixels, and read back next time.
     """
+    return extract_views(backbone, paths, pixels, "none", cache=cache)[0]
+
+
+def extract_views(
+    backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, views: str, *, cache: Path | None = None
+) -> np.ndarray:
+    """Return features (V, N, D) float32 of image files through each view of a preset, the plain one first.
+
+    As `extract_features`; an image is decoded once.
+    """
     import torch
 
-    kept = None if cache is None else Path(cache) / f"features-{_features_key(backbone, paths, pixels)}.npy"
+    from cassava_kit.inference.tta import make_views
+
+    kept = None if cache is None else Path(cache) / f"features-{_features_key(backbone, paths, pixels, views)}.npy"
     if kept is not None and kept.is_file():
         return np.load(kept, allow_pickle=False)
     training, device = backbone.training, next(backbone.parameters()).device
     backbone.eval().to(memory_format=torch.channels_last)  # less than half the time on a CPU
     with torch.no_grad():
-        parts = [_features(backbone, batch, device) for batch in pixel_batches(paths, pixels)]
+        parts = [
+            [_features(backbone, view(batch), device) for view in make_views(views)]
+            for batch in pixel_batches(paths, pixels)
+        ]
     backbone.train(training)
-    features = np.concatenate(parts)
+    features = np.concatenate([np.stack(part) for part in parts], axis=1)
     if kept is not None:
         with atomic_path(kept) as temporary, temporary.open("wb") as file:
             np.save(file, features)
@@ -220,8 +235,8 @@ def pixel_batches(paths: Sequence[Path], pixels: Pixels) -> Any:
         yield normalize(batch, pixels.mean, pixels.std)
 
 
-def _features_key(backbone: nn.Module, paths: Sequence[Path], pixels: Pixels) -> str:
-    """Return a name that changes with any weight, file or pixel setting."""
+def _features_key(backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, views: str) -> str:
+    """Return a name that changes with any weight, file, pixel setting or view."""
     import torch
 
     # Flattened first: of a channels-last 1 x 1 convolution the strides are odd, though it counts as contiguous.
@@ -231,5 +246,5 @@ def _features_key(backbone: nn.Module, paths: Sequence[Path], pixels: Pixels) ->
     )
     files = [(str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
     return sha256_bytes(
-        weights + json.dumps([files, pixels.size, pixels.mean, pixels.std, str(type(backbone))]).encode()
+        weights + json.dumps([files, pixels.size, pixels.mean, pixels.std, views, str(type(backbone))]).encode()
     )[:24]
