@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 
 from cassava_kit.files import atomic_path
+from cassava_kit.report.fonts import font_families, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,10 +24,15 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f
 # Colours that stand for the page's own: the SVG takes `currentColor` in their place, the PNG keeps them.
 INK, FAINT = "#1a1a1b", "#c9c9ca"
 PNG_DPI = 120
+# Inches: narrow enough to be read on a telephone, where the page shrinks it to four fifths.
+CHART_WIDTH = 4.9
+LONGEST_LABEL = 24
+FEW = 12  # up to so many classes a chart has room for a line of 10 points each
 Drawing = ParamSpec("Drawing")
 SETTINGS: Any = {  # matplotlib types its names one by one
     "svg.fonttype": "none",
     "svg.hashsalt": "cassava-kit",
+    "text.parse_math": False,  # a class name may hold dollar signs
     "font.size": 10,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -59,9 +65,13 @@ def apply_style(draw: Callable[Drawing, Chart]) -> Callable[Drawing, Chart]:
 
     @wraps(draw)
     def within(*args: Drawing.args, **kwargs: Drawing.kwargs) -> Chart:
+        import warnings
+
         from matplotlib import rc_context
 
-        with rc_context(SETTINGS):
+        with rc_context({**SETTINGS, "font.family": font_families()}), warnings.catch_warnings():
+            # Only the PNG lacks such a character; the page's browser finds it in its own fonts.
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
             return draw(*args, **kwargs)
 
     return within
@@ -91,9 +101,7 @@ def inline_svg(svg: str, name: str, alt: str) -> str:
     svg = re.sub(r'\bid="', f'id="{slug}-', svg)
     svg = re.sub(r'(url\(#|xlink:href="#)', rf"\1{slug}-", svg)
     svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--line)")
-    width = re.search(r'width="([\d.]+)pt"', svg)
-    style = f' style="--width: {width[1]}pt"' if width else ""
-    head = f'<svg role="img" aria-label="{escape(alt, quote=True)}"{style}'
+    head = f'<svg role="img" aria-label="{escape(alt, quote=True)}"'
     return svg.replace("<svg", head, 1).strip()
 
 
@@ -107,123 +115,114 @@ def write_pngs(page: Path, charts: Sequence[Chart]) -> list[Path]:
 
 
 def axes(
-    width: float, height: float, *, columns: int = 1, rows: int = 1, heights: Sequence[float] | None = None
+    width: float, height: float, *, rows: int = 1, heights: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `width` x `height` inches and its axes, row by row, without matplotlib's global state."""
+    """Return a figure of `width` x `height` inches and its axes, top to bottom, without matplotlib's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    made = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+    made = figure.subplots(rows, 1, squeeze=False, height_ratios=heights)
     return figure, list(made.ravel())
+
+
+def _line_height(n_labels: int) -> float:
+    """Return the height in inches of one of so many lines."""
+    return 0.36 if n_labels <= FEW else 0.2
+
+
+def _label_lines(spot: Axes, at: np.ndarray, labels: Sequence[str]) -> None:
+    """Name the lines of a chart from top to bottom, long names cut."""
+    shown = [shorten(label, LONGEST_LABEL) for label in labels]
+    spot.set_yticks(at, shown, fontsize=10 if len(labels) <= FEW else 8)
 
 
 @apply_style
 def bars(name: str, alt: str, labels: Sequence[str], values: Sequence[int]) -> Chart:
     """Draw horizontal bars with their counts and shares of the total."""
-    figure, (ax,) = axes(7, 0.6 + 0.42 * len(labels))
+    figure, (ax,) = axes(CHART_WIDTH, 0.6 + _line_height(len(labels)) * len(labels))
     at = np.arange(len(labels))
     ax.barh(at, values, color=COLORS[0], height=0.7)
-    ax.set_yticks(at, labels)
-    ax.invert_yaxis()
-    ax.set_xlim(0, max(*values, 1) * 1.22)
+    _label_lines(ax, at, labels)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.set_xlim(0, max(*values, 1) * 1.4)
     for y, value in enumerate(values):
         text = f"{value:,} ({value / max(sum(values), 1):.1%})"
-        ax.annotate(text, (value, y), xytext=(5, 0), textcoords="offset points", va="center")
+        size = 9 if len(labels) <= FEW else 7.5
+        ax.annotate(text, (value, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=size)
     ax.set_xlabel("images")
     return chart(name, alt, figure)
 
 
 @apply_style
-def boxes(name: str, alt: str, labels: Sequence[str], values: Mapping[str, Sequence[np.ndarray]]) -> Chart:
-    """Draw a row of box plots for each quantity, a box a class: quartiles, whiskers to the 5th and 95th percentile."""
-    n = len(values)
-    columns = min(n, 2)
-    rows = -(-n // columns)
-    figure, spots = axes(9, 0.5 + rows * (0.7 + 0.27 * len(labels)), columns=columns, rows=rows)
+def boxes(name: str, alt: str, labels: Sequence[str], groups: Sequence[np.ndarray]) -> Chart:
+    """Draw a box plot for each group of values (N,): quartiles, whiskers to the 5th and 95th percentile."""
+    figure, (spot,) = axes(CHART_WIDTH, 0.5 + 0.8 * _line_height(len(labels)) * len(labels))
     ink: dict[str, Any] = {"color": INK, "linewidth": 0.9}
-    for k, (spot, (title, groups)) in enumerate(zip(spots, values.items(), strict=False)):
-        # Not matplotlib's boxplot: its word for lying boxes changed from version to version.
-        for y, group in enumerate(groups, start=1):
-            if len(group):
-                low, first, middle, third, high = np.percentile(group, (5, 25, 50, 75, 95))
-                spot.hlines(y, low, high, **ink)
-                spot.vlines((low, high), y - 0.15, y + 0.15, **ink)
-                spot.barh(y, third - first, 0.6, first, color=COLORS[0], edgecolor=INK, alpha=0.55, linewidth=0.9)
-                spot.vlines(middle, y - 0.3, y + 0.3, color=INK, linewidth=1.6)
-        spot.set_title(title)
-        spot.set_yticks(range(1, len(labels) + 1), labels if k % columns == 0 else [""] * len(labels))
-        spot.invert_yaxis()
-        spot.grid(axis="x")
-    for spot in spots[n:]:
-        spot.set_axis_off()
+    # Not matplotlib's boxplot: its word for lying boxes changed from version to version.
+    for y, group in enumerate(groups):
+        if len(group):
+            low, first, middle, third, high = np.percentile(group, (5, 25, 50, 75, 95))
+            spot.hlines(y, low, high, **ink)
+            spot.vlines((low, high), y - 0.15, y + 0.15, **ink)
+            spot.barh(y, third - first, 0.6, first, color=COLORS[0], edgecolor=INK, alpha=0.55, linewidth=0.9)
+            spot.vlines(middle, y - 0.3, y + 0.3, color=INK, linewidth=1.6)
+    _label_lines(spot, np.arange(len(labels)), labels)
+    spot.set_ylim(len(labels) - 0.4, -0.6)
+    spot.grid(axis="x")
     return chart(name, alt, figure)
 
 
 @apply_style
-def picture_grid(name: str, alt: str, labels: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> Chart:
-    """Draw a row of pictures (H, W, 3) uint8 for each label, as PNG alone."""
-    columns = max(1, *(len(row) for row in pictures))
-    figure, spots = axes(1.5 * columns, 1.35 * len(labels), rows=len(labels))
-    for spot, label, row in zip(spots, labels, pictures, strict=True):
-        for column, picture in enumerate(row):
-            left = column * 4.2
-            spot.imshow(four_to_three(picture), extent=(left, left + 4, 0, 3))
-        spot.set(title=label, xlim=(0, 4.2 * columns - 0.2), ylim=(0, 3), aspect="equal")
-        spot.set_axis_off()
-    return Chart(name, alt, "", png_bytes(figure))
-
-
-def four_to_three(picture: np.ndarray) -> np.ndarray:
-    """Return the middle of a picture (H, W, 3), cut to 4:3."""
-    height, width = picture.shape[:2]
-    high, wide = min(height, max(1, width * 3 // 4)), min(width, max(1, height * 4 // 3))
-    top, left = (height - high) // 2, (width - wide) // 2
-    return picture[top : top + high, left : left + wide]
-
-
-@apply_style
-def curves(name: str, alt: str, metrics: Mapping[int, Mapping[str, Sequence[float]]]) -> Chart:
-    """Draw loss and accuracy by epoch, a colour a fold; validation is a solid line, training a dashed one."""
+def curves(name: str, alt: str, metrics: Mapping[int, Mapping[str, Sequence[float]]], *, quantity: str) -> Chart:
+    """Draw `train_<quantity>` (dashed) and `val_<quantity>` (solid) by epoch, a colour a fold."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    figure, spots = axes(9, 3.4, columns=2)
-    for spot, quantity in zip(spots, ("loss", "accuracy"), strict=True):
-        for n, (_, columns) in enumerate(sorted(metrics.items())):
-            for part, style in (("train", "--"), ("val", "-")):
-                values = columns.get(f"{part}_{quantity}")
-                if values is not None:
-                    marker = "o" if len(values) < 15 else ""
-                    epochs = np.arange(1, len(values) + 1)
-                    color = COLORS[n % len(COLORS)]
-                    spot.plot(epochs, values, style, color=color, marker=marker, markersize=3, linewidth=1.4)
-        spot.set_title(quantity)
-        spot.set_xlabel("epoch")
-        spot.ticklabel_format(axis="y", useOffset=False)
-        spot.xaxis.set_major_locator(MaxNLocator(integer=True))
-        spot.grid()
+    figure, (spot,) = axes(CHART_WIDTH, 3.2)
+    for n, (_, columns) in enumerate(sorted(metrics.items())):
+        for part, style in (("train", "--"), ("val", "-")):
+            values = columns.get(f"{part}_{quantity}")
+            if values is not None:
+                marker = "o" if len(values) < 15 else ""
+                epochs = np.arange(1, len(values) + 1)
+                color = COLORS[n % len(COLORS)]
+                spot.plot(epochs, values, style, color=color, marker=marker, markersize=3, linewidth=1.4)
+    spot.set_title(quantity)
+    spot.set_xlabel("epoch")
+    spot.ticklabel_format(axis="y", useOffset=False)
+    spot.xaxis.set_major_locator(MaxNLocator(integer=True))
+    spot.grid()
+    full = Line2D([], [], color=INK, linestyle="-", label="validation")
+    broken = Line2D([], [], color=INK, linestyle="--", label="training")
     folds = [
         Line2D([], [], color=COLORS[n % len(COLORS)], label=f"fold {fold}") for n, fold in enumerate(sorted(metrics))
     ]
-    full = Line2D([], [], color=INK, linestyle="-", label="validation")
-    broken = Line2D([], [], color=INK, linestyle="--", label="training")
-    figure.legend(handles=[full, broken, *folds], loc="outside lower center", ncols=min(len(folds) + 2, 7))
+    figure.legend(handles=[full, broken, *folds], loc="outside lower center", ncols=4, fontsize=9)
     return chart(name, alt, figure)
 
 
 @apply_style
 def confusion_matrix(name: str, alt: str, labels: Sequence[str], counts: np.ndarray) -> Chart:
-    """Draw counts (K, K) of true by predicted class, coloured by their share of the row."""
-    figure, (ax,) = axes(1.8 + 0.95 * len(labels), 1.1 + 0.75 * len(labels))
+    """Draw counts (K, K) of given label by predicted class, coloured by their share of the row.
+
+    Cells say share and count up to six classes, the share up to twelve, nothing beyond.
+    """
+    from matplotlib import colormaps
+
+    k = len(labels)
+    cell = 0.66 if k <= 6 else 0.42 if k <= FEW else 0.17
+    figure, (ax,) = axes(max(CHART_WIDTH, 1.4 + cell * k), max(1.2 + cell * k, 2.2))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="face", linewidth=0.7)
-    for row, column in np.ndindex(*counts.shape):
-        color = "#ffffff" if shares[row, column] > 0.7 else "#111111"
-        text = f"{shares[row, column]:.0%}\n{counts[row, column]:,}"
-        ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=9)
-    middle = np.arange(len(labels)) + 0.5
-    ax.set_xticks(middle, labels)
-    ax.set_yticks(middle, labels)
+    for row, column in np.ndindex(*counts.shape) if k <= FEW else ():
+        text = f"{shares[row, column]:.0%}" + (f"\n{counts[row, column]:,}" if k <= 6 else "")
+        color = readable_on(colormaps["Blues"](float(shares[row, column]))[:3])
+        ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=9 if k <= 6 else 8)
+    middle = np.arange(k) + 0.5
+    shown = [shorten(label, 14) for label in labels]
+    size = 9 if k <= FEW else 6.5
+    ax.set_xticks(middle, shown, rotation=0 if k <= 6 and max(map(len, shown)) <= 9 else 90, fontsize=size)
+    ax.set_yticks(middle, shown, fontsize=size)
     ax.set_xlabel("predicted")
     ax.set_ylabel("given label")
     ax.invert_yaxis()
@@ -231,18 +230,26 @@ def confusion_matrix(name: str, alt: str, labels: Sequence[str], counts: np.ndar
     return chart(name, alt, figure)
 
 
+def readable_on(color: tuple[float, float, float]) -> str:
+    """Return black or white, whichever has more contrast (WCAG 2) on an sRGB colour, 0..1."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+    luminance = float(np.dot((0.2126, 0.7152, 0.0722), linear))
+    return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
+
+
 @apply_style
 def intervals(name: str, alt: str, labels: Sequence[str], values: np.ndarray, *, zero: float | None = None) -> Chart:
     """Draw points with intervals, values (N, 3) of value, low and high; `zero` is the dashed line of reference."""
-    figure, (ax,) = axes(7, 0.8 + 0.36 * len(labels))
+    figure, (ax,) = axes(CHART_WIDTH, 0.8 + _line_height(len(labels)) * len(labels))
     at = np.arange(len(labels))
     value, low, high = values.T
     ax.errorbar(value, at, xerr=[value - low, high - value], fmt="o", color=COLORS[0], capsize=3, linewidth=1.5)
     for y, (v, end) in enumerate(zip(value, high, strict=True)):
         if np.isfinite(v):
-            ax.annotate(f"{v:.3f}", (end, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
-    ax.margins(x=0.14)
-    ax.set_yticks(at, labels)
+            size = 9 if len(labels) <= FEW else 7.5
+            ax.annotate(f"{v:.3f}", (end, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=size)
+    ax.margins(x=0.18)
+    _label_lines(ax, at, labels)
     ax.set_ylim(len(labels) - 0.5, -0.7)
     ax.grid(axis="x")
     if zero is not None:
@@ -253,7 +260,7 @@ def intervals(name: str, alt: str, labels: Sequence[str], values: np.ndarray, *,
 @apply_style
 def reliability(name: str, alt: str, confidence: np.ndarray, right: np.ndarray, *, bins: int) -> Chart:
     """Draw accuracy against confidence (N,) in equal bins, over the number of images in each bin."""
-    figure, (ax, below) = axes(4.6, 4.6, rows=2, heights=(3, 1))
+    figure, (ax, below) = axes(CHART_WIDTH, 4.6, rows=2, heights=(3, 1))
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(bin_of, minlength=bins)
     filled = np.flatnonzero(counts)

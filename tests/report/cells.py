@@ -18,6 +18,7 @@ class Cells(HTMLParser):
         self.cell = "" if tag in ("td", "th") else self.cell
 
     def handle_endtag(self, tag):
+        self.text += " " if tag in ("p", "li", "div", "h1", "h2", "h3") else ""
         if tag in ("td", "th"):
             self.rows[-1].append(self.cell)
             self.cell = None

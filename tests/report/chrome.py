@@ -26,6 +26,22 @@ for (const image of images) image.loading = 'eager';
 await Promise.all(images.map(image => image.decode().catch(() => {})));
 return images.filter(image => !(image.complete && image.naturalWidth > 0)).map(image => image.alt);
 """
+# Tables and charts that are wider than their place, in pixels.
+OVERFLOWING = """
+return [...document.querySelectorAll('.scroll, figure, .charts, .photos, main, header')].map(
+  box => [box.className || box.tagName, box.scrollWidth - box.clientWidth]).filter(([name, more]) => more > 1);
+"""
+SMALLEST_TEXT = """
+const texts = [...document.querySelectorAll('figure.chart svg text')];
+const scale = (m) => Math.hypot(m.a, m.b);
+return Math.min(99, ...texts.map(text => parseFloat(getComputedStyle(text).fontSize) * scale(text.getScreenCTM())));
+"""
+# Ids that two elements have, and links to places that the page lacks.
+BROKEN_ANCHORS = """
+const ids = [...document.querySelectorAll('[id]')].map(e => e.id), twice = ids.filter((id, n) => ids.indexOf(id) !== n);
+const lost = [...document.querySelectorAll('a[href^="#"]')].map(a => a.getAttribute('href').slice(1));
+return [...twice, ...lost.filter(id => !document.getElementById(id))];
+"""
 CHART_SIZES = """
 return [...document.querySelectorAll('figure.chart svg')].map(svg => {
   const box = svg.getBoundingClientRect(); return [box.width, box.height, svg.querySelectorAll('path').length]; });
@@ -67,17 +83,22 @@ def unloaded(browser) -> list[str]:
     return browser.execute_async_script(body)
 
 
-def check_page(browser, page: Path) -> None:
-    """No console error, nothing fetched, every picture loaded, every chart drawn; wide and light, narrow and dark."""
-    for scheme, width in (("light", 1200), ("dark", 390)):
+def check_page(browser, page: Path, *, smallest: float = 8.5) -> None:
+    """Whole in wide and light, narrow and dark: nothing fetched or missing in the console, all shown, all in its place.
+
+    `smallest`: pixels that letters in charts have at least on a telephone.
+    """
+    for scheme, width in (("light", 1400), ("dark", 420)):
         show(browser, page, scheme=scheme, size=(width, 900))
         assert unloaded(browser) == []
         assert browser.execute_script(FETCHED) == []
         assert console_errors(browser) == []
         sizes = browser.execute_script(CHART_SIZES)
         assert all(w > 100 and h > 60 and paths > 3 for w, h, paths in sizes), sizes
-        # The page itself never scrolls sideways, its tables do.
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.execute_script(BROKEN_ANCHORS) == []
+    assert browser.execute_script(OVERFLOWING) == []
+    assert browser.execute_script(SMALLEST_TEXT) >= smallest
 
 
 def screenshot(browser, out: Path) -> None:

@@ -1,0 +1,105 @@
+"""Runs, the best first, with their scores and every pair's comparison; entry point `gather_report`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cassava_kit.competition import Competition, Task, common_task, current
+from cassava_kit.data.folds import Folds
+from cassava_kit.data.table import read_labels
+from cassava_kit.errors import UserError
+from cassava_kit.evidence.compare import Comparison
+from cassava_kit.evidence.metrics import METRIC_NAMES, gain
+from cassava_kit.report.page import short_names
+from cassava_kit.report.runs import Run, find_runs
+from cassava_kit.report.runs_scores import ScoredRun, compare_pairs, majority_of, read_split, score_run
+
+
+@dataclass(frozen=True)
+class Report:
+    """Runs and, where labels are known, their scores, both in the order of `rank_runs`.
+
+    `baseline` answers the majority class on all their rows. `pairs` begin with the winner's: each compares a run with
+    one ranked below it; the majority's come last.
+    """
+
+    runs: list[Run]
+    folds: Folds | None
+    scored: list[ScoredRun]
+    baseline: ScoredRun | None
+    pairs: list[Comparison]
+    task: Task
+    title: str
+
+    @property
+    def metric_name(self) -> str:
+        """Return what runs are ranked by, in words."""
+        return METRIC_NAMES[self.task.metric]
+
+    def class_names(self) -> list[str]:
+        """Return short class names; numbers for classes that the competition does not have."""
+        names = short_names(self.task.classes)
+        k = self.scored[0].probabilities.shape[1] if self.scored else len(names)
+        return [*names[:k], *(f"class {n}" for n in range(len(names), k))]
+
+
+def gather_report(
+    runs: Sequence[Path], *, folds: Path | None = None, data: Path | None = None, competition: Competition | None = None
+) -> Report:
+    """Score runs on the rows they held out, and the majority class on the same rows; compare every pair.
+
+    Without fold file and competition folder no label is known: the page then has what the runs say of themselves.
+    """
+    competition = competition or current()
+    found = find_runs(runs)
+    table = None if data is None else read_labels(data, competition)
+    split = read_split(found, folds, table)
+    task = _task(found, split) or competition.task
+    title = competition.title if competition.slug == task.competition else task.competition
+    if split is None:
+        return Report(found, None, [], None, [], task, title)
+    _check_labels(split, table)
+    scored = rank_runs([one for run in found if (one := score_run(run, split, task.metric)) is not None])
+    if not scored:
+        return Report(found, split, [], None, [], task, title)
+    widths = {one.name: one.probabilities.shape[1] for one in scored}
+    if len(set(widths.values())) > 1:
+        shown = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise UserError(f"the runs must predict the same classes, got {shown}; report runs of one competition together")
+    rows = np.unique(np.concatenate([one.rows for one in scored]))
+    baseline = majority_of(split, rows, scored[0].probabilities.shape[1], task.metric)
+    place = {one.name: n for n, one in enumerate(scored)}
+    ordered = sorted(found, key=lambda run: place.get(run.name, len(place)))
+    pairs = compare_pairs([baseline, *reversed(scored)])[::-1]
+    return Report(ordered, split, scored, baseline, pairs, task, title)
+
+
+def rank_runs(scored: Sequence[ScoredRun]) -> list[ScoredRun]:
+    """Return the runs with the best first; a run that holds out fewer rows than another comes after it."""
+    return sorted(scored, key=lambda one: (-len(one.rows), -gain(one.metric, 0.0, one.score.value)))
+
+
+def _task(runs: Sequence[Run], split: Folds | None) -> Task | None:
+    """Return what the fold file and the runs say that they are of; None where no file says it."""
+    tasks = {"the fold file": split.task if split else None}
+    for run in runs:
+        files = {f"{run.name} fold {k}": part for k, part in run.parts.items()}
+        files |= {run.name: run.whole} if run.whole is not None else {}
+        tasks |= {name: file.header.task for name, file in files.items() if file.header is not None}
+    return common_task(tasks) if any(tasks.values()) else None
+
+
+def _check_labels(split: Folds, table: pd.DataFrame | None) -> None:
+    """Refuse a competition folder whose labels differ from the fold file's, or that shares no image with it."""
+    if table is None:
+        return
+    both = split.frame.merge(table, on="image_id", suffixes=("", "_table"))
+    differs = both[both["label"] != both["label_table"]]
+    if both.empty or len(differs):
+        what = f"{differs['image_id'].iloc[0]} has another label there" if len(differs) else "they share no image"
+        raise UserError(f"the fold file and --data are of different tables: {what}; give the data of these folds")
