@@ -5,6 +5,7 @@ A name comes from its room when it is first used, so that `import cassava_kit` l
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from cassava_kit.inference.tta import predict_views as predict_views
     from cassava_kit.models.checkpoint import load_model as load_model
     from cassava_kit.training.train import train_fold as train_fold
+
+# Threads of torch and of MKL that wait for work sleep instead of spinning: beside a busy core, spinning makes a training
+# step several times slower. The libraries read it once, when torch is imported; what the user has set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for Intel's and LLVM's OpenMP
 
 # Public name -> the module that defines it.
 HOMES = {

@@ -1,8 +1,11 @@
-"""Errors that the user can mend: `UserError`, and `closest` for the name that was meant."""
+"""Ends of a command: `UserError`, which the user can mend (`closest` finds the name that was meant), and `Stopped`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,41 @@ class UserError(ValueError):
         Traceback (most recent call last):
         cassava_kit.errors.UserError: fold must be in 0..4, got 7; folds/kfold5.csv has 5 folds
     """
+
+
+class Stopped(BaseException):
+    """The end of a run by a signal: Ctrl-C (SIGINT) or SIGTERM.
+
+    The command line prints the message as one line and exits with `code`: 130 or 143, 128 and the signal's number.
+    """
+
+    def __init__(self, message: str = "stopped", *, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        return 128 + self.number
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise `Stopped` in the block; a signal that is ignored stays so."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number=number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def closest(name: str, names: Iterable[str]) -> str:

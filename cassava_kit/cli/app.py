@@ -1,13 +1,12 @@
 """Build and run a command line: help by stage, mistakes as one line. Entry points: `make_app`, `exit_with`, `run_app`.
 
 Exit codes: 0; 1 where something examined or rehearsed failed; 2 for a mistake of the user's; 70 for a bug, with its
-traceback; 130 or 143 for a stopped run. Without a command the help is printed, with exit code 0.
+traceback; 130 for one stopped by Ctrl-C, 143 by SIGTERM. Without a command the help is printed, with exit code 0.
 """
 
 from __future__ import annotations
 
 import errno
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cassava_kit.errors import UserError
+from cassava_kit.errors import Stopped, UserError, stopped_by_signals
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
 # Options of before, by command, and what they are called now.
@@ -113,16 +112,16 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     verbose = "--verbose" in arguments
     arguments = [argument for argument in arguments if argument != "--verbose"]
     try:
-        result = app(args=arguments, standalone_mode=False, prog_name=app.info.name)
+        with stopped_by_signals():
+            result = app(args=arguments, standalone_mode=False, prog_name=app.info.name)
         return result if isinstance(result, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
+    except Stopped as stopped:
+        if str(stopped):  # of several processes of one run the first one says it
+            print(stopped, file=sys.stderr)
+        return stopped.code
+    except typer.Abort:  # the end of the input, where a question was asked
         print("stopped", file=sys.stderr)
         return 130
-    except SystemExit as ended:
-        if ended.code is not None:
-            raise
-        print("stopped", file=sys.stderr)  # Lightning leaves a fit that SIGTERM reached by an exit without a code
-        return 128 + signal.SIGTERM
     except Exception as error:
         message = user_message(error)
         if message is None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cassava_kit.cli.options import CleanAction, Data, FoldFile, SettingChanges, Views, Weights
+from cassava_kit.cli.options import CleanAction, Data, FoldFile, Jobs, SettingChanges, Views, Weights
 from cassava_kit.cli.output import AsJson, Result, print_result
 from cassava_kit.errors import UserError
 
@@ -142,6 +142,7 @@ def ablate_command(
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes; 0 loads in the main process.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder for decoded pixels, as for train.")] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Train a recipe with and without a change over the same folds, and compare each variant with the recipe."""
     from cassava_kit.training.ablation import ablate_files
@@ -154,4 +155,4 @@ def ablate_command(
 
     action = clean_action or "drop"
     options = TrainOptions(weights=weights, limit=limit, clean=clean, clean_action=action, workers=workers, cache=cache)
-    print(ablate_files(config, data, folds, out, changes=change or [], options=options))
+    print(ablate_files(config, data, folds, out, changes=change or [], options=options, jobs=jobs))

@@ -19,6 +19,12 @@ CleanAction = Annotated[
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="Initial weights: .safetensors, or .pth with tensors alone.")
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", min=1, help="Folds trained at once on a CPU; default: one a core, fewer where memory is short."
+    ),
+]
 Views = Annotated[str, typer.Option("--views", metavar="none|hflip|flips|d4|d4+zoom", help="Test-time views of each image.")]
 SettingChanges = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cassava_kit.cli.options import CleanAction, Data, FoldFile, SettingChanges, Weights
+from cassava_kit.cli.options import CleanAction, Data, FoldFile, Jobs, SettingChanges, Weights
 from cassava_kit.cli.output import AsJson, Result, print_result
 from cassava_kit.errors import UserError
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from cassava_kit.data.folds import Folds
     from cassava_kit.training.config import RunConfig
     from cassava_kit.training.ssl.config import PretrainConfig
+
+
+PROBE = "probe"
 
 
 def recipes_command(
@@ -106,7 +109,7 @@ def _recipe(name: str) -> RunConfig | PretrainConfig:
 
 
 def train_command(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, timm:NAME, or logreg.")],
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, timm:NAME, logreg, or probe.")],
     data: Data,
     folds: FoldFile,
     fold: Annotated[
@@ -119,6 +122,18 @@ def train_command(
         bool, typer.Option("--partial-weights", help="Let tensors of the backbone that the file lacks stay random.")
     ] = False,
     settings: SettingChanges = None,
+    keep_stages: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-stages",
+            min=0,
+            help="Train the head and this number of top stages alone (of a ViT: blocks); those below stay frozen.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="timm:NAME", help="With probe: the network, as timm:NAME or a recipe's name."),
+    ] = None,
     run_name: Annotated[
         str | None,
         typer.Option("--name", help="Name of the run's folder; default: the recipe's, with the settings changed."),
@@ -144,17 +159,44 @@ def train_command(
         Path | None, typer.Option(help="Folder for decoded pixels, made once (needs the setting train_pixels).")
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's log into the run.")] = False,
+    jobs: Jobs = None,
 ) -> None:
     """Train a recipe once for each fold held out; write checkpoints and out-of-fold predictions."""
     from cassava_kit.data.folds import read_folds
     from cassava_kit.data.table import read_competition
     from cassava_kit.training.recipes import recipe
 
+    spread = devices > 1 or num_nodes > 1 or strategy != "auto"
+    no_network: tuple[object, ...] = (partial_weights, limit, clean, clean_action, cache, workers, tensorboard, spread)
+    no_network += (jobs, keep_stages is not None)
+    if replace and keep:
+        raise UserError("give --replace or --keep, not both")
+    if model is not None and name != PROBE:
+        raise UserError("--model goes with train probe; a recipe's network is changed by --set model=NAME")
+    if name == PROBE:
+        if any(no_network):
+            raise UserError(
+                "train probe takes --model, --weights, --data, --folds, --fold, --out, --set, --name, --replace and "
+                "--keep alone: its network stays frozen"
+            )
+        if model is None or weights is None:
+            raise UserError("train probe needs --model timm:NAME and --weights FILE, the network and its weights")
+        from cassava_kit.settings import replace as with_name
+        from cassava_kit.training.probe import train_probe
+        from cassava_kit.training.recipes import probe_of
+        from cassava_kit.training.rows import TrainData, TrainOptions
+
+        split, probe = read_folds(folds), probe_of(model).with_settings(settings or [])
+        train_probe(
+            probe if run_name is None else with_name(probe, name=run_name),
+            TrainData(read_competition(data), split),
+            out,
+            options=TrainOptions(weights=weights, existing="replace" if replace else "keep" if keep else "refuse"),
+            folds=_fold_numbers(fold, split),
+        )
+        return
     if name == "logreg":
-        spread = devices > 1 or num_nodes > 1 or strategy != "auto"
-        given: tuple[object, ...] = (settings, weights, partial_weights, run_name, keep)
-        given += (limit, clean, clean_action, cache, workers, tensorboard, spread)
-        if any(given):
+        if any((settings, weights, run_name, keep, *no_network)):
             raise UserError(
                 "train logreg takes --data, --folds, --fold, --out and --replace alone: it trains no network"
             )
@@ -172,11 +214,10 @@ def train_command(
         raise UserError("--clean-action goes with --clean FILE")
     if partial_weights and weights is None:
         raise UserError("--partial-weights goes with --weights FILE")
-    if replace and keep:
-        raise UserError("give --replace or --keep, not both")
     from cassava_kit.settings import replace as with_fields
 
-    config = recipe(name).with_settings(settings or [])
+    chosen = [] if keep_stages is None else [f"keep_stages={keep_stages}"]
+    config = recipe(name).with_settings([*(settings or []), *chosen])
     if run_name is not None:
         config = with_fields(config, name=run_name)
     from cassava_kit.training.devices import Devices
@@ -196,7 +237,8 @@ def train_command(
         tensorboard=tensorboard,
         existing="replace" if replace else "keep" if keep else "refuse",
     )
-    train_recipe(config, read_competition(data), split, out, folds=_fold_numbers(fold, split), options=options)
+    numbers = _fold_numbers(fold, split)
+    train_recipe(config, read_competition(data), split, out, folds=numbers, options=options, jobs=jobs)
 
 
 def _fold_numbers(given: list[int] | None, split: Folds) -> list[int]:

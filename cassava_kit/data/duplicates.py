@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.data.fingerprints import FINGERPRINT_CACHE, THUMBNAIL_SIDE, Fingerprints, fingerprint
+from cassava_kit.data.progress import track
 from cassava_kit.data.table import TrainTable, list_images
 from cassava_kit.files import cache_dir
 
@@ -67,14 +68,11 @@ def table_groups(table: TrainTable, *, progress: bool = True) -> np.ndarray:
 
 def group_duplicates(prints: Fingerprints, *, progress: bool = False) -> np.ndarray:
     """Return the group of each image, (N,) int64, from the fingerprints."""
-    from rich.console import Console
-    from rich.progress import track
-
     _, first, kind = np.unique(prints.digests, axis=0, return_index=True, return_inverse=True)
     group = first[kind.ravel()]  # equal files are one group, and only the first of them is compared
     usable = np.intersect1d(first, np.flatnonzero(_contrast(prints.thumbnails) >= MIN_CONTRAST))
     thumbnails = prints.thumbnails[usable]
-    for position in track(range(8), "Comparing", console=Console(stderr=True), disable=not progress):
+    for position in track(range(8), "Comparing", show=progress):
         for i, j in candidates(thumbnails, position):
             a, b = group[usable[i]], group[usable[j]]
             if a != b and match(thumbnails[i], turn(thumbnails[j], position)) >= MIN_MATCH:

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from cassava_kit.data.progress import track
 from cassava_kit.errors import UserError
 
 MAX_DECODED_PIXELS = 40_000_000
@@ -140,14 +141,9 @@ def in_threads(
     function: Callable[[_Item], _Result], items: Sequence[_Item], *, title: str, progress: bool
 ) -> Iterator[_Result]:
     """Yield `function` of each item, in order, from a pool of threads, with a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import track
-
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
-    quiet = not progress or len(items) == 0
     try:
-        results = pool.map(function, items)
-        yield from track(results, title, total=len(items), console=Console(stderr=True), disable=quiet)
+        yield from track(pool.map(function, items), title, total=len(items), show=progress)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cassava_kit.data.progress import count_steps
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.kept_pixels import Budget
 from cassava_kit.inference.machine import describe_device, package_versions, usable_devices
@@ -15,7 +16,7 @@ from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.pixels import PixelStore
 from cassava_kit.inference.planner import Plan, choose_rows, cost_key, make_units, order_units
 from cassava_kit.inference.predict import choose_batch_size
-from cassava_kit.inference.report import RunReport, print_line, print_warning, progress_bar
+from cassava_kit.inference.report import RunReport, print_line, print_warning
 from cassava_kit.inference.runner import NotFiniteError, Runner
 from cassava_kit.inference.votes import Votes
 
@@ -163,12 +164,12 @@ class EnsembleRun:
         """Let unit `u` vote on rows that it has not seen; seconds per image, or None where its checkpoint failed."""
         unit, start = self.units[u], self.clock.used
         done = 0
-        with progress_bar(len(rows), unit.name, show=show and self.options.progress) as bar:
+        with count_steps(unit.name, len(rows), show=show and self.options.progress) as count_images:
 
             def count(seen: np.ndarray, probabilities: np.ndarray) -> None:
                 new = ~self.votes.seen[seen, u]
                 self.votes.add(u, seen[new], probabilities[new])
-                bar.update(len(seen))
+                count_images(len(seen))
                 if self.clock.used - self.written > WRITE_EVERY_SECONDS:
                     self.try_save()  # a run that is killed inside a long unit leaves a file of the last minute
 
@@ -261,6 +262,7 @@ class EnsembleRun:
         for name, reason in list(report.images_failed.items())[:NAMED_FAILURES]:
             print_warning(f"{name} cannot be read and gets the prior's class: {reason}")
         report.class_counts = np.bincount(votes.labels(), minlength=len(votes.prior)).tolist()
+        report.probabilities = votes.probabilities()
         voted = {self.units[u].checkpoint.name for u in np.flatnonzero(votes.seen.any(axis=0))}
         used = normalize_weights([one for one in self.members.checkpoints if one.name in voted])
         report.members_used = [{"file": one.name, "member": one.member, "weight": one.weight} for one in used]

@@ -198,16 +198,14 @@ def readable_features(
     Raises:
         FileNotFoundError: none of the images can be read.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from cassava_kit.data.images import quick_check
+    from cassava_kit.data.progress import track
 
     whole = np.array([quick_check(path) is None for path in paths])
     if not whole.any():
         raise FileNotFoundError(f"none of the images can be read (first: {paths[0]}); --data must be their folder")
     readable = [path for path, good in zip(paths, whole, strict=True) if good]
-    starts = track(range(0, len(readable), FEATURE_CHUNK), "Features", console=Console(stderr=True), transient=True)
+    starts = track(range(0, len(readable), FEATURE_CHUNK), "Features")
     features = np.concatenate(
         [extract_features(backbone, readable[start : start + FEATURE_CHUNK], pixels, cache=cache) for start in starts]
     )

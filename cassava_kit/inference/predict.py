@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from cassava_kit.data.progress import count_steps
 from cassava_kit.errors import UserError
-from cassava_kit.inference.report import progress_bar
 from cassava_kit.models.checkpoint import CheckpointInfo, read_info
 
 BATCH_SIZES = {"cpu": 16, "cuda": 64}
@@ -45,7 +45,7 @@ def predict_images(
         PixelStore(
             paths, [info.input_size for info in infos], keep=passes > 1, pinned=devices[0].type == "cuda"
         ) as store,
-        progress_bar(passes * len(paths), "predict", show=progress) as bar,
+        count_steps("Predicting", passes * len(paths), show=progress) as count,
     ):
         runner = Runner(store, devices, choose_batch_size(batch_size, devices[0], len(paths)))
         for member, checkpoint in enumerate(checkpoints):
@@ -53,7 +53,7 @@ def predict_images(
 
                 def add(rows: np.ndarray, probabilities: np.ndarray, member: int = member) -> None:
                     out[member, rows] += probabilities / len(seen[member])
-                    bar.update(len(rows))
+                    count(len(rows))
 
                 runner.predict(Path(checkpoint), view, np.arange(len(paths)), add)
         failed = sorted(store.failed)

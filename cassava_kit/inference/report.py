@@ -1,23 +1,29 @@
-"""What a run did: `RunReport`, which becomes `run.json`; lines and a progress bar for the terminal."""
+"""What a run did: `RunReport`, which becomes `run.json`; lines for the terminal."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 from cassava_kit.inference.submission_rows import printable
 
+if TYPE_CHECKING:
+    import numpy as np
+
 REPORT_FILE = "run.json"
-BAR_AFTER_SECONDS = 2.0
 
 
 @dataclass
 class RunReport:
-    """What a run did, as written to `run.json`; times in seconds since the process began."""
+    """What a run did, as written to `run.json`; times in seconds since the process began.
+
+    For the caller alone, and not in the file, are the `names` of the images and `probabilities` (N, K), the mean of the
+    votes counted for each.
+    """
 
     submission: str
     n_images: int = 0
@@ -35,14 +41,17 @@ class RunReport:
     plan: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     class_counts: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list, repr=False)
+    probabilities: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def write(self, folder: Path) -> None:
         """Write `run.json`; names of files that are not text are shown with their bytes escaped.
 
         A folder that cannot be written costs a warning: the submission is worth more than its report.
         """
+        values = {name: value for name, value in asdict(self).items() if name not in ("names", "probabilities")}
         try:
-            write_json(folder / REPORT_FILE, _all_printable(asdict(self)))
+            write_json(folder / REPORT_FILE, _all_printable(values))
         except OSError as error:
             print_warning(f"{folder / REPORT_FILE} could not be written: {error}")
 
@@ -63,13 +72,6 @@ def _all_printable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_all_printable(key): _all_printable(item) for key, item in value.items()}
     return [_all_printable(item) for item in value] if isinstance(value, list) else value
-
-
-def progress_bar(total: int, text: str, *, show: bool = True) -> Any:
-    """Return a tqdm bar that appears on a terminal after two seconds: a context manager with `update(n)`."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=text, unit="img", delay=BAR_AFTER_SECONDS, disable=None if show else True)
 
 
 def read_run(working: Path) -> tuple[list[str], str]:

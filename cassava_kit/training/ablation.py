@@ -1,4 +1,4 @@
-"""A recipe with and without a change: trained by `train_recipe`, compared by `compare`; start at `ablate_files`."""
+"""A recipe with and without a change: trained by `train_recipes`, compared by `compare`; start at `ablate_files`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def ablate_files(
     *,
     changes: Sequence[str] = (),
     options: TrainOptions | None = None,
+    jobs: int | None = None,
 ) -> str:
     """Train a recipe and one variant a change over all folds, and compare each variant with the recipe.
 
     A change is "NAME=VALUE", or several of them with blanks between. The noise report of the options makes one more
     variant, which is trained on the rows that the report leaves; the others are trained on all rows. All are scored out
-    of fold on the given labels. Finished runs in `out/<run name>` are reused; p-values are corrected for the number of
-    variants. Writes `out/<run name>-ablation.csv`.
+    of fold on the given labels. Finished runs in `out/<run name>` are reused; on a CPU `jobs` folds are trained
+    at once (default: see `choose_jobs`). P-values are corrected for the number of variants. Writes
+    `out/<run name>-ablation.csv`.
 
     Returns:
         What to print: a comparison a variant, and the path of the table.
@@ -46,23 +48,21 @@ def ablate_files(
         UserError: A variant cannot be trained; said before the first run.
     """
     from cassava_kit.data.table import read_competition
-    from cassava_kit.training.checks import check_run
-    from cassava_kit.training.recipe_run import train_recipe
+    from cassava_kit.training.recipe_run import PlannedRecipe, train_recipes
     from cassava_kit.training.rows import TrainData, TrainOptions
 
     options = options or TrainOptions()
     plain = with_fields(options, clean=None)
-    plan = [(variant, plain) for variant in variants(config, changes, cleaned=options.clean is not None)]
+    planned = variants(config, changes, cleaned=options.clean is not None)
+    plan = [PlannedRecipe(variant, plain) for variant in planned]
     if options.clean is not None:
-        plan.append((replace(config, name=f"{run_name(config)}--cleaned"), options))
+        plan.append(PlannedRecipe(replace(config, name=f"{run_name(config)}--cleaned"), options))
     table, split = read_competition(data), read_folds(folds)
-    for variant, given in plan:
-        check_run(variant, TrainData(table, split), range(split.n_splits), given)
-    results = [train_recipe(variant, table, split, out, options=given) for variant, given in plan]
+    results = train_recipes(plan, TrainData(table, split), out, jobs=jobs)
     files = [result.oof_file for result in results if result.oof_file is not None]
     evidence = read_evidence(files, split)
     base, *others = evidence.pred_probs
-    names = [run_name(variant) for variant, _ in plan]
+    names = [one.name for one in plan]
     comparisons = correct(
         [
             with_fields(

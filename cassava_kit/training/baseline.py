@@ -12,6 +12,7 @@ import numpy as np
 
 from cassava_kit.data.folds import TEST
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes, resize
+from cassava_kit.data.progress import track
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import Score, accuracy, score, score_record
 from cassava_kit.evidence.oof import fold_predictions, join_folds
@@ -74,7 +75,7 @@ def train_baseline(
     for name in (OOF_FILE, header_path(OOF_FILE)):  # joined from folds that are written anew
         (run_dir / name).unlink(missing_ok=True)
     parts = []
-    for k in _progress(numbers, progress):
+    for k in track(numbers, "Fitting folds", show=progress):
         started = time.perf_counter()
         probabilities = predict_fold(pixels, readable, data, k, settings=settings)
         facts = {"fingerprint": wanted, "seconds": time.perf_counter() - started + reading / len(numbers)}
@@ -179,10 +180,3 @@ def write_fold(
     write_predictions(run_dir / OOF_FILE, part)
     write_json(run_dir / DONE_FILE, {**score_record(right), **facts})
     return part
-
-
-def _progress(numbers: Sequence[int], progress: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(numbers, "Fitting folds", console=Console(stderr=True), disable=not progress)

@@ -10,9 +10,8 @@ from typing import Any
 
 import lightning as L
 import pandas as pd
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cassava_kit.data.progress import Display
 from cassava_kit.files import atomic_path, write_text
 from cassava_kit.training.findings import diagnose
 
@@ -152,47 +151,28 @@ class KeepBest(L.Callback):
 
 
 class Bar(L.Callback):
-    """Moves one task of a rich progress bar, a step a batch, with the last epoch's figure beside it."""
+    """Shows a run on a display: a step a batch, and the figure of each epoch."""
 
-    def __init__(self, progress: Progress, metrics: MetricsFile, *, label: str, column: str) -> None:
-        self.progress = progress
+    def __init__(self, display: Display, metrics: MetricsFile, *, label: str, column: str) -> None:
+        self.display = display
         self.metrics = metrics
         self.label = label
         self.column = column
-        self.task: TaskID | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the task; a resumed run starts where it stopped."""
+        """Begin the task; a resumed run starts where it stopped."""
         per_epoch = int(trainer.num_training_batches)
-        total = per_epoch * (trainer.max_epochs or 1)
-        self.task = self.progress.add_task(self.label, total=total, completed=per_epoch * trainer.current_epoch)
+        self.display.add(self.label, per_epoch * (trainer.max_epochs or 1), per_epoch * trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Advance by one step."""
-        if self.task is not None:
-            self.progress.advance(self.task)
+        self.display.advance(self.label)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the epoch's figure."""
-        if self.task is not None:
-            figure = f"{self.column.replace('_', ' ')} {self.metrics.rows[-1][self.column]:.3f}"
-            text = f"{self.label}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figure}"
-            self.progress.update(self.task, description=text)
+        figure = f"{self.column.replace('_', ' ')} {self.metrics.rows[-1][self.column]:.3f}"
+        self.display.epoch(self.label, trainer.current_epoch + 1, trainer.max_epochs or 1, figure)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove the task."""
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-
-
-def training_bar(console: Console) -> Progress:
-    """Return the bar of a run: steps, figure of the last epoch, elapsed and remaining time; it vanishes at the end."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """End the task, also that of a run that failed or was stopped."""
+        self.display.remove(self.label)

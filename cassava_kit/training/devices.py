@@ -57,6 +57,11 @@ def check_devices(devices: Devices, config: RunConfig) -> None:
         raise UserError(f"{clash[0]} does not go with strategy {devices.strategy}; use one device")
 
 
+def uses_gpu(devices: Devices) -> bool:
+    """Return whether a run on these devices computes on GPUs."""
+    return devices.accelerator == "gpu" or (devices.accelerator == "auto" and torch.cuda.is_available())
+
+
 def make_strategy(devices: Devices) -> Any:
     """Return Lightning's strategy: gloo between CPU processes, NCCL between GPUs."""
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy

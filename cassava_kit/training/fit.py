@@ -11,10 +11,12 @@ import lightning as L
 import pandas as pd
 import torch
 
+from cassava_kit.data.progress import current_display
 from cassava_kit.evidence.noise.decisions import CLEANED_SEEN, WEIGHTED
 from cassava_kit.files import CHECKPOINT_FILE
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import free_stages, image_statistics
+from cassava_kit.models.precision import half_is_risky
 from cassava_kit.models.weights import load_weights
 from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume, StopEarly
@@ -37,7 +39,8 @@ from cassava_kit.training.run_dir import (
     run_fingerprint,
     write_fold_oof,
 )
-from cassava_kit.training.trainer import make_trainer, quiet_lightning
+from cassava_kit.training.side_by_side import fold_threads
+from cassava_kit.training.trainer import make_trainer, quiet_lightning, run_fit
 
 
 def fit_fold(
@@ -54,7 +57,7 @@ def fit_fold(
     """
     options = options or TrainOptions()
     if not is_main():
-        options = replace(options, progress=None, tell=lambda _: None)
+        options = replace(options, tell=lambda _: None)
     check_run(config, data, [fold], options)
     training, validation, broken = usable_rows(data, fold, options.limit)
     training = clean_rows(training, options)
@@ -68,22 +71,23 @@ def fit_fold(
     started = time.perf_counter()
     if is_main():
         wanted = prepare_run_dir(run_dir, config, wanted, keep=options.existing == "keep")
-    batches = make_batches(config, data, (training, validation), options)
-    module = make_classifier(config, data, batches, training=training, options=options)
-    info = checkpoint_info(config, data, fold, statistics=image_statistics(module.model), training=training)
-    try:
-        trainer = run_trainer(module, batches, run_dir, info=info, options=options)
-    except DivergedError as error:
+    with fold_threads(config, options):
+        batches = make_batches(config, data, (training, validation), options)
+        module = make_classifier(config, data, batches, training=training, options=options)
+        info = checkpoint_info(config, data, fold, statistics=image_statistics(module.model), training=training)
+        try:
+            trainer = run_trainer(module, batches, run_dir, info=info, options=options)
+        except DivergedError as error:
+            if is_main():
+                mark_failed(run_dir, str(error))
+            raise
         if is_main():
-            mark_failed(run_dir, str(error))
-        raise
-    if is_main():
-        seen = (CLEANED_SEEN,) if options.clean is not None else ()
-        score = write_fold_oof(run_dir, info, data, fold, labels_seen=seen)
-        seconds = round(time.perf_counter() - started, 3)
-        facts = {"fingerprint": wanted, "seconds": seconds, "given": options.describe()}
-        finish(run_dir, info, score, facts=facts)
-    trainer.strategy.barrier()
+            seen = (CLEANED_SEEN,) if options.clean is not None else ()
+            score = write_fold_oof(run_dir, info, data, fold, labels_seen=seen)
+            seconds = round(time.perf_counter() - started, 3)
+            facts = {"fingerprint": wanted, "seconds": seconds, "given": options.describe()}
+            finish(run_dir, info, score, facts=facts)
+        trainer.strategy.barrier()
     result = read_finished(run_dir)
     assert result is not None
     return replace(result[0], reused=False)
@@ -145,14 +149,19 @@ def run_trainer(
     if config.early_stopping:
         callbacks.append(StopEarly(config.early_stopping))
     callbacks.append(Resume(run_dir))
-    if options.progress is not None:
-        callbacks.append(Bar(options.progress, metrics, label=label, column="val_accuracy"))
+    display = current_display()
+    if display is not None and is_main():
+        callbacks.append(Bar(display, metrics, label=label, column="val_accuracy"))
     resume = run_dir / RESUME_FILE
     with quiet_lightning():
         trainer = make_trainer(config, callbacks, devices=options.devices, logger=make_logger(run_dir, options))
         if trainer.precision != config.precision:
             options.tell(f"{config.precision} needs a GPU: this CPU trains in {trainer.precision}")
-        trainer.fit(module, datamodule=batches, ckpt_path=str(resume) if resume.is_file() else None)
+        elif config.precision == "16-mixed" and half_is_risky(config.model):
+            options.tell(
+                f"{config.model} may overflow in half precision: if its loss is not a number, precision=32-true"
+            )
+        run_fit(trainer, module, datamodule=batches, ckpt_path=str(resume) if resume.is_file() else None)
     if module.swa is not None:
         finish_average(module, batches, trainer.strategy.root_device)
     if config.select == "last":

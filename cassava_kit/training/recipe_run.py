@@ -1,21 +1,17 @@
-"""A recipe trained over folds, its out-of-fold predictions joined: `train_recipe`."""
+"""Recipes trained over folds, their out-of-fold predictions joined: `train_recipe`, and `train_recipes` for several."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import Folds
+from cassava_kit.data.progress import show_progress, tell
 from cassava_kit.data.table import TrainTable
 from cassava_kit.evidence.metrics import Score, accuracy, baseline, format_score, score
-from cassava_kit.training.callbacks import training_bar
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import is_main
@@ -24,8 +20,8 @@ from cassava_kit.training.loaders import fill_cache
 from cassava_kit.training.recipes import initial_weights, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
 from cassava_kit.training.run_dir import FoldResult, find_reusable, join_runs, run_fingerprint
-
-PLAIN: dict[str, Any] = {"soft_wrap": True, "highlight": False}
+from cassava_kit.training.side_by_side import choose_jobs, choose_threads
+from cassava_kit.training.workers import Job, run_jobs
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,24 @@ class RecipeResult:
         return all(result.reused for result in self.folds)
 
 
+@dataclass(frozen=True)
+class PlannedRecipe:
+    """A recipe to train, with its options; `after` names a job whose result the options' files are made by."""
+
+    config: RunConfig
+    options: TrainOptions
+    after: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return run_name(self.config)
+
+    def label(self, fold: int) -> str:
+        """Return the name of a fold's job and of its bar."""
+        return f"{self.name} fold{fold}"
+
+
 def train_recipe(
     config: RunConfig,
     table: TrainTable,
@@ -53,42 +67,98 @@ def train_recipe(
     folds: Sequence[int] | None = None,
     competition: Competition | None = None,
     options: TrainOptions | None = None,
+    jobs: int | None = None,
 ) -> RecipeResult:
     """Train a recipe on each of `folds` (default: all), and print a line a fold.
 
-    Makes the options' progress bar, and prints beside it.
+    On a CPU `jobs` folds are trained at once (default: see `choose_jobs`).
     """
-    options = options or TrainOptions()
-    console = Console(stderr=True, file=sys.stderr, quiet=not is_main())
-    numbers = list(range(split.n_splits)) if folds is None else list(folds)
     data = TrainData(table, split, competition or current())
-    check_run(config, data, numbers, options)
-    wanted = initial_weights(config)
-    if options.weights is None and wanted is not None:
-        console.print(f"{config.recipe} starts from random weights, not from {wanted}: give --weights FILE", **PLAIN)
-    results = []
-    name = run_name(config)
-    for fold in numbers:  # all refusals before the first fold is trained
-        find_reusable(out / name / f"fold{fold}", run_fingerprint(config, data, fold, options), options)
-    if options.cache is not None:
-        fill_cache(config, data.paths(split.frame), options.cache)
-    with training_bar(console) as progress:
-        tell = partial(progress.console.print, **PLAIN)
-        options = replace(options, progress=progress, tell=tell)
-        for fold in numbers:
-            result = fit_fold(config, data, fold, out, options=options)
-            how = "reused" if result.reused else f"{result.seconds:.0f} s"
-            shown = str(result.score) if data.competition.metric == "accuracy" else format_score(result.score)
-            tell(f"{name} fold {fold}: {shown} out of fold ({how})")
-            results.append(result)
-    seconds = sum(0.0 if result.reused else result.seconds for result in results)
-    if len(numbers) < split.n_splits or not is_main():
-        return RecipeResult(config, tuple(results), None, None, seconds)
-    path, whole = join_runs(results, split, out, name)
-    labels = split.scored["label"].to_numpy()
-    right = accuracy(labels, whole.probabilities)
-    found = score(labels, whole.probabilities, data.competition.metric)
-    least = baseline(data.competition.metric, labels, whole.probabilities.shape[1])
-    majority = f"majority class {least}"
-    console.print(f"{name}: OOF {format_score(found)} on {found.n} given labels ({majority}): {path}", **PLAIN)
-    return RecipeResult(config, tuple(results), path, right, seconds)
+    numbers = list(range(split.n_splits)) if folds is None else list(folds)
+    return train_recipes([PlannedRecipe(config, options or TrainOptions())], data, out, folds=numbers, jobs=jobs)[0]
+
+
+def train_recipes(
+    plan: Sequence[PlannedRecipe],
+    data: TrainData,
+    out: Path,
+    *,
+    folds: Sequence[int] | None = None,
+    jobs: int | None = None,
+    first: Sequence[Job] = (),
+) -> list[RecipeResult]:
+    """Train several recipes, each on each of `folds`; all their folds share the processes. Print a line a fold.
+
+    `first` are further jobs, whose names the recipes' `after` may have. What has been trained already is reused.
+
+    Raises:
+        UserError: Something cannot be trained, said before the first fold; or folds failed, which are named when the
+            others have ended.
+    """
+    numbers = list(range(data.folds.n_splits)) if folds is None else list(folds)
+    results = {label: done for one in plan for label, done in _find_done(one, data, numbers, out).items()}
+    configs = [one.config for one in plan]
+    at_once = choose_jobs(configs, len(plan) * len(numbers) - len(results), plan[0].options.devices, jobs)
+    with show_progress():
+        for label, done in results.items():
+            _tell_fold(label, done, data)
+        for one in plan:
+            if one.options.cache is not None:
+                fill_cache(one.config, data.paths(data.folds.frame), one.options.cache)
+        waiting = []
+        for one, fold in ((one, fold) for one in plan for fold in numbers if one.label(fold) not in results):
+            options = replace(one.options, tell=tell, threads=choose_threads(one.config, at_once))
+            after = () if one.after is None else (one.after,)
+            waiting.append(Job(one.label(fold), train_fold_job, (one.config, data, fold, out, options), after))
+
+        def ended(name: str, result: Any) -> None:
+            if isinstance(result, FoldResult):
+                _tell_fold(name, result, data)
+
+        if waiting or first:
+            found = run_jobs([*first, *waiting], min(at_once, len(first) + len(waiting)), ended=ended)
+            results |= {job.name: found[job.name] for job in waiting}
+    return [_join(one, [results[one.label(fold)] for fold in numbers], data, out) for one in plan]
+
+
+def train_fold_job(config: RunConfig, data: TrainData, fold: int, out: Path, options: TrainOptions) -> FoldResult:
+    """Train one fold, in whichever process this is called."""
+    return fit_fold(config, data, fold, out, options=options)
+
+
+def _find_done(one: PlannedRecipe, data: TrainData, folds: Sequence[int], out: Path) -> dict[str, FoldResult]:
+    """Return the folds that are trained already, by label; UserError for what cannot be trained, before any fold is."""
+    if one.after is not None:
+        return {}  # its weights are not there yet: each fold looks at them itself
+    check_run(one.config, data, folds, one.options)
+    wanted = initial_weights(one.config)
+    if one.options.weights is None and wanted is not None and is_main():
+        tell(f"{one.config.recipe} starts from random weights, not from {wanted}: give --weights FILE")
+    found = {}
+    for fold in folds:
+        fingerprint = run_fingerprint(one.config, data, fold, one.options)
+        done = find_reusable(out / one.name / f"fold{fold}", fingerprint, one.options)
+        found |= {} if done is None else {one.label(fold): done}
+    return found
+
+
+def _tell_fold(label: str, result: FoldResult, data: TrainData) -> None:
+    """Print a fold's score."""
+    if is_main():
+        how = "reused" if result.reused else f"{result.seconds:.0f} s"
+        shown = str(result.score) if data.competition.metric == "accuracy" else format_score(result.score)
+        tell(f"{label}: {shown} out of fold ({how})")
+
+
+def _join(one: PlannedRecipe, folds: Sequence[FoldResult], data: TrainData, out: Path) -> RecipeResult:
+    """Return the result of a recipe's folds; where these are all, write and score their joined predictions."""
+    seconds = sum(0.0 if result.reused else result.seconds for result in folds)
+    if len(folds) < data.folds.n_splits or not is_main():
+        return RecipeResult(one.config, tuple(folds), None, None, seconds)
+    path, whole = join_runs(list(folds), data.folds, out, one.name)
+    labels = data.folds.scored["label"].to_numpy()
+    metric = data.competition.metric
+    found = score(labels, whole.probabilities, metric)
+    least = baseline(metric, labels, whole.probabilities.shape[1])
+    tell(f"{one.name}: OOF {format_score(found)} on {found.n} given labels (majority class {least}): {path}")
+    return RecipeResult(one.config, tuple(folds), path, accuracy(labels, whole.probabilities), seconds)

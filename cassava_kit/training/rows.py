@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import Folds
@@ -56,7 +55,8 @@ class TrainOptions:
     `weights` are the initial weights; `partial_weights` allows tensors of the backbone that the file lacks. `limit` is
     the largest number of training rows. `clean` is a noise report for the training rows, `clean_action` what is done
     with it. `workers` are loader processes, `cache` a folder for decoded pixels. `existing` says what is done with a
-    run that differs, finished or not: refuse, replace, or keep (where only the code differs). `tell` prints a line.
+    run that differs, finished or not: refuse, replace, or keep (where only the code differs). `threads` are torch's on
+    a CPU (None: as many as suit one fold alone). `tell` prints a line.
     """
 
     weights: Path | None = None
@@ -69,7 +69,7 @@ class TrainOptions:
     cache: Path | None = None
     tensorboard: bool = False
     existing: Literal["refuse", "replace", "keep"] = "refuse"
-    progress: Progress | None = None
+    threads: int | None = None
     tell: Callable[[str], None] = print
 
     def describe(self) -> dict[str, object]:

@@ -29,6 +29,7 @@ ROOTS = (
 # What these do changes no weight: reading settings and tables, writing files, messages, errors.
 LEFT_OUT = {
     *("errors", "files", "settings", "competition", "data.folds", "data.table", "data.cache", "data.images.in_threads"),
+    "data.progress",
     *("models.weights.WeightsReport", "training.config", "training.devices.Devices", "training.diverged"),
     *("training.trainer.quiet_lightning", "training.rows.TrainOptions"),
 }

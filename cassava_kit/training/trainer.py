@@ -1,17 +1,18 @@
-"""Lightning's Trainer as the kit uses it, for training and for pretraining: `make_trainer`, `quiet_lightning`."""
+"""Lightning's Trainer as the kit uses it, for training and for pretraining: `make_trainer`, `run_fit`."""
 
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import lightning as L
-import torch
 
-from cassava_kit.training.devices import Devices, make_strategy
+from cassava_kit.errors import Stopped
+from cassava_kit.training.devices import Devices, make_strategy, uses_gpu
 
 
 class TrainerSettings(Protocol):
@@ -40,7 +41,7 @@ def make_trainer(
     A CPU computes 16-mixed in 32-true. BatchNorm statistics are shared between GPUs where `sync_batchnorm` says so; on
     CPUs each process keeps those of its batches.
     """
-    on_gpu = devices.accelerator == "gpu" or (devices.accelerator == "auto" and torch.cuda.is_available())
+    on_gpu = uses_gpu(devices)
     return L.Trainer(
         max_epochs=config.epochs,
         accelerator="gpu" if on_gpu else "cpu",
@@ -59,6 +60,37 @@ def make_trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+
+
+def run_fit(trainer: L.Trainer, module: L.LightningModule, **arguments: Any) -> None:
+    """Call `trainer.fit`, and say after which epoch the user stopped it.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM came, and the command line raises it.
+        KeyboardInterrupt: SIGINT came in a program of the user's, where Lightning would leave by SystemExit.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, **arguments)
+    except (Stopped, SystemExit) as ended:
+        cause = ended if isinstance(ended, Stopped) else ended.__context__
+        if not isinstance(cause, Stopped | KeyboardInterrupt):
+            raise
+        launcher = trainer.strategy.launcher
+        if hasattr(launcher, "kill"):  # the other processes of this run
+            launcher.kill(signal.SIGTERM)
+        text = stop_line(trainer.current_epoch) if trainer.is_global_zero else ""
+        if isinstance(cause, Stopped):
+            raise Stopped(text, number=cause.number) from None
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from then on
+        raise KeyboardInterrupt(text) from None
+
+
+def stop_line(epochs: int) -> str:
+    """Return what is said of a training that is stopped after this many finished epochs."""
+    if not epochs:
+        return "stopped before the first epoch ended; the same command begins again"
+    return f"stopped after epoch {epochs}; the same command goes on"
 
 
 @contextmanager

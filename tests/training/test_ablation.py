@@ -17,6 +17,7 @@ from cassava_kit.evidence.noise.decisions import CLEANED_SEEN
 from cassava_kit.evidence.predictions import Header, make_predictions, read_predictions, write_predictions
 from cassava_kit.settings import replace
 from cassava_kit.training.ablation import ablate_files, variants
+from cassava_kit.training.checks import check_run
 from cassava_kit.training.recipe_run import RecipeResult
 from cassava_kit.training.recipes import recipe, run_name
 from cassava_kit.training.rows import TrainOptions
@@ -61,7 +62,7 @@ def stand_in(tmp_path, monkeypatch):
     write_folds(tmp_path / "folds.csv", split)
     asked = []
 
-    def train_recipe(config, table, folds, out, *, options):
+    def train_recipe(config, folds, out, *, options):
         asked.append((run_name(config), options.clean))
         wrong = rng.random(N) < (0.1 if options.clean else 0.3 if config.lr < 0.01 else 0.5)
         p = 0.9 * np.eye(K)[np.where(wrong, (true + 2) % K, true)] + 0.1 / K
@@ -71,7 +72,13 @@ def stand_in(tmp_path, monkeypatch):
         write_predictions(path, make_predictions(ids, p, header=header, fold=split.frame["fold"].to_numpy()))
         return RecipeResult(config, (FoldResult(path.parent, None, 2.0, False),) * 3, path, None, 6.0)
 
-    monkeypatch.setattr("cassava_kit.training.recipe_run.train_recipe", train_recipe)
+    def train_recipes(plan, data, out, *, jobs):
+        assert jobs is None
+        for one in plan:
+            check_run(one.config, data, range(3), one.options)
+        return [train_recipe(one.config, data.folds, out, options=one.options) for one in plan]
+
+    monkeypatch.setattr("cassava_kit.training.recipe_run.train_recipes", train_recipes)
     monkeypatch.setattr("cassava_kit.data.table.read_competition", lambda _: TrainTable(frame, tmp_path, ()))
 
     def ablate(changes=(), config=CONFIG, **options) -> tuple[str, pd.DataFrame]:

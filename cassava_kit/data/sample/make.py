@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cassava_kit.competition import CASSAVA, Competition
+from cassava_kit.data.progress import track
 from cassava_kit.errors import UserError
 from cassava_kit.files import cache_dir, csv_text, read_json, write_json, write_text
 
@@ -186,15 +187,11 @@ def _photos(folder: Path, plan: pd.DataFrame) -> list[Photo]:
 
 def _write_photos(photos: list[Photo], seed: int) -> None:
     """Draw and write all photographs on all cores, with a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import track
-
     for folder in {photo.path.parent for photo in photos}:
         folder.mkdir(parents=True)
-    console = Console(stderr=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         written = pool.map(partial(_write_photo, seed=seed), photos)
-        deque(track(written, "Drawing the sample competition", len(photos), console=console, transient=True), maxlen=0)
+        deque(track(written, "Drawing the sample competition", total=len(photos)), maxlen=0)
 
 
 def _write_photo(photo: Photo, seed: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
 from cassava_kit.competition import Competition, current
+from cassava_kit.data.progress import track
 from cassava_kit.data.table import to_written_columns
 from cassava_kit.data.tfrecords.crc32c import masked_crc32c
 from cassava_kit.data.tfrecords.example import Feature, make_example, parse_example
@@ -162,7 +163,7 @@ class TFRecordIndex:
     def __init__(self, source: TFRecordSource, competition: Competition | None = None) -> None:
         self.competition = competition or current()
         self.places: dict[str, RecordPosition] = {}
-        for path in _with_progress(list_tfrecords(source)):
+        for path in track(list_tfrecords(source), "Reading TFRecords"):
             for record in read_records(path):
                 sample = _parse_sample(record, path, self.competition)
                 self._add(sample, RecordPosition(path, record.number, record.offset, sample.label))
@@ -199,14 +200,6 @@ class TFRecordIndex:
 
         ids = sorted(self.places)
         return pd.DataFrame({"image_id": ids, "label": [self.places[image_id].label for image_id in ids]})
-
-
-def _with_progress(paths: list[Path]) -> Iterable[Path]:
-    """Yield the files one by one, with a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(paths, "Reading TFRecords", console=Console(stderr=True), transient=True)
 
 
 def unpack_tfrecords(source: TFRecordSource, out: str | Path, competition: Competition | None = None) -> pd.DataFrame:

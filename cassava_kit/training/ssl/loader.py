@@ -71,14 +71,12 @@ class StoredPixels(Dataset[Tensor]):
 
 def make_store(paths: Sequence[Path], size: tuple[int, int], store: Path) -> None:
     """Decode images to (height, width) into `store` (.npy), row by row, so that memory stays flat."""
-    from rich.console import Console
-    from rich.progress import track
-
+    from cassava_kit.data.progress import track
     from cassava_kit.files import atomic_path
 
     with atomic_path(store) as temporary:
         pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(paths), 3, *size))
-        for row in track(range(len(paths)), "Decoding", console=Console(stderr=True), transient=True):
+        for row in track(range(len(paths)), "Decoding"):
             pixels[row] = first_whole(paths, row, lambda path: load_image(path, size)).transpose(2, 0, 1)
         pixels.flush()
 

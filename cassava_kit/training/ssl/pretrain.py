@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,7 @@ from cassava_kit.training.ssl.run_folder import (
 )
 
 if TYPE_CHECKING:
+    from cassava_kit.training.devices import Devices
     from cassava_kit.training.ssl.module import SSLModule
 
 
@@ -100,21 +102,20 @@ def run_epochs(
     config: PretrainConfig, images: Sequence[Path], out_dir: Path, *, init: Path | None, labels: np.ndarray | None
 ) -> SSLModule | None:
     """Run, or resume, the epochs; return the module, or None on any process but the first."""
-    import sys
-
     import torch
-    from rich.console import Console
 
+    from cassava_kit.data.progress import show_progress
     from cassava_kit.inference.features import Pixels
-    from cassava_kit.training.callbacks import Bar, Resume, training_bar
+    from cassava_kit.training.callbacks import Bar, Resume
     from cassava_kit.training.devices import Devices, is_main
     from cassava_kit.training.diverged import StopDiverged
     from cassava_kit.training.ssl.callbacks import CollapseWatch, KnnProbe, PretrainMetrics
     from cassava_kit.training.ssl.loader import PretrainImages
     from cassava_kit.training.ssl.methods import make_ssl_module
     from cassava_kit.training.ssl.probe import KnnHalves
-    from cassava_kit.training.trainer import make_trainer, quiet_lightning
+    from cassava_kit.training.trainer import make_trainer, quiet_lightning, run_fit
 
+    devices = Devices(config.devices, accelerator=config.accelerator)
     torch.manual_seed(config.seed)
     module = make_ssl_module(config, init=init)
     watch = CollapseWatch()
@@ -122,17 +123,19 @@ def run_epochs(
     knn = None if labels is None else KnnProbe(KnnHalves(images, labels, pixels, seed=config.seed))
     metrics = PretrainMetrics(out_dir / METRICS, watch, knn)
     last, store = out_dir / LAST, out_dir / STORE
-    with quiet_lightning(), training_bar(Console(stderr=True, file=sys.stderr, quiet=not is_main())) as progress:
-        bar = Bar(progress, metrics, label=f"pretraining ({config.method})", column="loss")
+    shown = show_progress() if is_main() else nullcontext()
+    with quiet_lightning(), pretraining_threads(config, devices), shown as display:
+        bars = [] if display is None else [Bar(display, metrics, label=pretraining_label(config), column="loss")]
         probes = [] if knn is None else [knn]
         trainer = make_trainer(
             config,
-            [StopDiverged(), watch, *probes, metrics, bar, Resume(out_dir)],
-            devices=Devices(config.devices, accelerator=config.accelerator),
+            [StopDiverged(), watch, *probes, metrics, *bars, Resume(out_dir)],
+            devices=devices,
             sync_batchnorm=config.sync_batchnorm,
         )
         try:
-            trainer.fit(
+            run_fit(
+                trainer,
                 module,
                 datamodule=PretrainImages(config, images, store),
                 ckpt_path=last if last.is_file() else None,
@@ -146,6 +149,23 @@ def run_epochs(
     if knn is not None:
         print(f"{config.name}: {knn.verdict()}")
     return module
+
+
+def pretraining_threads(config: PretrainConfig, devices: Devices) -> AbstractContextManager[None]:
+    """Return the context in which a CPU pretrains: one thread for a small network, as for a fold; else torch's own."""
+    from cassava_kit.training.devices import uses_gpu
+    from cassava_kit.training.side_by_side import is_small, use_threads
+
+    size = max(view.size for view in config.views)
+    seen = config.batch_size * sum(view.count for view in config.views)
+    if uses_gpu(devices) or devices.processes > 1 or not is_small(config.backbone, size, config.model_args, seen):
+        return nullcontext()
+    return use_threads(1)
+
+
+def pretraining_label(config: PretrainConfig) -> str:
+    """Return the name of a pretraining's bar."""
+    return f"pretraining ({config.method})"
 
 
 def export_backbone(module: SSLModule, path: Path, *, n_images: int, init: Path | None = None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cassava_kit.competition import Metric
+from cassava_kit.data.progress import show_progress, tell
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import Score, baseline, format_score, gain, score
@@ -18,8 +19,8 @@ from cassava_kit.inference.features import Pixels, readable_features
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.fit import fit_fold
-from cassava_kit.training.rows import TrainData, TrainOptions, usable_rows
 from cassava_kit.training.linear import linear_probs
+from cassava_kit.training.rows import TrainData, TrainOptions, usable_rows
 from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs
 
 RANDOM = "random"
@@ -105,17 +106,18 @@ def ssl_report(
     labels = data.folds.scored["label"].to_numpy()
     results: list[SslResult] = []
     metric = data.competition.metric
-    for name, weights in starts.items():
-        features = start_features(config, data, weights, out / "features")
-        for share in shares:
-            for how, probe in PROBES.items():
-                results.append(
-                    score_result((name, how, share), labels, *probe_oof(features, data, share, probe), metric)
-                )
-            if finetune:
-                arguments = (config, data, share, out / FINETUNE / name / f"{share:g}")
-                probs, n = finetune_oof(*arguments, weights=weights, options=options)
-                results.append(score_result((name, FINETUNE, share), labels, probs, n, metric))
+    with show_progress():
+        for name, weights in starts.items():
+            features = start_features(config, data, weights, out / "features")
+            for share in shares:
+                for how, probe in PROBES.items():
+                    found = probe_oof(features, data, share, probe)
+                    results.append(score_result((name, how, share), labels, *found, metric))
+                if finetune:
+                    tell(f"{name}: finetuning with {share:.0%} of the labels")
+                    arguments = (config, data, share, out / FINETUNE / name / f"{share:g}")
+                    probs, n = finetune_oof(*arguments, weights=weights, options=options)
+                    results.append(score_result((name, FINETUNE, share), labels, probs, n, metric))
     report = compare_starts(results, labels)
     write_ssl_report(report, out)
     return report
