@@ -65,8 +65,8 @@ class Competition:
     out, with `ids_have_folder` off they leave out the subfolder in which a file lies.
     `test_table`: a table of the ids to predict; empty: the images in `test_images` are.
     `test_share`: where there are no test images, the share of each class that is set apart as such.
-    `answer_id_column`, `answer_column`: a submission's columns, where they differ from the table's. `answer_values`:
-    what a submission calls each class; empty: numbers. `probability_columns`: one a class, in a submission of
+    `answer_id_column`, `answer_column`, `answer_ids_have_suffix`: a submission's, where they differ from the table's.
+    `answer_values`: what a submission calls each class; empty: numbers. `probability_columns`: one a class, in a submission of
     probabilities, or with two classes one alone, of class 1's.
     `dataset`: slug of the kit's dataset on Kaggle, from which kernels are named too; empty: the one in
     `dataset-metadata.json`. Two competitions need two, or one's kernels replace the other's.
@@ -96,6 +96,7 @@ class Competition:
     test_share: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     metric: Metric = "accuracy"
     answer_id_column: str = ""
+    answer_ids_have_suffix: bool | None = None
     answer_column: str = ""
     answer_values: tuple[Text, ...] = ()
     probability_columns: tuple[Text, ...] = ()
@@ -203,8 +204,20 @@ class Competition:
 
     def written_id(self, file_name: str) -> str:
         """Return the id that the competition's tables have for an image file."""
+        return self._short(file_name, suffix=self.ids_have_suffix)
+
+    def submitted_id(self, file_name: str) -> str:
+        """Return the id that a submission has for an image file."""
+        return self._short(file_name, suffix=self.answers_have_suffix)
+
+    @property
+    def answers_have_suffix(self) -> bool:
+        """Whether a submission's ids end as the files do."""
+        return self.ids_have_suffix if self.answer_ids_have_suffix is None else self.answer_ids_have_suffix
+
+    def _short(self, file_name: str, *, suffix: bool) -> str:
         name = file_name if self.ids_have_folder else file_name.rpartition("/")[2]
-        return name if self.ids_have_suffix else name.rpartition(".")[0] or name
+        return name if suffix else name.rpartition(".")[0] or name
 
 
 CASSAVA = Competition(

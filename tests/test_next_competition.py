@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from processes import run_python
 
 from cassava_kit.competition import CASSAVA, VARIABLE, Competition, current, facts, parse_facts, read_facts, write_facts
 from cassava_kit.data.folds import write_folds
@@ -57,10 +57,7 @@ def data(tmp_path_factory) -> Path:
 
 def kit(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | {"COLUMNS": "200"}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600, stdin=subprocess.DEVNULL
-    )
+    return run_python(arguments, cwd=cwd, env=environment)
 
 
 @pytest.mark.slow
@@ -233,27 +230,26 @@ def test_what_is_missing_is_asked_for():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"slug": "Flowers 2027"}, "--slug must be the last part of the competition's address, .*got 'Flowers 2027'"),
-        ({"train_images": "train_images"}, "no folder .*train_images; name the one of the training images"),
-        ({"test_images": "test_images"}, "expected a folder .*test_images with images, got none"),
-        ({"train_csv": "labels.csv"}, "no .*labels.csv; give the competition's folder as it was downloaded"),
-        ({"id_column": "image"}, "expected the column image, got photo,kind; say with --id-column"),
-        ({"label_column": "species"}, "expected the columns photo,species, got photo,kind"),
-        ({"classes": ("a", "b", "c")}, "probability_columns must be 3 distinct names"),
+        ({"slug": "Flowers 2027"}, r"--slug must be the last part of the competition's address, .*got 'Flowers 2027'"),
+        ({"train_images": "train_images"}, r"no folder .*train_images; name the one of the training images"),
+        ({"test_images": "test_images"}, r"expected a folder .*test_images with images, got none"),
+        ({"train_csv": "labels.csv"}, r"no .*labels.csv; --train-csv names the table of labels"),
+        ({"id_column": "image"}, r"expected the column image, got photo,kind; say with --id-column"),
+        ({"id_column": "kinds"}, r"got photo,kind \(did you mean kind\?\)"),
+        ({"label_column": "species"}, r"expected the column species, got photo,kind; say with --label-column"),
+        ({"classes": ("a", "b", "c")}, r"or one for each of the 3 classes \(a, b, c\), got 4 \(rose, tulip"),
         (
             {"classes": ("a", "b", "c"), "probability_columns": ("a", "b", "c")},
-            "must be a whole number in 0..2, got '3'",
+            r"expected the columns photo,a,b,c for log_loss, got photo,rose,tulip",
         ),
-        (
-            {"classes": tuple("abcde"), "probability_columns": tuple("abcde")},
-            "expected the columns photo,a,b,c,d,e for",
-        ),
-        ({"metric": "accuracy"}, "expected the columns photo,kind for accuracy, got photo,rose,tulip"),
-        ({"metric": "auc"}, "metric: Input should be 'accuracy', 'macro_f1' or 'log_loss', got 'auc'"),
-        ({"image_suffix": ".jpg"}, "expected an image p00 or p00.jpg in .*photos, got p00.png"),
-        ({"label_map": "map.json"}, "no .*map.json; --label-map names a JSON file"),
-        ({"train_images": "photos", "test_images": "photos"}, "must be two folders, both are 'photos'"),
-        ({"dataset": "Flowers"}, "dataset: .*got 'Flowers'"),
+        ({"classes": tuple("abcde")}, r"or one for each of the 5 classes"),
+        ({"metric": "auc"}, r"metric: Input should be 'accuracy', 'macro_f1' or 'log_loss', got 'auc'"),
+        ({"image_suffix": ".jpg"}, r"expected images with \.jpg in .*photos, got \.png; look at --image-suffix"),
+        ({"label_map": "map.json"}, r"no .*map.json; --label-map names a JSON file"),
+        ({"train_images": "photos", "test_images": "photos"}, r"must be two folders, both are 'photos'"),
+        ({"train_images": "../photos"}, r"no folder|expected a name in the competition's folder"),
+        ({"sample_submission": "none.csv"}, r"no .*none.csv; --sample-submission names a file"),
+        ({"dataset": "Flowers"}, r"dataset: .*got 'Flowers'"),
     ],
 )
 def test_wrong_facts_are_refused(given, message, data):
@@ -271,15 +267,22 @@ def test_probability_columns_follow_the_labels_and_not_the_sample(data, tmp_path
     assert new_competition(named, data=data).probability_columns == named["probability_columns"]
 
 
-def test_a_column_for_each_class_is_no_label_column(data, tmp_path):
+def test_a_column_for_each_class_is_read_as_labels(data, tmp_path):
     shutil.copytree(data, tmp_path / "flowers")
     table = pd.read_csv(data / "train.csv")
-    one_hot = pd.DataFrame(
-        {name: (table["kind"] == k).astype(int) for k, name in enumerate(("rose", "tulip", "daisy", "lily"))}
-    )
+    names = ("rose", "tulip", "daisy", "lily")
+    one_hot = pd.DataFrame({name: (table["kind"] == k).astype(int) for k, name in enumerate(names)})
     table[["photo"]].join(one_hot).to_csv(tmp_path / "flowers" / "train.csv", index=False)
-    with pytest.raises(ValueError, match=r"expected one column of labels .* got one for each class \(rose,tulip"):
-        new_competition(FLOWERS, data=tmp_path / "flowers")
+    found = new_competition(FLOWERS, data=tmp_path / "flowers")
+    assert found.label_columns == found.classes == found.probability_columns == names
+    read = read_competition(tmp_path / "flowers", found).frame
+    assert read["label"].tolist() == table["kind"].tolist()
+    written = to_written_columns(read, found).to_csv(index=False, lineterminator="\n")
+    assert written == (tmp_path / "flowers" / "train.csv").read_text()
+    text = (tmp_path / "flowers" / "train.csv").read_text().replace("p01,0,1,0,0", "p01,1,1,0,0")
+    (tmp_path / "flowers" / "train.csv").write_text(text)
+    with pytest.raises(ValueError, match="line 3: exactly one of the columns rose,tulip,daisy,lily must be 1"):
+        read_competition(tmp_path / "flowers", found)
 
 
 def test_a_file_that_is_there_stays_and_nothing_is_asked_in_vain(tmp_path):

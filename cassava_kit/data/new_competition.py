@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import re
+import shlex
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from itertools import islice
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cassava_kit.competition import COMPETITION_FILE, SLUG, VARIABLE, Competition, parse_facts, write_facts
-from cassava_kit.data.table import IMAGE_SUFFIXES, list_images, read_competition
+from cassava_kit.data.recognise import Found, recognise
+from cassava_kit.data.sheets import read_sheet
+from cassava_kit.data.table import read_competition
+from cassava_kit.data.to_predict import read_test
 from cassava_kit.errors import UserError
-from cassava_kit.files import read_json
+from cassava_kit.files import check_writable
 
-# What is asked for at a terminal, where it was neither given nor found.
+# What is asked for at a terminal without a folder, where it was not given.
 QUESTIONS = {
     "slug": "Slug, the last part of the competition's address on kaggle.com",
     "title": "Title",
@@ -26,47 +30,74 @@ QUESTIONS = {
     "ids_have_suffix": "Do the ids end in it (yes or no)",
     "metric": "Metric: accuracy, macro_f1 or log_loss",
 }
+# What no folder shows.
+UNSHOWN = ("slug", "metric")
 DEFAULTS = {field.name: field.default for field in fields(Competition)}
 USUAL = {name: usual for name, usual in DEFAULTS.items() if isinstance(usual, str)} | {"ids_have_suffix": "yes"}
 LONGEST_DATASET = 30  # with a kernel's name after it, Kaggle takes no more than 50 characters
+# A public test set of this size is about as large as the one that is scored.
+MANY_TESTS = 100
 
 Ask = Callable[[str, str], str]
+
+
+@dataclass(frozen=True)
+class NewCompetition:
+    """A competition's facts, and in words what was found and what was taken without being asked."""
+
+    competition: Competition
+    lines: tuple[str, ...]
 
 
 def init_competition(
     given: Mapping[str, Any], out: Path, *, data: Path | None = None, ask: Ask | None = None, force: bool = False
 ) -> str:
-    """Write the competition's file and return what to do next.
+    """Write the competition's file and return what was found and what to do next.
 
     Raises:
-        UserError: The file exists and `force` is off, or a fact is missing or wrong.
+        UserError: The file exists and `force` is off, it cannot be written, or a fact is missing or wrong.
     """
     if out.exists() and not force:
         raise UserError(f"{out} exists already; give --force to write over it, or another --out")
-    competition = new_competition(given, data=data, ask=ask)
-    write_facts(out, competition)
-    return describe_next_steps(competition, out, data)
+    check_writable(out)
+    made = gather_facts(given, data=data, ask=ask)
+    write_facts(out, made.competition)
+    return describe(made, out, data)
 
 
 def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: Ask | None = None) -> Competition:
+    """Return a competition as `gather_facts` finds it, without words."""
+    return gather_facts(given, data=data, ask=ask).competition
+
+
+def gather_facts(given: Mapping[str, Any], *, data: Path | None = None, ask: Ask | None = None) -> NewCompetition:
     """Return a competition from fields that are `given`, else found in the folder `data`, else asked for, else default.
 
-    `ask(question, default)` returns an answer; None asks nothing.
+    `ask(question, default)` returns an answer; None asks nothing. With a folder, only what none shows is asked.
 
     Raises:
         UserError: A field is missing or wrong, or does not agree with the folder.
         FileNotFoundError: A file or folder of the competition is missing.
     """
-    values = {**(find_fields(data, given) if data is not None else {}), **given}
-    for name, question in QUESTIONS.items() if ask is not None else ():
-        if name not in values and ask is not None:
-            usual = USUAL.get(name) or (make_title(values["slug"]) if name == "title" else "")
-            answer = ask(question, usual)
-            values[name] = split_names(answer) if name == "classes" else answer
+    found = Found() if data is None else recognise(data, given)
+    values, lines = {**found.fields, **given}, list(found.lines)
+    assumed = _assume(values, data)
+    if ask is not None:
+        for name in QUESTIONS if data is None else UNSHOWN:
+            if name not in values:
+                usual = assumed.get(name) or USUAL.get(name) or ""
+                if name == "title":
+                    usual = make_title(values["slug"])
+                answer = ask(QUESTIONS[name], usual)
+                values[name] = split_names(answer) if name == "classes" else answer
+    else:
+        taken = {name: value for name, value in assumed.items() if name not in values}
+        values |= taken
+        lines += [f"{name}: {value} (nobody said; --{name} changes it)" for name, value in taken.items()]
     if missing := [f"--{name}" for name in ("slug", "classes") if not values.get(name)]:
         raise UserError(
             f"init needs {' and '.join(missing)}; the slug is the last part of the competition's address, the classes "
-            "are names in the order of their labels, with commas, or are read from --data DIR --label-map FILE"
+            "are names in the order of their labels, with commas; or give the folder, --data DIR, which shows them"
         )
     if not re.fullmatch(SLUG, values["slug"]):
         raise UserError(
@@ -76,11 +107,23 @@ def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: 
     values.setdefault("title", make_title(values["slug"]))
     values.setdefault("dataset", f"{values['slug'][: LONGEST_DATASET - 4].rstrip('-')}-kit")
     if values.get("metric") == "log_loss":
-        columns = values.setdefault("probability_columns", values["classes"])
-        if "probability_columns" not in given and set(columns) == set(values["classes"]):
-            values["probability_columns"] = values["classes"]  # in the order of labels; the sample may have another
-    competition = parse_facts(values, "the competition")
-    return competition if data is None else replace(competition, **count_labels(data, competition))
+        values.setdefault("probability_columns", tuple(values["classes"]))
+        values.pop("answer_column", None)
+    for name, same in (("answer_id_column", "id_column"), ("answer_column", "label_column")):
+        if values.get(name) == values.get(same, DEFAULTS[same]) and not values.get("class_folders"):
+            values.pop(name, None)
+    competition = parse_facts({name: value for name, value in values.items() if name in DEFAULTS}, "the competition")
+    if data is not None:
+        competition = replace(competition, **count_labels(data, competition))
+    return NewCompetition(competition, tuple(lines))
+
+
+def _assume(values: Mapping[str, Any], data: Path | None) -> dict[str, str]:
+    """Return what is taken for the facts that no folder shows: its name as the slug, and a metric."""
+    if data is None:
+        return {}
+    metric = "log_loss" if values.get("probability_columns") else "accuracy"
+    return {"slug": make_slug(data.resolve().name), "metric": metric}
 
 
 def make_title(slug: str) -> str:
@@ -88,141 +131,71 @@ def make_title(slug: str) -> str:
     return slug.replace("-", " ").title()
 
 
+def make_slug(name: str) -> str:
+    """Return a folder's name as a slug.
+
+    Example:
+        >>> make_slug("My Flowers (2024)"), make_slug("写真")
+        ('my-flowers-2024', 'images')
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "images"
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """Return the names between commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def find_fields(data: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that a competition's folder shows, its file and folder names as given or default."""
-    if not data.is_dir():
-        raise FileNotFoundError(f"no folder {data}; --data is the competition's folder as it was downloaded")
-    usual = {**DEFAULTS, **given}
-    table, sample = _top(data, usual["train_csv"]), _top(data, usual["sample_submission"])
-    columns, answers = table[0], sample[0][1:]
-    found: dict[str, Any] = {"id_column": sample[0][0]}
-    id_column = given.get("id_column", sample[0][0])
-    if id_column not in columns:
-        raise UserError(
-            f"{data / usual['train_csv']}: expected the column {id_column}, got {','.join(columns)}; "
-            "say with --id-column which one names the image"
-        )
-    if "label_column" not in given:
-        found["label_column"] = _label_column(columns, id_column, answers, data / usual["train_csv"])
-    if len(answers) > 1 and given.get("metric", "log_loss") == "log_loss":
-        found |= {"metric": "log_loss", "probability_columns": tuple(answers)}
-    found |= _class_names(data, usual["label_map"], required="label_map" in given)
-    if "classes" not in found and len(answers) > 1:
-        found["classes"] = tuple(answers)
-    first = table[1][columns.index(id_column)] if len(table) > 1 else ""
-    return found | _image_facts(data / usual["train_images"], first, given.get("image_suffix"))
-
-
-def _top(data: Path, name: str) -> list[list[str]]:
-    """Read the header of a table and its first row."""
-    path = data / name
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path}; give the competition's folder as it was downloaded, or other names with --train-csv and "
-            "--sample-submission"
-        )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(islice(csv.reader(file), 2))
-    if not rows or len(rows[0]) < 2:
-        raise UserError(f"{path}: expected a header with an id and at least one more column, got {rows[:1]}")
-    return rows
-
-
-def _label_column(columns: list[str], id_column: str, answers: list[str], path: Path) -> str:
-    """Return the column that can hold the labels; UserError where none or several can."""
-    others = [name for name in columns if name != id_column]
-    likely = [name for name in (*(answers if len(answers) == 1 else ()), DEFAULTS["label_column"]) if name in others]
-    if likely or len(others) == 1:
-        return str([*likely, *others][0])
-    if set(answers) <= set(others):
-        raise UserError(
-            f"{path}: expected one column of labels 0, 1, ..., got one for each class ({','.join(answers)}); put the "
-            "number of the class that is 1 into a new column and name it with --label-column"
-        )
-    raise UserError(f"{path} has the columns {','.join(columns)}; say with --label-column which holds the labels")
-
-
-def _class_names(data: Path, label_map: str, *, required: bool) -> dict[str, Any]:
-    """Return class names from the JSON map of labels to names: the named file, or the only one of that form."""
-    paths = [data / label_map] if required or (data / label_map).is_file() else sorted(data.glob("*.json"))
-    if required and not paths[0].is_file():
-        raise FileNotFoundError(f"no {paths[0]}; --label-map names a JSON file of labels and class names in --data")
-    maps = {path: content for path in paths if isinstance(content := _json(path, required), dict)}
-    good = {
-        path: tuple(str(content[str(k)]) for k in range(len(content)))
-        for path, content in maps.items()
-        if content and content.keys() == {str(k) for k in range(len(content))}
-    }
-    if required and not good:
-        raise UserError(f'{paths[0]} must map labels to names as {{"0": "healthy", "1": ...}}; or give --classes')
-    if len(good) != 1:
-        return {}
-    ((path, names),) = good.items()
-    return {"classes": names, "label_map": path.name}
-
-
-def _json(path: Path, required: bool) -> Any:
-    """Read a JSON file; None for a damaged one, unless it is required."""
-    try:
-        return read_json(path)
-    except UserError:
-        if required:
-            raise
-        return None
-
-
-def _image_facts(folder: Path, image_id: str, suffix: str | None) -> dict[str, Any]:
-    """Return the suffix of one row's image, and whether its id has it."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; name the one of the training images with --train-images")
-    tried = [image_id, *(f"{image_id}{each}" for each in ([suffix] if suffix else IMAGE_SUFFIXES))]
-    path = next((folder / name for name in tried if image_id and (folder / name).is_file()), None)
-    if path is None:
-        there = ", ".join(list_images(folder)[:2]) or "no image"
-        raise FileNotFoundError(
-            f"expected an image {' or '.join(tried[:3])} in {folder}, got {there}; look at --image-suffix, --id-column "
-            "and --train-images"
-        )
-    return {"ids_have_suffix": path.name == image_id, "image_suffix": path.suffix}
-
-
 def count_labels(data: Path, competition: Competition) -> dict[str, Any]:
-    """Return the number of training images and the classes' shares; UserError where folder and competition disagree."""
+    """Return the numbers of training and test images and the classes' shares.
+
+    Raises:
+        UserError: Folder and competition disagree, e.g. a row has another label, or a class has no row.
+        FileNotFoundError: An image of a row, or the images to predict, are missing.
+    """
+    check_sample(data, competition)
     table = read_competition(data, competition)
-    tests = data / competition.test_images
-    if not tests.is_dir() or not list_images(tests):
-        raise FileNotFoundError(f"expected a folder {tests} with images, got none; name it with --test-images")
-    header = _top(data, competition.sample_submission)[0]
-    expected = competition.submission_columns
-    if (header[0], sorted(header)) != (expected[0], sorted(expected)):
-        raise UserError(
-            f"{data / competition.sample_submission}: expected the columns {','.join(expected)} "
-            f"for {competition.metric}, got {','.join(header)}; look at --metric, --id-column, --label-column and "
-            "--probability-columns"
-        )
-    counts = table.frame["label"].value_counts()
-    if absent := [k for k in range(competition.n_classes) if k not in counts.index]:
+    tests = read_test(data, competition)
+    if not tests.names:
+        raise FileNotFoundError(f"expected a folder {tests.folder} with images, got none; name it with --test-images")
+    counts = Counter(table.frame["label"].tolist())
+    if absent := [k for k in range(competition.n_classes) if not counts[k]]:
         raise UserError(
             f"expected rows of every class, got none of {absent[0]} ({competition.classes[absent[0]]}) in "
-            f"{competition.train_csv}; look at --classes, there are {competition.n_classes} names"
+            f"{competition.train_csv or competition.train_images}; look at --classes, there are "
+            f"{competition.n_classes} names"
         )
     n = len(table.frame)
-    shares = tuple(float(counts[k] / n) for k in range(competition.n_classes))
-    return {"class_shares": shares, "training_images": n}
+    shares = tuple(counts[k] / n for k in range(competition.n_classes))
+    hidden = {"hidden_images": len(tests.names)} if len(tests.names) >= MANY_TESTS else {}
+    return {"class_shares": shares, "training_images": n, **hidden}
 
 
-def describe_next_steps(competition: Competition, out: Path, data: Path | None) -> str:
-    """Return what was written, and the next commands."""
-    folder = data or "DIR"
-    where = "in this folder" if out == Path(COMPETITION_FILE) else f"with {VARIABLE}={out}"
-    lines = [
-        f"{out}: {competition.title}, {competition.n_classes} classes, scored by {competition.metric}",
-        f"submission: {','.join(competition.submission_columns)}",
+def check_sample(data: Path, competition: Competition) -> None:
+    """Refuse facts with which a submission would have other columns than the sample submission."""
+    if not competition.sample_submission:
+        return
+    sheet = read_sheet(data, competition.sample_submission)
+    columns, expected = sheet.columns if sheet else [], competition.submission_columns
+    if sorted(columns) != sorted(expected) or columns[0] != expected[0]:
+        raise UserError(
+            f"{data / competition.sample_submission}: expected the columns {','.join(expected)} for "
+            f"{competition.metric}, got {','.join(columns)}; look at --metric, --id-column, --label-column and "
+            "--probability-columns"
+        )
+
+
+def describe(made: NewCompetition, out: Path, data: Path | None) -> str:
+    """Return what was found and written, and the next commands."""
+    competition, folder = made.competition, shlex.quote(str(data)) if data else "DIR"
+    where = "in this folder" if out == Path(COMPETITION_FILE) else f"with {VARIABLE}={shlex.quote(str(out))}"
+    columns = competition.submission_columns
+    names = ", ".join(competition.classes[:8]) + (", ..." if competition.n_classes > 8 else "")
+    lines = [f"Found in {data}:", *(f"  {line}" for line in made.lines)] if made.lines else []
+    lines += [
+        f"{out}: {competition.title}, {competition.n_classes} classes ({names}), scored by {competition.metric}",
+        f"submission: {','.join(columns[:6])}{',...' if len(columns) > 6 else ''}",
         f"datasets and kernels on Kaggle: {competition.dataset}, {competition.dataset}-weights, "
         f"{competition.dataset}-ensemble-submission, of the owner that --owner or your credentials name",
         f"Next, {where}:",

@@ -133,15 +133,15 @@ def list_training_files(data_dir: str | Path, competition: Competition) -> Listi
         what = competition.train_csv or " and ".join(competition.class_folders)
         raise FileNotFoundError(f"no folder {image_dir}; {data_dir} must hold {what} and {competition.train_images}/")
     if competition.class_folders and competition.train_images == ".":
-        return list_files(image_dir, [f"{folder}/{name}" for folder, name in class_folders(competition)])
+        return list_files(image_dir, list(class_folders(competition)))
     return list_files(image_dir, competition.class_folders or ("",))
 
 
-def class_folders(competition: Competition) -> Iterator[tuple[str, str]]:
-    """Yield (folder, class folder in it) for every folder that holds class folders."""
+def class_folders(competition: Competition) -> Iterator[str]:
+    """Yield the class folders, relative to the training images' folder."""
     for folder in competition.class_folders:
         for name in competition.label_values:
-            yield folder, name
+            yield PurePosixPath(folder, name).as_posix()
 
 
 def check_data_folder(data_dir: Path) -> None:

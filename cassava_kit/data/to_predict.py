@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cassava_kit.competition import SEPARATORS, Competition, current
@@ -56,7 +56,7 @@ def listed_names(table: Path, folder: Path, competition: Competition) -> list[st
     """
     lines = listed_ids(table, competition)
     listing = list_files(folder)
-    finder = FileFinder(listing.names, competition)
+    finder = FileFinder(listing.names, replace(competition, ids_have_suffix=competition.answers_have_suffix))
     names = []
     for line, image_id in lines:
         try:
@@ -84,6 +84,6 @@ def write_test_table(path: Path, names: Iterable[str], competition: Competition)
     """Write a table of the ids of image files as `listed_names` reads it, and return its path."""
     import pandas as pd
 
-    ids: Sequence[str] = [competition.written_id(name) for name in names]
+    ids: Sequence[str] = [competition.submitted_id(name) for name in names]
     write_text(path, csv_text(pd.DataFrame({competition.answer_id: ids})))
     return path

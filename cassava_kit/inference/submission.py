@@ -74,7 +74,7 @@ def _write(path: str | Path, image_ids: Sequence[str], answers: ArrayLike, form:
         raise UserError(f"{path}: each image has one row, got {printable(repeated[0])} more than once")
     rows = _answer_cells(answers, len(ids), form, str(path))
     lines = [",".join(map(csv_cell, form.header))]
-    lines += [",".join([csv_cell(name), *cells]) for name, cells in zip(ids, rows, strict=True)]
+    lines += [",".join(map(csv_cell, [name, *cells])) for name, cells in zip(ids, rows, strict=True)]
     with atomic_path(path) as temporary:
         # A file name need not be valid UTF-8: it goes out as the bytes it came in.
         temporary.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
@@ -152,7 +152,7 @@ def write_answers(path: str | Path, names: Sequence[str], answers: np.ndarray, c
 
     `answers`: labels (N,) or probabilities (N, K).
     """
-    ids = [competition.written_id(name) for name in names]
+    ids = [competition.submitted_id(name) for name in names]
     form = competition_form(competition)
     if form.probability:
         answers = np.asarray(answers)[:, 1]
@@ -174,7 +174,7 @@ def check_answers(
     answers = read_answers(path, competition)
     folder = isinstance(images, str | Path)
     names = submission_ids(images) if isinstance(images, str | Path) else images
-    expected = [competition.written_id(name) for name in names]
+    expected = [competition.submitted_id(name) for name in names]
     where = str(images) if folder else "the test set"
     return _check_rows(answers, expected, competition_form(competition), name=str(path), where=where)
 
