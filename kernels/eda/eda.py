@@ -54,7 +54,10 @@ show(pictures.draw_class_shares, TABLE)
 # ## 4. What do the classes look like?
 
 # %%
-show(pictures.class_sheet, TABLE, N_EACH, save=OUTPUT / "classes.png")
+from cassava_kit.report.sheet import contact_sheet
+
+show(pictures.class_sheet, TABLE, N_EACH)
+print(contact_sheet(DATA, OUTPUT / "classes.png", columns=N_EACH))
 
 # %% [markdown]
 # ## 5. Sizes and brightness: do the test images resemble the training images?

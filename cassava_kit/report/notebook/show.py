@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cassava_kit.files import atomic_path
 from cassava_kit.report.charts import CHART_WIDTH, COLORS, INK, PNG_DPI, Chart, apply_style
 from cassava_kit.report.fonts import shorten
 from cassava_kit.report.page import short_names
@@ -38,16 +37,13 @@ class CaptionedPhoto:
     right: bool | None = None
 
 
-def show(draw: Callable[..., Any], *arguments: Any, save: Path | None = None) -> None:
+def show(draw: Callable[..., Any], *arguments: Any) -> None:
     """Display what `draw(*arguments)` returns: a chart, charts side by side (a tuple), a text, a table, or a list.
 
-    `save` keeps the last chart's file. A failure is printed and not raised: hours of work must not end with a picture.
+    A failure is printed and not raised: hours of work must not end with a picture.
     """
     try:
         for part in _as_parts(draw(*arguments)):
-            if save is not None and isinstance(part, Chart):
-                with atomic_path(save) as temporary:
-                    temporary.write_bytes(part.png)
             display_part(part)
     except Exception as error:
         print(f"{getattr(draw, '__name__', 'picture')} is left out: {type(error).__name__}: {error}")

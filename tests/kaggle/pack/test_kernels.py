@@ -157,6 +157,13 @@ def named(*settings: str) -> str:
     return run_name(recipe("small_resnet").with_settings(settings))
 
 
+def count_pictures(executed: Path) -> int:
+    """Pictures that an executed notebook shows."""
+    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    shown = [output.get("data", {}).get("text/html", "") for cell in cells for output in cell.outputs]
+    return "".join(shown).count("data:image/")
+
+
 @pytest.mark.slow
 def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, competition: Path, tmp_path: Path) -> None:
     parameters = "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nSET = ['epochs=1', 'image_size=32']"
@@ -164,6 +171,8 @@ def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, compet
     result, output = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
     assert result["error"] == "", result
     assert "--workers 2" in result["log"], "Kaggle's cores read the pictures ahead of the GPUs"
+    assert count_pictures(output.parent / "train-folds.ipynb") == 6, "two of curves, matrix, recall, two of mistakes"
+    assert "left out" not in result["log"], result
     checkpoint = output / "runs" / name / "fold0" / "best.safetensors"
     first = checkpoint.read_bytes()
     assert (checkpoint.parent / "oof.csv").is_file()
@@ -172,7 +181,7 @@ def test_train_folds_trains_and_goes_on_from_its_own_output(packed: Path, compet
         "train-folds", parameters, packed, competition, tmp_path / "two", earlier=("train-folds", output)
     )
     assert result["error"] == "" and result["log"].count("went on from") == 2, result
-    assert "cassava_kit folds" not in result["log"], "the split of the first session holds"
+    assert "cassava-kit folds" not in result["log"], "the split of the first session holds"
     assert (later / "runs" / name / "fold0" / "best.safetensors").read_bytes() == first
     assert (later / "runs" / name / "fold1" / "best.safetensors").is_file()
     assert len((later / "runs" / name / "oof.csv").read_text().splitlines()) == 81
@@ -308,7 +317,8 @@ def test_pretrain_ssl_exports_a_backbone_that_train_folds_starts_from(
     packed: Path, competition: Path, tmp_path: Path
 ) -> None:
     result, output = execute_kernel("pretrain-ssl", PRETRAIN, packed, competition, tmp_path / "one")
-    assert result["error"] == "", result
+    assert result["error"] == "" and "left out" not in result["log"], result
+    assert count_pictures(output.parent / "pretrain-ssl.ipynb") >= 6
     assert (output / "pretrain-small_simclr" / "backbone.safetensors").is_file()
     doubtful = pd.read_csv(competition / "train.csv").assign(suggested_label=0, label_quality=0.9, keep=True)
     doubtful.loc[doubtful.index[:9], "keep"] = False
@@ -330,4 +340,5 @@ def test_eda_shows_the_data(packed: Path, competition: Path, tmp_path: Path) -> 
     result, output = execute_kernel("eda", "N_DUPLICATES = 40", packed, competition, tmp_path / "one")
     assert result["error"] == "", result
     assert (output / "classes.png").stat().st_size > 10_000
-    assert "Cassava Mosaic Disease" in result["log"] and "near-duplicates" in result["log"]
+    assert "near-duplicates" in result["log"] and "left out" not in result["log"]
+    assert count_pictures(output.parent / "eda.ipynb") >= 8
