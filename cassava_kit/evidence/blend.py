@@ -21,6 +21,7 @@ from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import Score, baseline, check_scored, gain, score
 from cassava_kit.evidence.nested import METHOD_SEEN, Judgement, judge_methods
 from cassava_kit.evidence.oof import Evidence, read_evidence
+from cassava_kit.evidence.subset import Advice, advise
 from cassava_kit.files import read_json, write_json
 
 WEIGHTS_TOLERANCE = 1e-6  # as in an ensemble file
@@ -28,7 +29,8 @@ WEIGHTS_TOLERANCE = 1e-6  # as in an ensemble file
 
 @dataclass(frozen=True)
 class BlendReport:
-    """An ensemble judged out of fold: members, majority, correlation of errors (M, M), what each member adds.
+    """An ensemble judged out of fold: members, majority, correlation of errors (M, M), what each member adds,
+    which to leave out.
 
     `ensemble` is the plain mean's score, `calibration` the plain mean's before and after class-wise temperatures.
     """
@@ -40,6 +42,7 @@ class BlendReport:
     error_correlation: np.ndarray
     adds: dict[str, Comparison]
     judgement: Judgement
+    advice: Advice
     calibration: Calibration
 
     @property
@@ -66,9 +69,12 @@ class BlendReport:
         return report_text(self)
 
 
-def error_correlation(evidence: Evidence) -> np.ndarray:
-    """Return the correlation (M, M) of members' errors (0/1 by row); 0 with a member that is never or always wrong."""
-    wrong = (evidence.pred_probs.argmax(axis=2) != evidence.labels).astype(float)
+def error_correlation(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
+    """Return the correlation (M, M) of members' errors (0/1 by row); 0 with a member that is never or always wrong.
+
+    labels (N,), pred_probs (M, N, K).
+    """
+    wrong = (pred_probs.argmax(axis=2) != labels).astype(float)
     centred = wrong - wrong.mean(axis=1, keepdims=True)
     norm = np.sqrt((centred**2).sum(axis=1))
     safe = np.where(norm > 0, norm, 1)
@@ -89,16 +95,17 @@ def leave_one_out(evidence: Evidence) -> dict[str, Comparison]:
 
 def blend_report(evidence: Evidence) -> BlendReport:
     """Judge an ensemble: scores, correlation of errors, leave-one-out, weights, calibration."""
-    plain, labels = evidence.pred_probs.mean(axis=0), evidence.labels
+    plain, labels, judgement = evidence.pred_probs.mean(axis=0), evidence.labels, judge_methods(evidence)
     score_of = partial(score, labels, metric=evidence.metric)
     return BlendReport(
         names=evidence.names,
         members={n: score_of(p) for n, p in zip(evidence.names, evidence.pred_probs, strict=True)},
         ensemble=score_of(plain),
         majority=baseline(evidence.metric, labels, plain.shape[1]),
-        error_correlation=error_correlation(evidence),
+        error_correlation=error_correlation(labels, evidence.pred_probs),
         adds=leave_one_out(evidence),
-        judgement=judge_methods(evidence),
+        judgement=judgement,
+        advice=advise(evidence, judgement),
         calibration=calibrate(labels, plain, evidence.fold),
     )
 
@@ -117,6 +124,7 @@ def report_text(report: BlendReport) -> str:
     ]
     lines += ["", "weights judged by nested cross-validation:", str(report.judgement)]
     lines.append(f"the ensemble, every fold with weights found on the other folds: {report.score}")
+    lines.append(f"advice: {report.advice.sentence}")
     return "\n".join([*lines, "", f"calibration of the plain mean: {report.calibration}"])
 
 
@@ -149,6 +157,7 @@ def report_values(report: BlendReport) -> dict[str, Any]:
             name: {"difference": c.difference, "interval": list(c.interval), "proved": c.proved}
             for name, c in report.adds.items()
         },
+        "advice": report.advice.values(),
         "error_correlation": report.error_correlation.round(6).tolist(),
         "calibration": {
             "ece": [calibration.ece_before, calibration.ece_after],

@@ -17,6 +17,8 @@ class Calibration:
     """Calibration before and after temperature scaling, each fold with temperatures found on the other folds.
 
     `temperatures` (K,) are found on all rows; one above 1 means that the class's probabilities are too confident.
+    Temperatures that differ by class can move the most probable class: `gained` rows became right, `lost` wrong, and
+    `moved` changed at all.
     """
 
     ece_before: float
@@ -26,13 +28,23 @@ class Calibration:
     accuracy_before: Score
     accuracy_after: Score
     temperatures: np.ndarray
+    moved: int
+    gained: int
+    lost: int
 
     def __str__(self) -> str:
         return (
             f"ECE {self.ece_before:.4f} -> {self.ece_after:.4f}, log-loss {self.logloss_before:.4f} -> "
             f"{self.logloss_after:.4f}, accuracy {self.accuracy_before} -> {self.accuracy_after} "
-            f"(temperatures {np.round(self.temperatures, 2).tolist()}, scored on folds they were not found on)"
+            f"(temperatures {np.round(self.temperatures, 2).tolist()}, scored on folds they were not found on); "
+            f"{self._describe_moves()}"
         )
+
+    def _describe_moves(self) -> str:
+        n = self.accuracy_before.n
+        if not self.moved:
+            return "temperatures move no label"
+        return f"temperatures move {self.moved:,} of {n:,} labels: {self.gained:,} to right, {self.lost:,} to wrong"
 
 
 def ece(labels: np.ndarray, pred_probs: np.ndarray, *, bins: int = BINS) -> float:
@@ -89,6 +101,7 @@ def calibrate_out_of_fold(labels: np.ndarray, pred_probs: np.ndarray, fold: np.n
 def calibrate(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> Calibration:
     """Measure calibration before and after a temperature for each class."""
     scaled = calibrate_out_of_fold(labels, pred_probs, fold)
+    before, after = pred_probs.argmax(axis=1), scaled.argmax(axis=1)
     return Calibration(
         ece_before=ece(labels, pred_probs),
         ece_after=ece(labels, scaled),
@@ -97,4 +110,7 @@ def calibrate(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> C
         accuracy_before=accuracy(labels, pred_probs),
         accuracy_after=accuracy(labels, scaled),
         temperatures=fit_temperatures(labels, pred_probs),
+        moved=int((before != after).sum()),
+        gained=int(((before != labels) & (after == labels)).sum()),
+        lost=int(((before == labels) & (after != labels)).sum()),
     )

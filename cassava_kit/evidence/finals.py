@@ -16,7 +16,7 @@ import numpy as np
 from cassava_kit.competition import CASSAVA, Metric, Task, common_task, current
 from cassava_kit.data.folds import Folds, read_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.blend import read_weights
+from cassava_kit.evidence.blend import error_correlation, read_weights
 from cassava_kit.evidence.compare import DRAWS, LEVEL, Comparison, compare, correct
 from cassava_kit.evidence.metrics import METRIC_NAMES, Score, gain, row_counts, score, statistic
 from cassava_kit.evidence.nested import nested_predictions
@@ -56,7 +56,8 @@ class Finals:
 
     `best` and `hedge` are indices. `win` (C,) is each candidate's share of redraws in which it is the best of all, ties
     shared; `pair_win` the share in which one of the two is. `gain` is the expected score of the better of both above
-    `best` alone, with its interval. `against_best[c]` compares each other candidate with `best`, corrected for their
+    `best` alone, with its interval. `differ` is the share of rows on which the two differ, `errors_correlate` the
+    correlation of their errors. `against_best[c]` compares each other candidate with `best`, corrected for their
     number. `notes` say how labels of the scored rows came into candidates.
     """
 
@@ -70,6 +71,7 @@ class Finals:
     gain: float
     gain_interval: tuple[float, float]
     differ: float
+    errors_correlate: float
     against_best: dict[int, Comparison]
     rows: int
     draws: int
@@ -87,6 +89,7 @@ class Finals:
                 for name, found, public, win in rows
             ],
             "differ": self.differ,
+            "errors_correlate": self.errors_correlate,
             "pair_best_of_all": self.pair_win,
             "gain": self.gain,
             "gain_interval": list(self.gain_interval),
@@ -163,6 +166,7 @@ def propose_finals(candidates: Sequence[Candidate], *, rows: int | None = None, 
         gain=float(above[hedge].mean()),
         gain_interval=(float(low), float(high)),
         differ=float((predicted[best] != predicted[hedge]).mean()),
+        errors_correlate=float(error_correlation(labels, np.stack([probs[best], probs[hedge]]))[0, 1]),
         against_best=dict(zip(rest, correct(pairs), strict=True)),
         rows=rows,
         draws=len(drawn),
@@ -232,7 +236,8 @@ def format_finals(finals: Finals) -> str:
             *lines,
             "",
             f"final 1, best expected: {best}",
-            f"final 2, best hedge:    {hedge} (differs on {finals.differ:.1%} of the rows)",
+            f"final 2, best hedge:    {hedge} (differs on {finals.differ:.1%} of the rows, "
+            f"errors correlate {finals.errors_correlate:.2f})",
             "",
             f"How certain: in {finals.draws:,} redraws of the evidence and of {finals.rows:,} private images one of "
             f"the two is the best of all in {finals.pair_win:.0%}, {best} alone in {finals.win[finals.best]:.0%}.",

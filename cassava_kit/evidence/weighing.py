@@ -48,7 +48,7 @@ def greedy_weights(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric) -
     total, counts = np.zeros_like(pred_probs[0]), np.zeros(len(pred_probs))
     best: tuple[tuple[float, float], np.ndarray] | None = None
     for _ in range(GREEDY_ROUNDS):
-        scores = [_fit(labels, total + member, metric) for member in pred_probs]
+        scores = [fit_of_blend(labels, total + member, metric) for member in pred_probs]
         m = max(range(len(scores)), key=lambda i: (scores[i], -i))
         total, counts[m] = total + pred_probs[m], counts[m] + 1
         if best is None or scores[m] > best[0]:
@@ -57,11 +57,14 @@ def greedy_weights(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric) -
     return best[1]
 
 
-def _fit(labels: np.ndarray, total: np.ndarray, metric: Metric) -> tuple[float, float]:
-    """Return the metric and the mean log-probability of an unnormalised blend (N, K); larger is better."""
+def fit_of_blend(labels: np.ndarray, total: np.ndarray, metric: Metric) -> tuple[float, float]:
+    """Return the metric and the mean log-probability of an unnormalised blend (N, K); larger is better in both.
+
+    Both are rounded to twelve digits, so that equal blends that were added up in another order stay equal.
+    """
     right = total[np.arange(len(labels)), labels] / total.sum(axis=1)
     value = statistic(metric, labels, total)(np.ones(len(labels)))
-    return gain(metric, 0.0, value), float(np.log(np.clip(right, 1e-12, None)).mean())
+    return round(gain(metric, 0.0, value), 12), round(float(np.log(np.clip(right, 1e-12, None)).mean()), 12)
 
 
 def stack_weights(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:

@@ -202,11 +202,13 @@ def test_what_is_not_proved_says_how_many_images_would_prove_it():
 
 def test_errors_correlate_as_numpy_says():
     e = evidence([1.5, 1.0, 0.5])
-    assert np.allclose(error_correlation(e), np.corrcoef(e.pred_probs.argmax(axis=2) != e.labels))
+    assert np.allclose(error_correlation(e.labels, e.pred_probs), np.corrcoef(e.pred_probs.argmax(axis=2) != e.labels))
     perfect = Evidence(
         e.names[:2], e.image_ids, e.labels, e.fold, np.stack([np.eye(K)[e.labels], e.pred_probs[0]]), e.fold_hash
     )
-    assert np.array_equal(error_correlation(perfect), np.eye(2)), "a member without errors has no correlation, not NaN"
+    assert np.array_equal(error_correlation(perfect.labels, perfect.pred_probs), np.eye(2)), (
+        "a member without errors has no correlation, not NaN"
+    )
 
 
 def test_one_member_alone_is_reported():
@@ -244,7 +246,7 @@ def test_files_go_in_and_weights_come_out(tmp_path):
     said = written["report"]
     assert said["members"]["a"] == pytest.approx((e.pred_probs[0].argmax(axis=1) == e.labels).mean())
     assert said["calibration"]["ece"][0] == pytest.approx(ece(e.labels, e.pred_probs.mean(axis=0)), abs=1e-6)
-    assert np.allclose(said["error_correlation"], error_correlation(e), atol=1e-5)
+    assert np.allclose(said["error_correlation"], error_correlation(e.labels, e.pred_probs), atol=1e-5)
     assert set(said["against_mean"]) == {"logloss", "greedy", "stack"} and set(said["adds"]) == {"a", "b"}
     assert f"weights: {written['method']} (" in text
     lines = text.splitlines()

@@ -72,6 +72,9 @@ def test_the_hedge_is_the_one_that_differs_and_not_a_near_copy(split: Folds) -> 
     finals = propose_finals([weak, copy, best, other])
     assert (finals.names[finals.best], finals.names[finals.hedge]) == ("best", "other")
     assert finals.differ == pytest.approx(1215 / N)
+    rows = np.arange(N)
+    apart = np.corrcoef(rows < 600, (rows >= 3000) & (rows < 3615))[0, 1]
+    assert finals.errors_correlate == pytest.approx(apart) and "errors correlate -0.11" in str(finals)
     assert finals.win.sum() == pytest.approx(1) and finals.win[finals.names.index("weak")] < 0.001
     assert finals.pair_win > finals.win[finals.best]
     assert finals.gain > 0.001 and finals.gain_interval[0] == 0

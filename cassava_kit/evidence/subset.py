@@ -1,0 +1,124 @@
+"""Which members to leave out of an ensemble, by nested evidence; entry point `advise`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cassava_kit.competition import Metric
+from cassava_kit.evidence.compare import Comparison, compare, correct
+from cassava_kit.evidence.metrics import gain, score
+from cassava_kit.evidence.nested import Judgement, blend_nested
+from cassava_kit.evidence.oof import Evidence
+from cassava_kit.evidence.weighing import fit_of_blend
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Which members to leave out, and how the ensemble stands against its best member.
+
+    `leave_out` names members, none where no smaller ensemble is better on folds that the choice did not see.
+    `against_all` compares the smaller ensemble with all members (None for one member alone); `against_best` compares
+    the ensemble with its best member, which is flattered by having been chosen. Both are nested, and corrected for
+    being two.
+    """
+
+    leave_out: tuple[str, ...]
+    against_all: Comparison | None
+    against_best: Comparison | None
+
+    @property
+    def below_best(self) -> bool:
+        """Whether the ensemble scores below its best member."""
+        return self.against_best is not None and self.against_best.difference < 0
+
+    @property
+    def sentence(self) -> str:
+        """The advice in one sentence."""
+        if self.against_all is None or self.against_best is None:
+            return "one member alone: add one of another family"
+        best, below = self.against_best.names[0], _describe(self.against_best, abs(self.against_best.difference))
+        if self.leave_out:
+            advice = f"leave {_join(self.leave_out)} out: {_describe(self.against_all)}"
+        elif self.below_best:
+            advice = f"no smaller ensemble is better by nested evidence: submit {best} alone, or add another family"
+        else:
+            advice = "keep every member: no smaller ensemble is better by nested evidence"
+        return f"below its best member, {best}, by {below}; {advice}" if self.below_best else advice
+
+    def values(self) -> dict[str, Any]:
+        """Return the advice as plain values, for JSON."""
+        return {
+            "leave_out": list(self.leave_out),
+            "against_all": self.against_all and self.against_all.values(),
+            "against_best": self.against_best and self.against_best.values(),
+            "sentence": self.sentence,
+        }
+
+
+def advise(evidence: Evidence, judgement: Judgement) -> Advice:
+    """Advise which members to leave out of an ensemble.
+
+    Where the plain mean was chosen, members leave by backward elimination (`select_members`); where other weights were
+    proved better, those of weight 0. In both cases each fold is scored with what was chosen on the other folds.
+    """
+    if len(evidence.names) == 1:
+        return Advice((), None, None)
+    labels, metric = evidence.labels, evidence.metric
+    scores = [score(labels, each, metric).value for each in evidence.pred_probs]
+    best = max(range(len(scores)), key=lambda m: gain(metric, 0.0, scores[m]))
+    whole = blend_nested(evidence, judgement.chosen)
+    against_best = compare(
+        labels, evidence.pred_probs[best], whole, metric=metric, names=(evidence.names[best], "ensemble")
+    )
+    if judgement.chosen == "mean":
+        kept = select_members(labels, evidence.pred_probs, metric)
+        before, after = whole, select_nested(evidence)
+    else:
+        kept = list(np.flatnonzero(judgement.weights > 0))
+        before, after = evidence.pred_probs.mean(axis=0), whole
+    against_all = compare(labels, before, after, metric=metric, names=("all members", "fewer members"))
+    against_all, against_best = correct([against_all, against_best])
+    left = [name for m, name in enumerate(evidence.names) if m not in kept]
+    return Advice(tuple(left) if against_all.difference > 0 else (), against_all, against_best)
+
+
+def select_members(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric) -> list[int]:
+    """Return the members (M, N, K) that backward elimination keeps, as indices.
+
+    The member whose absence helps the plain mean of the others most leaves, until none helps. What helps is the
+    metric, then the log-loss.
+    """
+    kept = list(range(len(pred_probs)))
+    reached = fit_of_blend(labels, pred_probs.sum(axis=0), metric)
+    while len(kept) > 1:
+        total = pred_probs[kept].sum(axis=0)
+        fits = {m: fit_of_blend(labels, total - pred_probs[m], metric) for m in kept}
+        leaves = max(kept, key=lambda m: fits[m])
+        if fits[leaves] <= reached:
+            break
+        reached = fits[leaves]
+        kept.remove(leaves)
+    return kept
+
+
+def select_nested(evidence: Evidence) -> np.ndarray:
+    """Return the plain mean's probabilities (N, K), each fold with the members selected on the other folds."""
+    blended = np.empty_like(evidence.pred_probs[0])
+    for fold in np.unique(evidence.fold):
+        out = evidence.fold == fold
+        kept = select_members(evidence.labels[~out], evidence.pred_probs[:, ~out], evidence.metric)
+        blended[out] = evidence.pred_probs[kept][:, out].mean(axis=0)
+    return blended
+
+
+def _describe(comparison: Comparison, difference: float | None = None) -> str:
+    """Return the difference with half its interval, and whether it is proved."""
+    shown = f"{comparison.difference:+.4f}" if difference is None else f"{difference:.4f}"
+    return f"{shown} ± {comparison.half_width:.4f} ({'proved' if comparison.proved else 'not proved'})"
+
+
+def _join(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
