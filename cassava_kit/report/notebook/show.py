@@ -68,7 +68,7 @@ def side_by_side(charts: Sequence[Chart]) -> Any:
     from IPython.display import HTML
 
     # Two share a line where each has 400 pixels; none is drawn larger than it is.
-    style = "flex:1 1 400px;max-width:min(100%,588px);height:auto;background:#fff;border-radius:6px"
+    style = "flex:1 1 400px;min-width:0;max-width:min(100%,588px);height:auto;background:#fff;border-radius:6px"
     pictures = [f'<img src="{_as_data(one.png)}" alt="{html.escape(one.alt)}" style="{style}">' for one in charts]
     line = "display:flex;flex-wrap:wrap;gap:10px;align-items:flex-start"
     return HTML(f'<div style="{line}">{"".join(pictures)}</div>')  # type: ignore[no-untyped-call]
