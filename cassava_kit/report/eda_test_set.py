@@ -71,10 +71,8 @@ class SetComparison:
         if not self.names:
             return "There are no test images to compare with."
         if not self.differences:
-            n = len(self.frame)
-            return (
-                f"{n} readable test image{'' if n == 1 else 's'}: too few to say whether the test set is like training."
-            )
+            n = number(len(self.frame), "readable test image")
+            return f"{n}: too few to say whether the test set looks like the training set."
         large = [one for one in self.differences if one.large]
         slight = [one.quantity for one in self.differences if one.found and not one.large]
         if large:

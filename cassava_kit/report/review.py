@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import AGREEMENT, read_noise_report
 from cassava_kit.evidence.noise.neighbours import nearest
 from cassava_kit.evidence.oof import Evidence, read_evidence
-from cassava_kit.files import cache_dir, header_path, read_json, sha256_bytes, write_text
+from cassava_kit.files import cache_dir, header_path, path_inside, read_json, sha256_bytes, write_text
 from cassava_kit.inference.features import check_embedding_source, embed_images
-from cassava_kit.report.page import check_out
-from cassava_kit.report.thumbnails import NEIGHBOUR, PHOTO, thumbnail
+from cassava_kit.report.page import check_out, environment, short_names
+from cassava_kit.report.thumbnails import NEIGHBOUR, photo_side, thumbnail
 
 LIMIT = 2000
 
@@ -76,10 +76,15 @@ class ReviewFiles:
 
 
 def review_rows(report: pd.DataFrame, extras: Extras | None = None, *, limit: int = LIMIT) -> list[dict[str, Any]]:
-    """Return what the page shows of each row: near-duplicates with other labels, then suspicious rows, worst first."""
+    """Return what the page shows of each row: near-duplicates with other labels, then suspicious rows, worst first.
+
+    The nearest images leave out near-duplicates: those with another label are shown as such, the others counted.
+    """
     extras = extras or Extras()
+    groups, near = extras.groups or {}, extras.near or {}
     label_of = dict(zip(report["image_id"], report["label"].tolist(), strict=True))
-    conflicts = find_conflicts(label_of, extras.groups or {})
+    conflicts = find_conflicts(label_of, groups)
+    sizes = Counter(groups[name] for name in label_of if name in groups)
     suspicious = (report["suggested_label"] != report["label"]) | ~report["keep"]
     in_conflict = report["image_id"].isin(conflicts)
     chosen = report.assign(first=~in_conflict)[suspicious | in_conflict].sort_values("first", kind="stable")
@@ -94,10 +99,17 @@ def review_rows(report: pd.DataFrame, extras: Extras | None = None, *, limit: in
             "agreement": float(row[AGREEMENT]) if AGREEMENT in row else None,
             "votes": votes.get(row["image_id"], []),
             "conflicts": [{"id": name, "label": label_of[name]} for name in conflicts.get(row["image_id"], [])],
-            "near": [{"id": n, "label": label_of[n]} for n in (extras.near or {}).get(row["image_id"], [])[:N_NEAR]],
+            "copies": max(sizes[groups.get(row["image_id"], -1)] - 1, 0) - len(conflicts.get(row["image_id"], [])),
+            "near": [{"id": n, "label": label_of[n]} for n in others_of(row["image_id"], near, groups)],
         }
         for row in chosen.head(limit).to_dict("records")
     ]
+
+
+def others_of(image_id: str, near: dict[str, list[str]], groups: dict[str, int]) -> list[str]:
+    """Return the `N_NEAR` nearest images of an image that are no near-duplicates of it."""
+    mine = groups.get(image_id)
+    return [name for name in near.get(image_id, []) if mine is None or groups.get(name) != mine][:N_NEAR]
 
 
 def find_conflicts(label_of: dict[str, int], groups: dict[str, int]) -> dict[str, list[str]]:
@@ -134,29 +146,33 @@ def member_votes(evidence: Evidence | None) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def nearest_ids(image_ids: np.ndarray, embedding: np.ndarray, shown: Sequence[str]) -> dict[str, list[str]]:
-    """Return the ids of the nearest images in an embedding (N, D), for the shown images."""
+def nearest_ids(
+    image_ids: np.ndarray, embedding: np.ndarray, shown: Sequence[str], *, reach: int = N_NEAR
+) -> dict[str, list[str]]:
+    """Return the ids of the `reach` nearest images in an embedding (N, D), for the shown images."""
     rows = pd.Series(np.arange(len(image_ids)), index=image_ids)[list(shown)].to_numpy()
-    return dict(zip(shown, image_ids[nearest(embedding, reach=N_NEAR, of=rows)].tolist(), strict=True))
+    return dict(zip(shown, image_ids[nearest(embedding, reach=reach, of=rows)].tolist(), strict=True))
 
 
 def review_thumbnails(rows: Sequence[dict[str, Any]], image_dir: Path, *, progress: bool = True) -> dict[str, str]:
-    """Return a thumbnail of every image that the rows name; neighbours get smaller ones."""
+    """Return a thumbnail of every image that the rows name, the larger the fewer rows; neighbours get small ones."""
     beside = {other["id"]: NEIGHBOUR for row in rows for other in (*row["near"], *row["conflicts"])}
-    sides = beside | {row["id"]: PHOTO for row in rows}
+    sides = beside | {row["id"]: photo_side(len(rows)) for row in rows}
     made = in_threads(
         lambda item: thumbnail(image_dir / item[0], item[1]), list(sides.items()), title="Thumbnails", progress=progress
     )
     return dict(zip(sides, made, strict=True))
 
 
-def review_page(rows: Sequence[dict[str, Any]], thumbs: dict[str, str], *, classes: Sequence[str], key: str) -> str:
+def review_page(
+    rows: Sequence[dict[str, Any]], thumbs: dict[str, str], *, classes: Sequence[str], key: str, title: str
+) -> str:
     """Return the page's HTML; the browser keeps decisions under `key`, which names the report."""
-    data = {"key": key, "classes": list(classes), "rows": list(rows), "thumbnails": thumbs}
+    named = {"classes": list(classes), "brief": short_names(classes)}
+    data = {"key": key, **named, "rows": list(rows), "thumbnails": thumbs}
     # Within a script element only "<" could end it, whatever a file is called.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = files("cassava_kit.report").joinpath("review.html").read_text(encoding="utf-8")
-    return template.replace("__DATA__", text)
+    return str(environment().get_template("review.html").render(data=text, title=title))
 
 
 def report_header(clean: Path) -> dict[str, Any]:
@@ -178,7 +194,8 @@ def image_folder(data: Path, report: pd.DataFrame, clean: Path, competition: Com
     folder = Path(data) / competition.train_images
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; --data must be the competition folder")
-    if not any((folder / name).is_file() for name in report["image_id"]):
+    paths = [path_inside(folder, name) for name in report["image_id"]]
+    if not any(path.is_file() for path in paths):
         raise FileNotFoundError(f"{folder} has none of the images {clean} names (first: {report['image_id'].iloc[0]})")
     return folder
 
@@ -203,7 +220,8 @@ def write_review(
     labels = {row["label"] for row in rows} | {row["suggested"] for row in rows}
     names = list(classes) + [f"class {k}" for k in range(len(classes), max(labels) + 1)]
     key = sha256_bytes(Path(clean).read_bytes())[:16]
-    page = review_page(rows, review_thumbnails(rows, image_dir), classes=names, key=key)
+    title = competition.title if task is None or task.competition == competition.slug else task.competition
+    page = review_page(rows, review_thumbnails(rows, image_dir), classes=names, key=key, title=title)
     write_text(out, page)
     return f"{out}: {len(rows):,} photographs to look at, {len(page) / 1e6:.1f} MB; open it in a browser"
 
@@ -243,7 +261,9 @@ def review_files(
     if vectors is None:
         ids, vectors, source = ids[there], layout(prints.thumbnails), "coarse layout alone (give --embedding)"
     known = set(ids)
-    near = nearest_ids(ids, vectors, [name for name in shown if name in known]) if len(ids) > N_NEAR else None
+    reach = N_NEAR + max(Counter(groups.values()).values(), default=1) - 1  # whatever the copies among them
+    asked_of = [name for name in shown if name in known]
+    near = nearest_ids(ids, vectors, asked_of, reach=reach) if len(ids) > N_NEAR else None
     message = write_review(
         clean, data, out, extras=Extras(evidence, near, groups), limit=limit, competition=competition
     )

@@ -9,14 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from cassava_kit.data.images import ImageError, decode_small, in_threads, read_bytes
+from cassava_kit.files import path_inside
 
 THUMBNAIL = 160
 
 
 def thumbnails(image_dir: Path, names: Sequence[str], *, progress: bool = True) -> dict[str, str]:
-    """Return small pictures of the images by name, in base64; an empty text for one that cannot be read."""
+    """Return small pictures of the images by name, in base64; an empty text for one that cannot be read.
+
+    Raises:
+        UserError: A name, or the link that it names, leads out of the folder.
+    """
     distinct = list(dict.fromkeys(names))
-    made = in_threads(lambda n: thumbnail(image_dir / n, THUMBNAIL), distinct, title="Thumbnails", progress=progress)
+    paths = [path_inside(image_dir, name) for name in distinct]
+    made = in_threads(lambda path: thumbnail(path, THUMBNAIL), paths, title="Thumbnails", progress=progress)
     return dict(zip(distinct, made, strict=True))
 
 
@@ -28,8 +34,14 @@ def decode_thumbnail(picture: str) -> np.ndarray:
 
 
 # Longer side of thumbnails in pixels, and their WebP quality: as good as JPEG's 72 in two thirds of the bytes, so that
-# 2,000 photographs stay below 30 MB.
-PHOTO, NEIGHBOUR, QUALITY = 240, 72, 50
+# `MANY` photographs stay below 30 MB. Fewer are shown in as many pixels altogether.
+PHOTO, LARGEST_PHOTO, NEIGHBOUR, QUALITY = 240, 720, 72, 50
+MANY = 2000
+
+
+def photo_side(n: int) -> int:
+    """Return the longer side of `n` photographs on one page: 240 pixels for 2,000, 480 for 500, 720 for 200."""
+    return min(LARGEST_PHOTO, max(PHOTO, int(PHOTO * (MANY / max(n, 1)) ** 0.5)))
 
 
 def thumbnail(path: Path, side: int) -> str:

@@ -19,7 +19,7 @@ from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
 from cassava_kit.files import write_json
 from cassava_kit.report.review import Extras, ReviewFiles, find_conflicts, review_files, review_rows, write_review
-from cassava_kit.report.thumbnails import NEIGHBOUR, PHOTO, thumbnail
+from cassava_kit.report.thumbnails import LARGEST_PHOTO, NEIGHBOUR, PHOTO, photo_side, thumbnail
 
 CLASSES = 5
 
@@ -69,6 +69,7 @@ def test_suspicious_rows_come_worst_first_and_no_others():
         "agreement": None,
         "votes": [],
         "conflicts": [],
+        "copies": 0,
         "near": [],
     }
     assert [row["id"] for row in review_rows(report(), limit=3)] == ["000.jpg", "001.jpg", "002.jpg"]
@@ -234,9 +235,10 @@ def test_a_reviewer_clicks_through(folder, browser):
         "003.jpg": "relabel",
     }
     assert made["label"].to_dict() == {"000.jpg": 0, "001.jpg": 1, "002.jpg": 0, "003.jpg": 1}
-    # The current card went on with each decision: undo takes back none of them, and after a step back the fourth.
-    press("u", "h", "u")
+    # Undo takes back the last decision wherever one has moved to, and goes back to its card.
+    press("l", "l", "u")
     assert set(exported(browser)["image_id"]) == {"000.jpg", "001.jpg", "002.jpg"}
+    assert browser.find_element("css selector", "article.current").get_attribute("data-id") == "003.jpg"
     # Mouse: a button, and a class from the card's own list.
     fifth = browser.find_element("css selector", 'article[data-id="004.jpg"]')
     fifth.find_element("css selector", 'button[data-act="drop"]').click()
@@ -330,7 +332,8 @@ def test_votes_neighbours_and_duplicates_come_without_further_options(journey):
     assert set(rows) == {"003.jpg", "021.jpg", "040.jpg", "007.jpg", "008.jpg"}
     assert rows["021.jpg"]["votes"][0]["name"] == "sure" and rows["021.jpg"]["votes"][0]["label"] == 1
     assert rows["007.jpg"]["conflicts"] == [{"id": "008.jpg", "label": 3}]
-    assert rows["007.jpg"]["near"][0]["id"] == "008.jpg", "the copy is nearest in layout"
+    assert len(rows["007.jpg"]["near"]) == 4
+    assert "008.jpg" not in {near["id"] for near in rows["007.jpg"]["near"]}, "the copy is shown once, as such"
     (journey / "sure.csv").unlink()
     message = review_files(journey / "clean.csv", journey / "data", journey / "review.html")
     assert "votes: not shown (give --oof and --folds)" in message
@@ -390,7 +393,7 @@ def test_what_a_reviewer_decides_comes_back_through_clean(journey, browser):
     order = [card.get_attribute("data-id") for card in browser.find_elements("css selector", "article")]
     wanted = {"003.jpg": "k", "021.jpg": "d", "040.jpg": "r", "007.jpg": "0"}
     for name in order:
-        body.send_keys(wanted.get(name, "j"))
+        body.send_keys(wanted.get(name, "l"))
     made = exported(browser)
     assert dict(zip(made["image_id"], made["decision"], strict=True)) == {
         "003.jpg": "keep",
@@ -411,10 +414,155 @@ def test_what_a_reviewer_decides_comes_back_through_clean(journey, browser):
     assert again.loc["021.jpg", "suggested_label"] == again.loc["021.jpg", "label"]
 
 
+def test_near_duplicates_are_shown_once_and_counted(folder):
+    groups = {f"{i:03d}.jpg": 7 for i in (0, 5, 10, 20, 21)}
+    near = {"000.jpg": ["005.jpg", "021.jpg", "013.jpg", "010.jpg", "014.jpg", "015.jpg", "016.jpg", "017.jpg"]}
+    rows = {row["id"]: row for row in review_rows(report(), Extras(near=near, groups=groups))}
+    first = rows["000.jpg"]
+    # By hand: 5, 10 and 20 are of class 0 as 0 is; 21 is of class 1.
+    assert first["conflicts"] == [{"id": "021.jpg", "label": 1}] and first["copies"] == 3
+    assert [other["id"] for other in first["near"]] == ["013.jpg", "014.jpg", "015.jpg", "016.jpg"]
+    assert rows["021.jpg"]["copies"] == 0 and len(rows["021.jpg"]["conflicts"]) == 4
+    assert rows["001.jpg"]["copies"] == 0 and rows["001.jpg"]["conflicts"] == []
+
+
+def test_fewer_photographs_are_larger():
+    assert [photo_side(n) for n in (1, 200, 222, 500, 2000, 5000)] == [LARGEST_PHOTO, 720, 720, 480, PHOTO, PHOTO]
+    assert all(n * photo_side(n) ** 2 <= 2000 * PHOTO**2 for n in range(223, 2001))
+
+
+def keys(browser, *pressed):
+    """Type into the page."""
+    for key in pressed:
+        browser.find_element("tag name", "body").send_keys(key)
+
+
+def state(browser):
+    """The current card, and each decided card's decision."""
+    cards = browser.find_elements("css selector", "article[data-decision]")
+    made = {card.get_attribute("data-id")[:3]: card.get_attribute("data-decision") for card in cards}
+    return browser.find_element("css selector", "article.current").get_attribute("data-id")[:3], made
+
+
+def test_undo_goes_back_through_all_decisions_even_after_the_page_was_closed(folder, browser):
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    page = (folder / "review.html").as_uri()
+    browser.get(page)
+    undo = browser.find_element("id", "undo")
+    assert not undo.is_enabled()
+    keys(browser, "k", "d", "h", "h", "d")  # the first: kept, then dropped
+    assert state(browser) == ("001", {"000": "drop", "001": "drop"})
+    keys(browser, "l", "j", "l", "d", "d")  # 003 and 004; j is no key
+    browser.get(page)
+    keys(browser, "u")
+    assert state(browser) == ("004", {"000": "drop", "001": "drop", "003": "drop"})
+    browser.find_element("id", "undo").click()
+    keys(browser, "u")
+    assert state(browser) == ("000", {"000": "keep", "001": "drop"})
+    keys(browser, "u", "u", "u", "u")
+    assert state(browser) == ("000", {}) and not browser.find_element("id", "undo").is_enabled()
+    assert "0 of 12 decided" in browser.find_element("id", "progress").text
+    # The same decision again is none; of a card that a filter hides, undo shows it again.
+    keys(browser, "k", "h", "k", "u")
+    assert state(browser) == ("000", {})
+    keys(browser, "d")
+    from selenium.webdriver.support.ui import Select
+
+    Select(browser.find_element("id", "state")).select_by_value("open")
+    keys(browser, "u")
+    assert state(browser) == ("000", {}) and len(browser.find_elements("css selector", "article")) == 12
+
+
+def test_a_picture_is_enlarged_by_a_click_or_a_key_and_decided_on(folder, browser):
+    picture = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
+    cv2.imwrite(str(folder / "data" / "train_images" / "001.jpg"), picture)
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    show(browser, folder / "review.html")
+    dialog, large = browser.find_element("id", "zoom"), browser.find_element("id", "large")
+    small = browser.find_element("css selector", "article[data-id='001.jpg'] img.photo")
+    small.click()
+    assert dialog.get_attribute("open") is not None
+    caption = browser.find_element("id", "caption")
+    assert caption.text.startswith("001.jpg · given 1 CBSD → suggested 4 Healthy · quality 0.04")
+    assert large.size["height"] > 1.5 * small.size["height"]
+    assert browser.execute_script("return arguments[0].naturalWidth", large) == 720
+    keys(browser, "d")
+    assert caption.text.startswith("002.jpg"), "the next one, as large"
+    keys(browser, "h")
+    assert caption.text.endswith("· drop")
+    keys(browser, "u")
+    assert "drop" not in caption.text and state(browser) == ("001", {})
+    keys(browser, "z")
+    assert dialog.get_attribute("open") is None
+    keys(browser, "z")
+    assert dialog.get_attribute("open") is not None
+    large.click()
+    assert dialog.get_attribute("open") is None
+    assert console_errors(browser) == [] and browser.execute_script(FETCHED) == []
+
+
+def test_moving_keeps_the_card_clear_of_the_header(folder, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    show(browser, folder / "review.html", size=(420, 800))
+    keys(browser, "l", Keys.ARROW_RIGHT, "l", Keys.ARROW_LEFT, "h", "h")
+    assert state(browser)[0] == "000"
+    keys(browser, *"lllll", *"hhh")
+    assert state(browser)[0] == "002"
+    place = "return document.querySelector(arguments[0]).getBoundingClientRect()[arguments[1]]"
+    header, card = (browser.execute_script(place, *at) for at in (("header", "bottom"), ("article.current", "top")))
+    assert header <= card < 800
+
+
+def test_what_cannot_be_kept_is_said_until_the_page_is_left(folder, browser):
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    show(browser, folder / "review.html")
+    assert not browser.find_element("id", "unsaved").is_displayed()
+    browser.execute_script("Storage.prototype.setItem = () => { throw new Error('full') }")
+    keys(browser, "k", "d")
+    assert "export before you leave" in browser.find_element("id", "unsaved").text
+    assert set(exported(browser)["image_id"]) == {"000.jpg", "001.jpg"}
+
+
+def test_the_header_is_low_on_a_phone_and_its_panel_opens(folder, browser):
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html")
+    show(browser, folder / "review.html", size=(420, 900))
+    header, given = browser.find_element("tag name", "header"), browser.find_element("id", "given")
+    assert header.size["height"] < 120 and not given.is_displayed()
+    browser.find_element("id", "more").click()
+    assert given.is_displayed() and browser.find_element("id", "hint").is_displayed()
+    assert not browser.find_element("id", "sorting").is_displayed(), "no agreement in this report"
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 420
+    browser.find_element("id", "more").click()
+    assert header.size["height"] < 120
+
+
+@pytest.mark.parametrize("n_classes", [2, 40])
+def test_any_number_and_any_name_of_classes(folder, browser, n_classes):
+    names = [f"класс-{k}_健康_{'sehrlang' * 9}<b>$x$" for k in range(n_classes)]
+    label = np.arange(30) % n_classes
+    frame = report().assign(label=label, suggested_label=(label + 1) % n_classes)
+    write_noise_report(folder / "clean.csv", frame)
+    competition = Competition(slug="zoo", title="Zoo <1>", classes=tuple(names))
+    near = {f"{i:03d}.jpg": [f"{(i + j) % 30:03d}.jpg" for j in range(1, 5)] for i in range(30)}
+    extras = Extras(near=near, groups={"000.jpg": 1, "001.jpg": 1})
+    write_review(folder / "clean.csv", folder / "data", folder / "review.html", extras=extras, competition=competition)
+    for size in ((420, 900), (1400, 900)):
+        show(browser, folder / "review.html", size=size)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+        assert console_errors(browser) == []
+    card = browser.find_element("css selector", "article[data-id='000.jpg']")
+    assert f"given 0 {names[0]} → suggested 1 {names[1]}" in card.text
+    keys(browser, "1", "h", "z")
+    assert f"relabelled as 1 {names[1]}" in browser.find_element("id", "caption").text
+    assert browser.title == "Label review: Zoo <1>"
+
+
 def test_the_page_holds_its_width_on_a_phone_and_in_the_dark(journey, browser):
     review_files(journey / "clean.csv", journey / "data", journey / "review.html")
-    show(browser, journey / "review.html", scheme="dark", size=(390, 800))
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    show(browser, journey / "review.html", scheme="dark", size=(420, 800))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 420
     shade = browser.execute_script("return getComputedStyle(document.querySelector('header')).backgroundColor")
     assert max(int(v) for v in re.findall(r"\d+", shade)[:3]) < 60, "the header is dark"
     assert console_errors(browser) == []
