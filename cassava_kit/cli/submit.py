@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cassava_kit.cli.app import CommandTable, StageGroup, make_app
-from cassava_kit.cli.options import Views
+from cassava_kit.cli.options import Jobs, Views
 from cassava_kit.cli.output import AsJson
 from cassava_kit.errors import UserError
 from cassava_kit.files import LEDGER_FILE
 from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
+from cassava_kit.kaggle.pack.kernels import KERNEL_NAMES
 
 if TYPE_CHECKING:
     from cassava_kit.kaggle.pack.kernels import Changes, Kernel
@@ -30,9 +31,7 @@ BundleOrNone = Annotated[
 ]
 SampleOrData = Annotated[Path | None, typer.Option("--data", help="Competition folder; default: the embedded sample.")]
 Owner = Annotated[str | None, typer.Option("--owner", help="Your Kaggle name, instead of dataset-metadata.json's.")]
-KernelName = Annotated[
-    str, typer.Option("--kernel", metavar="NAME", help="Notebook: ensemble-submission, train-folds, pretrain-ssl, eda.")
-]
+KernelName = Annotated[str, typer.Option("--kernel", metavar="NAME", help=f"Notebook: {', '.join(KERNEL_NAMES)}.")]
 ParameterValues = Annotated[
     Strings,
     typer.Option(
@@ -88,9 +87,11 @@ def dry_run_command(
     memory: Memory = None,
     minutes: Minutes = None,
     hidden: Hidden = None,
+    jobs: Jobs = None,
 ) -> int:
     """Train members, weigh them, pack them, run the notebook offline, check its submission: the dry run at home."""
-    from cassava_kit.cli.dry_run import DryRun, dry_run, parse_weights
+    from cassava_kit.cli.dry_run import dry_run
+    from cassava_kit.cli.dry_run_members import DryRun, parse_weights
     from cassava_kit.kaggle.rehearse.options import RehearsalOptions
 
     if replace and keep:
@@ -107,6 +108,7 @@ def dry_run_command(
         owner=owner,
         existing="replace" if replace else "keep" if keep else "refuse",
         setting=RehearsalOptions(cpus=cpus, memory=memory, minutes=minutes, hidden=hidden),
+        jobs=jobs,
     )
     dry_run(plan)
     return 0
@@ -176,12 +178,53 @@ def rehearse_command(
     return rehearse_kernel(notebook, _home(bundle, notebook), data, setting, changes=changes)
 
 
-def doctor_command(bundle: BundleOrNone = None, kernel: KernelName = SUBMISSION, as_json: AsJson = False) -> int:
-    """Examine a bundle for each known cause of a failed submission, one line a cause."""
+def doctor_command(
+    bundle: BundleOrNone = None,
+    kernel: KernelName = SUBMISSION,
+    notebook: Annotated[
+        Path | None,
+        typer.Option(help="Anybody's notebook (.ipynb) or script (.py) instead of a bundle; nothing of it is run."),
+    ] = None,
+    kernel_metadata: Annotated[
+        Path | None,
+        typer.Option(help="With --notebook: its kernel-metadata.json; default: the one beside it that names it."),
+    ] = None,
+    run: Annotated[
+        bool, typer.Option("--run", help="With --notebook: rehearse it, offline and in both mount layouts.")
+    ] = False,
+    data: SampleOrData = None,
+    dataset: Annotated[
+        Strings,
+        typer.Option(metavar="OWNER/SLUG=DIR", help="With --run: folder of an attached dataset; repeat for each."),
+    ] = None,
+    cpus: Cpus = None,
+    memory: Memory = None,
+    minutes: Minutes = None,
+    hidden: Hidden = None,
+    as_json: AsJson = False,
+) -> int:
+    """Examine a bundle, or any notebook, for each known cause of a failed submission."""
     from cassava_kit.cli.kaggle import examine
 
-    notebook, _ = _notebook(kernel)
-    return examine(_home(bundle, notebook), notebook, as_json=as_json)
+    limits = {"--cpus": cpus, "--memory": memory, "--minutes": minutes, "--hidden": hidden}
+    of_run = {"--data": data, "--dataset": dataset, **limits}
+    if notebook is None:
+        if strays := [
+            name for name, given in {"--kernel-metadata": kernel_metadata, "--run": run, **of_run}.items() if given
+        ]:
+            raise UserError(f"{', '.join(strays)} goes with --notebook FILE; a bundle is rehearsed by `rehearse`")
+        kit_kernel, _ = _notebook(kernel)
+        return examine(_home(bundle, kit_kernel), kit_kernel, as_json=as_json)
+    from cassava_kit.cli.foreign import ForeignRun, examine_foreign
+    from cassava_kit.kaggle.rehearse.options import RehearsalOptions
+
+    if bundle is not None or kernel != SUBMISSION:
+        raise UserError("--notebook names a file of anybody's; give it, or --bundle and --kernel, not both")
+    if not run and (strays := [name for name, given in of_run.items() if given]):
+        raise UserError(f"{', '.join(strays)} goes with --run, which rehearses the notebook")
+    options = RehearsalOptions(cpus=cpus, memory=memory, minutes=minutes, hidden=hidden)
+    chosen = ForeignRun(data, dataset or (), options) if run else None
+    return examine_foreign(notebook, metadata=kernel_metadata, run=chosen, as_json=as_json)
 
 
 def push_command(
@@ -264,7 +307,8 @@ def _notebook(name: str, param: Strings = None, attach: Strings = None) -> tuple
     notebook, changes = find_kernel(name), parse_changes(param or [], attach or [])
     for option, given in (("--param", param), ("--attach", attach)):
         if given and notebook.weights:
-            raise UserError(f"{option} goes with --kernel train-folds, pretrain-ssl or eda")
+            others = ", ".join(name for name in KERNEL_NAMES if name != notebook.name)
+            raise UserError(f"{option} goes with --kernel {others}")
     return notebook, changes if param or attach else None
 
 

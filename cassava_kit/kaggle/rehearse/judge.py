@@ -21,11 +21,12 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def judge_run(
-    run: NotebookRun, kernel: Kernel, result: dict[str, Any], isolation: Isolation, changed: Sequence[Path]
+    run: NotebookRun, kernel: Kernel | None, result: dict[str, Any], isolation: Isolation, changed: Sequence[Path]
 ) -> Rehearsal:
     """Return the verdict on a run, and write its log without credentials into `run.out`.
 
-    `result` is that of `execute.py`; `changed` are the inputs that the notebook changed.
+    `kernel` is None for a notebook that is not the kit's: its submission alone is checked. `result` is that of
+    `execute.py`; `changed` are the inputs that the notebook changed.
     """
     secrets = collect_secrets()
     log = COLOURS.sub("", redact(result.get("log", ""), secrets))
@@ -36,7 +37,10 @@ def judge_run(
     wrong = [redact(result["error"], secrets)] if result["error"] else []
     wrong += [f"the notebook changed its input: {', '.join(map(str, changed))}"] if changed else []
     ended = not result["error"]
-    found, left = _check_submission(run, ended) if kernel.weights else _check_output(run, kernel, ended)
+    if kernel is None or kernel.weights:
+        found, left = _check_submission(run, reports=kernel is not None and ended)
+    else:
+        found, left = _check_output(run, kernel, ended)
     wrong += found
     seconds, memory = result.get("seconds", 0.0), result.get("peak_memory", 0)
     used = f"used {seconds:.0f} s and {memory / 2**30:.1f} GiB"
@@ -46,14 +50,14 @@ def judge_run(
     return Rehearsal(not wrong, f"rehearsal {said}", submission, seconds, isolation.report, log, memory)
 
 
-def _check_submission(run: NotebookRun, ended: bool) -> tuple[list[str], str]:
-    """Return what is wrong with the submission and with the run's own report, and one line on both."""
+def _check_submission(run: NotebookRun, *, reports: bool) -> tuple[list[str], str]:
+    """Return what is wrong with the submission, with `reports` with the run's own report too, and one line on it."""
     try:
         rows = str(check_answers(run.working / "submission.csv", _mounted_images(run), run.competition))
-        wrong, notes = read_run(run.working) if ended else ([], "")
+        wrong, notes = read_run(run.working) if reports else ([], "")
     except (ValueError, FileNotFoundError) as error:
         return [str(error)], ""
-    return wrong, f"{rows}; {notes}"
+    return wrong, "; ".join(filter(None, (rows, notes)))
 
 
 def _mounted_images(run: NotebookRun) -> Path | list[str]:

@@ -10,11 +10,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from cassava_kit.competition import Competition
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_file, write_json, write_text
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.kernels import KERNEL_METADATA, with_parameters
+from cassava_kit.kaggle.rehearse.isolation import Isolation
 from cassava_kit.kaggle.rehearse.judge import judge_run
 from cassava_kit.kaggle.rehearse.layout import (
     Layout,
@@ -57,17 +60,22 @@ def rehearse(
         mounts = _mount_competition(bundle, Path(competition_dir), scratch, layout, options)
         mounts += _mount_datasets(bundle, scratch, layout)
         run = NotebookRun(_place_notebook(bundle, scratch, options), mounts, out, layout, options, bundle.competition)
-        if run.working.exists():
-            shutil.rmtree(run.working)
-        run.working.mkdir(parents=True)
-        before = _read_state(mounts)
-        result, isolation = run_notebook(run, scratch)
-        changed = [path for path, state in _read_state(mounts).items() if before.get(path) != state]
+        result, isolation, changed = run_watched(run, scratch)
         rehearsal = judge_run(run, bundle.kernel, result, isolation, changed)
     report = asdict(rehearsal) | {"layout": layout, "kernel": bundle.kernel.name, "submission": None}
     report |= {"build_id": bundle.build_id, "notebook": sha256_file(bundle.notebook)}
     write_json(out / REHEARSAL_REPORT, report)
     return rehearsal
+
+
+def run_watched(run: NotebookRun, scratch: Path) -> tuple[dict[str, Any], Isolation, list[Path]]:
+    """Run a notebook in an empty working folder; returns its result, the isolation, and the inputs that it changed."""
+    if run.working.exists():
+        shutil.rmtree(run.working)
+    run.working.mkdir(parents=True)
+    before = _read_state(run.mounts)
+    result, isolation = run_notebook(run, scratch)
+    return result, isolation, [path for path, state in _read_state(run.mounts).items() if before.get(path) != state]
 
 
 def _place_notebook(bundle: Bundle, scratch: Path, options: RehearsalOptions) -> Path:
@@ -83,15 +91,22 @@ def _mount_competition(
     bundle: Bundle, folder: Path, scratch: Path, layout: Layout, options: RehearsalOptions
 ) -> list[Mount]:
     """Return the competition's mounts, with as many images as the options say."""
-    from cassava_kit.data.images import quick_check
-    from cassava_kit.data.to_predict import read_test, write_test_table
-
     competition = bundle.competition
     if not bundle.kernel.weights and options.per_class is None:
         return competition_mounts(folder, layout, competition)
     if not bundle.kernel.weights:
         few = few_images(folder, options.per_class, scratch / "competition", competition)
         return [Mount(few.resolve(), competition_folder(competition.slug, layout))]
+    return mount_tests(folder, competition, scratch, layout, options)
+
+
+def mount_tests(
+    folder: Path, competition: Competition, scratch: Path, layout: Layout, options: RehearsalOptions
+) -> list[Mount]:
+    """Return the competition's mounts as a submission sees them, with as many test images as the options say."""
+    from cassava_kit.data.images import quick_check
+    from cassava_kit.data.to_predict import read_test, write_test_table
+
     tests = read_test(folder, competition)
     if options.hidden is not None:
         training = folder / competition.train_images
