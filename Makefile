@@ -45,7 +45,7 @@ bench: $(VENV)/developer.stamp  ## run the benchmarks but the one of full size (
 
 docs: $(VENV)/docs.stamp  ## write the code map and build the pages into build/site; a broken link is an error
 	$(BIN)/python docs/code_map.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove the environment, the caches and the demo; every other run, bundle and output stays
 	rm -rf $(VENV) .venv-image build/sample-v* .pytest_cache .mypy_cache .ruff_cache

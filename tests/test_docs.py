@@ -188,6 +188,13 @@ def test_continuous_integration_and_the_commit_hook_call_the_doors():
     assert {call.split()[1] for call in [*steps, *(hook["entry"] for hook in hooks)]} <= doors
 
 
+def test_contributing_names_every_door():
+    doors = set(
+        re.findall(r"^([a-z][\w-]+(?: [a-z][\w-]+)*):.*  ## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    )
+    assert {row[0] for row in table(PAGES["CONTRIBUTING.md"], "## Set-up")} == {f"`make {door}`" for door in doors}
+
+
 def test_nothing_of_the_users_is_tracked():
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT)
     if listed.returncode:
