@@ -15,7 +15,7 @@ from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_noise_
 from cassava_kit.models.checkpoint import labels_learnt, may_share_labels
 from cassava_kit.models.network import args_for_size, check_image_size, meta_model, stages
 from cassava_kit.models.weights import match_weights
-from cassava_kit.training.config import RunConfig
+from cassava_kit.training.config import NetworkSettings, RunConfig
 from cassava_kit.training.devices import check_devices
 from cassava_kit.training.losses import make_loss
 from cassava_kit.training.rows import TrainData, TrainOptions
@@ -36,7 +36,7 @@ def check_run(config: RunConfig, data: TrainData, folds: Sequence[int], options:
 
 
 def check_weights(
-    config: RunConfig, data: TrainData, folds: Sequence[int], weights: Path, *, partial: bool = False
+    config: NetworkSettings, data: TrainData, folds: Sequence[int], weights: Path, *, partial: bool = False
 ) -> None:
     """Refuse initial weights that do not fit the model, or that know labels on which these folds are scored.
 

@@ -1,8 +1,8 @@
-"""The configuration of one supervised run, and what all configurations are: frozen, checked, JSON in and out."""
+"""Configurations of a supervised run (`RunConfig`) and of a linear probe (`ProbeConfig`): frozen, checked, JSON."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -160,3 +160,35 @@ def refuse_half(model: str, precision: str) -> None:
             f"{model} is wrong in half precision, without an error: DINOv3's activations leave float16's range; set "
             "precision=32-true (or bf16-mixed, where the GPU has it; a T4 has not)"
         )
+
+
+class NetworkSettings(Protocol):
+    """What a checkpoint's header and the checks of weights ask of a configuration."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def model_args(self) -> dict[str, Any]: ...
+    @property
+    def head(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
+
+
+class ProbeConfig(Settings):
+    """Settings of a linear probe: a frozen network's features, and a logistic regression in the place of its head."""
+
+    recipe: str = Field(description="Name of the probe.", pattern=r"^[A-Za-z0-9_.-]+$")
+    about: str = Field("", description="One line on what the probe is.")
+    name: str | None = Field(
+        None,
+        description="Name of the run and of its folder; default: the probe's, with the settings changed.",
+        pattern=r"^[A-Za-z0-9_.-]{1,80}$",
+    )
+    model: str = Field(description="timm model name.")
+    model_args: dict[str, Any] = Field({}, description="Further keyword arguments of timm.create_model.")
+    head: Literal["linear"] = Field("linear", description="The classifier is one layer.")
+    image_size: int = Field(224, ge=8, le=2048, description="Side of the square input in pixels.")
+    views: Literal["none", "hflip", "flips", "d4", "d4+zoom"] = Field(
+        "hflip", description="Views of each training image; each is a row that the regression learns from."
+    )

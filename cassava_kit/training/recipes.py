@@ -9,7 +9,7 @@ from typing import Any
 from cassava_kit.errors import UserError, closest
 from cassava_kit.files import sha256_bytes
 from cassava_kit.settings import replace
-from cassava_kit.training.config import NAMES, RunConfig
+from cassava_kit.training.config import NAMES, ProbeConfig, RunConfig
 from cassava_kit.training.pretrained_recipes import (
     convnext_base,
     convnext_small,
@@ -25,6 +25,7 @@ from cassava_kit.training.pretrained_recipes import (
 
 TIMM_PREFIX = "timm:"
 PLAIN_SETTINGS = " with plain settings"
+PROBE_OF = "Linear probe of "
 LONGEST_NAME = 72
 
 
@@ -232,7 +233,7 @@ def recipe_names() -> list[str]:
     return [function.__name__ for function in RECIPES]
 
 
-def run_name(config: RunConfig) -> str:
+def run_name(config: RunConfig | ProbeConfig) -> str:
     """Return the name of a run and of its folder: `name`, or the recipe's with what was changed in it.
 
     Example:
@@ -247,9 +248,12 @@ def run_name(config: RunConfig) -> str:
     return f"{text[: LONGEST_NAME - 9]}-{sha256_bytes(text.encode())[:8]}"
 
 
-def changes(config: RunConfig) -> dict[str, Any]:
+def changes(config: RunConfig | ProbeConfig) -> dict[str, Any]:
     """Return the settings that differ from the recipe's, by name; empty where the recipe is not one of the kit's."""
-    if config.about.endswith(PLAIN_SETTINGS):
+    base: RunConfig | ProbeConfig
+    if isinstance(config, ProbeConfig):
+        base = probe_of(config.about.removeprefix(PROBE_OF))
+    elif config.about.endswith(PLAIN_SETTINGS):
         base = recipe(f"{TIMM_PREFIX}{config.about.removesuffix(PLAIN_SETTINGS)}")
     elif config.recipe in recipe_names():
         base = recipe(config.recipe)
@@ -290,4 +294,25 @@ def recipe(name: str) -> RunConfig:
     raise UserError(
         f"no recipe {name!r}{closest(name, recipe_names())}; recipes are {', '.join(recipe_names())}, or timm:NAME for "
         "any timm model"
+    )
+
+
+def probe_of(name: str) -> ProbeConfig:
+    """Return the configuration of a linear probe of `timm:NAME`, or of a recipe's network at the recipe's size.
+
+    Example:
+        >>> probe_of("timm:convnext_tiny").recipe
+        'probe-convnext_tiny'
+
+    Raises:
+        UserError: There is no such recipe; the message names near ones.
+    """
+    network = recipe(name)
+    args = {key: value for key, value in network.model_args.items() if key != "drop_path_rate"}
+    return ProbeConfig(
+        recipe=f"probe-{network.recipe}",
+        about=f"{PROBE_OF}{name}",
+        model=network.model,
+        model_args=args,
+        image_size=network.image_size,
     )

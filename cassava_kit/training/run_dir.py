@@ -31,10 +31,10 @@ from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import args_for_size
 from cassava_kit.models.weights import load_tensors
 from cassava_kit.training.callbacks import METRICS_FILE, RESUME_FILE
-from cassava_kit.training.config import NAMES, RunConfig
+from cassava_kit.training.config import NAMES, ProbeConfig, RunConfig
 from cassava_kit.training.recipes import run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
-from cassava_kit.training.sources import learning_code_hash
+from cassava_kit.training.sources import ROOTS, Roots, learning_code_hash
 
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 Fingerprint = dict[str, str]
@@ -66,8 +66,13 @@ class FoldResult:
         return read_predictions(self.oof_file).frame
 
 
-def run_fingerprint(config: RunConfig, data: TrainData, fold: int, options: TrainOptions) -> Fingerprint:
-    """Return all that decides a run's outcome, by what the user calls it; what is large is hashed."""
+def run_fingerprint(
+    config: RunConfig | ProbeConfig, data: TrainData, fold: int, options: TrainOptions, *, roots: Roots = ROOTS
+) -> Fingerprint:
+    """Return all that decides a run's outcome, by what the user calls it; what is large is hashed.
+
+    `roots` are the names from which the code that it was trained by is followed.
+    """
     settings = config.model_dump(mode="json", exclude=set(NAMES))
     return {
         "settings": sha256_bytes(json.dumps(settings, sort_keys=True).encode()),
@@ -78,7 +83,7 @@ def run_fingerprint(config: RunConfig, data: TrainData, fold: int, options: Trai
         "noise report": f"{sha256_file(options.clean)} {options.clean_action}" if options.clean else "",
         "number of processes": str(options.devices.processes),
         "classes": str(data.competition.n_classes),
-        "code": learning_code_hash(),
+        "code": learning_code_hash(roots=roots),
     }
 
 
@@ -137,7 +142,9 @@ def differing(known: Fingerprint, wanted: Fingerprint) -> list[str]:
     return [part for part in wanted if known.get(part) != wanted[part]]
 
 
-def prepare_run_dir(run_dir: Path, config: RunConfig, wanted: Fingerprint, *, keep: bool = False) -> Fingerprint:
+def prepare_run_dir(
+    run_dir: Path, config: RunConfig | ProbeConfig, wanted: Fingerprint, *, keep: bool = False
+) -> Fingerprint:
     """Make the folder; an unfinished run of the same fingerprint stays to be resumed, all else is deleted.
 
     With `keep` a run of other code stays too. Returns the fingerprint of what is trained: the old one where it stays.
@@ -163,7 +170,12 @@ def mark_failed(run_dir: Path, reason: str) -> None:
 
 
 def checkpoint_info(
-    config: RunConfig, data: TrainData, fold: int, *, statistics: Statistics, training: pd.DataFrame
+    config: RunConfig | ProbeConfig,
+    data: TrainData,
+    fold: int,
+    *,
+    statistics: Statistics,
+    training: pd.DataFrame,
 ) -> CheckpointInfo:
     """The header of a checkpoint of this run, with the inputs' mean and std; the score is added once it is known."""
     # A softened row is there twice, and counts once in all.
@@ -200,9 +212,22 @@ def write_fold_oof(
     probabilities = np.asarray(members[0], np.float64)
     unread = np.isin(rows["image_id"].to_numpy(), list(failed))
     probabilities[unread] = info.prior
-    predictions = fold_predictions(data.folds, fold, probabilities, info.name, labels_seen=labels_seen)
+    return write_answers(run_dir, info, data, probabilities, labels_seen=labels_seen)
+
+
+def write_answers(
+    run_dir: Path,
+    info: CheckpointInfo,
+    data: TrainData,
+    probabilities: np.ndarray,
+    *,
+    labels_seen: tuple[str, ...] = (),
+) -> Score:
+    """Write the answers (n, K) to a checkpoint's held-out rows as its fold's `oof.csv`; return their accuracy."""
+    assert info.fold is not None
+    predictions = fold_predictions(data.folds, info.fold, probabilities, info.name, labels_seen=labels_seen)
     write_predictions(run_dir / OOF_FILE, predictions)
-    return accuracy(rows["label"].to_numpy(), probabilities)
+    return accuracy(data.folds.validation(info.fold)["label"].to_numpy(), probabilities)
 
 
 def finish(run_dir: Path, info: CheckpointInfo, score: Score, *, facts: dict[str, Any]) -> None:
