@@ -135,7 +135,7 @@ def test_planted_copies_with_another_label_come_first(tmp_path: Path, monkeypatc
         "2 of 9 images are near-duplicates of another; keep them in one fold\n"
         "1 of the 2 groups have contradicting labels (orange)"
     )
-    assert [photo.caption.split("\n")[0] for photo in drawn[0]] == ["1. 0.jpg", "1. 8.jpg", "2. 1.jpg", "2. 4.jpg"]
+    assert [photo.caption.split("\n")[0] for photo in drawn[0]] == ["1. 0", "1. 8", "2. 1", "2. 4"]
     assert [photo.right for photo in drawn[0]] == [False, False, None, None]
     assert eda_pictures.unlisted_images(table)[0].startswith("1 images have no row")  # type: ignore[attr-defined]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def draw_brightness(measured: Measured) -> Chart:
     figure, (ax,) = axes(CHART_WIDTH, 3.2)
     bins = np.linspace(0, 255, 26)
     for n, (kind, (_, values)) in enumerate(measured.items()):
-        options = {"bins": bins, "weights": np.full(len(values), 1 / len(values)), "color": COLORS[n]}
+        options: Any = {"bins": bins, "weights": np.full(len(values), 1 / len(values)), "color": COLORS[n]}
         ax.hist(values, alpha=0.3, **options)
         ax.hist(values, histtype="step", linewidth=1.6, label=f"{kind} ({len(values):,})", **options)
     ax.set(title="mean brightness, 0 to 255", ylabel="share of images", xlim=(0, 255))
@@ -160,4 +161,4 @@ def unlisted_images(table: TrainTable, *, most: int = 12) -> list[object]:
 
 
 def _short(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
+    return PurePosixPath(name).name

@@ -48,7 +48,7 @@ class LiveCurves:
         from IPython.display import display
 
         if self.handle is None:
-            self.handle = display(drawn, display_id=True)  # type: ignore[no-untyped-call]
+            self.handle = display(drawn, display_id=True)
         else:
             self.handle.update(drawn)
 

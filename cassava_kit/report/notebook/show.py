@@ -57,7 +57,7 @@ def display_part(part: Any) -> None:
         print(part)
     else:
         shown = side_by_side(part if isinstance(part, tuple) else (part,)) if _has_charts(part) else part
-        display(shown)  # type: ignore[no-untyped-call]
+        display(shown)
 
 
 def side_by_side(charts: Sequence[Chart]) -> Any:
@@ -71,7 +71,7 @@ def side_by_side(charts: Sequence[Chart]) -> Any:
     style = "flex:1 1 400px;min-width:0;max-width:min(100%,588px);height:auto;background:#fff;border-radius:6px"
     pictures = [f'<img src="{_as_data(one.png)}" alt="{html.escape(one.alt)}" style="{style}">' for one in charts]
     line = "display:flex;flex-wrap:wrap;gap:10px;align-items:flex-start"
-    return HTML(f'<div style="{line}">{"".join(pictures)}</div>')  # type: ignore[no-untyped-call]
+    return HTML(f'<div style="{line}">{"".join(pictures)}</div>')
 
 
 def _as_data(content: bytes) -> str:

@@ -32,6 +32,7 @@ LONGEST_SECONDS = 10.0
 LARGEST_SHARE = 0.03
 LEAST_SECONDS = 2.0
 HEAD_LINES = 5
+LONGEST_CLASS = 31
 FACTS_FILE = "facts.json"
 CHILD = (sys.executable, "-m", "cassava_kit.report.notebook.submission_pictures")
 
@@ -204,7 +205,7 @@ def draw_classes(classes: Sequence[str], counts: Sequence[int], shares: Sequence
     beside: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "size": size}
     for y, share in enumerate(predicted):
         ax.annotate(f"{counts[y]:,}", (share, y - 0.19), **beside)
-    ax.set_yticks(at, [shorten(name, LONGEST_LABEL) for name in classes], fontsize=size)
+    ax.set_yticks(at, [shorten(name, LONGEST_CLASS) for name in classes], fontsize=size)
     ax.set_ylim(len(classes) - 0.4, -0.6)
     ax.margins(x=0.12)
     ax.set_xlabel("share of images")

@@ -32,6 +32,7 @@ def test_a_bundle_holds_what_its_manifests_say_and_nothing_else(
     assert {path.name for path in bundle.kit_dir.iterdir()} == {
         "KIT_MANIFEST.json",
         "dataset-metadata.json",
+        "bootstrap.py",
         *kit["wheels"].values(),
     }
     assert {path.name for path in bundle.weights_dir.iterdir()} == {

@@ -137,7 +137,8 @@ def test_the_kits_wheel_is_reproducible_and_holds_code_alone(root: Path, tmp_pat
     members, info = read_wheel(one)
     found = {name for name in members if not name.startswith(info)}
     code = {path.relative_to(root).as_posix() for path in (root / "cassava_kit").rglob("*.py")}
-    pages = {path.relative_to(root).as_posix() for path in (root / "cassava_kit" / "report").rglob("*.html")}
+    report = root / "cassava_kit" / "report"
+    pages = {path.relative_to(root).as_posix() for kind in ("html", "css") for path in report.rglob(f"*.{kind}")}
     notebooks = {path.relative_to(root) for path in (root / "kernels").rglob("*.py")}
     carried = {f"cassava_kit/project/{path}" for path in (*notebooks, *PROJECT_FILES)}
     assert len(pages) >= 4 and len(notebooks) >= 4 and found == code | pages | carried
