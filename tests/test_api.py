@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from sklearn.model_selection import StratifiedKFold
 
@@ -59,6 +60,32 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
             exec(compile(block, "docs/api.md", "exec"), names)
     assert "one-more.jpg" in shown.getvalue() and "flips" not in shown.getvalue()
     assert (tmp_path / "submission.csv").is_file()
+
+
+def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for folder in ("train_images", "test_images"):
+        Path(folder).mkdir()
+        for number in range(12):
+            picture = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((40, 30))
+            picture.save(f"{folder}/{number:02d}.jpg")
+    names = [f"{number:02d}.jpg" for number in range(12)]
+    labels = rng.integers(0, 3, 300)
+    oof_a = 0.6 * np.eye(3)[labels] + 0.4 * rng.dirichlet(np.ones(3), 300)
+    given: dict = {
+        "train": pd.DataFrame({"image_id": names, "label": [0, 1, 2] * 4}),
+        "labels": np.where(np.arange(300) < 4, (labels + 1) % 3, labels),
+        "oof_a": oof_a,
+        "oof_b": rng.dirichlet(np.ones(3), 300),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 2 and sum(block.count("\n") for block in blocks) <= 12
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), given)
+    said = shown.getvalue()
+    assert ": proved" in said and "'a':" in said and "suggested_label" in said
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
