@@ -27,11 +27,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from cassava_kit.competition import CASSAVA
+from cassava_kit.data.progress import Screen
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.transforms import normalize
 from cassava_kit.models.network import create_model, image_statistics
 from cassava_kit.settings import replace
-from cassava_kit.training.callbacks import Bar, Metrics, Resume, training_bar
+from cassava_kit.training.callbacks import Bar, Metrics, Resume
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import Devices
 from cassava_kit.training.fit import make_logger
@@ -96,9 +97,9 @@ def kit(config: RunConfig, batches: DataLoader, folder: Path) -> float:
     """Seconds a step of the kit's trainer, everything on."""
     module = Classifier(config, CASSAVA.classes, len(batches))
     clock = Clock()
-    with training_bar(Console(file=io.StringIO(), force_terminal=True)) as progress:
+    with Screen(Console(file=io.StringIO(), force_terminal=True)) as screen:
         metrics = Metrics(folder, CASSAVA.classes, lambda _: None)
-        bar = Bar(progress, metrics, label="bench", column="val_accuracy")
+        bar = Bar(screen, metrics, label="bench", column="val_accuracy")
         logger = make_logger(folder, TrainOptions(tensorboard=True))
         trainer = make_trainer(config, [metrics, Resume(folder), bar, clock], devices=Devices(), logger=logger)
         trainer.fit(module, batches, in_memory(config, 1))

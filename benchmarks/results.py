@@ -32,7 +32,7 @@ from results_members import (
 )
 from results_page import MEAN, WEIGHTED, Facts, comparisons, page, score_rows, sentences, table
 
-from cassava_kit.cli.dry_run import parse_weights
+from cassava_kit.cli.dry_run_members import parse_weights
 from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods
 from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.files import write_text

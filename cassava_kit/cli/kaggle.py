@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cassava_kit.cli.output import Result, print_result
 from cassava_kit.cli.parameters import check_parameters, rehearsal_parameters
+from cassava_kit.data.progress import show_progress
 from cassava_kit.errors import UserError
 from cassava_kit.files import cache_dir
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
@@ -22,15 +21,13 @@ from cassava_kit.kaggle.pack.selection import Selection, from_dry_run, from_runs
 from cassava_kit.kaggle.rehearse.layout import LAYOUTS, Layout, competition_mounts
 from cassava_kit.kaggle.rehearse.options import Rehearsal, RehearsalOptions
 from cassava_kit.kaggle.rehearse.rehearsal import rehearse
-from cassava_kit.kaggle.send.job import PushJob, adopt_owner
+from cassava_kit.kaggle.send.history import compare_public
+from cassava_kit.kaggle.send.job import PushJob, adopt_owner, one_push
 from cassava_kit.kaggle.send.ledger import LEDGER, adopt_old_ledger, record_submission
 from cassava_kit.kaggle.send.push import Pushed, push
 from cassava_kit.kaggle.send.remote import KaggleError
 from cassava_kit.kaggle.send.retry import WaitPolicy
-from cassava_kit.kaggle.send.submit import ask_before_last, submit, was_submitted
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from cassava_kit.kaggle.send.submit import ask_to_submit, submit, was_submitted
 
 ROOT = project_root()
 # In the current folder; `make clean` keeps it.
@@ -47,26 +44,34 @@ class PlannedRehearsal:
 
 
 def rehearse_all(
-    bundle: Bundle, competition: Path, out: Path, planned: Sequence[PlannedRehearsal], console: Console
+    bundle: Bundle, competition: Path, out: Path, planned: Sequence[PlannedRehearsal], *, at_once: int = 1
 ) -> Iterator[tuple[PlannedRehearsal, Rehearsal]]:
-    """Rehearse one after the other into `out/<name>`, with a progress bar; print and yield each verdict."""
-    for plan in planned:
-        with cell_bar(console) as progress:
-            setting = replace(plan.setting, progress=progress)
-            done = rehearse(bundle, competition, out / plan.name, layout=plan.layout, options=setting)
-        console.print(done.verdict, markup=False)
-        yield plan, done
+    """Rehearse into `out/<name>`, one after the other or several at once; yield each."""
+    from cassava_kit.training.workers import Job, run_jobs
+
+    jobs = [Job(f"notebook ({plan.name})", rehearse_planned, (bundle, competition, out, plan)) for plan in planned]
+    together = run_jobs(jobs, at_once) if at_once > 1 else {}
+    for job, plan in zip(jobs, planned, strict=True):
+        yield plan, together[job.name] if together else run_jobs([job], 1)[job.name]
 
 
-@contextmanager
-def cell_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar over the notebook's cells; yields the rehearsal's callback (cells done, cells)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+def rehearse_planned(bundle: Bundle, competition: Path, out: Path, plan: PlannedRehearsal) -> Rehearsal:
+    """Run one rehearsal, its cells counted on the display at hand."""
+    with show_progress() as display:
+        label, counted = f"notebook ({plan.name})", 0
 
-    columns = (TextColumn("notebook"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("cells")
-        yield lambda done, cells: bar.update(task, completed=done, total=cells)
+        def count(done: int, cells: int) -> None:
+            nonlocal counted
+            if not counted:
+                display.add(label, cells)
+            display.advance(label, done - counted)
+            counted = done
+
+        try:
+            setting = replace(plan.setting, progress=count)
+            return rehearse(bundle, competition, out / plan.name, layout=plan.layout, options=setting)
+        finally:
+            display.remove(label)
 
 
 def select(
@@ -158,8 +163,6 @@ def rehearse_bundle(bundle: Path, data: Path | None, setting: RehearsalOptions, 
     the notebook then runs with that image's library versions, installed in `.venv-image` the first time (in the cache
     folder where the kit is installed).
     """
-    from rich.console import Console
-
     from cassava_kit.data.sample.make import own_sample
     from cassava_kit.kaggle.rehearse.image import image_environment
 
@@ -180,10 +183,11 @@ def rehearse_bundle(bundle: Path, data: Path | None, setting: RehearsalOptions, 
         for count in ("1", many)
         for layout in LAYOUTS
     ]
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    done = [rehearsal for _, rehearsal in rehearse_all(packed, competition, bundle, planned, console)]
-    failed = sum(not rehearsal.ok for rehearsal in done)
-    console.print(f"{failed} of {len(done)} rehearsals failed" if failed else f"all {len(done)} rehearsals passed")
+    failed = 0
+    for _, rehearsal in rehearse_all(packed, competition, bundle, planned):
+        print(rehearsal.verdict)
+        failed += not rehearsal.ok
+    print(f"{failed} of {len(planned)} rehearsals failed" if failed else f"all {len(planned)} rehearsals passed")
     return int(failed > 0)
 
 
@@ -209,15 +213,17 @@ def print_calls(bundle: Bundle, *, submit: bool = False) -> int:
 
 
 def send(bundle: Bundle, ledger: Path = LEDGER, *, submit: bool = False, again: bool = False, ask: bool = True) -> int:
-    """Push the bundle; with `submit` submit it and record it in the ledger that `finals` reads.
+    """Push the bundle; with `submit` submit it, record it in the ledger, and show its score beside the expected one.
 
-    With `ask` the last submission of the day needs the user's consent at the terminal.
+    With `ask` a submission needs the user's consent at the terminal.
     """
     ledger = adopt_old_ledger(ledger)
     confirm = confirmed if ask else lambda question: True
-    pushed = push_bundle(bundle, send=submit, again=again, confirm=confirm, output=output_folder(bundle))
+    out = output_folder(bundle)
+    pushed = push_bundle(bundle, send=submit, again=again, confirm=confirm, output=out, ledger=ledger)
     if pushed.submission is not None:
-        record_submission(ledger, bundle, pushed.submission)
+        entry = record_submission(ledger, bundle, pushed.submission, file=pushed.output / "submission.csv")
+        print(compare_public(ledger, entry))
         print(f"recorded in {ledger}; next, with two or more of them: {SUBMIT_COMMAND} finals")
     return 0
 
@@ -242,24 +248,6 @@ def output_folder(bundle: Bundle) -> Path:
     return folder
 
 
-def finals(ledger: Path, folds: Path | None, candidates: Sequence[str], *, as_json: bool = False) -> int:
-    """Propose two different finals among the submissions of the ledger, or among those that are given."""
-    from cassava_kit.evidence.finals import parse_candidates, propose_finals, read_ledger
-
-    def proposed() -> Result:
-        if folds is not None:
-            found, left_out = parse_candidates(candidates, folds), ()
-        else:
-            found, left_out = read_ledger(adopt_old_ledger(ledger))
-        for reason in left_out:
-            print(f"left out: {reason}")
-        proposal = propose_finals(found)
-        return Result(str(proposal), {**proposal.values(), "left_out": list(left_out)})
-
-    print_result(proposed, as_json=as_json)
-    return 0
-
-
 def fetch(bundle: Bundle) -> int:
     """Fetch and check what the pushed kernel's latest run left."""
     from cassava_kit.kaggle.send.push import fetch_pushed
@@ -276,29 +264,33 @@ def push_bundle(
     confirm: Callable[[str], bool] = lambda question: False,
     waits: WaitPolicy | None = None,
     output: Path | None = None,
+    ledger: Path | None = None,
 ) -> Pushed:
     """Examine the bundle, asking Kaggle too, then push it, and with `send` submit it; every step is printed.
 
     `again` runs a kernel once more that ran already: a training goes on from its own output. `confirm` answers whether
-    the last submission of the day is made. `output` is the folder for what is fetched.
+    the submission is made. `output` is the folder for what is fetched, `ledger` where earlier submissions are recorded.
 
     Raises:
-        KaggleError: The doctor finds a cause that would end the submission; nothing has been uploaded then.
+        KaggleError: The doctor finds a cause that would end the submission, or the user does not agree to it; nothing
+            has been uploaded then.
+        UserError: Another process pushes this bundle.
     """
     from cassava_kit.kaggle.doctor import doctor
     from cassava_kit.kaggle.send.client import KaggleClient
 
     waits = waits or WaitPolicy()
     remote = KaggleClient(bundle.competition.slug, waits=waits)
-    adopt_owner(bundle, remote.owner())
-    job = PushJob(bundle, remote, waits, again=again, output=output, confirm=confirm)
-    submits = send and not was_submitted(job)
-    checks = doctor(ROOT, bundle.home, remote=remote, kernel=bundle.kernel, submits=submits)
-    failed = [str(check) for check in checks if check.status == "failed"]
-    print("\n".join(map(str, checks)))
-    if failed:
-        raise KaggleError(f"not pushed: {'; '.join(failed)}")
-    if submits:
-        job = ask_before_last(job)
-    pushed = push(job)
-    return replace(pushed, submission=submit(job, pushed)) if send else pushed
+    with one_push(bundle):
+        adopt_owner(bundle, remote.owner())
+        job = PushJob(bundle, remote, waits, again=again, output=output, confirm=confirm, ledger=ledger)
+        submits = send and not was_submitted(job)
+        checks = doctor(ROOT, bundle.home, remote=remote, kernel=bundle.kernel, submits=submits)
+        failed = [str(check) for check in checks if check.status == "failed"]
+        print("\n".join(map(str, checks)))
+        if failed:
+            raise KaggleError(f"not pushed: {'; '.join(failed)}")
+        if submits:
+            job = ask_to_submit(job)
+        pushed = push(job)
+        return replace(pushed, submission=submit(job, pushed)) if send else pushed

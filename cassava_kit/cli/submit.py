@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cassava_kit.cli.app import CommandTable, StageGroup, make_app
-from cassava_kit.cli.options import Jobs, Views
+from cassava_kit.cli.options import Jobs, SettingChanges, Views
 from cassava_kit.cli.output import AsJson
 from cassava_kit.errors import UserError
 from cassava_kit.files import LEDGER_FILE
@@ -56,6 +56,7 @@ Again = Annotated[
     bool, typer.Option("--again", help="Run once more what has run; a training goes on from its last output.")
 ]
 OnlyPlan = Annotated[bool, typer.Option("--dry-run", help="Print the calls to Kaggle, make none.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Agree beforehand: nothing is asked.")]
 Ledger = Annotated[Path, typer.Option("--ledger", help="File in which `submit` records submissions for `finals`.")]
 
 
@@ -63,7 +64,11 @@ def dry_run_command(
     data: SampleOrData = None,
     out: Annotated[Path | None, typer.Option(help="Folder to work in; default: build/<name of the data>.")] = None,
     recipe: Annotated[
-        Strings, typer.Option(metavar="NAME", help="Member, by recipe; repeat for each. Default: three small ones.")
+        Strings,
+        typer.Option(
+            metavar="NAME",
+            help="Member, by recipe; repeat for each. Default: those of --weights, else three small ones.",
+        ),
     ] = None,
     weights: Annotated[
         Strings,
@@ -72,6 +77,7 @@ def dry_run_command(
             help="First weights of a recipe or timm model, which becomes a member; repeat for each.",
         ),
     ] = None,
+    settings: SettingChanges = None,
     n_splits: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 42,
     groups: Annotated[
@@ -101,6 +107,7 @@ def dry_run_command(
         out,
         recipes=tuple(recipe or ()),
         weights=parse_weights(weights or []),
+        settings=tuple(settings or ()),
         n_splits=n_splits,
         seed=seed,
         groups=groups,
@@ -234,6 +241,7 @@ def push_command(
     attach: Attached = None,
     owner: Owner = None,
     again: Again = False,
+    yes: Yes = False,
     dry_run: OnlyPlan = False,
 ) -> int:
     """Upload a bundle, run its notebook on Kaggle, and fetch and check what it leaves."""
@@ -248,13 +256,13 @@ def push_command(
         packed = read_bundle(home, notebook)
     else:  # packed again, as the code may have changed
         packed = package_checked(notebook, home, owner=owner, changes=changes)
-    return print_calls(packed) if dry_run else send(packed, again=again)
+    return print_calls(packed) if dry_run else send(packed, again=again, ask=not yes)
 
 
 def submit_command(
     bundle: BundleOption,
     again: Again = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Make the last submission of the day without asking.")] = False,
+    yes: Yes = False,
     dry_run: OnlyPlan = False,
     ledger: Ledger = Path(LEDGER_FILE),
 ) -> int:
@@ -277,6 +285,17 @@ def fetch_command(bundle: BundleOrNone = None, kernel: KernelName = SUBMISSION) 
     return fetch(read_bundle(_home(bundle, notebook), notebook))
 
 
+def history_command(
+    ledger: Ledger = Path(LEDGER_FILE),
+    offline: Annotated[bool, typer.Option("--offline", help="From the ledger alone; Kaggle is not asked.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Show every submission with its build, out-of-fold, public and private score, and how they correlate."""
+    from cassava_kit.cli.submissions import history
+
+    return history(ledger, offline=offline, as_json=as_json)
+
+
 def finals_command(
     ledger: Annotated[
         Path | None, typer.Option(help=f"Submissions recorded by `submit`; default: {LEDGER_FILE}.")
@@ -291,7 +310,7 @@ def finals_command(
     as_json: AsJson = False,
 ) -> int:
     """Propose the two submissions to choose, among those recorded or among candidates given."""
-    from cassava_kit.cli.kaggle import finals
+    from cassava_kit.cli.submissions import finals
 
     if bool(folds) != bool(candidate):
         raise UserError("--candidate needs --folds FILE, its split, and --folds goes with it; the ledger has its own")
@@ -367,6 +386,7 @@ COMMANDS: CommandTable = {
         "push": (push_command, "--kernel train-folds --param RECIPE=resnet50"),
         "submit": (submit_command, "--bundle build/mine"),
         "fetch": (fetch_command, "--kernel train-folds"),
+        "history": (history_command, "--offline"),
         "finals": (finals_command, ""),
     },
 }

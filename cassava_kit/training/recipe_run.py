@@ -128,8 +128,9 @@ def train_fold_job(config: RunConfig, data: TrainData, fold: int, out: Path, opt
 
 def _find_done(one: PlannedRecipe, data: TrainData, folds: Sequence[int], out: Path) -> dict[str, FoldResult]:
     """Return the folds that are trained already, by label; UserError for what cannot be trained, before any fold is."""
-    if one.after is not None:
-        return {}  # its weights are not there yet: each fold looks at them itself
+    if one.after is not None:  # its weights are not there yet: each fold looks at them itself
+        check_run(one.config, data, folds, replace(one.options, weights=None))
+        return {}
     check_run(one.config, data, folds, one.options)
     wanted = initial_weights(one.config)
     if one.options.weights is None and wanted is not None and is_main():

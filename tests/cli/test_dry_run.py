@@ -5,14 +5,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import run_python
 
 from cassava_kit.cli.app import run_app
-from cassava_kit.cli.dry_run import parse_weights, recipe_for
+from cassava_kit.cli.dry_run_members import parse_weights, recipe_for
 from cassava_kit.cli.submit import submit_app
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.folds import read_folds, write_folds
@@ -27,10 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def submit(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "submit.py"), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=900, cwd=ROOT, env={**os.environ, "COLUMNS": "150"}
-    )
+    return run_python([ROOT / "submit.py", *arguments], cwd=ROOT, env={**os.environ, "COLUMNS": "150"})
 
 
 def test_weights_are_given_by_recipe_or_timm_name(tmp_path):

@@ -1,0 +1,103 @@
+"""How a dry run ends: `print_scores`, `print_seconds`, `draw_submission` and the `next_commands`."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cassava_kit.competition import Competition
+from cassava_kit.data.to_predict import ToPredict
+from cassava_kit.evidence.below_best import below_best
+from cassava_kit.evidence.metrics import METRIC_NAMES, Score, baseline, score
+from cassava_kit.evidence.nested import Judgement, blend_nested
+from cassava_kit.evidence.oof import Evidence
+from cassava_kit.files import atomic_path
+from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
+
+PICTURE_FILE = "submission.jpg"
+PICTURES_A_CLASS = 8
+
+
+def print_scores(console: Console, evidence: Evidence, judgement: Judgement) -> None:
+    """Print the members' scores, the ensemble's on rows that its weights were not found on, and what that means."""
+    metric, labels = evidence.metric, evidence.labels
+    scores: list[tuple[str, Score, float | None]] = [
+        (name, score(labels, p, metric), float(weight))
+        for name, p, weight in zip(evidence.names, evidence.pred_probs, judgement.weights, strict=True)
+    ]
+    blended = blend_nested(evidence, judgement.chosen)  # weights found on all rows would be flattered by them
+    scores.append(("ensemble", score(labels, blended, metric), None))
+    scores.append(("majority class", baseline(metric, labels, blended.shape[1]), None))
+    table = Table(title=f"Out-of-fold {METRIC_NAMES[metric]} on {len(labels)} given labels")
+    for heading in ("member", f"{METRIC_NAMES[metric]} ± s.e.", "weight"):
+        table.add_column(heading)
+    for name, found, weight in scores:
+        table.add_row(name, str(found), "" if weight is None else f"{weight:.3f}")
+    console.print(table)
+    if sentence := below_best(evidence, judgement.chosen):
+        console.print(sentence)
+
+
+def print_seconds(console: Console, seconds: Mapping[str, float]) -> None:
+    """Print the seconds by stage, and the most memory that a process held."""
+    times = Table(title="Seconds by stage")
+    for heading in ("stage", "seconds"):
+        times.add_column(heading)
+    for name, each in seconds.items():
+        times.add_row(name, f"{each:.1f}")
+    times.add_row("all", f"{sum(seconds.values()):.1f}")
+    console.print(times)
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
+    console.print(f"peak memory of the largest process {peak:.1f} GiB")
+
+
+def next_commands(bundle: Path, data: Path | None, data_dir: Path, out: Path) -> str:
+    """Return the commands for the next steps, one a line."""
+    competition = f" --data {data}" if data else ""
+    report = (
+        f"cassava-kit report {out / 'runs'} --data {data_dir} --folds {out / 'folds.csv'} --out {out / 'report.html'}"
+    )
+    steps = {
+        report: "the members: curves, confusion, worst mistakes",
+        f"{SUBMIT_COMMAND} rehearse --bundle {bundle}{competition} --cpus 4 --memory 29 --hidden 2000": (
+            "many images, Kaggle's limits"
+        ),
+        f"{SUBMIT_COMMAND} submit --dry-run --bundle {bundle}": "every call to Kaggle, none made",
+    }
+    return "\n".join(["Next:", *(f"  {command}\n      {what}" for command, what in steps.items())])
+
+
+def draw_submission(answers: Mapping[str, int], tests: ToPredict, competition: Competition, out: Path) -> Path | None:
+    """Draw some test images of each predicted class under its name, `out/submission.jpg`; None where none can be read.
+
+    `answers` are the submission's classes by its ids.
+    """
+    from cassava_kit.data.images import ImageError, read_image
+    from cassava_kit.report.sheet import draw_sheet, encode_picture
+
+    rows, titles = [], []
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(competition.classes):
+        found = [each for each in tests.names if answers[competition.submitted_id(each)] == label]
+        pictures: list[np.ndarray] = []
+        for image in rng.permutation(found):
+            if len(pictures) == PICTURES_A_CLASS:
+                break
+            try:
+                pictures.append(read_image(tests.folder / image))
+            except ImageError:
+                continue
+        if pictures:
+            rows.append(pictures)
+            titles.append(f"{name}: {len(found)} of {len(tests.names)} test images")
+    if not rows:
+        return None
+    path = out / PICTURE_FILE
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encode_picture(draw_sheet(titles, rows, columns=PICTURES_A_CLASS), path.suffix))
+    return path

@@ -1,0 +1,107 @@
+"""Jobs in processes of their own: results, order, failures, and that nothing stays when the program ends."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from jobs import die, double, fail, note_start
+
+from cassava_kit.errors import Stopped, UserError
+from cassava_kit.training.workers import Job, raise_failed, run_jobs, stopped_after
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for (a zombie) counts too."""
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_results_come_by_name_and_what_waits_comes_after(at_once):
+    ended: list[str] = []
+    jobs = [
+        Job("c", double, (3,), after=("a",)),
+        Job("a", double, (1,)),
+        Job("b", double, (2,)),
+        Job("d", double, (4,), after=("c", "b")),
+    ]
+    found = run_jobs(jobs, at_once, ended=lambda name, _: ended.append(name))
+    assert {name: result[0] for name, result in found.items()} == {"a": 2, "b": 4, "c": 6, "d": 8}
+    assert ended.index("a") < ended.index("c") < ended.index("d") and ended.index("b") < ended.index("d")
+    processes = {result[1] for result in found.values()}
+    assert (processes == {os.getpid()}) if at_once == 1 else (os.getpid() not in processes and len(processes) <= 2)
+    assert not multiprocessing.active_children() and not any(is_alive(pid) for pid in processes - {os.getpid()})
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_failing_job_is_named_and_the_others_end(at_once, capsys):
+    ended: list[str] = []
+    jobs = [
+        Job("resnet fold0", fail, ("the loss is not a number",)),
+        Job("needs it", double, (1,), after=("resnet fold0",)),
+        Job("resnet fold1", double, (2,)),
+        Job("resnet fold2", double, (3,)),
+    ]
+    with pytest.raises(UserError) as caught:
+        run_jobs(jobs, at_once, ended=lambda name, _: ended.append(name))
+    said = str(caught.value)
+    assert "resnet fold0 failed: the loss is not a number" in said and "needs it failed: it needs resnet fold0" in said
+    assert "the other 2 ended" in said and sorted(ended) == ["resnet fold1", "resnet fold2"]
+    assert "resnet fold0 failed: the loss is not a number" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback_and_a_killed_process_is_named():
+    jobs = [Job("killed", die), Job("bug", fail, ("unforeseen", KeyError)), Job("well", double, (1,))]
+    with pytest.raises(RuntimeError, match="killed failed: its process ended by signal 9") as caught:
+        run_jobs(jobs, 2)
+    assert "bug failed: 'unforeseen'" in str(caught.value) and 'jobs.py", line' in str(caught.value)
+    assert not multiprocessing.active_children()
+
+
+def test_jobs_that_all_fail_alike_fail_as_one():
+    errors = {"fold0": UserError("no such file"), "fold1": UserError("no such file")}
+    with pytest.raises(UserError, match=r"^no such file$"):
+        raise_failed(errors, 2)
+    with pytest.raises(UserError, match="fold0, fold1 failed: no such file; the other 1 ended"):
+        raise_failed(errors, 3)
+
+
+def test_a_stopped_program_leaves_no_process_and_says_after_which_epochs(tmp_path):
+    folders = [tmp_path / name for name in ("resnet fold0", "resnet fold1")]
+    for folder in folders:
+        folder.mkdir()
+
+    def stop_when_both_run() -> None:
+        deadline = time.monotonic() + 60
+        while not all(list(folder.iterdir()) for folder in folders) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)  # the messages are on their way
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=stop_when_both_run)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt, match="resnet fold0 after epoch 3, resnet fold1 after epoch 3; the same com"):
+        run_jobs([Job(folder.name, partial(note_start, folder)) for folder in folders], 2)
+    thread.join()
+    pids = [int(file.name) for folder in folders for file in folder.iterdir()]
+    assert len(pids) == 2 and not any(is_alive(pid) for pid in pids) and not multiprocessing.active_children()
+
+
+def test_what_is_said_of_stopped_jobs():
+    assert stopped_after({}) == "stopped; the same command goes on"
+    assert (
+        stopped_after({"a": 2, "b": 0})
+        == "stopped a after epoch 2, b before the first epoch ended; the same command goes on"
+    )
+    assert (Stopped().code, Stopped(number=15).code) == (130, 143)
+
+
+def test_waiting_threads_sleep_in_every_process(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert run_jobs([Job(str(k), os.getenv, ("OMP_WAIT_POLICY",)) for k in range(2)], 2) == dict.fromkeys(
+        "01", "PASSIVE"
+    )
