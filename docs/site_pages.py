@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -9,15 +10,20 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 # Page of the site -> file of the repository.
-PAGES = {"index.md": "README.md"} | {name: name for name in ("RESULTS.md", "LOG.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+PAGES = {
+    "index.md": "README.md",
+    "kernels.md": "kernels/README.md",
+    **{name: name for name in ("RESULTS.md", "LOG.md", "CONTRIBUTING.md", "CHANGELOG.md")},
+}
 PLAIN = ("LICENSE",)
+MOVED = {"](docs/": "](", "](README.md": "](index.md", "](kernels/README.md": "](kernels.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files, their links turned to where the pages lie in the site."""
+    """Add the files, their links turned to where the pages lie in the site; notebooks are not among them."""
     for target, source in PAGES.items():
-        text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](").replace("](README.md", "](index.md")
-        files.append(File.generated(config, target, content=text))
+        text = re.sub(r"\[([^\]]+)\]\([^)]+\.ipynb\)", r"\1", (ROOT / source).read_text(encoding="utf-8"))
+        files.append(File.generated(config, target, content=move_links(text)))
     for name in PLAIN:
         files.append(File.generated(config, name, content=(ROOT / name).read_text(encoding="utf-8")))
     return files
@@ -25,4 +31,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Return a page of docs/ whose links to the repository's own pages stay in the site."""
-    return markdown.replace("](../README.md", "](index.md").replace("](../", "](")
+    return move_links(markdown.replace("](../", "]("))
+
+
+def move_links(text: str) -> str:
+    """Return a page with links to where the site has the repository's files."""
+    for old, new in MOVED.items():
+        text = text.replace(old, new)
+    return text

@@ -19,7 +19,7 @@ from cassava_kit.files import KIT_VERSION
 from cassava_kit.training.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
-PATHS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "folds" / "README.md"])
+PATHS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 README = PAGES["README.md"]
 # Pages of which every command must exist as it is written; the others are records of what was.
@@ -85,7 +85,7 @@ def test_make_knows_the_target(target):
 @pytest.mark.parametrize("line", sorted({line for line in COMMANDS_SHOWN if line.startswith("python ")}))
 def test_every_command_of_a_block_parses(line):
     start = next(start for start in GROUPS if line.startswith(start))
-    words = shlex.split(line.removeprefix(start))
+    words = shlex.split(line.removeprefix(start), comments=True)
     # Parses the options and runs nothing; a usage error where a command or an option does not exist.
     GROUPS[start].get_command(None, words[0]).make_context(words[0], words[1:])
 
