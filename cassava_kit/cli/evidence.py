@@ -91,7 +91,7 @@ def clean_command(
         typer.Option(help="Decisions exported from the review page; may be repeated, later files override."),
     ] = None,
 ) -> None:
-    """Find wrong labels by out-of-fold predictions; validation keeps every row and its given label."""
+    """List labels to look at, the most suspicious first; validation keeps every row and its given label."""
     from cassava_kit.cli.clean import clean_files
     from cassava_kit.evidence.noise.decisions import Caps
 

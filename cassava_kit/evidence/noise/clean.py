@@ -22,6 +22,9 @@ from cassava_kit.evidence.noise.detect import LabelErrors, detect_errors
 from cassava_kit.evidence.noise.neighbours import neighbour_agreement
 from cassava_kit.evidence.oof import Evidence
 
+# Share of wrong labels that the warning about weak members assumes: about Cassava's.
+ASSUMED_NOISE = 0.10
+
 LABELS_SEEN = (
     "each row is judged by models that learnt the labels of every other fold: a run that is trained with this report "
     "has indirectly seen labels of the fold it is scored on, and its out-of-fold score is a little too good"
@@ -59,6 +62,7 @@ class Cleaning:
             "plain_disagreement": errors.disagreeing,
             "never_predicted": [self.classes[k] for k in errors.never_predicted],
             "flags_taken_back": errors.held_back,
+            "warning": describe_weakness(errors) or None,
             "removed": int((~self.report["keep"]).sum()),
             "by_eye": int(self.report["by_eye"].sum()),
             "cap": self.caps.overall,
@@ -85,9 +89,11 @@ class Cleaning:
         ]
         if looked:
             lines.append(f"{looked:,} rows were decided by eye, which train follows whatever its --clean-action;")
+        warning = describe_weakness(self.errors)
         return "\n".join(
             [
                 *lines,
+                *([f"warning: {warning}"] if warning else []),
                 "validation keeps every row and its given label",
                 f"note: {LABELS_SEEN}",
                 "",
@@ -97,6 +103,22 @@ class Cleaning:
                 matrix.to_string(),
             ]
         )
+
+
+def describe_weakness(errors: LabelErrors) -> str:
+    """Return a warning where most disagreements must be the members' own errors; empty elsewhere.
+
+    With a share d of disagreements and a share e of wrong labels, at least 1 - e / d of the disagreements are theirs.
+    """
+    disagreeing = errors.disagreeing / len(errors.labels)
+    if disagreeing <= 2 * ASSUMED_NOISE:
+        return ""
+    own = 1 - ASSUMED_NOISE / disagreeing
+    return (
+        f"the members disagree with {disagreeing:.1%} of the given labels: if {ASSUMED_NOISE:.0%} of the labels are "
+        f"wrong, at least {own:.0%} of the disagreements are the members' own errors; look at the images with the verb "
+        "review, and train on all rows"
+    )
 
 
 def clean_labels(

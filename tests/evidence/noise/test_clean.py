@@ -13,8 +13,9 @@ from cassava_kit.competition import CASSAVA, VARIABLE, Competition, current, wri
 from cassava_kit.data.folds import read_folds, write_folds
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.noise.clean import find_label_errors
+from cassava_kit.evidence.noise.clean import describe_weakness, find_label_errors
 from cassava_kit.evidence.noise.decisions import Caps, read_noise_report
+from cassava_kit.evidence.noise.detect import detect_errors
 from cassava_kit.evidence.noise.neighbours import neighbour_agreement
 from cassava_kit.evidence.predictions import Header, Predictions, make_predictions, write_predictions
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
@@ -59,6 +60,36 @@ def test_the_wrong_labels_head_the_report_and_only_the_cap_is_removed(competitio
         assert words in text
     header = json.loads((folder / "clean.json").read_text())
     assert header["removed"] == 12 and header["members"] == ["m0", "m1"] and len(header["noise_matrix"]) == K
+
+
+@pytest.mark.parametrize(("own_errors", "warns"), [(60, False), (140, True)])
+def test_members_that_err_more_often_than_labels_are_warned_of(own_errors, warns):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, K, N)
+    said = np.where(np.arange(N) < own_errors, (labels + 1) % K, labels)
+    errors = detect_errors(labels, 0.6 * np.eye(K)[said] + 0.4 / K)
+    warning = describe_weakness(errors)
+    assert bool(warning) == warns
+    if warns:  # 140 of 400 rows: 35 %; were 40 of them wrong labels, 100 of 140 are the members' own errors
+        assert "disagree with 35.0% of the given labels" in warning and "at least 71% of the disagreements" in warning
+
+
+def test_the_warning_is_printed_and_written(competition):
+    folder, _ = competition
+    rng = np.random.default_rng(1)
+    weak = pd.read_csv(folder / "m0.csv")
+    assert "warning" not in str(clean_files(*files(folder)))
+    assert json.loads((folder / "clean.json").read_text())["warning"] is None
+    columns = [name for name in weak.columns if name.startswith(("p", "c")) and weak[name].dtype == float]
+    assert len(columns) == K
+    turned = weak[columns].to_numpy()
+    rows = rng.random(N) < 0.4
+    turned[rows] = np.roll(turned[rows], 1, axis=1)
+    weak[columns] = turned
+    weak.to_csv(folder / "m0.csv", index=False)
+    said = str(clean_files([folder / "m0.csv"], *files(folder)[1:]))
+    assert "warning: the members disagree with" in said
+    assert json.loads((folder / "clean.json").read_text())["warning"] in said
 
 
 def test_the_oof_contract_is_enforced_before_anything_is_written(competition):
