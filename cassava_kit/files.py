@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -69,6 +69,13 @@ def path_inside(folder: str | Path, name: str) -> Path:
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise UserError(f"{path} is a link to {os.path.realpath(path)}, outside {folder}; put the file itself there")
     return path
+
+
+def check_names(names: Iterable[object], path: str | Path) -> None:
+    """Refuse a table in which an image's name leads out of its folder; UserError names the table."""
+    for name in names:
+        if isinstance(name, str) and leaves_folder(name):
+            raise UserError(f"{path} names {name!r}, which leads out of the images' folder; make the table again")
 
 
 def check_writable(path: str | Path) -> None:

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cassava_kit.errors import Stopped, UserError, stopped_by_signals
+from cassava_kit.files import check_writable
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
 # Options of before, by command, and what they are called now.
@@ -52,7 +53,20 @@ class StageGroup(TyperGroup):
                 formatter.write_dl(rows)
 
 
-class RecipeCommand(TyperCommand):
+class CheckedCommand(TyperCommand):
+    """A command that refuses, before any work, a folder of data that is a file and an output that cannot be written."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Check `--data` and `--out`, and run the command."""
+        data, out = ctx.params.get("data"), ctx.params.get("out")
+        if isinstance(data, Path) and data.is_file():
+            raise UserError(f"--data takes a competition's folder, got the file {data}; give its folder {data.parent}")
+        if isinstance(out, Path):
+            check_writable(out)
+        return super().invoke(ctx)
+
+
+class RecipeCommand(CheckedCommand):
     """A command that takes a recipe: its help lists their names and says where the settings are."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
@@ -82,7 +96,7 @@ def make_app(
     )
     for stage, commands in stages.items():
         for name, (function, example) in commands.items():
-            kind = RecipeCommand if name in takes_recipe else TyperCommand
+            kind = RecipeCommand if name in takes_recipe else CheckedCommand
             shown = f"\b\nExample:\n  {program} {name} {example}".rstrip()
             app.command(name, cls=kind, rich_help_panel=stage, epilog=shown)(function)
     return app

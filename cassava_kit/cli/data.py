@@ -9,7 +9,7 @@ import typer
 
 from cassava_kit.cli.options import Data
 from cassava_kit.errors import UserError
-from cassava_kit.files import header_path
+from cassava_kit.files import check_writable, header_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +88,7 @@ def folds_command(
     shares = None if holdout is None else parse_shares(holdout)
     if out is not None:
         header_path(out)
+    check_writable(out or Path("folds"))
     frame, group_ids = _rows(data, labels, groups)
     task = current().task
     if shares is None:

@@ -14,7 +14,7 @@ from cassava_kit.errors import UserError
 def init_command(
     slug: Annotated[str | None, typer.Option(help="Last part of the competition's address on kaggle.com.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Competition folder: what it shows is read from it, and checked against it.")
+        Path | None, typer.Option(help="Folder of the data: images, and a table of labels or a folder for each class.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Default: the slug's words.")] = None,
     classes: Annotated[
@@ -30,6 +30,10 @@ def init_command(
     train_csv: Annotated[str | None, typer.Option(help="Name of the training table.")] = None,
     train_images: Annotated[str | None, typer.Option(help="Name of the training images' folder.")] = None,
     test_images: Annotated[str | None, typer.Option(help="Name of the test images' folder.")] = None,
+    test_table: Annotated[
+        str | None, typer.Option(help="Table of the ids to predict, where these are not all images of a folder.")
+    ] = None,
+    separator: Annotated[str | None, typer.Option(help="What divides the table's cells: , ; tab or |.")] = None,
     sample_submission: Annotated[str | None, typer.Option(help="Name of the sample submission.")] = None,
     metric: Annotated[str | None, typer.Option(help="accuracy, macro_f1 or log_loss.")] = None,
     probability_columns: Annotated[
@@ -45,7 +49,11 @@ def init_command(
     ),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Set the kit up for another competition: collect its facts, check them, write competition.json."""
+    """Set the kit up for other data: recognise a folder's tables, images and classes, write competition.json.
+
+    Tables, class folders and the form of a submission are read from --data, and said. Asked is only what no folder
+    shows: the slug and the metric; where nobody can answer, the folder's name and accuracy are taken.
+    """
     from cassava_kit.data.new_competition import init_competition, split_names
 
     plain = {
@@ -59,6 +67,8 @@ def init_command(
         "train_csv": train_csv,
         "train_images": train_images,
         "test_images": test_images,
+        "test_table": test_table,
+        "separator": "\t" if separator == "tab" else separator,
         "sample_submission": sample_submission,
         "metric": metric,
         "dataset": dataset,

@@ -11,7 +11,16 @@ import pandas as pd
 
 from cassava_kit.competition import Task, read_task
 from cassava_kit.errors import UserError
-from cassava_kit.files import csv_text, header_path, read_csv, read_json, sha256_bytes, write_json, write_text
+from cassava_kit.files import (
+    check_names,
+    csv_text,
+    header_path,
+    read_csv,
+    read_json,
+    sha256_bytes,
+    write_json,
+    write_text,
+)
 
 # Values of `fold` that are no fold: rows that every run trains on (as in sklearn's PredefinedSplit), and the test part.
 TRAIN_ONLY, TEST = -1, -2
@@ -149,6 +158,7 @@ def read_folds(path: str | Path) -> Folds:
         raise UserError(f"{path} has no rows; make it again with: python -m cassava_kit folds")
     if (frame["image_id"] == "").any() or not all(pd.api.types.is_integer_dtype(frame[c]) for c in ("label", "fold")):
         raise UserError(f"{path} must have whole numbers in label and fold and no empty cell; make it again")
+    check_names(frame["image_id"], path)
     repeated = frame["image_id"][frame["image_id"].duplicated()]
     if len(repeated):
         raise UserError(f"{path} names {repeated.iloc[0]} more than once; each image belongs to one fold")

@@ -50,8 +50,9 @@ class Recogniser:
 
     def _sheet(self, name: str) -> Sheet | None:
         needed = name in (self.given.get("train_csv"), "train.csv", self.sample_name)
+        given = self.given.get("separator") if name == self.given.get("train_csv", "train.csv") else None
         try:
-            return read_sheet(self.data, name)
+            return read_sheet(self.data, name, given)
         except UserError:
             if needed:
                 raise

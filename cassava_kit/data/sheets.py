@@ -57,8 +57,8 @@ class Ids:
     have_folder: bool
 
 
-def read_sheet(folder: Path, name: str) -> Sheet | None:
-    """Read a table with the separator that divides its rows evenly; None for a text that is no table.
+def read_sheet(folder: Path, name: str, separator: Separator | None = None) -> Sheet | None:
+    """Read a table, by default with the separator that divides its rows evenly; None for a text that is no table.
 
     Raises:
         UserError: It is not UTF-8, or a row is no CSV.
@@ -66,7 +66,7 @@ def read_sheet(folder: Path, name: str) -> Sheet | None:
     path = folder / name
     if path.stat().st_size > MOST_BYTES:
         return None
-    separator = find_separator(read_text(path))
+    separator = separator or find_separator(read_text(path))
     lines = [cells for _, cells in read_lines(path, separator)]
     if not lines or (name.lower().endswith(".txt") and len(lines[0]) < 2):
         return None

@@ -16,7 +16,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cassava_kit.competition import Metric, Task, read_task
 from cassava_kit.errors import UserError
-from cassava_kit.files import KIT_VERSION, csv_text, header_path, read_csv, read_json, write_json, write_text
+from cassava_kit.files import (
+    KIT_VERSION,
+    OOF_FILE,
+    check_names,
+    csv_text,
+    header_path,
+    read_csv,
+    read_json,
+    write_json,
+    write_text,
+)
 
 
 class Source(BaseModel):
@@ -135,6 +145,10 @@ def write_predictions(path: str | Path, predictions: Predictions) -> None:
 def read_predictions(path: str | Path) -> Predictions:
     """Read and check a prediction file, with its header if one lies beside it."""
     path = Path(path)
+    if path.is_dir():
+        inside = path / OOF_FILE
+        there = inside if inside.is_file() else next(iter(sorted(path.rglob(OOF_FILE))), None)
+        raise UserError(f"expected a prediction file, got the folder {path}; give {there or 'the .csv file itself'}")
     if not path.is_file():
         raise FileNotFoundError(f"no prediction file {path}")
     beside = header_path(path)
@@ -155,10 +169,17 @@ def read_predictions(path: str | Path) -> Predictions:
 
 
 def read_image_rows(path: Path) -> pd.DataFrame:
-    """Read a CSV file with the column `image_id`, whose names are kept as they are: an image may be called NA."""
+    """Read a CSV file with the column `image_id`, whose names are kept as they are: an image may be called NA.
+
+    Raises:
+        UserError: It is no table, or a name leads out of the images' folder.
+    """
     columns = read_csv(path, nrows=0).columns
     missing = {column: ["", "NA", "nan", "NaN"] for column in columns if column != "image_id"}
-    return read_csv(path, dtype={"image_id": str}, keep_default_na=False, na_values=missing)
+    table = read_csv(path, dtype={"image_id": str}, keep_default_na=False, na_values=missing)
+    if "image_id" in table:
+        check_names(table["image_id"], path)
+    return table
 
 
 def write_oof(path: str | Path, table: pd.DataFrame, pred_probs: ArrayLike, *, id_column: str = "image_id") -> Path:

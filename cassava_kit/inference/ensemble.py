@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cassava_kit.competition import Metric
 
 ENSEMBLE_FILE = "ensemble.json"
+FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 
 
 class EnsembleMember(BaseModel):
@@ -26,7 +27,7 @@ class EnsembleMember(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     weight: Share
-    checkpoints: tuple[str, ...]
+    checkpoints: tuple[FileName, ...]
     oof_accuracy: float | None = None
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cassava_kit.competition import Competition
 from cassava_kit.errors import UserError
-from cassava_kit.files import atomic_path, cache_dir, sha256_bytes
+from cassava_kit.files import atomic_path, cache_dir, path_inside, sha256_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,8 @@ def embed_images(
     folder = data / competition.train_images
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; --data must be the competition folder")
-    vectors = backbone_embedding(checkpoint, [folder / name for name in image_ids], cache=cache_dir() / "features")
+    paths = [path_inside(folder, name) for name in image_ids]
+    vectors = backbone_embedding(checkpoint, paths, cache=cache_dir() / "features")
     return vectors, checkpoint.name
 
 
