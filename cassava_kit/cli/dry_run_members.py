@@ -37,8 +37,9 @@ class DryRun:
     """Options of one dry run.
 
     `data` is a competition folder, None the embedded sample; `recipes` and `weights` (recipe, file) give the members,
-    three small ones where neither is given; `settings` (NAME=VALUE) change each of them. `setting` holds limits of the rehearsal and its number of hidden images. `existing` says what happens to finished
-    runs that differ, as `TrainOptions.existing` does. `jobs` folds are trained at once (None: see `choose_jobs`).
+    three small ones where neither is given; `settings` (NAME=VALUE) change each of them. `setting` holds limits of the
+    rehearsal and its number of hidden images. `existing` says what happens to finished runs that differ, as
+    `TrainOptions.existing` does. `jobs` folds are trained at once (None: see `choose_jobs`).
     """
 
     data: Path | None = None
@@ -175,7 +176,7 @@ def train_members(
     oof, checkpoints = [], {}
     for one, result in zip(recipes, results, strict=True):
         assert result.oof_file is not None  # all folds were asked for
-        name = one.config.recipe
+        name = one.name
         checkpoints[name] = [fold.checkpoint for fold in result.folds]
         if plan.weights and plan.views != "none":
             oof.append(predict_through_views(name, checkpoints[name], data, out / "views", views=plan.views))

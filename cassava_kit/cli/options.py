@@ -25,7 +25,9 @@ Jobs = Annotated[
         "--jobs", min=1, help="Folds trained at once on a CPU; default: one a core, fewer where memory is short."
     ),
 ]
-Views = Annotated[str, typer.Option("--views", metavar="none|hflip|flips|d4|d4+zoom", help="Test-time views of each image.")]
+Views = Annotated[
+    str, typer.Option("--views", metavar="none|hflip|flips|d4|d4+zoom", help="Test-time views of each image.")
+]
 SettingChanges = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated.")
 ]

@@ -14,7 +14,9 @@ def submission_command(
     out: Annotated[Path, typer.Option(help="Submission to write; run.json goes beside it.")] = Path("submission.csv"),
     time_limit: Annotated[float | None, typer.Option(help="Seconds, from the start of this process.")] = None,
     early_stop: Annotated[str, typer.Option(help="certified (no label can change) or off.")] = "certified",
-    views: Annotated[str | None, typer.Option(help="none, hflip, flips, d4 or d4+zoom; else the ensemble's own.")] = None,
+    views: Annotated[
+        str | None, typer.Option(help="none, hflip, flips, d4 or d4+zoom; else the ensemble's own.")
+    ] = None,
     pixel_memory: Annotated[float | None, typer.Option(help="Gigabytes of pixels to keep in memory.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
 ) -> None:
