@@ -21,6 +21,8 @@ from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, header_path, rea
 
 # How often a picture beside a training is drawn anew.
 REDRAW_SECONDS = 15.0
+# By these a notebook's kernel says that its output is a terminal; a verb then draws bars, line after line.
+TERMINAL = ("FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TERM")
 # The output of a notebook is in folders below notebooks/<owner>/<slug>.
 DEEPEST_INPUT = 6
 
@@ -52,7 +54,8 @@ class Session:
         if self.left <= 0:
             print(f"{before}no time left for:", *arguments)
             return False
-        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {})
+        environment = {name: value for name, value in os.environ.items() if name not in TERMINAL}
+        environment |= {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else {}
         print(f"{before}$ cassava-kit", *arguments, flush=True)
         process = subprocess.Popen(
             [sys.executable, "-m", "cassava_kit", *map(str, arguments)],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -27,6 +29,18 @@ def test_a_verbs_lines_are_printed_with_their_label(session: Session, capsys: py
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "fold 1 | $ cassava-kit recipes small_resnet" and len(lines) > 3
     assert all(line.startswith("fold 1 | ") for line in lines)
+
+
+def test_a_verb_does_not_take_the_notebook_for_a_terminal(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook's kernel sets these variables, and rich then draws its bars line after line."""
+    program = "import os, sys; from rich.console import Console; sys.exit(Console(file=sys.stdout).is_terminal)"
+    started = subprocess.Popen
+    monkeypatch.setattr(
+        session_module.subprocess, "Popen", lambda _, **options: started([sys.executable, "-c", program], **options)
+    )
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-color")
+    assert session.run(["folds"], gpus=[1])
 
 
 def test_a_verb_that_fails_or_has_no_time_says_so(session: Session, capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,6 +140,13 @@ def test_planted_copies_with_another_label_come_first(tmp_path: Path, monkeypatc
     assert eda_pictures.unlisted_images(table)[0].startswith("1 images have no row")  # type: ignore[attr-defined]
 
 
+def test_of_a_group_of_copies_two_with_different_labels_are_shown() -> None:
+    names = ("a", "b", "c")
+    assert eda_pictures.differing_pair(names, (1, 1, 2)) == [("a", 1), ("c", 2)]
+    assert eda_pictures.differing_pair(names, (1, None, 2)) == [("a", 1), ("c", 2)]
+    assert eda_pictures.differing_pair(names, (1, None, 1)) == [("a", 1), ("b", None)]
+
+
 @pytest.fixture
 def run(tiny_table: Any, tmp_path: Path) -> tuple[Path, Path, np.ndarray]:
     """A run of three folds on the tiny competition, its fold file, and its probabilities in the file's order."""

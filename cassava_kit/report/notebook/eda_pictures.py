@@ -136,9 +136,8 @@ def copies(table: TrainTable, n: int, competition: Competition | None = None) ->
     photos = []
     for number, group in enumerate(groups[:MOST_PAIRS], start=1):
         for name, label in differing_pair(group.names, group.labels):
-            caption = (
-                f"{number}. {_short(name)}\n{'no label' if label is None else short_class(competition.classes[label])}"
-            )
+            named = "no label" if label is None else short_class(competition.classes[label])
+            caption = f"{number}. {PurePosixPath(name).stem}\n{named}"
             photos.append(read_photo(table.image_dir / name, caption, right=False if group.conflicting else None))
     return [said, split_sheet("copies", "Pairs of near-duplicate images side by side.", photos, columns=4)]
 
