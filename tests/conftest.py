@@ -10,6 +10,8 @@ import pytest
 # costs more than it brings, and threads that wait actively take the core that another process needs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# `make test` has a test process on each core: programs of the tests take one, unless they are told otherwise.
+os.environ.setdefault("PYTHON_CPU_COUNT", "1")
 
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.sample.make import make_sample

@@ -17,16 +17,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
 FORKS = multiprocessing.get_context("forkserver")
-# The kit's modules bring theirs; the others are loaded late.
+# The kit's modules bring theirs; the others are loaded late. Kaggle's may be another version, on a path of its own.
 LOADED = (
-    *("albumentations", "kagglesdk", "lightning", "scipy.stats", "sklearn.linear_model", "timm"),
+    *(() if os.environ.get("CASSAVA_KIT_KAGGLE_SITE") else ("kagglesdk",)),
+    *("albumentations", "lightning", "scipy.stats", "sklearn.linear_model", "timm"),
     *("cassava_kit.cli.data", "cassava_kit.cli.kaggle", "cassava_kit.cli.verbs", "cassava_kit.inference.run"),
     *("cassava_kit.kaggle.send.push", "cassava_kit.training.ssl.pretrain", "cassava_kit.training.train"),
 )
@@ -59,6 +61,13 @@ class Program:
         if code is None:
             raise subprocess.TimeoutExpired(self.arguments, timeout, self.out.read_bytes(), self.err.read_bytes())
         return code
+
+    def wait_until(self, happened: Callable[[], object], timeout: float = 600) -> None:
+        """Wait for something that the program does while it runs; AssertionError where it ends first."""
+        deadline = time.monotonic() + timeout
+        while not happened():
+            assert self.poll() is None and time.monotonic() < deadline, self.printed()
+            time.sleep(0.01)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the program alone."""
@@ -108,6 +117,7 @@ def run_python(
 def _run(arguments: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:
     """Be the program; runs in the forked process."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell ignore it
     for target, path in ((0, os.devnull), (1, out), (2, err)):
         source = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(source, target)

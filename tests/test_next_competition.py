@@ -56,7 +56,9 @@ def data(tmp_path_factory) -> Path:
 
 
 def kit(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | {"COLUMNS": "200"}
+    """Run a program; on two cores, so that folds and rehearsals run side by side."""
+    given = {"COLUMNS": "200", "PYTHON_CPU_COUNT": "2"}
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE} | given
     return run_python(arguments, cwd=cwd, env=environment)
 
 
@@ -103,7 +105,7 @@ def test_a_training_kernel_knows_the_other_competition_too(data, tmp_path, monke
     mounts = competition_mounts(data, "new", bundle.competition)
     mounts += dataset_mounts(arrived, "me/flowers-2027-kit", "new")
     stage = NotebookRun(
-        bundle.notebook, mounts, tmp_path / "out", "new", RehearsalOptions(minutes=5), bundle.competition
+        bundle.notebook, mounts, tmp_path / "out", "new", RehearsalOptions(minutes=30), bundle.competition
     )
     stage.working.mkdir(parents=True)
     # Loader processes speak through sockets below TMPDIR, whose paths the system takes up to 107 letters alone.

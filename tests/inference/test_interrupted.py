@@ -1,14 +1,12 @@
 """The first file, the best file so far, the deadline, and kill -9."""
 
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import ROOT, FakeClock, full_ensemble, read_labels, submit
+from processes import start_python
+from tiny_runs import FakeClock, full_ensemble, read_labels, submit
 
 from cassava_kit.files import read_json
 from cassava_kit.inference import run as run_module
@@ -257,18 +255,13 @@ def test_kill_9_at_any_moment_leaves_a_valid_file(images: Path, weights: Path, t
         "run_submission(*sys.argv[1:4], options=RunOptions(device='cpu', batch_size=2, early_stop='off'))\n"
     )
     rng = np.random.default_rng(0)
-    for trial in range(6):
-        out = tmp_path / f"out{trial}" / "s.csv"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(images), str(weights), str(out)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=ROOT,
-        )
-        deadline = time.monotonic() + 60
-        while not out.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(float(rng.uniform(0, 6)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for n_writes in range(6):
+        out = tmp_path / f"out{n_writes}" / "s.csv"
+        process = start_python(["-c", code, images, weights, out])
+        process.wait_until(out.exists)
+        for _ in range(n_writes):  # until the file was replaced that often
+            before = out.stat().st_mtime_ns
+            process.wait_until(lambda out=out, before=before: out.stat().st_mtime_ns != before)
+        time.sleep(float(rng.uniform(0, 0.1)))
+        process.kill()
         assert check_answers(out, images).n_images == 21

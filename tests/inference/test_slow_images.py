@@ -32,7 +32,7 @@ def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
 
     def read_file(path: Path) -> bytes:
         if path.name in names:
-            over.wait(120)
+            over.wait(600)
         return real(path)
 
     monkeypatch.setattr(pixels, "read_file", read_file)
@@ -51,15 +51,15 @@ def test_a_reader_that_hangs_is_left_behind_and_costs_its_image_alone(
     paths = sorted(images.iterdir())
     hang |= {"002.jpg", "003.jpg", "004.jpg", "017.jpg"}  # more than there are readers
     monkeypatch.setattr(pixels, "cpu_count", lambda: 2)
-    monkeypatch.setattr(pixels, "LEAST_READ_SECONDS", 0.05)
-    monkeypatch.setattr(pixels, "MOST_READ_SECONDS", 0.05)
+    monkeypatch.setattr(pixels, "LEAST_READ_SECONDS", 0.5)
+    monkeypatch.setattr(pixels, "MOST_READ_SECONDS", 0.5)
     with PixelStore(paths, [SIZE], budget=Budget(10**9)) as store:
         assert rows_of(store, np.arange(21)).tolist() == list(range(21))
         assert sorted(paths[row].name for row in store.failed) == sorted(hang)
         assert all("not read within" in reason for reason in store.failed.values())
         assert len(store.readers) == 2 and store.left_behind == 4
         start = time.monotonic()
-    assert time.monotonic() - start < 30  # close does not wait for those that hang for two minutes
+    assert time.monotonic() - start < 500  # close does not wait for those that hang for ten minutes
 
 
 def test_no_more_places_are_taken_than_memory_allows(
@@ -69,8 +69,8 @@ def test_no_more_places_are_taken_than_memory_allows(
     hang |= {path.name for path in paths[:6]}
     monkeypatch.setattr(pixels, "cpu_count", lambda: 2)
     monkeypatch.setattr(pixels, "MOST_LEFT_BEHIND", 2)
-    monkeypatch.setattr(pixels, "LEAST_READ_SECONDS", 0.05)
-    monkeypatch.setattr(pixels, "MOST_READ_SECONDS", 0.05)
+    monkeypatch.setattr(pixels, "LEAST_READ_SECONDS", 0.5)
+    monkeypatch.setattr(pixels, "MOST_READ_SECONDS", 0.5)
     with PixelStore(paths, [SIZE], budget=Budget(10**9)) as store:
         assert len(rows_of(store, np.arange(21))) == 21
         assert len(store.failed) == 6 and len(store.readers) == 1  # one goes on, however many hang
@@ -90,7 +90,7 @@ def test_what_was_read_by_a_late_reader_is_not_kept(images: Path, monkeypatch: p
     go_on, real = threading.Event(), pixels.read_file
     monkeypatch.setattr(pixels, "read_file", lambda path: (path.name != "001.jpg" or go_on.wait(60)) and real(path))
     monkeypatch.setattr(pixels, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(pixels, "MOST_READ_SECONDS", 0.05)
+    monkeypatch.setattr(pixels, "MOST_READ_SECONDS", 0.5)
     with PixelStore(sorted(images.iterdir()), [SIZE], budget=Budget(10**9)) as store:
         rows_of(store, np.arange(21))
         go_on.set()
@@ -135,7 +135,7 @@ def test_a_run_whose_images_hang_ends_in_time_with_the_others_votes(
 ) -> None:
     good, _ = submit(images, weights, tmp_path / "good" / "s.csv", early_stop="off")
     hang |= {"000.jpg", "013.jpg"}
-    monkeypatch.setattr(pixels, "LEAST_READ_SECONDS", 0.2)
+    monkeypatch.setattr(pixels, "LEAST_READ_SECONDS", 1.0)
     monkeypatch.setattr(pixels, "READ_SHARE", 0.0)
     labels, report = submit(
         images, weights, tmp_path / "s.csv", early_stop="off", time_limit=600.0, started=time.time()
@@ -143,4 +143,4 @@ def test_a_run_whose_images_hang_ends_in_time_with_the_others_votes(
     assert sorted(report.images_failed) == ["000.jpg", "013.jpg"] and not report.left_out
     others = [name for name in labels.index if name not in report.images_failed]
     assert labels[others].tolist() == good[others].tolist() == read_labels(tmp_path / "good" / "s.csv")[others].tolist()
-    assert report.timings["total"] < 100  # nothing waited the two minutes for which the reads hang
+    assert report.timings["total"] < 500  # nothing waited the ten minutes for which the reads hang

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import command, kill, run, start, wait_for
+from processes import start_python
+from programs import command, run
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
@@ -40,9 +41,9 @@ def test_two_processes_learn_what_one_learns_from_the_joint_batch(strategy, alon
     arguments = command(tiny_dir, folds, tmp_path, *more, settings=("batch_size=8",))
     run_dir = tmp_path / "small_vit" / "fold0"
     if strategy != "ddp":  # and from a killed run's state as well
-        process = start(arguments)
-        wait_for(run_dir / "last.ckpt", process)
-        kill(process)
+        process = start_python(arguments)
+        process.wait_until((run_dir / "last.ckpt").is_file)
+        process.kill()
         assert not (run_dir / "run.json").exists()
     run(arguments)
     together = load_tensors(run_dir / "best.safetensors")

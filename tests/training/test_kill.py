@@ -6,7 +6,8 @@ import time
 
 import pandas as pd
 import pytest
-from programs import command, kill, run, start, wait_for
+from processes import start_python
+from programs import command, run
 
 from cassava_kit.data.folds import write_folds
 from cassava_kit.models.weights import load_tensors
@@ -22,11 +23,11 @@ def test_killed_again_and_again(tiny_dir, tiny_folds, tmp_path):
     run_dir = tmp_path / "b/small_vit/fold0"
     dice = random.Random(5)
     for _ in range(3):
-        process = start(broken)
+        process = start_python(broken)
         (run_dir / "metrics.csv").unlink(missing_ok=True)  # written anew once an epoch is finished
-        wait_for(run_dir / "metrics.csv", process)
+        process.wait_until((run_dir / "metrics.csv").is_file)
         time.sleep(dice.uniform(0, 0.3))
-        kill(process)
+        process.kill()
         if (run_dir / "metrics.csv").is_file():
             pd.read_csv(run_dir / "metrics.csv")  # whole, whenever the blow fell
     run(broken)
@@ -40,8 +41,8 @@ def test_killed_again_and_again(tiny_dir, tiny_folds, tmp_path):
 def test_a_terminated_training_did_not_end_well(tiny_dir, tiny_folds, tmp_path):
     folds = tmp_path / "folds.csv"
     write_folds(folds, tiny_folds)
-    process = start(command(tiny_dir, folds, tmp_path / "a", settings=("epochs=100000", "batch_size=8")))
-    wait_for(tmp_path / "a/small_vit/fold0/metrics.csv", process)
-    process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    process = start_python(command(tiny_dir, folds, tmp_path / "a", settings=("epochs=100000", "batch_size=8")))
+    process.wait_until((tmp_path / "a/small_vit/fold0/metrics.csv").is_file)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
     assert not (tmp_path / "a/small_vit/fold0/run.json").exists()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kaggle_stub import KEY, USER, Dataset, Stub, environment, running
+from processes import run_python, start_python
 
 from cassava_kit.files import read_json
 from cassava_kit.kaggle.pack.bundle import Bundle, package_kernel
@@ -20,16 +18,18 @@ from cassava_kit.kaggle.pack.kernels import Changes, find_kernel
 from cassava_kit.kaggle.send.job import JOURNAL
 from cassava_kit.kaggle.send.plan import planned_calls
 
-# Every test starts the real client in a process of its own, some several times.
+# Every test runs the real client in a process of its own, some several times.
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RUN = {"error": None, "prior_alone": False, "left_out": {}, "members_used": [{"member": "vit_a"}], "images_failed": {}}
 KIT, WEIGHTS = f"{USER}/cassava-kit", f"{USER}/cassava-kit-weights"
 KERNEL = f"{USER}/cassava-kit-ensemble-submission"
+# Waits end after so many polls, whatever time a loaded machine takes for them: the clock counts the pauses alone.
 SCRIPT = """
 import os
 import sys
+import time
 from pathlib import Path
 from cassava_kit.kaggle.pack.bundle import read_bundle
 from cassava_kit.kaggle.pack.kernels import find_kernel
@@ -39,7 +39,12 @@ from cassava_kit.kaggle.send.push import fetch_pushed
 from cassava_kit.kaggle.send.remote import KaggleError
 from cassava_kit.kaggle.send.retry import WaitPolicy
 home, name, action = sys.argv[1:]
-waits = WaitPolicy(first=0.05, longest=0.2, attempts=4, outage=5, dataset=2, kernel=3, score=3)
+pauses = []
+def sleep(seconds):
+    pauses.append(seconds)
+    time.sleep(seconds / 5)
+clock = {"sleep": sleep, "clock": lambda: sum(pauses)}
+waits = WaitPolicy(first=0.05, longest=0.2, attempts=4, outage=5, dataset=2, kernel=3, score=3, **clock)
 try:
     bundle = read_bundle(home, find_kernel(name))
     if action == "fetch":
@@ -75,17 +80,8 @@ class Traveller:
         """Exit code and everything printed; what the stub saw before is forgotten."""
         self.stub.seen.clear()
         variables = environment(self.stub, self.home, os.environ["PATH"]) | variables
-        command = [
-            sys.executable,
-            "-c",
-            SCRIPT,
-            str(self.bundle.home),
-            self.bundle.kernel.name,
-            action,
-        ]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY, env=variables
-        )
+        given = ["-c", SCRIPT, self.bundle.home, self.bundle.kernel.name, action]
+        done = run_python(given, cwd=REPOSITORY, env=variables)
         self.printed += done.stdout + done.stderr
         assert "Traceback" not in done.stderr, done.stderr
         assert KEY not in done.stdout + done.stderr
@@ -379,9 +375,8 @@ def test_wrong_credentials(traveller: Traveller, stub: Stub) -> None:
 def test_no_credentials_at_all(traveller: Traveller, stub: Stub) -> None:
     variables = environment(stub, traveller.home, os.environ["PATH"])
     del variables["KAGGLE_USERNAME"], variables["KAGGLE_KEY"]
-    name = traveller.bundle.kernel.name
-    command = [sys.executable, "-c", SCRIPT, str(traveller.bundle.home), name, "submit"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=variables)
+    given = ["-c", SCRIPT, traveller.bundle.home, traveller.bundle.kernel.name, "submit"]
+    done = run_python(given, cwd=REPOSITORY, env=variables)
     assert done.returncode == 2 and "error: no Kaggle credentials" in done.stdout and done.stdout.count("\n") == 1
     assert not stub.seen
 
@@ -485,24 +480,15 @@ def test_a_push_that_is_stopped_and_given_again_takes_up_the_same_session(stub: 
     stub.output = {"notes.json": b"{}"}
     variables = environment(stub, tmp_path / "home", os.environ["PATH"])
     given = ["--kernel", "train-folds", "--param", "RECIPE=resnet18", "--param", "WEIGHTS=resnet18.safetensors"]
-    command = [sys.executable, str(REPOSITORY / "submit.py"), "push", *given, "--attach", "somebody/first-weights"]
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command, cwd=tmp_path, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-
-    stopped = start()
-    for _ in range(600):
-        if stub.counts["GetKernelSessionStatus"] or stopped.poll() is not None:
-            break
-        time.sleep(0.1)
+    arguments = [REPOSITORY / "submit.py", "push", *given, "--attach", "somebody/first-weights"]
+    stopped = start_python(arguments, cwd=tmp_path, env=variables)
+    stopped.wait_until(lambda: stub.counts["GetKernelSessionStatus"])
     stopped.kill()
-    assert len(stub.kernels[TRAIN]) == 1, stopped.communicate()[0]
+    assert len(stub.kernels[TRAIN]) == 1, stopped.printed()
     uploaded = stub.counts["StartBlobUpload"]
     stub.kernel_statuses = ["RUNNING", "COMPLETE"]
-    printed, _ = start().communicate(timeout=120)
-    assert "version 1 was pushed already" in printed, printed
+    printed = run_python(arguments, cwd=tmp_path, env=variables)
+    assert "version 1 was pushed already" in printed.stdout + printed.stderr, printed
     assert len(stub.kernels[TRAIN]) == 1 and stub.counts["StartBlobUpload"] == uploaded
     assert (tmp_path / "outputs/train-folds/notes.json").is_file()
 

@@ -1,14 +1,13 @@
 """Two gloo processes with half a batch each are one process with the whole batch: same loss, gradient and queue."""
 
 import json
-import subprocess
-import sys
 import textwrap
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from processes import run_python, start_python
 
 from cassava_kit.models.checkpoint import load_model
 from cassava_kit.settings import replace
@@ -88,10 +87,9 @@ def run_two(code, folder):
     """Run a worker script in two processes; their standard errors show on failure."""
     script = folder / "worker.py"
     script.write_text(textwrap.dedent(code))
-    run = [[sys.executable, str(script), str(rank), str(folder)] for rank in range(2)]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in run]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert all(process.returncode == 0 for process in processes), errors
+    processes = [start_python([script, rank, folder]) for rank in range(2)]
+    codes = [process.wait() for process in processes]
+    assert codes == [0, 0], [process.printed() for process in processes]
 
 
 def start(method):
@@ -192,7 +190,7 @@ def test_a_whole_run_on_two_processes_is_the_run_on_one(tmp_path):
     two = replace(one, devices=2, batch_size=4)
     (tmp_path / "config.json").write_text(json.dumps(two.model_dump(mode="json")))
     (tmp_path / "run.py").write_text(textwrap.dedent(RUN))
-    subprocess.run([sys.executable, str(tmp_path / "run.py"), str(tmp_path)], check=True, timeout=300)
+    assert run_python([tmp_path / "run.py", tmp_path]).returncode == 0
     whole = pretrain(one, sorted((tmp_path / "images").glob("*.png")), tmp_path / "whole")
     a, b = (load_model(path)[0].state_dict() for path in (whole, tmp_path / "run" / "backbone.safetensors"))
     for name, value in a.items():

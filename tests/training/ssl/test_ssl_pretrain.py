@@ -2,13 +2,10 @@
 
 import itertools
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 
 import cv2
@@ -17,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import run_python, start_python
 
 from cassava_kit.errors import UserError
 from cassava_kit.models.checkpoint import CheckpointInfo, load_model, read_info, save_checkpoint
@@ -168,16 +166,13 @@ def test_a_killed_process_goes_on(images, tmp_path):
         config = configure(**{json.loads(config.model_dump_json())!r})
         pretrain(config, sorted(Path({str(images[0].parent)!r}).glob("*.png")), Path(sys.argv[1]))
     """
-    run = [sys.executable, "-c", textwrap.dedent(code)]
-    subprocess.run([*run, str(tmp_path / "whole")], check=True)
-    process = subprocess.Popen([*run, str(tmp_path / "killed")])
-    while not (tmp_path / "killed" / "last.ckpt").is_file():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    run = ["-c", textwrap.dedent(code)]
+    assert run_python([*run, tmp_path / "whole"]).returncode == 0
+    process = start_python([*run, tmp_path / "killed"])
+    process.wait_until((tmp_path / "killed" / "last.ckpt").is_file)
+    process.kill()
     assert not (tmp_path / "killed" / "backbone.safetensors").exists()
-    subprocess.run([*run, str(tmp_path / "killed")], check=True)
+    assert run_python([*run, tmp_path / "killed"]).returncode == 0
     assert_equal_states(
         weights(tmp_path / "whole" / "backbone.safetensors"), weights(tmp_path / "killed" / "backbone.safetensors")
     )
