@@ -19,7 +19,9 @@ from cassava_kit.files import KIT_VERSION
 from cassava_kit.training.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
-PATHS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
+PATHS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / name / "README.md" for name in ("folds", "kernels"))]
+)
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 README = PAGES["README.md"]
 # Pages of which every command must exist as it is written; the others are records of what was.
