@@ -81,6 +81,7 @@ def chart(name: str, alt: str, figure: Figure) -> Chart:
     """Return the figure as SVG and PNG; the same figure and matplotlib give the same bytes."""
     svg = io.StringIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")  # the PNG keeps the places that were found for the SVG
     return Chart(name, alt, inline_svg(svg.getvalue(), name, alt), png_bytes(figure))
 
 
@@ -205,21 +206,21 @@ def curves(name: str, alt: str, metrics: Mapping[int, Mapping[str, Sequence[floa
 def confusion_matrix(name: str, alt: str, labels: Sequence[str], counts: np.ndarray) -> Chart:
     """Draw counts (K, K) of given label by predicted class, coloured by their share of the row.
 
-    Cells say share and count up to six classes, the share up to twelve, nothing beyond.
+    Cells say share and count up to six classes, the share up to twelve, nothing beyond; beyond fifty no class is named.
     """
     from matplotlib import colormaps
 
     k = len(labels)
-    cell = 0.66 if k <= 6 else 0.42 if k <= FEW else 0.17
+    cell = 0.66 if k <= 6 else 0.36 if k <= FEW else min(0.17, 8.5 / k)
     figure, (ax,) = axes(max(CHART_WIDTH, 1.4 + cell * k), max(1.2 + cell * k, 2.2))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="face", linewidth=0.7)
     for row, column in np.ndindex(*counts.shape) if k <= FEW else ():
         text = f"{shares[row, column]:.0%}" + (f"\n{counts[row, column]:,}" if k <= 6 else "")
         color = readable_on(colormaps["Blues"](float(shares[row, column]))[:3])
-        ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=9 if k <= 6 else 8)
+        ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=9 if k <= 6 else 8.5)
     middle = np.arange(k) + 0.5
-    shown = [shorten(label, 14) for label in labels]
+    shown = [shorten(label, 14) if k <= 50 else "" for label in labels]
     size = 9 if k <= FEW else 6.5
     ax.set_xticks(middle, shown, rotation=0 if k <= 6 and max(map(len, shown)) <= 9 else 90, fontsize=size)
     ax.set_yticks(middle, shown, fontsize=size)

@@ -43,14 +43,15 @@ def guesses(labels, skill, seed):
     return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
 
 
-def write_run(folder, split, probabilities, *, folds=None, epochs=4, note=NOTE, **config):
+def write_run(folder, split, probabilities, *, folds=None, epochs=4, note=NOTE, task=None, **config):
     """A run folder as training leaves it; `probabilities` (N, K) are in the split's row order; the note is fold 1's."""
     labels, numbers = split.frame["label"].to_numpy(), split.frame["fold"].to_numpy()
     for k in range(split.n_splits) if folds is None else folds:
         path, mine = folder / f"fold{k}", numbers == k
         path.mkdir(parents=True)
         source = Source(name=f"{folder.name}-fold{k}", fold=k, fold_hash=split.hash)
-        header = Header(name=source.name, kind="oof", fold_hash=split.hash, sources=(source,))
+        fields = {"name": source.name, "kind": "oof", "fold_hash": split.hash, "sources": (source,)}
+        header = Header(**fields, **(task.header() if task else {}))
         ids = split.frame["image_id"].to_numpy()[mine]
         part = make_predictions(ids, probabilities[mine], header=header, fold=numbers[mine])
         write_predictions(path / "oof.csv", part)
