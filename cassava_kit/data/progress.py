@@ -7,6 +7,7 @@ shares one display.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Item = TypeVar("Item")
-LINE_SECONDS = 60.0
+LINE_SECONDS, REMIND_SECONDS = 60.0, 5.0
 EPOCH_LINE_SECONDS = 10.0  # the lines of shorter epochs are left out
 
 
@@ -68,14 +69,18 @@ class Screen:
     finished: set[str] = field(default_factory=set)
     bars: Progress | None = None
     overall: Any = None
+    closed: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:
             self.bars = make_bars(self.console)
             self.bars.start()
+        else:
+            threading.Thread(target=self._remind_often, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed.set()
         if self.bars is not None:
             self.bars.stop()
 
@@ -87,13 +92,11 @@ class Screen:
             self.tasks[label].bar = self.bars.add_task(label, total=total, completed=done)
 
     def advance(self, label: str, steps: float = 1) -> None:
-        """Count steps; without a terminal a line a minute."""
+        """Count steps."""
         task = self.tasks[label]
         task.done += steps
         if self.bars is not None:
             self.bars.advance(task.bar, steps)
-        elif self.clock() - task.said >= LINE_SECONDS:
-            self._say(label, f"{task.done:,.0f} of {task.total:,.0f}")
         self._draw_overall()
 
     def epoch(self, label: str, done: int, epochs: int, figure: str) -> None:
@@ -104,6 +107,17 @@ class Screen:
             self.bars.update(task.bar, description=f"{label}  epoch {done}/{epochs}  {figure}")
         elif self.clock() - task.said >= EPOCH_LINE_SECONDS or done == epochs:
             self._say(label, f"epoch {done} of {epochs}, {figure}")
+
+    def remind(self) -> None:
+        """Print a line of each task of which none has been printed for a minute."""
+        for label, task in list(self.tasks.items()):
+            if self.clock() - task.said >= LINE_SECONDS:
+                self._say(label, f"{task.done:,.0f} of {task.total:,.0f}")
+
+    def _remind_often(self) -> None:
+        """Remind until the display is closed, also while one step takes minutes."""
+        while not self.closed.wait(REMIND_SECONDS):
+            self.remind()
 
     def remove(self, label: str) -> None:
         """End a task; its part of the overall bar is full."""
@@ -140,7 +154,9 @@ class Screen:
             self.bars.update(self.overall, completed=self.share_done())
 
     def _say(self, label: str, text: str) -> None:
-        task = self.tasks[label]
+        task = self.tasks.get(label)
+        if task is None:  # it has ended meanwhile
+            return
         task.said = self.clock()
         self.tell(f"{label}: {text} ({task.said - task.started:.0f} s)")
 

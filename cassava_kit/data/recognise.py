@@ -425,7 +425,8 @@ class Recogniser:
 
 def suffixes_of(names: Collection[str]) -> str:
     """Return the suffixes of files with their counts: `30 .jpg, 2 .PNG`, or the only one."""
-    counts = Counter(PurePosixPath(name).suffix for name in names).most_common()
+    found = Counter(PurePosixPath(name).suffix for name in names)
+    counts = sorted(found.items(), key=lambda one: (-one[1], one[0]))
     return counts[0][0] if len(counts) == 1 else ", ".join(f"{count:,} {suffix}" for suffix, count in counts)
 
 

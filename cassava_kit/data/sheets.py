@@ -16,7 +16,7 @@ from cassava_kit.errors import UserError, closest
 # Rows that are looked at to recognise columns; labels are read of all rows.
 LOOKED_AT = 500
 MOST_BYTES = 200_000_000
-# A column names images where this share of its cells does, and they are nearly all different.
+# A column names images where more than this share of its cells does, and they are nearly all different.
 LEAST_MATCHED, LEAST_DISTINCT = 0.5, 0.95
 LABEL_NAMES = (
     *("label", "labels", "class", "target", "category", "species", "diagnosis", "breed", "variety", "disease"),
@@ -120,7 +120,7 @@ def find_ids(sheet: Sheet, images: Collection[str], column: str | None = None) -
         share = sum(bool(cell and names.files(cell)) for cell in cells) / len(cells)
         if share > best[0]:
             best = (share, each)
-    if best[0] < LEAST_MATCHED:
+    if best[0] <= LEAST_MATCHED:
         return None
     return _describe_ids(sheet, best[1], names)
 

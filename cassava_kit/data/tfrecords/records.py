@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".tfrec", ".tfrecord", ".tfrecords")
 NAMED_COUNT = re.compile(r"[A-Za-z_]\d\d-(\d+)\.tfrec$")  # ld_train00-1338.tfrec holds 1338 records
 SHARD_NAME = "ld_train{shard:02d}-{count}.tfrec"
+TEST_RECORDS = "test_tfrecords"
 IMAGE, IMAGE_NAME, TARGET = "image", "image_name", "target"
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
@@ -107,10 +108,16 @@ def list_tfrecords(source: TFRecordSource) -> list[Path]:
 
     Raises:
         FileNotFoundError: The folder has none.
+        UserError: It is `test_tfrecords`, whose records in MLE-bench's split still hold the test images' labels.
     """
     if not isinstance(source, str | Path):
-        return [Path(path) for path in source]
+        return [path for each in source for path in list_tfrecords(each)]
     source = Path(source)
+    if TEST_RECORDS in (source.name, source.resolve().name, source.parent.name, source.resolve().parent.name):
+        raise UserError(
+            f"{source}: the records of {TEST_RECORDS} may still hold the labels of the test images (in MLE-bench's "
+            "split they do); the kit never reads them; give train_tfrecords"
+        )
     if source.is_file():
         return [source]
     files = sorted(path for path in source.glob("*") if path.suffix in SUFFIXES)
