@@ -163,7 +163,7 @@ def test_facts_of_a_submission_of_probabilities(done: Any, tmp_path: Path, monke
     answers[np.arange(6), [39, 39, 1, 2, 3, 39]] = 0.61
     write_submission(arguments["out"], NAMES, answers, columns=columns)
     report.probabilities = answers
-    facts = submission_pictures.gather_facts(report, arguments.pop("images_dir"), **arguments)
+    facts = submission_pictures.picture_facts(report, arguments.pop("images_dir"), **arguments)
     assert facts["counts"][39] == 3 and sum(facts["counts"]) == 6 and len(facts["counts"]) == 40
     assert {image[2] for rows in facts["rows"].values() for image in rows} == {0.61}
     json.dumps(facts)

@@ -59,7 +59,7 @@ def _show_pictures(report: RunReport, images_dir: Path, *, weights: Path, out: P
     end = time.monotonic() + seconds
     try:
         with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
-            facts = gather_facts(report, images_dir, weights=weights, out=out, n=n)
+            facts = picture_facts(report, images_dir, weights=weights, out=out, n=n)
             write_json(Path(folder) / FACTS_FILE, facts)
             said = draw_within([*CHILD, folder], end - time.monotonic())
             drawn = [read_picture(path) for path in sorted(Path(folder).glob("*.picture"))]
@@ -146,7 +146,7 @@ def head_table(out: Path) -> Any:
     return [f"the first rows of {out.name}:", pd.DataFrame(rows[1:], columns=rows[0]).set_index(rows[0][0])]
 
 
-def gather_facts(report: RunReport, images_dir: Path, *, weights: Path, out: Path, n: int) -> dict[str, Any]:
+def picture_facts(report: RunReport, images_dir: Path, *, weights: Path, out: Path, n: int) -> dict[str, Any]:
     """Return what the pictures show, as plain values: counts, shares, times, and the images chosen."""
     competition = current()
     names, labels = report.names, np.array(list(read_answers(out, competition).values()), int)
