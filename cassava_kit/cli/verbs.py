@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cassava_kit.cli import data, evidence, pages, pretraining, setup, submission, training
+from cassava_kit.cli import data, evidence, pages, plan, pretraining, setup, submission, training
 from cassava_kit.cli.app import CommandTable, exit_with, make_app
+from cassava_kit.cli.mle_bench import mle_bench_app
 from cassava_kit.cli.submit import submit_app
 
 FOLDS = "--folds folds/kfold5-seed42-groups.csv"
@@ -22,6 +23,7 @@ VERBS: CommandTable = {
     },
     "Train": {
         "recipes": (training.recipes_command, "resnet50"),
+        "plan": (plan.plan_command, "--hours 30"),
         "train": (training.train_command, f"resnet50 --data DIR {FOLDS} --fold 0 --set epochs=12"),
         "pretrain": (pretraining.pretrain_command, "small_simclr --data DIR --out runs/simclr"),
         "ssl-report": (
@@ -51,6 +53,12 @@ app = make_app(
     VERBS,
     text="From a downloaded image-classification code competition to a scored submission.",
     takes_recipe=("train", "ablate", "ssl-report"),
+)
+app.add_typer(
+    mle_bench_app,
+    name="mle-bench",
+    rich_help_panel="Kaggle",
+    short_help="Measure the kit on MLE-bench's split of the competition.",
 )
 app.add_typer(
     submit_app,
