@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PUBLIC, PRIVATE = "public", "private"
-ANSWERS, SAMPLE = "test.csv", "sample_submission.csv"
+ANSWERS, SAMPLE_SUBMISSION = "test.csv", "sample_submission.csv"
 PLACEHOLDER_LABEL = 4  # every row of the sample submission has it
 CLASS_NAMES = "label_num_to_disease_map.json"
 # MLE-bench's checksums of what it makes of the whole competition (mlebench/competitions/…/checksums.yaml).
 COMPETITION_ROWS = 21397
 MD5_SUMS = {
-    f"{PUBLIC}/{SAMPLE}": "b27270a483141fa217d990d55b4b3d49",
+    f"{PUBLIC}/{SAMPLE_SUBMISSION}": "b27270a483141fa217d990d55b4b3d49",
     f"{PUBLIC}/train.csv": "fede2927f0d412590f195abfbd07b578",
     f"{PRIVATE}/{ANSWERS}": "34b2b412be39aba1edac9c04990e4fb8",
 }
@@ -111,7 +111,7 @@ def prepare_mle_bench(data: Path, out: Path) -> PreparedBenchmark:
     _link(data / CLASS_NAMES, out / PUBLIC / CLASS_NAMES)
     tables = {
         f"{PUBLIC}/{CASSAVA.train_csv}": train,
-        f"{PUBLIC}/{SAMPLE}": test.assign(label=PLACEHOLDER_LABEL),
+        f"{PUBLIC}/{SAMPLE_SUBMISSION}": test.assign(label=PLACEHOLDER_LABEL),
         f"{PRIVATE}/{ANSWERS}": test,
     }
     for name, content in tables.items():
