@@ -89,10 +89,10 @@ def check_quota(facts: BundleFacts) -> Verdict:
 
 def check_submissions_left(facts: BundleFacts) -> Verdict:
     """Check that a submission is left today."""
-    left = facts.remote.submissions_left() if facts.remote is not None else None
-    if left is None:
+    limits = facts.remote.limits() if facts.remote is not None else None
+    if limits is None:
         return "unknown", "only Kaggle knows; a push asks"
-    return ("failed", NO_SUBMISSIONS) if left < 1 else ("passed", f"{left} left until midnight UTC")
+    return ("failed", NO_SUBMISSIONS) if limits.left < 1 else ("passed", f"{limits.left} left until midnight UTC")
 
 
 # Cause, its check, and whether only a submission can fail by it.

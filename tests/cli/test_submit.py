@@ -25,9 +25,10 @@ OPTIONS = {
     "rehearse": LIMITS | KERNEL | {"--bundle", "--data", "--image", "--image-python"},
     "doctor": LIMITS
     | {"--bundle", "--kernel", "--notebook", "--kernel-metadata", "--run", "--data", "--dataset", "--json"},
-    "push": KERNEL | {"--bundle", "--owner", "--again", "--dry-run"},
+    "push": KERNEL | {"--bundle", "--owner", "--again", "--yes", "--dry-run"},
     "submit": {"--bundle", "--again", "--yes", "--dry-run", "--ledger"},
     "fetch": {"--bundle", "--kernel"},
+    "history": {"--ledger", "--offline", "--json"},
     "finals": {"--ledger", "--candidate", "--folds", "--json"},
 }
 

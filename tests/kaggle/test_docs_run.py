@@ -71,6 +71,7 @@ class Reader:
         """One line of a block; it must end well."""
         words = line.replace("epochs=12", "epochs=2")
         words += "".join(added for start, added in EPOCHS.items() if start in f"{line}\n")
+        words += " --yes" if "submit --bundle" in line else ""  # a reader at a terminal agrees
         words = words.replace("DIR", str(self.data)).replace("SLUG", "leaf-trouble")
         words = re.sub(r"\bNAME\b", USER, words)
         words = re.sub(r"^python submit\.py", f"{sys.executable} {ROOT / 'submit.py'}", words)

@@ -21,6 +21,7 @@ from cassava_kit.kaggle.pack.credentials import collect_secrets, redact
 from cassava_kit.kaggle.pack.kernels import OWN_LIMIT_SECONDS, find_kernel, parse_changes
 from cassava_kit.kaggle.pack.manifest import write_manifest
 from cassava_kit.kaggle.rehearse.image import find_python, image_versions
+from cassava_kit.kaggle.send.remote import Limits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -48,7 +49,7 @@ class Asked:
 
     def __init__(self, **answers: Any) -> None:
         usual = {"owner": "me", "gpu_hours_left": 30.0, "dataset_status": "ready"}
-        self.answers = usual | {"rules_accepted": True, "submissions_left": 5} | answers
+        self.answers = usual | {"rules_accepted": True, "limits": Limits(2, 9, 5)} | answers
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *_: self.answers[name]
@@ -71,7 +72,7 @@ def test_every_cause_has_its_line_and_a_good_bundle_passes(bundle: Bundle) -> No
     [
         ("GPU quota and phone", {"gpu_hours_left": 0.1}, "quota is used up.*phone"),
         ("rules accepted", {"rules_accepted": False}, "kaggle.com/competitions/cassava-leaf.*/rules"),
-        ("submissions left today", {"submissions_left": 0}, "used up; submit again after midnight"),
+        ("submissions left today", {"limits": Limits(5, 9, 0)}, "used up; submit again after midnight"),
     ],
 )
 def test_what_kaggle_alone_knows_turns_red_when_it_is_asked(
@@ -81,7 +82,7 @@ def test_what_kaggle_alone_knows_turns_red_when_it_is_asked(
     remote: Any = Asked(**answers)
     checks = [check for check in doctor(REPOSITORY, bundle.home, remote=remote) if check.status == "failed"]
     assert [check.cause for check in checks] == [cause] and re.search(said, checks[0].detail)
-    pushed = doctor(REPOSITORY, bundle.home, remote=Asked(submissions_left=0), submits=False)  # type: ignore[arg-type]
+    pushed = doctor(REPOSITORY, bundle.home, remote=Asked(limits=Limits(5, 9, 0)), submits=False)  # type: ignore[arg-type]
     assert {check.status for check in pushed} == {"passed"}, "a push alone needs no submission"
 
 
@@ -192,7 +193,7 @@ PATHS = (
         ("offline pip", lambda b: _metadata(b, enable_internet=True)),
         ("offline pip", lambda b: _metadata(b, enable_internet="false")),
         ("offline pip", lambda b: _in_notebook(b, "'ttach'", "'no-such-wheel'")),
-        ("offline pip", lambda b: _in_notebook(b, "\\\"bootstrap\\\": '", "\\\"bootstrap\\\": '0")),
+        ("offline pip", lambda b: _in_notebook(b, '\\"bootstrap\\": \'', '\\"bootstrap\\": \'0')),
         ("weights downloaded at build", lambda b: _packed_without(b, "vit_a-fold0.safetensors")),
         ("wrong GPU", lambda b: _metadata(b, machine_shape="NvidiaTeslaP100")),
         ("wrong GPU", lambda b: _metadata(b, enable_gpu="false")),

@@ -11,7 +11,7 @@ from cassava_kit.kaggle.examine.program import Function, last_name
 from cassava_kit.kaggle.examine.reading import Call, Reading
 
 ROWS, LATE = "rows of the submission", "submission written only at the end"
-SAMPLE = re.compile(r"sample_?submission\w*\.csv$", re.IGNORECASE)
+_SAMPLE = re.compile(r"sample_?submission\w*\.csv$", re.IGNORECASE)
 _SUBMISSION = re.compile(r"(^|/)submission\.csv$")
 READERS = frozenset({"read_csv", "read_table", "scan_csv"})
 # What may be done with the sample submission without taking its rows.
@@ -65,7 +65,7 @@ def _writes_submission(reading: Reading, call: Call) -> bool:
 def _reads_sample(reading: Reading, call: Call) -> bool:
     where = call.argument("filepath_or_buffer", 0)
     texts = [value.data for value in reading.evaluator.known(where)]
-    return any(isinstance(text, str) and SAMPLE.search(text) for text in texts)
+    return any(isinstance(text, str) and _SAMPLE.search(text) for text in texts)
 
 
 def _row_use(reading: Reading, call: Call) -> str:
@@ -189,7 +189,7 @@ def _is_test_rows(reading: Reading, node: ast.AST, depth: int = 0) -> bool:
             texts = [
                 v.data for part in ast.walk(each) if isinstance(part, ast.expr) for v in reading.evaluator.known(part)
             ]
-            if any(isinstance(text, str) and ("test" in text.lower() or SAMPLE.search(text)) for text in texts):
+            if any(isinstance(text, str) and ("test" in text.lower() or _SAMPLE.search(text)) for text in texts):
                 return True
         if isinstance(each, ast.Name) and depth < 3:
             given = [value for value in reading.assigned(each) or [] if value is not None and value is not node]

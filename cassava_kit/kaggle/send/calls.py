@@ -129,5 +129,5 @@ class RetriedCalls:
         """Return the answer, or None where there is none: gone, refused, or unknown to this version of the client."""
         try:
             return self.call_unless_gone(what, function, optional=True)
-        except (KaggleError, AttributeError, TypeError):
+        except (KaggleError, AttributeError, TypeError, ImportError):
             return None

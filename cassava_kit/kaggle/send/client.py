@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from cassava_kit.kaggle.pack.config import METADATA_FILE
 from cassava_kit.kaggle.send.advice import NO_CREDENTIALS
 from cassava_kit.kaggle.send.calls import RetriedCalls
 from cassava_kit.kaggle.send.notebook import code_cells
-from cassava_kit.kaggle.send.remote import KaggleError, Submission
+from cassava_kit.kaggle.send.remote import KaggleError, Limits, Submission
 
 PAGE = 100  # submissions asked for at once
 ARRIVED = object()  # replaces the lost answer of a call that was carried out
@@ -195,15 +197,18 @@ class KaggleClient(RetriedCalls):
         for log in out.glob("*.log"):  # the client writes the run's log beside its files
             log.write_text(self.clean(log.read_text(encoding="utf-8")), encoding="utf-8")
 
-    def submissions_left(self) -> int | None:
-        """Return how many submissions are left today; None where Kaggle does not say, or knows no team of yours."""
+    def limits(self) -> Limits | None:
+        """Return how many submissions are made and left; None where Kaggle does not say, or knows no team of yours."""
 
-        def left() -> int | None:
-            limits = self.api.competition_get_submission_limits(self.competition)
-            counts = (int(limits.num_today), int(limits.num_total), int(limits.num_allowed_now))
-            return counts[2] if any(counts) else None
+        def found() -> Limits | None:
+            said = self.api.competition_get_submission_limits(self.competition)
+            today, total, left = (
+                _number(getattr(said, f"num_{name}", 0)) for name in ("today", "total", "allowed_now")
+            )
+            by_total = getattr(said, "limited_by_total", False) is True
+            return Limits(today, total, left, by_total) if any((today, total, left)) else None
 
-        return self.ask("submission limits", left)
+        return self.ask("submission limits", found)
 
     def rules_accepted(self) -> bool | None:
         """Return whether the user has joined the competition and accepted its rules; None where Kaggle does not say."""
@@ -225,9 +230,12 @@ class KaggleClient(RetriedCalls):
             reply = self.api.competition_submit_code(
                 "submission.csv", description, self.competition, kernel, version, True
             )
-            if not reply.ref:
-                raise ValueError(reply.message or "no reference in the reply")
-            return int(reply.ref)
+            ref, message = _number(getattr(reply, "ref", 0)), _text(getattr(reply, "message", ""))
+            if not ref and message.lower().startswith("success"):
+                ref = done() or 0
+            if not ref:
+                raise ValueError(message or "no reference in the reply")
+            return ref
 
         def done() -> int | None:
             return next((each.ref for each in self.submissions() if each.description == description), None)
@@ -235,30 +243,56 @@ class KaggleClient(RetriedCalls):
         return self.call(f"submitting {kernel} version {version}", make, done=done)
 
     def submissions(self) -> Iterator[Submission]:
-        """Yield the submissions to the competition, newest first; pages are fetched when they are needed."""
-        from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
+        """Yield the submissions to the competition, each once, in Kaggle's order; pages are fetched when needed."""
+        token, seen, page = "", set[tuple[int, str]](), 1
+        while True:
+            listed, following = self.call("list of submissions", partial(self._page, token, page))
+            fresh = [each for each in map(self._submission, listed) if (each.ref, each.description) not in seen]
+            yield from fresh
+            seen |= {(each.ref, each.description) for each in fresh}
+            if not fresh or following in ("", token):
+                return
+            token, page = following, page + 1
 
-        token = ""
+    def _page(self, token: str, page: int) -> tuple[list[Any], str]:
+        """Return one page of submissions, and the token of the next; a client without tokens numbers its pages."""
+        try:
+            from kagglesdk.competitions.types.competition_api_service import ApiListSubmissionsRequest
 
-        def ask() -> Any:
             request = ApiListSubmissionsRequest()
             request.competition_name, request.page_token, request.page_size = self.competition, token, PAGE
             with self.api.build_kaggle_client() as client:
-                return client.competitions.competition_api_client.list_submissions(request)
+                answer = client.competitions.competition_api_client.list_submissions(request)
+            listed, following = answer.submissions, str(getattr(answer, "next_page_token", "") or "")
+        except (ImportError, AttributeError):
+            ask = getattr(self.api, "competition_submissions", None)
+            if ask is None:
+                raise KaggleError("this Kaggle client lists no submissions; run: pip install -U kaggle") from None
+            listed, following = ask(self.competition, page_number=page, page_size=PAGE), f"page {page + 1}"
+        return [each for each in listed or [] if each is not None], following
 
-        while True:
-            page = self.call("list of submissions", ask)
-            for each in page.submissions or []:
-                yield Submission(
-                    int(each.ref or 0),
-                    each.description or "",
-                    each.status.name.lower(),
-                    each.public_score or "",
-                    self.clean(each.error_description or ""),
-                )
-            if not page.next_page_token or page.next_page_token == token:
-                return
-            token = page.next_page_token
+    def _submission(self, listed: Any) -> Submission:
+        """Return one submission; a field that Kaggle leaves out is empty."""
+        status, date = getattr(listed, "status", None), getattr(listed, "date", None)
+        when = date.isoformat(timespec="seconds") if isinstance(date, datetime) else _text(date)
+        return Submission(
+            ref=_number(getattr(listed, "ref", 0)),
+            description=_text(getattr(listed, "description", "")),
+            status=_text(getattr(status, "name", status)).rpartition(".")[2].lower() or "pending",
+            score=_text(getattr(listed, "public_score", "")),
+            error=self.clean(_text(getattr(listed, "error_description", ""))),
+            private_score=_text(getattr(listed, "private_score", "")),
+            date=when,
+        )
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _number(value: Any) -> int:
+    """Return a whole number; 0 for anything else."""
+    return int(value) if str(value).strip().isdigit() else 0
 
 
 def versioned(kernel: str, version: int | None) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, write_json
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.config import METADATA_FILE, PLACEHOLDER_OWNER
@@ -16,6 +21,8 @@ from cassava_kit.kaggle.send.retry import WaitPolicy
 
 # In the bundle's folder: what Kaggle has accepted, by build id.
 JOURNAL = "push.json"
+# Beside it: held while a process pushes the bundle.
+LOCK = "push.lock"
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,8 @@ class PushJob:
     """One push of a bundle: its settings, and the journal of what Kaggle has accepted.
 
     `again` repeats what was done before. `output` is the folder for fetched files (None: in the bundle's folder).
-    `confirm` answers a question before the last submission of the day; `asked` is true once it was answered.
+    `confirm` answers a question before something that costs; `asked` is true once the submission was agreed to.
+    `ledger` is the file in which submissions are recorded (None: it is not read).
     """
 
     bundle: Bundle
@@ -34,6 +42,7 @@ class PushJob:
     output: Path | None = None
     confirm: Callable[[str], bool] = lambda question: False
     asked: bool = False
+    ledger: Path | None = None
 
     @property
     def journal(self) -> Path:
@@ -47,6 +56,31 @@ class PushJob:
     def known(self) -> dict[str, Any]:
         """Return the facts in the journal."""
         return dict(read_json(self.journal)) if self.journal.is_file() else {}
+
+
+@contextmanager
+def one_push(bundle: Bundle) -> Iterator[None]:
+    """Hold the bundle for this process: a second push of it would upload and run everything twice.
+
+    The hold ends with the process, however it ends.
+
+    Raises:
+        UserError: Another process pushes this bundle.
+    """
+    path = bundle.home / LOCK
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{bundle.home} is being pushed already ({file.read().strip() or 'by another process'}); wait for it, "
+                "or stop it: nothing is done twice when this is called again"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def adopt_owner(bundle: Bundle, owner: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from cassava_kit.errors import UserError
+from cassava_kit.evidence.expected import expect_from_folder
 from cassava_kit.evidence.finals import add_to_ledger, read_entries
-from cassava_kit.files import LEDGER_FILE, write_json
+from cassava_kit.files import LEDGER_FILE, sha256_file, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.selection import EVIDENCE
@@ -45,22 +47,33 @@ def evidence_folder(ledger: Path, ref: int) -> Path:
     return Path(ledger.stem, str(ref))
 
 
-def record_submission(ledger: Path, bundle: Bundle, submission: Submission) -> None:
-    """Record a submission and copy its evidence beside the ledger, as the bundle may be packed again."""
+def record_submission(
+    ledger: Path, bundle: Bundle, submission: Submission, *, file: Path | None = None
+) -> dict[str, Any]:
+    """Record a submission, copy its evidence beside the ledger, as the bundle may be packed again; return its entry.
+
+    `file` is the `submission.csv` of its public run; its hash tells whether the same file is submitted again.
+    """
     ensemble = read_ensemble(bundle.weights_dir / ENSEMBLE_FILE)
     names = "+".join(member.name for member in ensemble.members)
     folder = evidence_folder(ledger, submission.ref)
     (ledger.parent / folder).mkdir(parents=True, exist_ok=True)
     for path in sorted((bundle.home / EVIDENCE).glob("*")):
         shutil.copyfile(path, ledger.parent / folder / path.name)
-    entry = {
+    entry: dict[str, Any] = {
         "ref": submission.ref,
         "name": f"{names}@{bundle.build_id[:8]}",
         "build_id": bundle.build_id,
         "competition": bundle.competition.slug,
         "description": submission.description,
         "public_score": submission.score,
+        "private_score": submission.private_score,
+        "date": submission.date,
         "members": len(ensemble.members),
         "evidence": folder.as_posix(),
     }
+    expected = expect_from_folder(ledger.parent / folder)
+    entry |= {"oof": expected.values()} if expected is not None else {}
+    entry |= {"file_sha256": sha256_file(file)} if file is not None and file.is_file() else {}
     add_to_ledger(ledger, entry)
+    return entry

@@ -22,7 +22,8 @@ def send_kernel(job: PushJob) -> int:
     With `job.again` a complete run is repeated; one that still runs is waited for.
 
     Raises:
-        KaggleError: Kaggle refuses the notebook, or too few GPU hours are left.
+        KaggleError: Kaggle refuses the notebook, too few GPU hours are left, or the user does not want it beside one
+            that runs.
     """
     folder, remote = job.bundle.kernel_dir, job.remote
     metadata = read_json(folder / KERNEL_METADATA)
@@ -41,6 +42,8 @@ def send_kernel(job: PushJob) -> int:
             job.say(f"{metadata['id']} version {version} was pushed already")
             return int(version)
         before = max(before, version or 0)
+    else:
+        _ask_beside_running(job, metadata["id"], known.get("version"))
     hours = remote.gpu_hours_left() if metadata["enable_gpu"] else None
     if hours is not None and hours < FEWEST_HOURS:
         raise KaggleError(NO_QUOTA)
@@ -49,6 +52,22 @@ def send_kernel(job: PushJob) -> int:
     job.remember(**{key: {"sha256": pushed, "version": version}})
     job.say(f"pushed {metadata['id']} version {version}")
     return version
+
+
+def _ask_beside_running(job: PushJob, kernel: str, version: int | None) -> None:
+    """Ask before a changed notebook is pushed while the version before it still runs.
+
+    Raises:
+        KaggleError: It runs, and the user does not want a second session.
+    """
+    if version is None or job.remote.kernel_status(kernel, version)[0] not in ("queued", "running"):
+        return
+    running = f"{kernel} version {version}, of another notebook or with other settings, is still running"
+    if not job.confirm(f"{running} and goes on to take GPU hours. Push this one beside it?"):
+        raise KaggleError(
+            f"not pushed: {running}; wait for it, or stop it on kaggle.com/code/{kernel}, and push again (--yes pushes "
+            "beside it)"
+        )
 
 
 def notebook_hash(metadata: dict[str, Any], source: str) -> str:

@@ -14,6 +14,7 @@ def planned_calls(bundle: Bundle, *, submit: bool = False) -> list[str]:
     slug = bundle.competition.slug
     calls = [f"GetCompetition {slug}: whether its rules are accepted"]
     calls += [f"GetSubmissionLimits {slug}: how many are left today"] if bundle.kernel.weights else []
+    calls += [f"ListSubmissions {slug}: what waits for a score, and what was scored before"] if submit else []
     for kind, folder in bundle.datasets:
         dataset = read_json(folder / METADATA_FILE)["id"]
         files = sorted(path for path in folder.iterdir() if path.name != METADATA_FILE)

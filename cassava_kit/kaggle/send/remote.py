@@ -20,13 +20,36 @@ class KaggleError(UserError):
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission as Kaggle lists it; `status` is pending, complete or error, `score` empty until it is known."""
+    """One submission as Kaggle lists it; `status` is pending, complete or error, scores are empty until they are known.
+
+    `date` is when it was made, ISO 8601, or empty.
+    """
 
     ref: int
     description: str
     status: str
     score: str
     error: str
+    private_score: str = ""
+    date: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Submissions made today (UTC) and in all, how many are left today, and whether the total limits that number."""
+
+    today: int
+    total: int
+    left: int
+    by_total: bool = False
+
+    def __str__(self) -> str:
+        in_all = (
+            f", which is all that is left ({self.total} made in all)"
+            if self.by_total
+            else (f"; {self.total} made in all")
+        )
+        return f"submissions left today: {self.left} ({self.today} made today){in_all}"
 
 
 class Remote(Protocol):
@@ -45,7 +68,7 @@ class Remote(Protocol):
     def kernel_status(self, kernel: str, version: int | None = None) -> tuple[str, str]: ...
     def kernel_log(self, kernel: str, version: int | None = None) -> str: ...
     def kernel_output(self, kernel: str, out: Path, pattern: str, *, version: int | None = None) -> None: ...
-    def submissions_left(self) -> int | None: ...
+    def limits(self) -> Limits | None: ...
     def rules_accepted(self) -> bool | None: ...
     def submit(self, kernel: str, version: int, description: str) -> int: ...
     def submissions(self) -> Iterator[Submission]: ...

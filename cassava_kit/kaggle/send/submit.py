@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from cassava_kit.kaggle.pack.bundle import Bundle
+from cassava_kit.kaggle.send.budget import describe_build, read_budget, same_file_before
 from cassava_kit.kaggle.send.job import PushJob
 from cassava_kit.kaggle.send.push import Pushed
 from cassava_kit.kaggle.send.remote import KaggleError, Submission
@@ -16,25 +15,29 @@ def was_submitted(job: PushJob) -> bool:
     """Return whether a version of this build was submitted; False with `job.again`, which submits it again."""
     if job.again:
         return False
-    begins, known = f"{_description(job.bundle)},", job.known().get("submission") or {}
+    begins, known = f"{describe_build(job.bundle)},", job.known().get("submission") or {}
     return str(known.get("description", "")).startswith(begins) or any(
         each.description.startswith(begins) for each in job.remote.submissions()
     )
 
 
-def ask_before_last(job: PushJob) -> PushJob:
-    """Print how many submissions are left today, where Kaggle says so, and ask before the last one.
+def ask_to_submit(job: PushJob) -> PushJob:
+    """Print what is known before a submission, and ask once whether to make it.
 
     Raises:
-        KaggleError: No submission is left today, or the user keeps the last one.
+        KaggleError: No submission is left today, or the user does not agree.
     """
-    left = job.remote.submissions_left()
-    if left is not None:
-        job.say(f"submissions left today: {left}")
+    budget = read_budget(job)
+    job.say(str(budget))
+    left = budget.limits.left if budget.limits is not None else None
+    if left == 0 and budget.limits is not None and budget.limits.by_total:
+        raise KaggleError("no submission is left in all; push runs the notebook without submitting it")
     if left == 0:
         raise KaggleError("no submission is left today; submit again after midnight UTC (push runs the notebook now)")
-    if left == 1 and not job.confirm("This is the last submission of today. Make it?"):
-        raise KaggleError("not submitted: it would be the last submission of today; --yes makes it without asking")
+    last = "This is the last submission of today. " if left == 1 else ""
+    again = "It was scored before. " if budget.before else ""
+    if not job.confirm(f"{last}{again}Submit build {job.bundle.build_id[:12]}?"):
+        raise KaggleError("not submitted: nobody agreed at a terminal; --yes submits without asking")
     return replace(job, asked=True)
 
 
@@ -42,15 +45,17 @@ def submit(job: PushJob, pushed: Pushed) -> Submission:
     """Submit the pushed version once, and wait for its score.
 
     Raises:
-        KaggleError: Kaggle refuses the submission or cannot score it, or the user keeps the last one of the day.
+        KaggleError: Kaggle refuses the submission or cannot score it, or the user does not agree.
     """
-    description = f"{_description(job.bundle)}, version {pushed.version}"
+    description = f"{describe_build(job.bundle)}, version {pushed.version}"
     known = job.known().get("submission") or {}
     made = known if known.get("description") == description else _listed(job, description)
     if made:
         job.say(f"{pushed.kernel} version {pushed.version} was submitted already")
     else:
-        job = job if job.asked else ask_before_last(job)
+        job = job if job.asked else ask_to_submit(job)
+        for line in same_file_before(job, pushed.output / "submission.csv"):
+            job.say(line)
         ref = job.remote.submit(pushed.kernel, pushed.version, description)
         made = {"ref": ref, "description": description}
         job.remember(submission=made)
@@ -58,15 +63,12 @@ def submit(job: PushJob, pushed: Pushed) -> Submission:
     if made.get("status") == "complete":
         found = Submission(**made)
     else:
-        found = wait_for_score(job, lambda each: each.ref == made["ref"] or each.description == description)
+        found = wait_for_score(
+            job, Submission(**made) if "status" in made else Submission(made["ref"], description, "", "", "")
+        )
     job.remember(submission=asdict(found))
     job.say(f"public score {found.score or 'not shown'}")
     return found
-
-
-def _description(bundle: Bundle) -> str:
-    """Return how the description of a build's submissions begins."""
-    return f"Cassava Kit build {bundle.build_id[:12]}"
 
 
 def _listed(job: PushJob, description: str) -> dict[str, Any]:
@@ -74,14 +76,20 @@ def _listed(job: PushJob, description: str) -> dict[str, Any]:
     return next((asdict(each) for each in job.remote.submissions() if each.description == description), {})
 
 
-def wait_for_score(job: PushJob, ours: Callable[[Submission], bool]) -> Submission:
+def _is_same(listed: Submission, made: Submission) -> bool:
+    return listed.ref == made.ref or listed.description == made.description
+
+
+def wait_for_score(job: PushJob, made: Submission) -> Submission:
     """Poll until the submission has a score.
 
     Raises:
         KaggleError: Kaggle could not score it (with its reason), or has not in time.
     """
     for _ in job.waits.polls(job.waits.score):
-        found = next((each for each in job.remote.submissions() if ours(each)), None)
+        listed = [each for each in job.remote.submissions() if _is_same(each, made)]
+        # A reference is one submission's; the same description may have been submitted before.
+        found = next((each for each in listed if each.ref == made.ref), next(iter(listed), None))
         if found is not None and found.status == "error":
             raise KaggleError(
                 f"the submission was not scored: {found.error or 'Kaggle gives no reason'}; scoring runs the notebook "

@@ -14,7 +14,7 @@ import requests
 
 from cassava_kit.kaggle.send.client import KaggleClient
 from cassava_kit.kaggle.send.official import upload_error
-from cassava_kit.kaggle.send.remote import KaggleError
+from cassava_kit.kaggle.send.remote import KaggleError, Limits
 from cassava_kit.kaggle.send.retry import WaitPolicy, http_status, may_pass
 
 SECRET = "PLANTED-SECRET-0123456789"
@@ -335,12 +335,14 @@ def test_a_status_that_the_client_does_not_know_is_one_line() -> None:
 def test_submissions_left_today(counts: tuple[int, int, int], left: int | None) -> None:
     today, total, allowed = counts
     limits = SimpleNamespace(num_today=today, num_total=total, num_allowed_now=allowed)
-    assert client(Api(limits))[0].submissions_left() == left
+    found = client(Api(limits))[0].limits()
+    assert (found and found.left) == left
 
 
 def test_a_client_that_knows_no_limits_tells_none() -> None:
-    assert client(SimpleNamespace())[0].submissions_left() is None
-    assert client(Api(refused(404)))[0].submissions_left() is None
+    assert client(SimpleNamespace())[0].limits() is None
+    assert client(Api(refused(404)))[0].limits() is None
+    assert client(Api(SimpleNamespace(num_allowed_now=2)))[0].limits() == Limits(0, 0, 2), "fields that are missing"
 
 
 def test_the_files_of_a_dataset_are_listed_over_several_pages() -> None:

@@ -34,6 +34,7 @@ from pathlib import Path
 from cassava_kit.kaggle.pack.bundle import read_bundle
 from cassava_kit.kaggle.pack.kernels import find_kernel
 from cassava_kit.cli.kaggle import push_bundle
+from cassava_kit.kaggle.send.history import compare_public
 from cassava_kit.kaggle.send.ledger import record_submission
 from cassava_kit.kaggle.send.push import fetch_pushed
 from cassava_kit.kaggle.send.remote import KaggleError
@@ -54,7 +55,9 @@ try:
         send, again = action.startswith("submit"), "again" in action
         pushed = push_bundle(bundle, send=send, again=again, waits=waits, confirm=yes)
         if pushed.submission:
-            record_submission(Path(home) / "submissions.json", bundle, pushed.submission)
+            ledger = Path(home) / "submissions.json"
+            file = pushed.output / "submission.csv"
+            print(compare_public(ledger, record_submission(ledger, bundle, pushed.submission, file=file)))
 except (KaggleError, ValueError) as error:
     print("error:", error)
     sys.exit(2)
@@ -310,8 +313,8 @@ def test_a_finished_run_before_ours_is_not_submitted_in_its_place(traveller: Tra
     assert order.index("CreateCodeSubmission") > max(i for i, name in enumerate(order) if "SessionStatus" in name)
 
 
-@pytest.mark.parametrize(("left", "keep", "made"), [(2, "", 1), (1, "", 1), (1, "yes", 0), (0, "", 0)])
-def test_the_last_submission_of_the_day_is_asked_for_before_anything_is_uploaded(
+@pytest.mark.parametrize(("left", "keep", "made"), [(2, "", 1), (2, "yes", 0), (1, "yes", 0), (0, "", 0)])
+def test_a_submission_is_asked_for_before_anything_is_uploaded(
     traveller: Traveller, stub: Stub, left: int, keep: str, made: int
 ) -> None:
     stub.allowed_now = left

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cassava_kit.files import read_json, write_json
+from cassava_kit.errors import UserError
+from cassava_kit.files import read_json, sha256_bytes, write_json
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.config import METADATA_FILE
 from cassava_kit.kaggle.pack.kernels import KERNEL_METADATA, find_kernel
 from cassava_kit.kaggle.pack.manifest import MANIFESTS, write_manifest
 from cassava_kit.kaggle.send.datasets import send_dataset
-from cassava_kit.kaggle.send.job import JOURNAL, PushJob
+from cassava_kit.kaggle.send.job import JOURNAL, PushJob, one_push
 from cassava_kit.kaggle.send.push import push
-from cassava_kit.kaggle.send.remote import KaggleError, Submission
+from cassava_kit.kaggle.send.remote import KaggleError, Limits, Submission
 from cassava_kit.kaggle.send.retry import WaitPolicy
-from cassava_kit.kaggle.send.submit import submit, was_submitted
+from cassava_kit.kaggle.send.submit import submit, wait_for_score, was_submitted
 
 DATASET, KERNEL = "me/kit", "me/kit-ensemble-submission"
 ANSWERS = b"image_id,label\n1.jpg,3\n"
@@ -46,7 +50,8 @@ class Memory:
         self.status, self.served, self.number = "ready", "old", 1
         self.versions, self.statuses = list[str](), dict[int, list[str]]()
         self.output = {"submission.csv": ANSWERS}
-        self.made, self.left, self.scored = list[Submission](), 3, "complete"
+        self.left: int | None = 3
+        self.made, self.scored = list[Submission](), "complete"
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -101,8 +106,8 @@ class Memory:
         for name, content in self.output.items():
             (out / name).write_bytes(content)
 
-    def submissions_left(self) -> int | None:
-        return self.left
+    def limits(self) -> Limits | None:
+        return None if self.left is None else Limits(2, 9, self.left)
 
     def submit(self, kernel: str, version: int, description: str) -> int:
         self._called("submit")
@@ -349,7 +354,7 @@ def test_a_bad_output_names_the_way_on(
 
 
 def test_after_a_submission_error_again_goes_on(ready: PushJob, kaggle: Memory) -> None:
-    kaggle.scored = "error"
+    kaggle.scored, ready = "error", asked(ready, True)[0]
     for _ in range(2):
         with pytest.raises(KaggleError, match=r"not scored: Timeout; .*submit --again"):
             submit(ready, push(ready))
@@ -364,22 +369,22 @@ def asked(job: PushJob, answer: bool) -> tuple[PushJob, list[str]]:
     return replace(job, confirm=lambda question: questions.append(question) or answer), questions  # type: ignore[func-returns-value]
 
 
-@pytest.mark.parametrize(("left", "questions"), [(None, 0), (5, 0), (2, 0), (1, 1)])
-def test_the_last_submission_of_the_day_is_asked_for(
-    ready: PushJob, kaggle: Memory, left: int | None, questions: int
+@pytest.mark.parametrize(("left", "last"), [(None, False), (5, False), (2, False), (1, True)])
+def test_a_submission_is_asked_for_once_and_the_last_of_the_day_by_name(
+    ready: PushJob, kaggle: Memory, left: int | None, last: bool
 ) -> None:
-    kaggle.left = left  # type: ignore[assignment]
+    kaggle.left = left
     job, heard = asked(ready, True)
     pushed = push(job)
     submit(job, pushed)
     submit(job, pushed)
-    assert len(heard) == questions and len(kaggle.made) == 1
+    assert len(heard) == len(kaggle.made) == 1 and ("last submission of today" in heard[0]) is last
 
 
-def test_the_last_submission_is_kept_and_none_is_made_beyond_it(ready: PushJob, kaggle: Memory) -> None:
+def test_without_consent_nothing_is_submitted_nor_beyond_the_limit(ready: PushJob, kaggle: Memory) -> None:
     kaggle.left = 1
     pushed = push(ready)
-    with pytest.raises(KaggleError, match="it would be the last submission of today; --yes"):
+    with pytest.raises(KaggleError, match="not submitted: nobody agreed at a terminal; --yes"):
         submit(asked(ready, False)[0], pushed)
     kaggle.left = 0
     job, heard = asked(ready, True)
@@ -388,7 +393,86 @@ def test_the_last_submission_is_kept_and_none_is_made_beyond_it(ready: PushJob, 
     assert not kaggle.made and not heard
 
 
+def test_what_is_known_is_said_before_the_question(ready: PushJob, kaggle: Memory, tmp_path: Path) -> None:
+    """Limits, what waits, this build and this very file, and what the evidence lets one expect."""
+    said = list[str]()
+    job = replace(asked(ready, True)[0], say=said.append, ledger=tmp_path / "submissions.json")
+    submit(job, push(job))
+    first = next(line for line in said if line.startswith("submissions left"))
+    assert first.splitlines() == [
+        "submissions left today: 3 (2 made today); 9 made in all",
+        "waiting for a score: none",
+        "scored before: no",
+        "expected public score: no out-of-fold evidence in the bundle",
+    ]
+    kaggle.made.append(Submission(7, "another", "pending", "", ""))
+    digest = sha256_bytes(ANSWERS)
+    entries = [{"name": "old", "evidence": "x", "ref": 5, "public_score": ".88", "file_sha256": digest}]
+    write_json(job.ledger, {"submissions": entries})  # type: ignore[arg-type]
+    again, heard = asked(replace(job, again=True), True)
+    submit(again, push(again))
+    second = [line for line in said if line.startswith("submissions left")][1].splitlines()
+    assert second[1] == "waiting for a score: another (ref 7)" and heard[0].startswith("It was scored before. Submit")
+    assert "this build, Cassava Kit build bbbbbbbbbbbb, version 1, public 0.9 (ref 100)" in second[2]
+    assert "this very file (1 rows, which says little), as old, public .88 (ref 5)" in second[3]
+
+
+def test_limits_of_all_submissions_are_named(ready: PushJob, kaggle: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "which is all that is left (99 made in all)" in str(Limits(1, 99, 1, by_total=True))
+    monkeypatch.setattr(kaggle, "limits", lambda: Limits(0, 100, 0, by_total=True))
+    with pytest.raises(KaggleError, match="no submission is left in all"):
+        submit(ready, push(ready))
+
+
+def test_of_two_submissions_with_one_description_ours_is_waited_for(ready: PushJob, kaggle: Memory) -> None:
+    """Kaggle's order is not relied on: the reference decides."""
+    job = asked(ready, True)[0]
+    pushed = push(job)
+    first = submit(job, pushed)
+    made = kaggle.made[0]
+    kaggle.made.insert(0, replace(made, ref=50, score="0.1"))
+    kaggle.made.append(replace(made, ref=60, score="0.2"))
+    found = wait_for_score(job, replace(first, status="pending", score=""))
+    assert (found.ref, found.score) == (100, "0.9")
+
+
+def test_a_changed_notebook_is_not_pushed_beside_one_that_runs(ready: PushJob, kaggle: Memory) -> None:
+    push(ready)
+    kaggle.statuses = {1: ["running"]}
+    content = read_json(ready.bundle.notebook)
+    content["cells"][0]["source"] = "a = 2"
+    write_json(ready.bundle.notebook, content)
+    with pytest.raises(KaggleError, match=f"not pushed: {KERNEL} version 1, .* is still running; wait for it, or stop"):
+        push(ready)
+    assert pushes(kaggle) == 1
+    agreeing, heard = asked(ready, True)
+    assert push(agreeing).version == 2 and "Push this one beside it?" in heard[0]
+
+
+def test_a_bundle_is_pushed_by_one_process_at_a_time(bundle: Bundle) -> None:
+    program = (
+        "import sys; from pathlib import Path; from cassava_kit.kaggle.send.job import one_push\n"
+        "from cassava_kit.kaggle.pack.bundle import Bundle; from cassava_kit.kaggle.pack.kernels import find_kernel\n"
+        "home = Path(sys.argv[1]); b = Bundle(home / 'kit', home / 'weights', home / 'kernel', 'b', "
+        "find_kernel('ensemble-submission'))\n"
+        "with one_push(b):\n    print('held', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", program, str(bundle.home)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        message = rf"is being pushed already \(process {other.pid} on .*\); wait for it"
+        with pytest.raises(UserError, match=message), one_push(bundle):
+            pytest.fail("both hold it")
+        other.kill()
+        other.wait()
+        with one_push(bundle), pytest.raises(UserError, match=f"process {os.getpid()}"), one_push(bundle):
+            pytest.fail("both hold it")
+    with one_push(bundle):
+        pass
+
+
 def test_a_submission_of_this_build_is_not_asked_for_again(ready: PushJob, kaggle: Memory) -> None:
+    ready = asked(ready, True)[0]
     assert not was_submitted(ready)
     submit(ready, push(ready))
     assert was_submitted(ready) and not was_submitted(replace(ready, again=True))
