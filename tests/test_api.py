@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import io
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +32,18 @@ def test_importing_the_package_loads_no_library():
     code = f"import cassava_kit, sys; print(*[name for name in {heavy} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == []
+
+
+@pytest.mark.parametrize("code", ["import cassava_kit.__main__", "import runpy; runpy.run_path('submit.py')"])
+def test_every_entry_point_lets_waiting_threads_sleep_before_torch_is_imported(code):
+    """The OpenMP library reads its variables once, when torch is imported; what the user has set stays."""
+    names = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+    shown = f"{code}; import os, sys; print('torch' in sys.modules, *(os.environ[name] for name in {names}))"
+    for given, expected in (({}, "False PASSIVE 0"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "False ACTIVE 0")):
+        environment = {name: value for name, value in os.environ.items() if name not in names} | given
+        command = [sys.executable, "-c", shown]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+        assert done.stdout.strip() == expected
 
 
 def test_a_star_import_and_dir_give_every_name():

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from cassava_kit.competition import Competition
 from cassava_kit.data.to_predict import ToPredict
-from cassava_kit.evidence.below_best import below_best
 from cassava_kit.evidence.metrics import METRIC_NAMES, Score, baseline, score
 from cassava_kit.evidence.nested import Judgement, blend_nested
 from cassava_kit.evidence.oof import Evidence
+from cassava_kit.evidence.subset import advise
 from cassava_kit.files import atomic_path
 from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
 
@@ -39,8 +39,7 @@ def print_scores(console: Console, evidence: Evidence, judgement: Judgement) -> 
     for name, found, weight in scores:
         table.add_row(name, str(found), "" if weight is None else f"{weight:.3f}")
     console.print(table)
-    if sentence := below_best(evidence, judgement.chosen):
-        console.print(sentence)
+    console.print(f"the ensemble: {advise(evidence, judgement).sentence}")
 
 
 def print_seconds(console: Console, seconds: Mapping[str, float]) -> None:

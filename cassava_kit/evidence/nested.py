@@ -82,13 +82,6 @@ def select_rows(evidence: Evidence, keep: np.ndarray) -> Evidence:
     )
 
 
-def select_members(evidence: Evidence, members: list[int]) -> Evidence:
-    """Return the evidence of some members alone, by their numbers."""
-    names = tuple(evidence.names[m] for m in members)
-    seen = evidence.seen_by(*names)
-    return replace(evidence, names=names, pred_probs=evidence.pred_probs[members], labels_seen=seen)
-
-
 def nested_predictions(evidence: Evidence, weights: np.ndarray, method: str | None, name: str) -> Predictions:
     """Return the ensemble as an out-of-fold prediction that can be scored.
 

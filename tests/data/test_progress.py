@@ -1,6 +1,7 @@
-"""Progress: lines of an epoch or a minute without a terminal, bars and an overall bar on one, nested work on one display."""
+"""Progress: lines without a terminal, bars and an overall bar on one, nested work on one display."""
 
 import io
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -28,11 +29,23 @@ def screen(*, terminal: bool = False):
 
 
 def test_without_a_terminal_a_line_a_minute():
-    with screen() as (_, clock, text), count_steps("Reading", 4000) as count:
-        for seconds in (59, 60, 119, 121):
+    with screen() as (made, clock, text), count_steps("Reading", 4000) as count:
+        for seconds, steps in ((59, 1000), (60, 1000), (119, 1000), (121, 0)):  # the last step takes its time
             clock.now = 100 + seconds
-            count(1000)
-    assert text.getvalue().splitlines() == ["Reading: 2,000 of 4,000 (60 s)", "Reading: 4,000 of 4,000 (121 s)"]
+            count(steps)
+            made.remind()
+    assert text.getvalue().splitlines() == ["Reading: 2,000 of 4,000 (60 s)", "Reading: 3,000 of 4,000 (121 s)"]
+
+
+def test_the_minute_passes_while_one_step_goes_on(monkeypatch):
+    monkeypatch.setattr(progress, "REMIND_SECONDS", 0.001)
+    with screen() as (_, clock, text), count_steps("Notebook", 5) as count:
+        count(2)
+        clock.now += 60
+        deadline = time.monotonic() + 20
+        while not text.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert text.getvalue() == "Notebook: 2 of 5 (60 s)\n"
 
 
 def test_an_epoch_is_a_line_unless_the_last_is_seconds_old():
