@@ -32,9 +32,9 @@ CLASS_NAMES = "label_num_to_disease_map.json"
 COMPETITION_ROWS = 21397
 # In two halves each: 32 digits in one are the shape of an access token, which no packed file may hold.
 MD5_SUMS = {
-    f"{PUBLIC}/{SAMPLE_SUBMISSION}": "b27270a483141fa2" "17d990d55b4b3d49",
-    f"{PUBLIC}/train.csv": "fede2927f0d41259" "0f195abfbd07b578",
-    f"{PRIVATE}/{ANSWERS}": "34b2b412be39aba1" "edac9c04990e4fb8",
+    f"{PUBLIC}/{SAMPLE_SUBMISSION}": "b27270a483141fa2" + "17d990d55b4b3d49",
+    f"{PUBLIC}/train.csv": "fede2927f0d41259" + "0f195abfbd07b578",
+    f"{PRIVATE}/{ANSWERS}": "34b2b412be39aba1" + "edac9c04990e4fb8",
 }
 
 
