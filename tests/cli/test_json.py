@@ -1,6 +1,7 @@
 """`--json`: the document alone on standard output, with values that come from elsewhere; lines go to standard error."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from cassava_kit.data.folds import Folds, write_folds
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
 from cassava_kit.training.recipes import recipe_names
 
+PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
 N = 120
 LABELS = np.arange(N) % 5
 # Rows that each member has wrong: `a` 12 of 120, `b` 30, of which 6 are those of `a`.
@@ -36,10 +38,18 @@ def home(tmp_path, monkeypatch):
 
 
 def ask(capsys, *arguments: str, code: int = 0):
-    """What the command writes to standard output, which must be one document, and to standard error."""
+    """What the command writes to standard output, which must be one document, and to standard error.
+
+    Its keys must be on the page on formats.
+    """
     assert run_app(app, [*arguments, "--json"]) == code
     shown = capsys.readouterr()
-    return json.loads(shown.out), shown.err
+    found = json.loads(shown.out)
+    command = " ".join(word for word in arguments if word in ("compare", "ensemble", "recipes", "doctor", "finals"))
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{command}` |"))
+    if arguments[:2] != ("recipes", "small_resnet"):
+        assert [key for key in found if f"`{key}`" not in row] == [], row
+    return found, shown.err
 
 
 def test_compare_says_what_counting_and_scipy_say(home, capsys):
