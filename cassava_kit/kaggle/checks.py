@@ -9,6 +9,9 @@ from typing import Literal
 from cassava_kit.files import read_json, sha256_file
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.bundle_facts import BundleFacts
+from cassava_kit.kaggle.examine.cells import read_cells
+from cassava_kit.kaggle.examine.paths import path_findings
+from cassava_kit.kaggle.examine.reading import Reading
 from cassava_kit.kaggle.pack.config import LICENCES, LONGEST_SLUG, LONGEST_TITLE, METADATA_FILE, PLACEHOLDER_OWNER
 from cassava_kit.kaggle.pack.kernels import BOOTSTRAP_FILE
 from cassava_kit.kaggle.pack.manifest import MANIFESTS, read_manifest
@@ -18,8 +21,6 @@ from cassava_kit.models.checkpoint import read_info
 
 SESSION_SECONDS = 12 * 3600
 LARGEST_NOTEBOOK = 1_000_000
-# A path below the input that is written out: as one string, relative, or joined by `/` or `os.path.join`.
-FIXED_PATH = re.compile(r"(?:/kaggle|\.\.)/input/[\w-]+|(?:/kaggle|\.\.)/input/?[\"']\)? *[/,] *[\"'][\w-]+")
 
 Status = Literal["passed", "failed", "unknown"]
 Verdict = tuple[Status, str]
@@ -113,8 +114,8 @@ def check_first_file(facts: BundleFacts) -> Verdict:
 
 def check_paths(facts: BundleFacts) -> Verdict:
     """Check that no path below the input is written out."""
-    if fixed := FIXED_PATH.search(facts.notebook):
-        return "failed", f"the notebook names {fixed[0]}; find folders by the files that they hold"
+    for found in path_findings(Reading(read_cells(facts.bundle.notebook))):
+        return "failed", f"cell {found.cell}, line {found.line}: {found.message}"
     layouts = sorted({report["layout"] for report in facts.rehearsals if report["ok"]})
     tried = f"rehearsed in the layouts: {', '.join(layouts)}" if layouts else "not rehearsed yet"
     return "passed", f"folders are found by their files, in both layouts ({tried})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from cassava_kit.kaggle.examine.constants import HOLE, NOT_KNOWN
 from cassava_kit.kaggle.examine.finding import Finding, found_at, found_in, note_of, place_of
@@ -87,12 +87,18 @@ TIMM = ("timm.create_model", "timm.models.create_model", "timm.models.factory.cr
 TORCHVISION = "torchvision.models."
 KERAS = re.compile(r"^(tensorflow\.|tf\.)?(python\.)?keras\.applications(\.\w+)*\.[A-Z]\w+$")
 KERAS_LIKE = re.compile(r"^(efficientnet\.(tfkeras|keras)|classification_models\.\w+|vit_keras\.vit|tfimm)\.\w+$")
+# Where libraries look for weights before they download them, and variables that move these places.
+CACHE = re.compile(
+    r"\.cache/(torch|huggingface)|torch/hub/checkpoints|\.keras/models|^(TORCH|HF|KERAS)_HOME$|_OFFLINE$"
+)
 HUBS = ("hf_hub:", "hf-hub:")
 
 
 def internet_findings(reading: Reading, images: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
     """Yield what needs the internet; `images`: image -> library -> version, which need not be installed."""
-    for command in shell_commands(reading):
+    commands = shell_commands(reading)
+    cached = _fills_cache(reading, commands)
+    for command in commands:
         if said := _of_command(command):
             rule, what = said
             note = note_of(reading, command.node)
@@ -101,13 +107,13 @@ def internet_findings(reading: Reading, images: Mapping[str, Mapping[str, str]])
             yield found_in(command.cell, command.line, rule, f"{what} {NEEDS}; {_ADVICE[rule]}", note=note)
     for call in reading.calls:
         yield from _downloads(reading, call)
-        yield from _pretrained(reading, call)
+        yield from _pretrained(reading, call, cached=cached)
 
 
 def _of_command(command: Command) -> tuple[str, str] | None:
     """Return the rule that a shell command breaks, and the command in short."""
     words, name = list(command.words), command.name
-    if name in ("pip", "uv", "conda", "mamba", "apt", "apt-get") and "install" in words:
+    if name in ("pip", "uv", "conda", "mamba", "apt", "apt-get") and "install" in words and "--offline" not in words:
         if name == "uv" and "pip" in words:
             words = words[words.index("pip") :]
         wanted = _wanted(words[words.index("install") + 1 :]) if name in ("pip", "uv") else ["?"]
@@ -122,6 +128,13 @@ def _of_command(command: Command) -> tuple[str, str] | None:
     if name in ("huggingface-cli", "hf") and "download" in words:
         return DOWNLOAD, f"`{' '.join(words)[:60]}`"
     return None
+
+
+def _fills_cache(reading: Reading, commands: Sequence[Command]) -> bool:
+    """Return whether the notebook puts files where a library looks for weights before it downloads them."""
+    words = [word for command in commands for word in command.words]
+    texts = [node.value for node in reading.nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return any(CACHE.search(text) for text in (*words, *texts))
 
 
 def _in_image(command: Command, images: Mapping[str, Mapping[str, str]]) -> bool:
@@ -155,7 +168,8 @@ def _wanted(words: list[str]) -> list[str]:
             skip = False
             asked += [word] if editable and re.match(r"(git\+)?https?://", word) else []
         elif word.startswith("-"):
-            skip, editable = word in PIP_VALUES, word in ("-r", "--requirement", "-e", "--editable")
+            skip, editable = word in PIP_VALUES, word in ("-e", "--editable")
+            asked += ["a file of requirements"] if word in ("-r", "--requirement") else []
         elif not _is_local(word):
             asked.append(word)
     return asked
@@ -200,7 +214,7 @@ def _wandb_off(reading: Reading) -> bool:
     )
 
 
-def _pretrained(reading: Reading, call: Call) -> Iterator[Finding]:
+def _pretrained(reading: Reading, call: Call, *, cached: bool) -> Iterator[Finding]:
     """Yield weights that a library would fetch; the place is where the argument's value is written."""
     for value, what in _asked_weights(reading, call):
         at = value.node if value.node in reading.cell_of else call.node
@@ -209,7 +223,7 @@ def _pretrained(reading: Reading, call: Call) -> Iterator[Finding]:
             if reading.cell_of[at] is reading.cell_of[call.node] and _same_line(at, call.node)
             else (f", for the call in {place_of(reading, call.node)},")
         )
-        note = note_of(reading, call.node, at)
+        note = note_of(reading, call.node, at) or ("the notebook fills the library's cache itself" if cached else "")
         message = f"{what}{used} {NEEDS}; {_ADVICE[PRETRAINED]}"
         yield found_in(reading.cell_of[at], getattr(at, "lineno", 1), PRETRAINED, message, note=note)
 
@@ -221,7 +235,8 @@ def _same_line(a: ast.AST, b: ast.AST) -> bool:
 def _asked_weights(reading: Reading, call: Call) -> Iterator[tuple[PossibleValue, str]]:
     name, short = call.name, call.name.rpartition(".")[2]
     flag = call.argument("pretrained", 1 if name in TIMM else 0 if name.startswith(TORCHVISION) else None)
-    if name and flag is not None and not short.startswith(("list_", "is_", "get_")):
+    local = call.argument("pretrained_cfg_overlay") is not None or call.argument("pretrained_cfg") is not None
+    if name and flag is not None and not local and not short.startswith(("list_", "is_", "get_")):
         for value in reading.evaluator.known(flag):
             if value.data is True or (
                 isinstance(value.data, str) and value.data and name.startswith("pretrainedmodels")

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from cassava_kit.kaggle.examine.finding import Finding, found_at
+from cassava_kit.kaggle.examine.finding import Finding, found_at, found_in, note_of
 from cassava_kit.kaggle.examine.program import Function, last_name
 from cassava_kit.kaggle.examine.reading import Call, Reading
 
@@ -29,12 +29,9 @@ def row_findings(reading: Reading) -> Iterator[Finding]:
     writes = submission_writes(reading)
     for call in reading.calls:
         if last_name(call.node.func) in READERS and _reads_sample(reading, call) and (use := _row_use(reading, call)):
-            yield found_at(
-                reading,
-                call.node,
-                ROWS,
-                f"the rows come from the sample submission ({use}), whose public copy holds one row; {_ADVICE}",
-            )
+            note = note_of(reading, call.node) or ("" if writes else "no cell writes submission.csv")
+            message = f"the rows come from the sample submission ({use}), whose public copy holds one row; {_ADVICE}"
+            yield found_in(reading.cell_of[call.node], call.node.lineno, ROWS, message, note=note)
     if not writes:
         return
     yield from _constant_rows(reading, writes)

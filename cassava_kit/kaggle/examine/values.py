@@ -27,6 +27,8 @@ WRAPPERS = frozenset({"str", "os.fspath"}) | {
 }
 DEEPEST, MOST, MOST_STEPS = 40, 16, 2000
 PATHS = frozenset({"pathlib.Path", "pathlib.PurePath", "pathlib.PurePosixPath", "pathlib.PosixPath"})
+# What a name means that the notebook imports nowhere, e.g. where a cell is left out.
+UNIMPORTED = {"join": "os.path.join", "Path": "pathlib.Path"}
 SAME_PATH = frozenset({"as_posix", "resolve", "absolute", "expanduser", "strip", "rstrip", "__str__"})
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -309,6 +311,8 @@ class Evaluator:
 
     def _call(self, node: ast.Call) -> list[PossibleValue]:
         name = self.program.qualified(node.func)
+        if not name and isinstance(node.func, ast.Name) and node.func.id not in self.program.functions:
+            name = UNIMPORTED.get(node.func.id, "")
         if name in PATHS or name in ("os.path.join", "posixpath.join"):
             parts = [self._texts(each) for each in node.args if not isinstance(each, ast.Starred)]
             return [PossibleValue(posixpath.join(*chosen), node) for chosen in islice(product(*parts), MOST) if chosen]

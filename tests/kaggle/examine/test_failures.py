@@ -24,6 +24,7 @@ FAILURES = [
     # rule, cells, places of the findings
     (INSTALL, ["#md # title", "import os\n\n!pip install -q timm==0.4.12\nx = 1"], [(2, 3)]),
     (INSTALL, ["%pip install ttach"], [(1, 1)]),
+    (INSTALL, ["!pip install -r requirements.txt"], [(1, 1)]),
     (INSTALL, ["%%bash\n# tools\npip install \\\n    cleanlab\nls"], [(1, 3)]),
     (INSTALL, ["import sys\n!{sys.executable} -m pip install git+https://github.com/a/b"], [(1, 2)]),
     (INSTALL, ["import os\nos.system('pip install ttach')"], [(1, 2)]),
@@ -85,7 +86,14 @@ FAILURES = [
         ],
         [(1, 3)],
     ),
-    (ROWS, ["from pandas import read_csv\nids = read_csv('sample_submission.csv').image_id.values"], [(1, 2)]),
+    (
+        ROWS,
+        [
+            "from pandas import read_csv\nids = read_csv('sample_submission.csv').image_id.values",
+            "make(ids).to_csv('submission.csv')",
+        ],
+        [(1, 2)],
+    ),
     (
         ROWS,
         [
@@ -260,6 +268,18 @@ def test_a_function_that_nothing_calls_is_noted_and_ends_nothing(tmp_path: Path)
 def test_an_installed_version_is_left_and_another_is_fetched(tmp_path: Path) -> None:
     for line, ends in (("albumentations>=2", False), ("albumentations==1.3.1", True), ("-U albumentations", True)):
         assert bool(places(examine_cells(tmp_path, f"!pip install {line}"), INSTALL)) is ends, line
+
+
+def test_a_sample_submission_is_noted_where_nothing_is_submitted(tmp_path: Path) -> None:
+    found = examine_cells(tmp_path, "import pandas as pd\nt = pd.read_csv('sample_submission.csv')\nt['path'] = 1")
+    assert found.ok and [(each.line, each.note) for each in found.findings] == [(2, "no cell writes submission.csv")]
+
+
+def test_weights_in_a_librarys_cache_are_noted(tmp_path: Path) -> None:
+    cells = ["!mkdir -p /root/.cache/torch/hub/checkpoints", "import timm\nm = timm.create_model('a', pretrained=True)"]
+    assert not places(examine_cells(tmp_path, *cells), PRETRAINED) and of_rule(
+        examine_cells(tmp_path, *cells), PRETRAINED
+    )
 
 
 def test_lines_do_not_move_by_magics() -> None:
