@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from cassava_kit.training.config import RunConfig
@@ -124,12 +126,19 @@ def count_operations(
     name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear"
 ) -> Operations:
     """Return the operations of one image forward through a timm model; no weights are made."""
+    return _count(name, size, json.dumps(model_args or {}, sort_keys=True), head)
+
+
+@cache
+def _count(name: str, size: int, model_args: str, head: str) -> Operations:
+    """Return the operations, counted once in a process; `model_args` as JSON."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from cassava_kit.models.network import args_for_size, meta_model
 
-    model, image = meta_model(name, size, model_args=args_for_size(name, size, model_args), head=head)
+    args = args_for_size(name, size, json.loads(model_args))
+    model, image = meta_model(name, size, model_args=args, head=head)
     depthwise = outputs = 0
 
     def count(layer: Any, _: Any, answer: torch.Tensor) -> None:

@@ -82,6 +82,11 @@ def is_main() -> bool:
     return bool(rank_zero_only.rank == 0)
 
 
+def device_name(device: torch.device) -> str:
+    """Return what the driver calls a GPU, e.g. `Tesla T4`, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def process_rank() -> tuple[int, int]:
     """Return this process's rank and the number of processes; (0, 1) without a process group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

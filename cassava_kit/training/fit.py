@@ -22,7 +22,7 @@ from cassava_kit.training.averaging import renew_statistics
 from cassava_kit.training.callbacks import RESUME_FILE, Bar, KeepBest, Metrics, Resume, StopEarly
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.devices import full_state, is_main
+from cassava_kit.training.devices import device_name, full_state, is_main
 from cassava_kit.training.diverged import DivergedError, StopDiverged
 from cassava_kit.training.loaders import Batches, pixels, training_set, validation_set
 from cassava_kit.training.module import Classifier
@@ -85,7 +85,8 @@ def fit_fold(
             seen = (CLEANED_SEEN,) if options.clean is not None else ()
             score = write_fold_oof(run_dir, info, data, fold, labels_seen=seen)
             seconds = round(time.perf_counter() - started, 3)
-            facts = {"fingerprint": wanted, "seconds": seconds, "given": options.describe()}
+            place = {"device": device_name(trainer.strategy.root_device), "training_rows": len(training)}
+            facts = {"fingerprint": wanted, "seconds": seconds, "given": options.describe(), **place}
             finish(run_dir, info, score, facts=facts)
         trainer.strategy.barrier()
     result = read_finished(run_dir)

@@ -42,7 +42,7 @@ from cassava_kit.training.run_dir import (
     prepare_run_dir,
     read_finished,
     run_fingerprint,
-    write_answers,
+    write_oof_answers,
 )
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def fit_probe(
     answers = np.exp(logits - logits.max(axis=1, keepdims=True))
     answers /= answers.sum(axis=1, keepdims=True)
     answers[~features.readable[held_out]] = info.prior
-    right = write_answers(run_dir, info, data, answers)
+    right = write_oof_answers(run_dir, info, data, answers)
     seconds = round(facts["seconds"] + time.perf_counter() - started, 3)
     finish(run_dir, info, right, facts={**facts, "seconds": seconds, "c": c})
     result = read_finished(run_dir)

@@ -20,7 +20,9 @@ from cassava_kit.files import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
     DONE_FILE,
+    METRICS_FILE,
     OOF_FILE,
+    RESUME_FILE,
     read_json,
     sha256_bytes,
     sha256_file,
@@ -30,7 +32,6 @@ from cassava_kit.inference.predict import predict_images
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import args_for_size
 from cassava_kit.models.weights import load_tensors
-from cassava_kit.training.callbacks import METRICS_FILE, RESUME_FILE
 from cassava_kit.training.config import NAMES, ProbeConfig, RunConfig
 from cassava_kit.training.recipes import run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
@@ -212,10 +213,10 @@ def write_fold_oof(
     probabilities = np.asarray(members[0], np.float64)
     unread = np.isin(rows["image_id"].to_numpy(), list(failed))
     probabilities[unread] = info.prior
-    return write_answers(run_dir, info, data, probabilities, labels_seen=labels_seen)
+    return write_oof_answers(run_dir, info, data, probabilities, labels_seen=labels_seen)
 
 
-def write_answers(
+def write_oof_answers(
     run_dir: Path,
     info: CheckpointInfo,
     data: TrainData,
