@@ -101,8 +101,8 @@ def plan_week(
     """Return the sessions to push, in their order, so that the hours buy the most families (see the module's rule).
 
     `names` are recipes (where empty: `MODEL_FAMILIES`). `runs` is a folder of runs: folds finished there are not
-    planned again, and speeds measured there on this GPU correct the counted hours. `gpu` has the speed of one of the two
-    GPUs: a file of measured figures (gpu.json, its keys the fields of `Gpu`) belongs here.
+    planned again, and speeds measured there on this GPU correct the counted hours. `gpu` has the speed of one of the
+    two GPUs: a file of measured figures (gpu.json, its keys the fields of `Gpu`) belongs here.
 
     Raises:
         UserError: There is no such recipe, a name is given twice, or there are no hours.
