@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import chrome
 import pytest
 
+from cassava_kit.kaggle.pack.kernels import KERNEL_NAMES
 from cassava_kit.report.notebook import executed_page
 from cassava_kit.report.notebook.executed_page import text_html, without_machine, write_notebook_page
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = "# A title & more\n\nText with `code` <script>alert(1)</script>."
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -85,3 +88,14 @@ def test_no_window_has_to_be_scrolled_sideways(page: Path, tmp_path: Path, width
         assert browser.execute_script(chrome.FETCHED) == []
     finally:
         browser.quit()
+
+
+@pytest.mark.parametrize("kernel", KERNEL_NAMES)
+def test_every_notebook_has_its_executed_page(kernel: str) -> None:
+    """Made by make kernels-html; the pictures in it are of the sample."""
+    page = ROOT / "kernels" / kernel / "executed.html"
+    assert page.stat().st_size < 1_500_000
+    text = re.sub(r"data:image/[^\"]+", "", page.read_text(encoding="utf-8"))
+    assert len(page.read_text(encoding="utf-8")) - len(text) > 50_000, "pictures"
+    assert not re.search(r"(?<!kaggle)/(tmp|root|home|work)/|<script|https?://(?!www\.kaggle\.com/)", text)
+    assert "is left out:" not in text and "Traceback (most" not in text

@@ -15,7 +15,7 @@ from cassava_kit.data.table import read_competition
 from cassava_kit.evidence.metrics import METRIC_NAMES, score
 from cassava_kit.files import read_csv
 from cassava_kit.report.charts import Chart, confusion_matrix, curves, intervals
-from cassava_kit.report.notebook.show import read_photo, short_class, side_by_side, split_sheet
+from cassava_kit.report.notebook.show import name_corner, read_photo, short_class, side_by_side, split_sheet
 from cassava_kit.report.runs import Run
 from cassava_kit.report.runs_gather import Report, gather_report
 from cassava_kit.report.runs_scores import ScoredRun, recalls, worst_mistakes
@@ -113,7 +113,7 @@ class FoldPictures:
             shown = {"images": len(each.rows), METRIC_NAMES[metric]: text}
             rows.append({"fold": name, **shown, "epochs": "", "minutes": ""})
         said = "± is the standard error: a difference below about two of them is not proved by these images"
-        return [pd.DataFrame(rows).set_index("fold"), said]
+        return [name_corner(pd.DataFrame(rows).set_index("fold")), said]
 
     def confusion(self) -> list[Any]:
         """Draw the confusion matrix and each class's recall; of many classes those that are confused most."""

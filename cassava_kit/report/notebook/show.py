@@ -18,6 +18,7 @@ from cassava_kit.report.page import short_names
 from cassava_kit.report.sheet import four_to_three
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 JPEG_QUALITY = 85
@@ -209,6 +210,11 @@ def fit_box(shape: tuple[int, ...], box: tuple[float, float, float, float]) -> t
 def fit_text(text: str, inches: float, points: float) -> str:
     """Return the text, cut where it would be wider than that at this size of letters."""
     return shorten(text, max(4, int(inches * 72 / (points * LETTER))))
+
+
+def name_corner(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with its index's name in the corner, where pandas would give it a row of its own."""
+    return frame.rename_axis(index=None, columns=frame.index.name)
 
 
 def short_class(name: str) -> str:

@@ -25,7 +25,7 @@ from cassava_kit.inference.report import RunReport
 from cassava_kit.inference.submission import read_answers
 from cassava_kit.report.charts import CHART_WIDTH, COLORS, FEW, LONGEST_LABEL, Chart, apply_style, axes, chart
 from cassava_kit.report.fonts import shorten
-from cassava_kit.report.notebook.show import display_part, photo_sheet, read_photo, short_class, show
+from cassava_kit.report.notebook.show import display_part, name_corner, photo_sheet, read_photo, short_class, show
 
 LONGEST_SECONDS = 10.0
 # Of a session with another limit than Kaggle's, the pictures take this share at most.
@@ -125,7 +125,7 @@ def plan_table(report: RunReport) -> list[Any]:
     ]
     said = f"{report.n_images:,} images by {len(report.members_used)} checkpoints, on {', '.join(report.devices)}; "
     said += "an image whose label can no longer change needs no further vote"
-    return [said, pd.DataFrame(shown).set_index("member")]
+    return [said, name_corner(pd.DataFrame(shown).set_index("member"))]
 
 
 def left_out_lines(report: RunReport) -> str | None:
@@ -143,7 +143,10 @@ def head_table(out: Path) -> Any:
 
     with out.open(encoding="utf-8", errors="backslashreplace", newline="") as file:
         rows = list(islice(csv.reader(file), HEAD_LINES + 1))
-    return [f"the first rows of {out.name}:", pd.DataFrame(rows[1:], columns=rows[0]).set_index(rows[0][0])]
+    return [
+        f"the first rows of {out.name}:",
+        name_corner(pd.DataFrame(rows[1:], columns=rows[0]).set_index(rows[0][0])),
+    ]
 
 
 def picture_facts(report: RunReport, images_dir: Path, *, weights: Path, out: Path, n: int) -> dict[str, Any]:
