@@ -233,7 +233,7 @@ def test_what_is_missing_is_asked_for():
     ("given", "message"),
     [
         ({"slug": "Flowers 2027"}, r"--slug must be the last part of the competition's address, .*got 'Flowers 2027'"),
-        ({"train_images": "train_images"}, r"no folder .*train_images; name the one of the training images"),
+        ({"train_images": "train_images"}, r"no folder .*train_images; name the one of the training images, --train-images"),
         ({"test_images": "test_images"}, r"expected a folder .*test_images with images, got none"),
         ({"train_csv": "labels.csv"}, r"no .*labels.csv; --train-csv names the table of labels"),
         ({"id_column": "image"}, r"expected the column image, got photo,kind; say with --id-column"),

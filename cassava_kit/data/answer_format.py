@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from cassava_kit.data.label_names import ClassLabels
 from cassava_kit.data.sheets import LOOKED_AT, Sheet, find_ids
 from cassava_kit.errors import UserError
 
 
-@dataclass(frozen=True)
-class Labels:
-    """How the training labels are called: `classes` for people, `values` in table or folders (empty: 0 to K-1)."""
-
-    classes: tuple[str, ...]
-    values: tuple[str, ...] = ()
-
-    @property
-    def numbers(self) -> set[str]:
-        """The labels 0 to K-1 as text."""
-        return {str(k) for k in range(len(self.classes))}
-
-
-def read_format(sheet: Sheet, labels: Labels, tests: Collection[str]) -> tuple[dict[str, Any], str]:
+def read_format(sheet: Sheet, labels: ClassLabels, tests: Collection[str]) -> tuple[dict[str, Any], str]:
     """Return the fields that a sample submission shows, and in words what it asks for.
 
     Raises:
@@ -62,7 +49,7 @@ def read_format(sheet: Sheet, labels: Labels, tests: Collection[str]) -> tuple[d
     )
 
 
-def chosen_format(labels: Labels, *, by_folder: bool) -> tuple[dict[str, Any], str]:
+def chosen_format(labels: ClassLabels, *, by_folder: bool) -> tuple[dict[str, Any], str]:
     """Return the fields of a submission where there is no sample of one: the labels as the training data call them."""
     fields: dict[str, Any] = {"answer_values": labels.values} if labels.values else {}
     if by_folder:
@@ -71,7 +58,7 @@ def chosen_format(labels: Labels, *, by_folder: bool) -> tuple[dict[str, Any], s
     return fields, f"the label as the data call it{_examples(labels.values)[6:]}" if labels.values else numbers
 
 
-def order_columns(answers: Sequence[str], labels: Labels) -> tuple[str, ...] | None:
+def order_columns(answers: Sequence[str], labels: ClassLabels) -> tuple[str, ...] | None:
     """Return the columns of probabilities in the order of the classes; None where they are not one for each."""
     for names in (labels.classes, labels.values):
         if set(answers) == set(names):

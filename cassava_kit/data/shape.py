@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -37,6 +37,11 @@ class Scan:
     tables: tuple[str, ...]
     others: Counter[str]
     links: tuple[str, ...]
+
+    def images_in(self, folder: str) -> list[str]:
+        """Return the images below a folder; an empty name is the whole."""
+        prefix = "" if folder in ("", ".") else f"{folder}/"
+        return [name for name in self.images if name.startswith(prefix)]
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,32 @@ def find_class_folders(images: Sequence[str]) -> ClassFolders | None:
     labelled.sort(key=lambda place: f"{place}/{values[0]}".removeprefix("/") not in tree.all)
     folders = tuple(os.path.relpath(place or ".", base or ".") for place in labelled)
     return ClassFolders(base or ".", folders, values, tuple(counts[value] for value in values), test)
+
+
+def find_test_folder(images: Sequence[str]) -> str:
+    """Return the largest folder whose name says that its images are to be predicted; empty where there is none.
+
+    From there on down through folders that hold one folder alone.
+    """
+    counts: Counter[str] = Counter()
+    for name in images:
+        tests = [each for each in PurePosixPath(name).parents if role_of(each.name) == "test"]
+        if tests:
+            counts[tests[-1].as_posix()] += 1
+    return Tree(images).unwrap_part(max(counts, key=lambda name: counts[name])) if counts else ""
+
+
+def suffixes_of(names: Collection[str]) -> str:
+    """Return the suffixes of files with their counts: `30 .jpg, 2 .PNG`, or the only one."""
+    found = Counter(PurePosixPath(name).suffix for name in names)
+    counts = sorted(found.items(), key=lambda one: (-one[1], one[0]))
+    return counts[0][0] if len(counts) == 1 else ", ".join(f"{count:,} {suffix}" for suffix, count in counts)
+
+
+def only_suffix(names: Collection[str]) -> str:
+    """Return the suffix that all names have; an empty text where they differ."""
+    suffixes = {PurePosixPath(name).suffix for name in names}
+    return suffixes.pop() if len(suffixes) == 1 else ""
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from cassava_kit.competition import SEPARATORS, Separator
 from cassava_kit.data.listing import is_image
-from cassava_kit.data.table import read_lines, read_text
+from cassava_kit.data.table_rows import read_lines, read_text
 from cassava_kit.errors import UserError, closest
 
 # Rows that are looked at to recognise columns; labels are read of all rows.
@@ -132,8 +132,8 @@ def _describe_ids(sheet: Sheet, column: str, names: Names) -> Ids:
     some = next(cell for cell in cells if found[cell])
     have_suffix = some.rpartition("/")[2] in names.by_name or is_image(some)
     chosen: dict[str, str] = {}
-    for cell, files in found.items():
-        ends = [name for name in files if _ends_with(name, cell)] or files
+    for cell, meant in found.items():
+        ends = [name for name in meant if _ends_with(name, cell)] or meant
         if ends:
             chosen[cell] = ends[0]
     files = tuple(chosen.values())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cassava_kit.competition import SEPARATORS, Competition, current
 from cassava_kit.data.listing import FileFinder, list_files, named_images
-from cassava_kit.data.table import check_data_folder, list_training_files, read_lines, read_rows, set_apart
+from cassava_kit.data.table import check_data_folder, list_training_files, read_rows, set_apart
+from cassava_kit.data.table_rows import read_lines
 from cassava_kit.errors import UserError
 from cassava_kit.files import csv_text, write_text
 
