@@ -160,10 +160,10 @@ def few_images(folder: Path, n_per_class: int, out: Path, competition: Competiti
     images = {Path(competition.train_images, name): folder / competition.train_images / name for name in rows.image_id}
     images |= {Path(competition.test_images, name): tests.folder / name for name in names}
     (out / competition.train_images).mkdir(parents=True, exist_ok=True)
-    for name, source in images.items():
+    for place, source in images.items():
         if source.is_file():
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, out / name)
+            (out / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, out / place)
     for name in (competition.sample_submission, competition.label_map):
         if name and name != competition.test_table and (folder / name).is_file():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
