@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check format kernels kernels-html rehearse-image bench docs clean
+.PHONY: demo test test-fast check format kernels kernels-html pictures rehearse-image bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/user.stamp  ## make the environment and go from the sample's data to a checked submission
@@ -35,6 +35,10 @@ kernels: $(VENV)/user.stamp  ## make the notebooks from their sources
 kernels-html: $(VENV)/user.stamp  ## execute the notebooks on the sample and write kernels/*/executed.html (minutes)
 	test -f build/sample-v1/ensemble.json || $(BIN)/python submit.py ensemble
 	$(BIN)/python -m cassava_kit kernels --executed
+
+pictures: $(VENV)/developer.stamp  ## photograph the demo's pages and the executed notebooks for docs/ and kernels/ (needs Chromium)
+	test -d build/sample-v1/runs || $(BIN)/python submit.py ensemble
+	PYTHONPATH=.:tests/report $(BIN)/python benchmarks/pictures.py
 
 rehearse-image: $(VENV)/user.stamp  ## run the demo's notebook with the versions of Kaggle's image (5 GB the first time)
 	test -d build/sample-v1/bundle || $(BIN)/python submit.py ensemble

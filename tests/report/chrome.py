@@ -50,11 +50,20 @@ return [...document.querySelectorAll('figure.chart svg')].map(svg => {
 
 def open_chromium(profile: Path, *, size: tuple[int, int] = (1200, 900)):
     """A session of headless Chromium; skips the test, with the reason, where it is not installed."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    try:
+        return start_chromium(profile, size=size)
+    except (ImportError, FileNotFoundError) as error:
+        pytest.skip(str(error))
+
+
+def start_chromium(profile: Path, *, size: tuple[int, int] = (1200, 900)):
+    """A session of headless Chromium; ImportError or FileNotFoundError where it is not installed."""
+    from selenium import webdriver
+
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip("chromium and chromedriver are not installed")
+        raise FileNotFoundError("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS, f"--window-size={size[0]},{size[1]}", f"--user-data-dir={profile}"):
@@ -84,11 +93,11 @@ def unloaded(browser) -> list[str]:
 
 
 def check_page(browser, page: Path, *, smallest: float = 8.5) -> None:
-    """Whole in wide and light, narrow and dark: nothing fetched or missing in the console, all shown, all in its place.
+    """Whole on a desk, a tablet and a telephone: nothing fetched, nothing in the console, all shown, all in its place.
 
     `smallest`: pixels that letters in charts have at least on a telephone.
     """
-    for scheme, width in (("light", 1400), ("dark", 420)):
+    for scheme, width in (("light", 1400), ("light", 820), ("dark", 420)):
         show(browser, page, scheme=scheme, size=(width, 900))
         assert unloaded(browser) == []
         assert browser.execute_script(FETCHED) == []
@@ -97,13 +106,17 @@ def check_page(browser, page: Path, *, smallest: float = 8.5) -> None:
         assert all(w > 100 and h > 60 and paths > 3 for w, h, paths in sizes), sizes
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         assert browser.execute_script(BROKEN_ANCHORS) == []
-    assert browser.execute_script(OVERFLOWING) == []
+        wide = browser.execute_script(OVERFLOWING)
+        assert wide == [], (width, wide)
     assert browser.execute_script(SMALLEST_TEXT) >= smallest
 
 
-def screenshot(browser, out: Path) -> None:
-    """The whole page as a PNG, however long."""
+def screenshot(browser, out: Path, *, clip: tuple[int, int, int, int] | None = None) -> None:
+    """The whole page as a PNG, however long, or its part `clip`: left, top, width and height in pixels."""
     import base64
 
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "format": "png"})
+    options = {"captureBeyondViewport": True, "format": "png"}
+    if clip is not None:
+        options["clip"] = {**dict(zip(("x", "y", "width", "height"), clip, strict=True)), "scale": 1}
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", options)
     out.write_bytes(base64.b64decode(shot["data"]))
