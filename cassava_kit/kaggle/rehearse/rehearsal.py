@@ -92,12 +92,12 @@ def _mount_competition(
 ) -> list[Mount]:
     """Return the competition's mounts, with as many images as the options say."""
     competition = bundle.competition
-    if not bundle.kernel.weights and options.per_class is None:
+    if bundle.kernel.weights:
+        return mount_tests(folder, competition, scratch, layout, options)
+    if options.per_class is None:
         return competition_mounts(folder, layout, competition)
-    if not bundle.kernel.weights:
-        few = few_images(folder, options.per_class, scratch / "competition", competition)
-        return [Mount(few.resolve(), competition_folder(competition.slug, layout))]
-    return mount_tests(folder, competition, scratch, layout, options)
+    few = few_images(folder, options.per_class, scratch / "competition", competition)
+    return [Mount(few.resolve(), competition_folder(competition.slug, layout))]
 
 
 def mount_tests(

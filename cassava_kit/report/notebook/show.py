@@ -214,7 +214,7 @@ def fit_text(text: str, inches: float, points: float) -> str:
 
 def name_corner(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a table with its index's name in the corner, where pandas would give it a row of its own."""
-    return frame.rename_axis(index=None, columns=frame.index.name)
+    return frame.rename_axis(frame.index.name, axis="columns").rename_axis(None, axis="index")
 
 
 def short_class(name: str) -> str:
