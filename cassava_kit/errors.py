@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -11,6 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+
+REPEATED_SECONDS = 2.0
 
 
 class UserError(ValueError):
@@ -44,10 +49,17 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise `Stopped` in the block; a signal that is ignored stays so."""
+    """Let SIGINT and SIGTERM raise `Stopped` in the block; a signal that is ignored stays so.
+
+    One that comes again at once counts once: `timeout`, for one, sends it to the program and to its group.
+    """
+    last = -math.inf
 
     def stop(number: int, _: object) -> None:
-        raise Stopped(number=number)
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > REPEATED_SECONDS:
+            raise Stopped(number=number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():

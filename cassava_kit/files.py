@@ -26,6 +26,7 @@ WEIGHTS_MANIFEST = "WEIGHTS_MANIFEST.json"
 LEDGER_FILE = "submissions.json"
 # What a fold's run leaves in its folder.
 CHECKPOINT_FILE, OOF_FILE, DONE_FILE, CONFIG_FILE = "best.safetensors", "oof.csv", "run.json", "config.json"
+METRICS_FILE, RESUME_FILE = "metrics.csv", "last.ckpt"
 
 
 @contextmanager

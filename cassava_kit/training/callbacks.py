@@ -12,11 +12,9 @@ import lightning as L
 import pandas as pd
 
 from cassava_kit.data.progress import Display
-from cassava_kit.files import atomic_path, write_text
+from cassava_kit.files import METRICS_FILE, RESUME_FILE, atomic_path, write_text
 from cassava_kit.training.findings import diagnose
 
-METRICS_FILE = "metrics.csv"
-RESUME_FILE = "last.ckpt"
 
 
 class MetricsFile(L.Callback):

@@ -14,9 +14,7 @@ from cassava_kit.data.table import TrainTable
 from cassava_kit.evidence.metrics import Score, accuracy, baseline, format_score, score
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.devices import is_main
-from cassava_kit.training.fit import fit_fold
-from cassava_kit.training.loaders import fill_cache
+from cassava_kit.training.devices import Devices, is_main
 from cassava_kit.training.recipes import initial_weights, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
 from cassava_kit.training.run_dir import FoldResult, find_reusable, join_runs, run_fingerprint
@@ -100,11 +98,11 @@ def train_recipes(
     configs = [one.config for one in plan]
     at_once = choose_jobs(configs, len(plan) * len(numbers) - len(results), plan[0].options.devices, jobs)
     with show_progress():
-        for label, done in results.items():
+        shown = _is_first(plan[0].options.devices)
+        for label, done in results.items() if shown else ():
             _tell_fold(label, done, data)
         for one in plan:
-            if one.options.cache is not None:
-                fill_cache(one.config, data.paths(data.folds.frame), one.options.cache)
+            _fill_cache(one, data, [label for fold in numbers if (label := one.label(fold)) not in results])
         waiting = []
         for one, fold in ((one, fold) for one in plan for fold in numbers if one.label(fold) not in results):
             options = replace(one.options, tell=tell, threads=choose_threads(one.config, at_once))
@@ -112,7 +110,7 @@ def train_recipes(
             waiting.append(Job(one.label(fold), train_fold_job, (one.config, data, fold, out, options), after))
 
         def ended(name: str, result: Any) -> None:
-            if isinstance(result, FoldResult):
+            if isinstance(result, FoldResult) and shown:
                 _tell_fold(name, result, data)
 
         if waiting or first:
@@ -123,7 +121,22 @@ def train_recipes(
 
 def train_fold_job(config: RunConfig, data: TrainData, fold: int, out: Path, options: TrainOptions) -> FoldResult:
     """Train one fold, in whichever process this is called."""
+    from cassava_kit.training.fit import fit_fold  # Lightning takes seconds to import: not where nothing is trained
+
     return fit_fold(config, data, fold, out, options=options)
+
+
+def _fill_cache(one: PlannedRecipe, data: TrainData, due: Sequence[str]) -> None:
+    """Decode the images into the recipe's pixel cache, where it has one and folds are due."""
+    if one.options.cache is not None and due:
+        from cassava_kit.training.loaders import fill_cache
+
+        fill_cache(one.config, data.paths(data.folds.frame), one.options.cache)
+
+
+def _is_first(devices: Devices) -> bool:
+    """Return whether this process prints and joins: the only one, or the first of a run's."""
+    return devices.processes == 1 or is_main()
 
 
 def _find_done(one: PlannedRecipe, data: TrainData, folds: Sequence[int], out: Path) -> dict[str, FoldResult]:
@@ -133,7 +146,7 @@ def _find_done(one: PlannedRecipe, data: TrainData, folds: Sequence[int], out: P
         return {}
     check_run(one.config, data, folds, one.options)
     wanted = initial_weights(one.config)
-    if one.options.weights is None and wanted is not None and is_main():
+    if one.options.weights is None and wanted is not None and _is_first(one.options.devices):
         tell(f"{one.config.recipe} starts from random weights, not from {wanted}: give --weights FILE")
     found = {}
     for fold in folds:
@@ -145,16 +158,15 @@ def _find_done(one: PlannedRecipe, data: TrainData, folds: Sequence[int], out: P
 
 def _tell_fold(label: str, result: FoldResult, data: TrainData) -> None:
     """Print a fold's score."""
-    if is_main():
-        how = "reused" if result.reused else f"{result.seconds:.0f} s"
-        shown = str(result.score) if data.competition.metric == "accuracy" else format_score(result.score)
-        tell(f"{label}: {shown} out of fold ({how})")
+    how = "reused" if result.reused else f"{result.seconds:.0f} s"
+    shown = str(result.score) if data.competition.metric == "accuracy" else format_score(result.score)
+    tell(f"{label}: {shown} out of fold ({how})")
 
 
 def _join(one: PlannedRecipe, folds: Sequence[FoldResult], data: TrainData, out: Path) -> RecipeResult:
     """Return the result of a recipe's folds; where these are all, write and score their joined predictions."""
     seconds = sum(0.0 if result.reused else result.seconds for result in folds)
-    if len(folds) < data.folds.n_splits or not is_main():
+    if len(folds) < data.folds.n_splits or not _is_first(one.options.devices):
         return RecipeResult(one.config, tuple(folds), None, None, seconds)
     path, whole = join_runs(list(folds), data.folds, out, one.name)
     labels = data.folds.scored["label"].to_numpy()

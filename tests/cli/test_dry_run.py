@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 from processes import run_python
 
 from cassava_kit.cli.app import run_app
@@ -104,8 +105,14 @@ def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp
     assert packed.returncode == 0, packed.stderr
     for path in (path for path in (out / "bundle").rglob("*") if path.is_file()):
         assert (tmp_path / "again" / path.relative_to(out / "bundle")).read_bytes() == path.read_bytes()
-    hint = first.stderr[first.stderr.index("Next:") :].splitlines()[1:]
-    assert len(hint) >= 4 and all("--bundle" in line for line in hint)
+    hint = first.stderr[first.stderr.index("Next:") :].splitlines()[1::2]
+    assert len(hint) == 3 and "report" in hint[0] and all(f"--bundle {out}/bundle" in line for line in hint[1:])
+    assert (
+        "This run, and how long each stage takes here:" in first.stderr and "by a few steps timed now" in first.stderr
+    )
+    assert "the ensemble: " in first.stderr
+    with Image.open(out / "submission.jpg") as picture:
+        assert picture.width > 8 * 100 and str(out / "submission.jpg") in first.stderr
     proposed = submit(
         "finals", "--folds", out / "folds.csv", "--candidate", f"all={out}/ensemble-oof.csv",
         "--candidate", f"resnet={out}/runs/small_resnet/oof.csv",
@@ -121,6 +128,7 @@ def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp
     second = submit(*arguments)
     assert second.returncode == 0 and (out / "submission.csv").read_bytes() == before
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps} and "(reused)" in second.stderr
+    assert "nothing is to be trained, the rest as in the last run here" in second.stderr
 
 
 @pytest.mark.slow
