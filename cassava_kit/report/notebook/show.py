@@ -214,7 +214,9 @@ def fit_text(text: str, inches: float, points: float) -> str:
 
 def name_corner(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a table with its index's name in the corner, where pandas would give it a row of its own."""
-    return frame.rename_axis(frame.index.name, axis="columns").rename_axis(None, axis="index")
+    shown = frame.copy()
+    shown.columns.name, shown.index.name = frame.index.name, None
+    return shown
 
 
 def short_class(name: str) -> str:

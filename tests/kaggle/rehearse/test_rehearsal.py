@@ -10,16 +10,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cassava_kit.cli.kaggle import rehearse_bundle
+from cassava_kit.competition import CASSAVA
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import Ensemble
 from cassava_kit.inference.report import read_run
 from cassava_kit.kaggle.pack.bundle import Bundle, package
+from cassava_kit.kaggle.pack.kernels import find_kernel
 from cassava_kit.kaggle.rehearse import image, rehearsal
 from cassava_kit.kaggle.rehearse.isolation import (
     ISOLATIONS,
@@ -467,3 +470,11 @@ def test_an_environment_that_cannot_be_made_is_one_line(
 def test_an_unknown_isolation_is_refused() -> None:
     with pytest.raises(ValueError, match="isolation must be one of mounts"):
         find_isolations("hope")
+
+
+def test_a_kernel_without_weights_can_get_the_whole_folder(competition: Path, tmp_path: Path) -> None:
+    bundle: Any = SimpleNamespace(kernel=find_kernel("eda"), competition=CASSAVA)
+    options = RehearsalOptions(per_class=None)
+    mounts = rehearsal._mount_competition(bundle, competition, tmp_path / "scratch", "new", options)
+    assert {mount.source for mount in mounts} >= {competition / "train.csv", competition / "test_images"}
+    assert not (tmp_path / "scratch").exists(), "nothing is copied"
