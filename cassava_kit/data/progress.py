@@ -89,7 +89,7 @@ class Screen:
         now = self.clock()
         self.tasks[label] = ShownTask(total, done, now, now)
         if self.bars is not None:
-            self.tasks[label].bar = self.bars.add_task(label, total=total, completed=done)
+            self.tasks[label].bar = self.bars.add_task(label, total=total, completed=int(done))
 
     def advance(self, label: str, steps: float = 1) -> None:
         """Count steps."""

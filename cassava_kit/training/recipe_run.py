@@ -148,7 +148,7 @@ def _find_done(one: PlannedRecipe, data: TrainData, folds: Sequence[int], out: P
     wanted = initial_weights(one.config)
     if one.options.weights is None and wanted is not None and _is_first(one.options.devices):
         tell(f"{one.config.recipe} starts from random weights, not from {wanted}: give --weights FILE")
-    found = {}
+    found: dict[str, FoldResult] = {}
     for fold in folds:
         fingerprint = run_fingerprint(one.config, data, fold, one.options)
         done = find_reusable(out / one.name / f"fold{fold}", fingerprint, one.options)

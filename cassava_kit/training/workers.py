@@ -91,6 +91,9 @@ def _run_here(progress: Progress, display: Display) -> None:
     while (job := progress.take()) is not None:
         try:
             result = job.run(*job.arguments)
+        except Stopped as stopped:
+            text = str(stopped) if str(stopped) != "stopped" else f"stopped in {job.name}; the same command goes on"
+            raise Stopped(text, number=stopped.number) from None
         except Exception as error:
             progress.errors[job.name] = error
             _tell_failure(display, job.name, error, len(progress.jobs))
@@ -108,7 +111,7 @@ def _run_there(progress: Progress, display: Display, at_once: int) -> None:
                     worker.begin(job)
             busy = {worker.pipe: worker for worker in workers if worker.job is not None}
             for pipe in connection.wait(list(busy)) if busy else []:
-                busy[pipe].listen(progress, display)  # type: ignore[index]
+                busy[pipe].listen(progress, display)
     except (Stopped, KeyboardInterrupt) as stopped:
         text = stopped_after({worker.job: progress.epochs.get(worker.job, 0) for worker in workers if worker.job})
         raise type(stopped)(text, **({"number": stopped.number} if isinstance(stopped, Stopped) else {})) from None
