@@ -106,6 +106,20 @@ def test_drawing_that_hangs_or_dies_is_ended_and_named(
     assert arguments["out"].read_bytes() == before and len(parts[-1]) == 5, "the head is shown all the same"
 
 
+def test_pictures_that_were_done_in_time_are_shown(done: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick ones are drawn first: photographs that end the drawing cost the rest nothing."""
+    report, arguments = done
+    parts = displayed(monkeypatch)
+    module = "cassava_kit.report.notebook.submission_pictures"
+    slow = f"import os, sys, {module} as m; from pathlib import Path; m.read_photo = lambda *_: os._exit(3); "
+    monkeypatch.setattr(submission_pictures, "CHILD", child(slow + "m.draw_pictures(Path(sys.argv[1]))"))
+    submission_pictures.show_submission(report, arguments.pop("images_dir"), **arguments)
+    assert [one.alt for part in parts if isinstance(part, tuple) for one in part] == [
+        "Predicted classes beside the training shares",
+        "Seconds of each part of the run",
+    ]
+
+
 def test_a_child_that_has_children_is_ended_with_them(tmp_path: Path) -> None:
     grandchild = f"import time; time.sleep(3); open({str(tmp_path / 'late')!r}, 'w')"
     code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {grandchild!r}]); time.sleep(60)"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,34 +231,31 @@ def draw_times(times: dict[str, float]) -> Chart:
     return chart("times", "Seconds of each part of the run.", figure)
 
 
-def draw_images(facts: dict[str, Any]) -> list[Chart]:
+def draw_images(facts: dict[str, Any]) -> Iterator[Chart]:
     """Draw the chosen test images, each with its class and the confidence of it, a sheet a heading."""
-    sheets = []
     for heading, images in facts["rows"].items():
         photos = [
             read_photo(Path(path), short_class(facts["classes"][label]) + ("" if sure is None else f"  {sure:.0%}"))
             for path, label, sure in images
         ]
         alt = f"Test images ({heading}) with predicted class and confidence."
-        sheets.append(photo_sheet(heading, alt, {heading: photos}, columns=3))
-    return sheets
+        yield photo_sheet(heading, alt, {heading: photos}, columns=3)
 
 
 def draw_pictures(folder: Path) -> None:
-    """Draw every picture of the facts in `folder` into it, one file after the other."""
+    """Draw every picture of the facts in `folder` into it, the quick ones first; numbers give the order to look at."""
     facts = read_json(folder / FACTS_FILE)
-    drawings: tuple[Callable[[], list[Chart]], ...] = (
-        lambda: draw_images(facts),
-        lambda: [draw_classes(facts["classes"], facts["counts"], facts["shares"])],
-        lambda: [draw_times(dict(facts["times"]))],
-    )
-    number = 0
-    for draw in drawings:
-        for drawn in draw():
-            part = folder / f"{number}.part"
-            part.write_bytes(drawn.png)
-            part.rename(folder / f"{number}-{drawn.alt.rstrip('.')}.picture")
-            number += 1
+    write_picture(folder, 8, draw_classes(facts["classes"], facts["counts"], facts["shares"]))
+    write_picture(folder, 9, draw_times(dict(facts["times"])))
+    for number, drawn in enumerate(draw_images(facts)):
+        write_picture(folder, number, drawn)
+
+
+def write_picture(folder: Path, number: int, drawn: Chart) -> None:
+    """Write a picture as `<number>-<description>.picture`; `read_picture` reads it."""
+    part = folder / f"{number}.part"
+    part.write_bytes(drawn.png)
+    part.rename(folder / f"{number}-{drawn.alt.rstrip('.')}.picture")
 
 
 if __name__ == "__main__":
