@@ -207,6 +207,11 @@ def test_a_failure_is_found_at_its_cell_and_line(
 
 HARMLESS = [
     [
+        "import timm\ndef make(pretrained=True):\n    return timm.create_model('a', pretrained=pretrained)",
+        "make(False)",
+    ],
+    ["import os\nif os.path.exists('/kaggle/input/a'):\n    w = '/kaggle/input/a/b.pth'"],
+    [
         "!pip install --no-index --find-links /tmp/wheels ttach",
         "!pip install ./a.whl",
         "!pip uninstall -y x",
