@@ -50,8 +50,9 @@ def done(tmp_path: Path) -> tuple[RunReport, dict[str, Any]]:
 
 
 def displayed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Everything that is displayed from now on."""
+    """Everything that is displayed from now on; a slow machine gets more time to draw than a submission does."""
     parts: list[Any] = []
+    monkeypatch.setattr(submission_pictures, "LONGEST_SECONDS", 120.0)
     monkeypatch.setattr(show, "display_part", parts.append)
     monkeypatch.setattr(submission_pictures, "display_part", parts.append)
     return parts
