@@ -1,0 +1,169 @@
+"""Mistakes of a first day with data of one's own: one line that says what to do, before slow work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cassava_kit.cli.app import run_app
+from cassava_kit.cli.verbs import app
+from cassava_kit.competition import VARIABLE
+from cassava_kit.data.folds import write_folds
+
+
+@pytest.fixture
+def say(capsys):
+    """Run a verb that must fail with exit code 2, and return its one line."""
+
+    def _say(*arguments: object) -> str:
+        assert run_app(app, [str(argument) for argument in arguments]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1 and "Traceback" not in "".join(lines)
+        return errors[0]
+
+    return _say
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    """A folder in Cassava's layout with 12 images that nobody may open, and no competition.json."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    for n in range(12):
+        (tmp_path / "data" / "train_images").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "train_images" / f"{n}.jpg").write_bytes(b"x")
+    return tmp_path / "data"
+
+
+def table(data: Path, header: str, *, mark: str = ",", suffix: str = ".jpg") -> None:
+    rows = "".join(f"{n}{suffix}{mark}{n % 5}\n" for n in range(12))
+    (data / "train.csv").write_text(f"{header}\n{rows}")
+
+
+def test_ids_without_suffix(data, say):
+    table(data, "image_id,label", suffix="")
+    said = say("folds", "--data", data)
+    assert "train.csv, line 2: no image '0'" in said and "12 of 12 rows have none" in said
+    assert "12 of them are there with .jpg (e.g. 0.jpg): is ids_have_suffix=false in competition.json?" in said
+    assert "`cassava-kit init --data DIR` finds out" in said
+
+
+def test_images_in_subfolders(data, say):
+    table(data, "image_id,label")
+    (data / "train_images" / "part1").mkdir()
+    for n in range(12):
+        (data / "train_images" / f"{n}.jpg").rename(data / "train_images" / "part1" / f"{n}.jpg")
+    said = say("folds", "--data", data)
+    assert (
+        "12 of them are there in subfolders (e.g. part1/0.jpg): is ids_have_folder=false in competition.json?" in said
+    )
+
+
+@pytest.mark.parametrize("header", ["image_id,target", "image,label", "id,class"])
+def test_other_columns(data, say, header):
+    table(data, header)
+    said = say("folds", "--data", data)
+    assert f"expected the columns image_id,label, got {header}; " in said and "cassava-kit init --data DIR" in said
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_other_separators(data, say, mark):
+    table(data, f"image_id{mark}label", mark=mark)
+    said = say("folds", "--data", data)
+    assert f"(its cells are separated by {mark!r}, not by ',')" in said and "cassava-kit init --data DIR" in said
+
+
+def test_data_given_a_file(data, say):
+    table(data, "image_id,label")
+    for verb in (["folds"], ["eda"], ["sheet"], ["train", "small_resnet", "--folds", "f.csv"], ["init"]):
+        said = say(*verb, "--data", data / "train.csv")
+        assert f"got the file {data / 'train.csv'}; give its folder {data}" in said, verb
+    assert "no folder" in say("init", "--data", data / "nowhere")
+
+
+def test_a_prediction_file_given_a_folder(data, say, tiny_folds):
+    write_folds("f.csv", tiny_folds)
+    Path("runs/resnet").mkdir(parents=True)
+    assert "got the folder runs/resnet; give the .csv file itself" in say(
+        "ensemble", "--oof", "runs/resnet", "--folds", "f.csv"
+    )
+    Path("runs/resnet/oof.csv").write_text("image_id,p0,p1,fold\n")
+    for given in ("runs/resnet", "runs"):
+        said = say("ensemble", "--oof", given, "--folds", "f.csv")
+        assert f"expected a prediction file, got the folder {given}; give runs/resnet/oof.csv" in said
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [["eda"], ["sheet"], ["folds"], ["train", "small_resnet", "--folds", "f.csv"], ["pretrain", "byol"], ["init"]],
+)
+def test_an_output_that_cannot_be_written_is_named_before_any_work(data, say, monkeypatch, verb):
+    locked = data.parent / "locked"
+    locked.mkdir()
+    if os.getuid() == 0:  # nothing is locked to root: the system's refusal is played
+        import tempfile
+
+        real = tempfile.TemporaryFile
+
+        def refused(*arguments, **options):
+            if Path(options["dir"]) == locked:
+                raise PermissionError(13, "Permission denied")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    else:
+        locked.chmod(0o500)
+    for work in ("cassava_kit.data.table.list_files", "cassava_kit.data.recognise.scan_folder"):
+        monkeypatch.setattr(work, lambda *a: pytest.fail("the images were listed first"))
+    said = say(*verb, "--data", data, "--out", locked / "deep" / "er.csv")
+    assert f"nothing can be written in {locked} (Permission denied); give another --out" in said
+
+
+def test_an_output_below_a_file_is_named(data, say):
+    Path("taken").write_text("")
+    assert "nothing can be written in" in (said := say("eda", "--data", data, "--out", "taken/eda.html"))
+    assert "taken (it is a file)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("timm:resnet19", "resnet18"), ("small_resnt", "small_resnet"), ("timm:efficientnetb0", "efficientnet_b0")],
+)
+def test_a_model_that_is_nearly_right(data, say, tiny_folds, name, meant):
+    table(data, "image_id,label")
+    rows = pd.DataFrame({"image_id": [f"{n}.jpg" for n in range(12)], "label": [n % 5 for n in range(12)]})
+    rows.assign(fold=[n // 6 for n in range(12)]).sort_values("image_id").to_csv("f.csv", index=False)
+    said = say("train", name, "--data", data, "--folds", "f.csv")
+    assert "did you mean" in said and meant in said
+
+
+@pytest.mark.parametrize("bad", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg"])
+def test_names_that_lead_out_are_refused_in_every_table(data, say, bad):
+    Path("f.csv").write_text(f"image_id,label,fold\n{bad},0,0\nb.jpg,1,1\n")
+    oof = "image_id,p0,p1,p2,p3,p4,fold\n" + f"{bad},1,0,0,0,0,0\n"
+    Path("oof.csv").write_text(oof)
+    Path("g.csv").write_text("image_id,label,fold\na.jpg,0,0\nb.jpg,1,1\n")
+    assert f"oof.csv names '{bad}', which leads out" in say("ensemble", "--oof", "oof.csv", "--folds", "g.csv")
+    assert f"f.csv names '{bad}', which leads out" in say("ensemble", "--oof", "oof.csv", "--folds", "f.csv")
+    Path("clean.csv").write_text(
+        f"image_id,label,suggested_label,label_quality,keep,by_eye\n{bad},0,1,0.1,False,False\n"
+    )
+    assert f"clean.csv names '{bad}', which leads out" in say("review", "clean.csv", "--data", data)
+    Path("d.csv").write_text(f"image_id,decision,label\n{bad},drop,0\n")
+    given = ("--oof", "oof.csv", "--folds", "g.csv", "--decisions", "d.csv")
+    assert f"d.csv names '{bad}', which leads out" in say("clean", *given)
+
+
+def test_a_link_that_leads_out_is_not_shown(data, say):
+    secret = data.parent / "secret.jpg"
+    secret.write_bytes(b"x")
+    (data / "train_images" / "link.jpg").symlink_to(secret)
+    Path("clean.csv").write_text(
+        "image_id,label,suggested_label,label_quality,keep,by_eye\nlink.jpg,0,1,0.1,False,False\n"
+    )
+    said = say("review", "clean.csv", "--data", data)
+    assert "link.jpg is a link to" in said and "outside" in said
