@@ -46,7 +46,8 @@ def check_pip(facts: BundleFacts) -> Verdict:
         return "failed", f"{', '.join(missing)} is installed by the notebook but not in the bundle; package again"
     for name in wheels.values():
         check_pure(facts.bundle.kit_dir / name)
-    if sha256_file(facts.bundle.kit_dir / BOOTSTRAP_FILE) != facts.settings.get("bootstrap"):
+    bootstrap = facts.bundle.kit_dir / BOOTSTRAP_FILE
+    if not bootstrap.is_file() or sha256_file(bootstrap) != facts.settings.get("bootstrap"):
         return "failed", f"the notebook was made with another {BOOTSTRAP_FILE} than the bundle's; package again"
     if facts.metadata.get("enable_internet") is not False:
         return "failed", "the notebook may use the internet; package again, or generate it: cassava-kit kernels"
