@@ -33,6 +33,7 @@ from cassava_kit.inference.machine import cpu_count
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.selection import Selection, keep_evidence, oof_facts
 from cassava_kit.kaggle.rehearse.options import Rehearsal
+from cassava_kit.training.workers import ready_workers
 
 
 @dataclass
@@ -83,12 +84,14 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
     expected = members.expect(table, out, plan)
     console.print(str(expected))
     screen.expect(f"all of it, about {format_seconds(expected.total)}", expected.bar())
-    with stages("Code"):  # packed before the training: what is wrong with it is known before the slow work
-        package_kit(out / "bundle" / "kit", ROOT, owner=plan.owner)
-    with stages("Folds"):
-        split = split_table(plan, table, out)
-    with stages("Members"):
-        evidence, checkpoints = train_members(plan, members, table=table, split=split, out=out)
+    started = min(members.at_once, len(expected.jobs)) if members.at_once > 1 else 0
+    with ready_workers(started, "cassava_kit.training.fit"):  # they load the libraries while the folds are made
+        with stages("Code"):  # packed before the training: what is wrong with it is known before the slow work
+            package_kit(out / "bundle" / "kit", ROOT, owner=plan.owner)
+        with stages("Folds"):
+            split = split_table(plan, table, out)
+        with stages("Members"):
+            evidence, checkpoints = train_members(plan, members, table=table, split=split, out=out)
     with stages("Ensemble"):
         judgement = judge_methods(evidence)
         ensemble = compose_ensemble(plan, evidence, judgement, checkpoints)

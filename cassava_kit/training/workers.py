@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing import connection, get_context
 from typing import Any
 
 from cassava_kit.data.progress import Display, show_progress, use_display
 from cassava_kit.errors import Stopped, UserError
 
+WARM_UP = "warm-up"
 PATIENCE_SECONDS = 5.0  # for a process that is told to end, before it is killed
 
 
@@ -103,7 +106,7 @@ def _run_here(progress: Progress, display: Display) -> None:
 
 def _run_there(progress: Progress, display: Display, at_once: int) -> None:
     """Run the jobs in `at_once` processes, which have ended when this returns or raises."""
-    workers = [Worker() for _ in range(at_once)]
+    workers = [_ready.pop() if _ready else Worker() for _ in range(at_once)]
     try:
         while not progress.done:
             for worker in workers:
@@ -113,13 +116,40 @@ def _run_there(progress: Progress, display: Display, at_once: int) -> None:
             for pipe in connection.wait(list(busy)) if busy else []:
                 busy[pipe].listen(progress, display)
     except (Stopped, KeyboardInterrupt) as stopped:
-        text = stopped_after({worker.job: progress.epochs.get(worker.job, 0) for worker in workers if worker.job})
+        text = stopped_after(
+            {worker.job: progress.epochs.get(worker.job, 0) for worker in workers if worker.job in progress.taken}
+        )
         raise type(stopped)(text, **({"number": stopped.number} if isinstance(stopped, Stopped) else {})) from None
     finally:
         for worker in workers:
             worker.tell_to_end()
         for worker in workers:
             worker.end()
+
+
+# Processes that have been started, and have no job yet.
+_ready: list[Worker] = []
+
+
+@contextmanager
+def ready_workers(number: int, module: str) -> Iterator[None]:
+    """Start processes that import a module meanwhile; `run_jobs` in the block takes them."""
+    for _ in range(number):
+        _ready.append(Worker())
+        _ready[-1].begin(Job(WARM_UP, load, (module,)))
+    try:
+        yield
+    finally:
+        for worker in _ready:
+            worker.tell_to_end()
+        while _ready:
+            _ready.pop().end()
+
+
+def load(module: str) -> None:
+    """Import a module; what fails in it fails again, and is said, in the job that needs it."""
+    with suppress(ImportError):
+        import_module(module)
 
 
 class Worker:
@@ -158,7 +188,9 @@ class Worker:
             kind, rest = "failed", [UserError(f"its process ended {how}; where memory was short, --jobs 1 needs less")]
             self.pipe.close()
             self.process = None
-        if kind == "ended":
+        if self.job == WARM_UP:
+            self.job = None
+        elif kind == "ended":
             name, self.job = self.job, None
             progress.end(name, rest[0])
         elif kind == "failed":

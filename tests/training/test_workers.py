@@ -12,7 +12,7 @@ import pytest
 from jobs import die, double, fail, note_start
 
 from cassava_kit.errors import Stopped, UserError
-from cassava_kit.training.workers import Job, raise_failed, run_jobs, stopped_after
+from cassava_kit.training.workers import Job, raise_failed, ready_workers, run_jobs, stopped_after
 
 
 def is_alive(pid: int) -> bool:
@@ -105,3 +105,13 @@ def test_waiting_threads_sleep_in_every_process(monkeypatch):
     assert run_jobs([Job(str(k), os.getenv, ("OMP_WAIT_POLICY",)) for k in range(2)], 2) == dict.fromkeys(
         "01", "PASSIVE"
     )
+
+
+def test_workers_that_are_ready_take_the_jobs_and_none_stays(capfd):
+    with ready_workers(2, "no_such_module"):
+        started = {process.pid for process in multiprocessing.active_children()}
+        found = run_jobs([Job(str(k), double, (k,)) for k in range(4)], 2)
+        assert len(started) == 2 and {pid for _, pid in found.values()} <= started
+    with ready_workers(2, "json"):
+        assert len(multiprocessing.active_children()) == 2  # nothing came to be done
+    assert not multiprocessing.active_children() and "Traceback" not in capfd.readouterr().err
