@@ -54,7 +54,7 @@ def table(text: str, heading: str) -> list[list[str]]:
 def test_the_readme_begins_with_two_commands_and_is_short():
     first = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)[0].splitlines()
     assert [line.split("#")[0].strip() for line in first] == ["make demo", "make test"]
-    assert len(README.split()) < 1000
+    assert sum(any(map(str.isalnum, word)) for word in README.split()) < 1000
 
 
 def test_the_contents_name_every_section():
