@@ -66,7 +66,8 @@ def _list_recipes(hours_of: Callable[[str], float] | None) -> Result:
         "train": {LogReg.recipe: LogReg.about} | {each: recipe(each).about for each in recipe_names()},
         "pretrain": {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAIN_RECIPES},
     }
-    lines, values = [], {}
+    lines: list[str] = []
+    values: dict[str, list[dict[str, Any]]] = {}
     for verb, recipes in abouts.items():
         lines.append(f"{verb}:")
         values[verb] = [{"name": each, "about": about} for each, about in recipes.items()]
