@@ -14,7 +14,7 @@ def eda_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="Page to write; its PNGs go beside it.")] = Path("eda.html"),
 ) -> None:
-    """Write a page on the training images: classes, samples, statistics, copies, missing and broken files."""
+    """Write a page on the images: classes, samples, test beside training, statistics, copies, broken files."""
     from cassava_kit.report.eda_page import write_eda
 
     print(write_eda(data, out))
@@ -28,7 +28,7 @@ def report_command(
     data: Annotated[Path | None, typer.Option(help="Competition folder: worst mistakes are shown as pictures.")] = None,
     out: Annotated[Path, typer.Option(help="Page to write; its PNGs go beside it.")] = Path("report.html"),
 ) -> None:
-    """Write a page on runs: curves, findings, confusion, recall, calibration, mistakes, comparisons."""
+    """Write a page on runs, the best first: what is proved, curves, findings, confusion, recall, mistakes."""
     from cassava_kit.report.runs_page import write_report
 
     print(write_report(runs, out, folds=folds, data=data))

@@ -32,7 +32,7 @@ def write_eda(
     cache: Path | None = None,
     progress: bool = True,
 ) -> str:
-    """Write the page of a competition folder and its PNGs; return a line for the user."""
+    """Write the page of a competition folder and its PNGs; return for the user where, and how the test images look."""
     check_out(out)
     eda = explore(data, competition=competition, cache=cache, progress=progress)
     beside = compare_sets(data, eda.frame, eda.competition, progress=progress)
@@ -57,7 +57,7 @@ def write_eda(
         **_test_values(eda, beside, progress=progress),
     }
     made = [*eda_charts(eda, samples, pictures), *set_charts(beside)]
-    return write_page(out, "eda.html", made, values)
+    return f"{write_page(out, 'eda.html', made, values)}\n{beside.sentence()}"
 
 
 def _size_values(eda: Eda, beside: SetComparison) -> dict[str, Any]:

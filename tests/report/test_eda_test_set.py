@@ -105,6 +105,8 @@ def test_a_brighter_and_larger_test_set_is_named_with_its_figures(folder, undraw
     assert sentence.startswith("The test set does not look like the training set: width 80 (80–80) in training, 120")
     told = next(part for part in sentence.split("; ") if part.startswith("brightness"))
     assert told.startswith(f"brightness {brightness[0]:.0f} (") and f"in training, {brightness[1]:.0f} (" in told
+    told = write_eda(folder, folder.parent / "eda.html", cache=folder.parent / "prints.npz", progress=False)
+    assert told.splitlines()[1] == sentence
     page = text_of(folder)
     assert "41 test images, 1 of them cannot be read. The test set does not look like" in page.text
     assert page.row("120 × 90") == ["0", "40"] and page.row("brightness")[-1] == "large"
