@@ -131,7 +131,7 @@ def test_features_are_the_mean_over_views(kit):
 
 def test_seconds_are_the_longest_with_the_same_settings(kit, tmp_path, monkeypatch):
     clock = iter([0.0, 30.0, 40.0, 41.0, 50.0, 55.0])
-    monkeypatch.setattr(kit.results_members.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(kit.results_members, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     shop = SimpleNamespace(plan=SimpleNamespace(work=tmp_path))
     first = kit.results_members.timed(shop, "probe", lambda: "made", settings=["epochs=9"])
     again = kit.results_members.timed(shop, "probe", lambda: "reused", settings=["epochs=9"])
