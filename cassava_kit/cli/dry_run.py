@@ -12,10 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cassava_kit.cli.dry_run_limit import fit_members, notebook_minutes, training_seconds
 from cassava_kit.cli.dry_run_members import DryRun, member_configs, plan_members, train_members
 from cassava_kit.cli.dry_run_plan import STAGES, STAGES_FILE, format_seconds
 from cassava_kit.cli.dry_run_summary import draw_submission, next_commands, print_scores, print_seconds
 from cassava_kit.cli.kaggle import ROOT, PlannedRehearsal, rehearse_all
+from cassava_kit.competition import Competition
 from cassava_kit.data.duplicates import table_groups
 from cassava_kit.data.folds import Folds, read_folds, write_folds
 from cassava_kit.data.progress import Screen, tell, use_display
@@ -27,7 +29,8 @@ from cassava_kit.evidence.metrics import accuracy, format_score, score
 from cassava_kit.evidence.nested import Judgement, judge_methods, nested_predictions
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import write_predictions
-from cassava_kit.files import write_json
+from cassava_kit.files import atomic_path, write_json
+from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.inference.machine import cpu_count
 from cassava_kit.kaggle.pack.bundle import Bundle
@@ -74,24 +77,32 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
     from cassava_kit.inference.tta import make_views
     from cassava_kit.kaggle.pack.bundle import package, package_kit
 
-    console, stages = screen.console, Stages(screen)
+    console, stages, clock = screen.console, Stages(screen), Clock(plan.time_limit)
     configs = member_configs(plan)
     make_views(plan.views)
     with stages("Competition data"):
         data_dir, table, tests = load_data(plan)
     out = plan.out or Path("build") / data_dir.name
+    submission = out / "submission.csv"
     members = plan_members(plan, configs, table, out)
     expected = members.expect(table, out, plan)
+    if clock.limit is not None:
+        write_first_answers(submission, table, tests, plan.competition)
+        fitted = fit_members(
+            members.recipes, expected.jobs, training_seconds(clock), n_splits=plan.n_splits, at_once=members.at_once
+        )
+        tell(f"{submission} holds the most frequent class for now; {fitted}")
+        members = members.keep(fitted.recipes)
+        expected = members.expect(table, out, plan)
     console.print(str(expected))
     screen.expect(f"all of it, about {format_seconds(expected.total)}", expected.bar())
-    started = min(members.at_once, len(expected.jobs)) if members.at_once > 1 else 0
-    with ready_workers(started, "cassava_kit.training.fit"):  # they load the libraries while the folds are made
+    with ready_workers(*members.ready(len(expected.jobs))):  # they load the libraries while the folds are made
         with stages("Code"):  # packed before the training: what is wrong with it is known before the slow work
             package_kit(out / "bundle" / "kit", ROOT, owner=plan.owner)
         with stages("Folds"):
             split = split_table(plan, table, out)
         with stages("Members"):
-            evidence, checkpoints = train_members(plan, members, table=table, split=split, out=out)
+            evidence, checkpoints = train_members(plan, members, table=table, split=split, out=out, clock=clock)
     with stages("Ensemble"):
         judgement = judge_methods(evidence)
         ensemble = compose_ensemble(plan, evidence, judgement, checkpoints)
@@ -106,11 +117,12 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
         keep_evidence(Selection(ensemble, files, (blended, split)), out / "bundle")
         tell(f"packed {out / 'bundle'} (build {bundle.build_id[:12]})")
     with stages("Notebook, offline"):
-        rehearsal = rehearse_stage(plan, bundle, data_dir, out)
-    submission = out / "submission.csv"
+        minutes = plan.setting.minutes or notebook_minutes(clock)
+        rehearsal = rehearse_stage(replace(plan, setting=replace(plan.setting, minutes=minutes)), bundle, data_dir, out)
     with stages("Check"):
         check_answers(rehearsal.submission, tests.names, plan.competition)
-        shutil.copyfile(rehearsal.submission, submission)
+        with atomic_path(submission) as temporary:
+            shutil.copyfile(rehearsal.submission, temporary)
         answers = read_answers(submission, plan.competition)
         picture = draw_submission(answers, tests, plan.competition, out)
     write_json(out / STAGES_FILE, {name: round(seconds, 3) for name, seconds in stages.seconds.items()})
@@ -121,6 +133,21 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
         console.print(f"what it answers, as a picture: {picture}")
     console.print(next_commands(out / "bundle", plan.data, data_dir, out), markup=False)
     return submission
+
+
+def write_first_answers(submission: Path, table: TrainTable, tests: ToPredict, competition: Competition) -> None:
+    """Write the classes' shares, or the most frequent class, for every test image, unless a submission is there."""
+    import numpy as np
+
+    from cassava_kit.inference.submission import write_answers
+
+    if submission.is_file():
+        return
+    shares = np.bincount(table.frame["label"], minlength=competition.n_classes) / len(table.frame)
+    rows = np.tile(shares, (len(tests.names), 1))
+    write_answers(
+        submission, tests.names, rows if competition.probability_columns else rows.argmax(axis=1), competition
+    )
 
 
 def rehearse_stage(plan: DryRun, bundle: Bundle, data_dir: Path, out: Path) -> Rehearsal:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,8 +12,9 @@ from cassava_kit.cli.dry_run_plan import Expected, expect_stages
 from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.images import quick_check
+from cassava_kit.data.progress import tell
 from cassava_kit.data.table import TrainTable
-from cassava_kit.errors import UserError
+from cassava_kit.errors import Stopped, UserError
 from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.kaggle.rehearse.options import RehearsalOptions
@@ -22,13 +22,15 @@ from cassava_kit.training.config import RunConfig
 from cassava_kit.training.recipes import recipe, recipe_names
 from cassava_kit.training.ssl.recipes import small_simclr
 from cassava_kit.training.ssl.run_folder import BACKBONE
-from cassava_kit.training.workers import Job
+from cassava_kit.training.workers import Job, run_jobs
 
 if TYPE_CHECKING:
-    from cassava_kit.training.recipe_run import PlannedRecipe
+    from cassava_kit.inference.clock import Clock
+    from cassava_kit.training.recipe_run import PlannedRecipe, RecipeResult
+    from cassava_kit.training.rows import TrainData
     from cassava_kit.training.ssl.config import PretrainConfig
 
-SSL_RECIPE = "small_ssl_resnet"
+SSL_RECIPE, PRETRAINING = "small_ssl_resnet", "pretraining (simclr)"
 MEMBERS = ("small_resnet", "small_vit", SSL_RECIPE)
 
 
@@ -39,7 +41,8 @@ class DryRun:
     `data` is a competition folder, None the embedded sample; `recipes` and `weights` (recipe, file) give the members,
     three small ones where neither is given; `settings` (NAME=VALUE) change each of them. `setting` holds limits of the
     rehearsal and its number of hidden images. `existing` says what happens to finished runs that differ, as
-    `TrainOptions.existing` does. `jobs` folds are trained at once (None: see `choose_jobs`).
+    `TrainOptions.existing` does. `jobs` folds are trained at once (None: see `choose_jobs`). `time_limit` are seconds
+    from the start of the process, training included.
     """
 
     data: Path | None = None
@@ -55,6 +58,7 @@ class DryRun:
     existing: Literal["refuse", "replace", "keep"] = "refuse"
     setting: RehearsalOptions = field(default_factory=RehearsalOptions)
     jobs: int | None = None
+    time_limit: float | None = None
     competition: Competition = field(init=False, default_factory=current)
 
 
@@ -117,6 +121,19 @@ class PlannedMembers:
     pretraining_config: PretrainConfig | None = None
     n_pretraining: int = 0
 
+    def keep(self, recipes: tuple[PlannedRecipe, ...]) -> PlannedMembers:
+        """Return these recipes alone, with the pretraining only where one of them starts from it."""
+        needed = self.pretraining is not None and self.pretraining.name in {one.after for one in recipes}
+        return replace(self, recipes=recipes, pretraining=self.pretraining if needed else None)
+
+    def ready(self, n_due: int) -> tuple[int, str]:
+        """Return how many processes to start early for so many jobs, and what they load: one to look at a pretraining."""
+        if self.at_once == 1:
+            return 0, ""
+        if n_due:
+            return min(self.at_once, n_due), "cassava_kit.training.fit"
+        return (0 if self.pretraining is None else 1), "cassava_kit.training.ssl.simclr"
+
     def expect(self, table: TrainTable, out: Path, plan: DryRun) -> Expected:
         """Return how long the run will take."""
         due = None
@@ -129,11 +146,11 @@ def plan_members(
     plan: DryRun, configs: list[tuple[RunConfig, Path | None]], table: TrainTable, out: Path
 ) -> PlannedMembers:
     """Return what is to be trained for these configurations and first weights."""
-    from cassava_kit.training.devices import Devices
+    from cassava_kit.inference.machine import cpu_count
+    from cassava_kit.training.devices import Devices, uses_gpu
     from cassava_kit.training.recipe_run import PlannedRecipe
     from cassava_kit.training.rows import TrainOptions
     from cassava_kit.training.side_by_side import choose_jobs
-    from cassava_kit.training.ssl.pretrain import pretrain, pretraining_label
 
     recipes, pretraining, pretraining_config, images = [], None, None, []
     for config, weights in configs:
@@ -141,27 +158,47 @@ def plan_members(
         if config.recipe == SSL_RECIPE and weights is None:
             names = sorted([*table.frame["image_id"], *table.unlisted])
             images = [path for path in (table.image_dir / name for name in names) if quick_check(path) is None]
-            pretraining_config = small_simclr()
-            if len(images) < pretraining_config.batch_size:
-                pretraining_config = pretraining_config.with_settings([f"batch_size={len(images)}"])
-            after, weights = pretraining_label(pretraining_config), out / "pretrain" / BACKBONE
-            run = partial(pretrain, existing=plan.existing)
-            pretraining = Job(after, run, (pretraining_config, images, out / "pretrain"))
+            after, weights = PRETRAINING, out / "pretrain" / BACKBONE
+            pretraining = Job(after, pretrain_backbone, (images, out / "pretrain", plan.existing))
+            if not weights.is_file():
+                pretraining_config = sample_pretraining(len(images))
         cache = out / "pixels" if config.train_pixels else None
-        options = TrainOptions(weights=weights, cache=cache, existing=plan.existing)
+        workers = cpu_count() if uses_gpu(Devices()) else 0  # a GPU would wait for one process that decodes
+        options = TrainOptions(weights=weights, cache=cache, existing=plan.existing, workers=workers)
         recipes.append(PlannedRecipe(config, options, after))
     n_jobs = plan.n_splits * len(recipes)
     at_once = choose_jobs([config for config, _ in configs], n_jobs, Devices(), plan.jobs)
     return PlannedMembers(tuple(recipes), at_once, pretraining, pretraining_config, len(images))
 
 
+def sample_pretraining(n_images: int) -> PretrainConfig:
+    """Return the configuration of the self-supervised member's pretraining, its batch no larger than the images."""
+    config = small_simclr()
+    return config.with_settings([f"batch_size={n_images}"]) if n_images < config.batch_size else config
+
+
+def pretrain_backbone(images: Sequence[Path], out: Path, existing: Literal["refuse", "replace", "keep"]) -> Path:
+    """Return the self-supervised member's backbone, trained on images without labels, or reused.
+
+    Raises:
+        UserError: Another pretraining is in `out`, and `existing` does not say what is done with it.
+    """
+    from cassava_kit.training.ssl.pretrain import pretrain
+
+    return pretrain(sample_pretraining(len(images)), images, out, existing=existing)
+
+
 def train_members(
-    plan: DryRun, members: PlannedMembers, *, table: TrainTable, split: Folds, out: Path
+    plan: DryRun, members: PlannedMembers, *, table: TrainTable, split: Folds, out: Path, clock: Clock | None = None
 ) -> tuple[Evidence, dict[str, list[Path]]]:
     """Train or reuse every member over all folds; return the out-of-fold evidence and checkpoints by recipe.
 
     Members from given weights are judged through the views that they are packed with; without any such, as in the demo,
-    the plain view has to do, for time's sake.
+    the plain view has to do, for time's sake. Within the limit of `clock` members are trained one after the other, and
+    those whose time is over are left out.
+
+    Raises:
+        UserError: A fold failed, or no member was finished within the limit.
     """
     from cassava_kit.training.recipe_run import train_recipes
     from cassava_kit.training.rows import TrainData
@@ -169,10 +206,15 @@ def train_members(
 
     data = TrainData(table, split, plan.competition)
     recipes, first = members.recipes, members.pretraining
-    if first is not None and (out / "pretrain" / BACKBONE).is_file():  # taken as it is, or refused: no process needed
-        first.run(*first.arguments)
+    if first is not None and (out / "pretrain" / BACKBONE).is_file():  # taken as it is, or refused
+        run_jobs([first], members.at_once)
         recipes, first = tuple(replace(one, after=None) for one in recipes), None
-    results = train_recipes(recipes, data, out / "runs", jobs=members.at_once, first=() if first is None else (first,))
+    if clock is None or clock.limit is None:
+        jobs = () if first is None else (first,)
+        results = train_recipes(recipes, data, out / "runs", jobs=members.at_once, first=jobs)
+    else:
+        results = _train_in_time(replace(members, recipes=recipes, pretraining=first), data, out / "runs", clock)
+        recipes = recipes[: len(results)]
     oof, checkpoints = [], {}
     for one, result in zip(recipes, results, strict=True):
         assert result.oof_file is not None  # all folds were asked for
@@ -183,3 +225,31 @@ def train_members(
         else:
             oof.append(read_predictions(result.oof_file))
     return make_evidence(oof, split, list(checkpoints)), checkpoints
+
+
+def _train_in_time(members: PlannedMembers, data: TrainData, runs: Path, clock: Clock) -> list[RecipeResult]:
+    """Train recipes one after the other until the time for training is over; return those that are whole.
+
+    Raises:
+        UserError: None is whole.
+    """
+    from cassava_kit.cli.dry_run_limit import is_time_up, training_seconds, until
+    from cassava_kit.training.recipe_run import train_recipes
+
+    results: list[RecipeResult] = []
+    for one in members.recipes:
+        first = () if one.after is None or members.pretraining is None else (members.pretraining,)
+        try:
+            with until(training_seconds(clock)):
+                results += train_recipes((one,), data, runs, jobs=members.at_once, first=first)
+        except Stopped as stopped:
+            if not is_time_up(stopped):
+                raise
+            tell(f"the time for training is over: {one.name} is not whole, what follows is left out")
+            break
+    if not results:
+        raise UserError(
+            f"no member was whole within {clock.limit:g} s; the same command goes on where it stopped, with a larger "
+            "--time-limit"
+        )
+    return results

@@ -94,6 +94,10 @@ def dry_run_command(
     minutes: Minutes = None,
     hidden: Hidden = None,
     jobs: Jobs = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds for all of it: members that fit are trained, a valid file is there early."),
+    ] = None,
 ) -> int:
     """Train members, weigh them, pack them, run the notebook offline, check its submission: the dry run at home."""
     from cassava_kit.cli.dry_run import dry_run
@@ -116,6 +120,7 @@ def dry_run_command(
         existing="replace" if replace else "keep" if keep else "refuse",
         setting=RehearsalOptions(cpus=cpus, memory=memory, minutes=minutes, hidden=hidden),
         jobs=jobs,
+        time_limit=time_limit,
     )
     dry_run(plan)
     return 0

@@ -86,6 +86,6 @@ def test_a_folds_seconds_are_those_of_its_steps(monkeypatch, tiny_table):
     monkeypatch.setattr(expected, "item_seconds", lambda *_: 0.25)
     n = recipe("small_resnet").batch_size
     answers = iter([0.5 * n, 0.125 * n])
-    monkeypatch.setattr(expected, "timed", lambda call: (call(), next(answers))[1])
+    monkeypatch.setattr(expected, "timed", lambda call, device: (call(), next(answers))[1])
     assert expected.fold_seconds(recipe("small_resnet"), paths, 3, threads=1) == 10 * 80 * 0.75 + 11 * 40 * 0.125
     assert side_by_side.torch.get_num_threads() >= 1
