@@ -10,6 +10,7 @@ from cassava_kit.cli.output import Result, print_result
 from cassava_kit.competition import current
 from cassava_kit.kaggle.send.ledger import adopt_old_ledger
 from cassava_kit.kaggle.send.remote import KaggleError
+from cassava_kit.kaggle.send.retry import WaitPolicy
 
 
 def finals(ledger: Path, folds: Path | None, candidates: Sequence[str], *, as_json: bool = False) -> int:
@@ -38,7 +39,7 @@ def history(ledger: Path, *, offline: bool = False, as_json: bool = False) -> in
     def found() -> Result:
         remote, note = None, ""
         try:
-            remote = None if offline else KaggleClient(current().slug)
+            remote = None if offline else KaggleClient(current().slug, waits=WaitPolicy(attempts=3))
         except KaggleError as error:
             note = f"Kaggle is not asked: {error}"
         made = read_history(adopt_old_ledger(ledger), current(), remote)

@@ -53,6 +53,7 @@ class Stub:
     allowed_now: int = 3
     joined: bool = True
     score: str = "0.9012"
+    private_score: str = ""
     submission_error: str = ""
     processing: int = 1
     # Method -> answers given instead of the real one, in turn; None lets one call through.
@@ -167,7 +168,8 @@ class Stub:
         for each in newest_first[start:end]:
             each["polls"] += 1
             status = "PENDING" if each["polls"] < 2 else "ERROR" if self.submission_error else "COMPLETE"
-            shown = {"publicScore": self.score} if status == "COMPLETE" else {}
+            scores = {"publicScore": self.score} | ({"privateScore": self.private_score} if self.private_score else {})
+            shown: dict[str, Any] = scores | {"date": "2026-11-28T10:00:00Z"} if status == "COMPLETE" else {}
             shown |= {"errorDescription": self.submission_error} if status == "ERROR" else {}
             listed.append({"ref": each["ref"], "description": each["description"], "status": status} | shown)
         return 200, {"submissions": listed} | ({"nextPageToken": str(end)} if end < len(newest_first) else {})

@@ -149,7 +149,8 @@ def test_the_command_prints_a_table_or_json(
     assert run_app(submit_app, ["history", "--offline", "--ledger", str(ledger)]) == 0
     assert "over 3 submissions" in capsys.readouterr().out
     monkeypatch.setattr(
-        "cassava_kit.kaggle.send.client.KaggleClient", lambda slug: (_ for _ in ()).throw(KaggleError("no credentials"))
+        "cassava_kit.kaggle.send.client.KaggleClient",
+        lambda slug, waits: (_ for _ in ()).throw(KaggleError("no credentials")),
     )
     assert run_app(submit_app, ["history", "--ledger", str(ledger), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

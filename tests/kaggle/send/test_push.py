@@ -421,6 +421,22 @@ def test_a_submission_is_written_into_the_ledger_with_its_evidence(traveller: Tr
     assert (traveller.bundle.home / entry["evidence"] / "oof.csv").is_file()
 
 
+def test_history_is_read_by_the_real_client_over_several_pages(traveller: Traveller, stub: Stub) -> None:
+    traveller.go()
+    stub.private_score = "0.8999"
+    stub.submissions += [{"ref": 2000 + n, "description": f"another {n}", "polls": 5} for n in range(30)]
+    ledger = traveller.bundle.home / "submissions.json"
+    variables = environment(stub, traveller.home, os.environ["PATH"])
+    command = ["-m", "cassava_kit", "submit", "history", "--ledger", ledger, "--json"]
+    done = run_python(command, cwd=REPOSITORY, env=variables)
+    said = json.loads(done.stdout)
+    assert not said["notes"] and len(said["submissions"]) == 31 == len({each["ref"] for each in said["submissions"]})
+    ours = next(each for each in said["submissions"] if each["ref"] == 1000)
+    assert (ours["build"], ours["public"], ours["private"]) == (traveller.bundle.build_id[:12], 0.9012, 0.8999)
+    (kept,) = read_json(ledger)["submissions"]
+    assert kept["private_score"] == "0.8999" and kept["file_sha256"] and kept["date"].startswith("2026-11-28T10:00:00")
+
+
 TRAIN = f"{USER}/cassava-kit-train-folds"
 
 
