@@ -127,7 +127,7 @@ class PlannedMembers:
         return replace(self, recipes=recipes, pretraining=self.pretraining if needed else None)
 
     def ready(self, n_due: int) -> tuple[int, str]:
-        """Return how many processes to start early for so many jobs, and what they load: one to look at a pretraining."""
+        """Return how many processes to start early for so many jobs, and what they load."""
         if self.at_once == 1:
             return 0, ""
         if n_due:
