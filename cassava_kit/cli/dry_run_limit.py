@@ -50,7 +50,7 @@ def training_seconds(clock: Clock) -> float:
 
 def notebook_minutes(clock: Clock) -> float | None:
     """Return the minutes that the notebooks have, at least one; None without a limit."""
-    return None if clock.limit is None else max(1.0, clock.left / 60)
+    return None if clock.limit is None else max(1.0, round(clock.left / 60, 1))
 
 
 def fit_members(
