@@ -119,6 +119,17 @@ def test_exit_codes_are_those_of_the_command_line():
     assert codes == {0, 1, 2, BUG, 128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 
+def test_every_command_with_json_has_its_keys_on_the_page():
+    taking = {
+        name
+        for group in GROUPS.values()
+        for name in group.list_commands(None)
+        if "--json" in [option for parameter in group.get_command(None, name).params for option in parameter.opts]
+    }
+    rows = table(PAGES["docs/formats.md"].split("\n## JSON\n")[1], "```")
+    assert {row[0].strip("`").split()[0] for row in rows} == taking
+
+
 def test_settings_of_the_training_page_exist_with_their_values():
     for names, text in table(PAGES["docs/training.md"], "## Recipes"):
         fields = re.findall(r"`(\w+)`", names)
