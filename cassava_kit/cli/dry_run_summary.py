@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,16 +58,16 @@ def print_seconds(console: Console, seconds: Mapping[str, float]) -> None:
 
 def next_commands(bundle: Path, data: Path | None, data_dir: Path, out: Path) -> str:
     """Return the commands for the next steps, one a line."""
-    competition = f" --data {data}" if data else ""
-    report = (
-        f"cassava-kit report {out / 'runs'} --data {data_dir} --folds {out / 'folds.csv'} --out {out / 'report.html'}"
-    )
+    competition = f" --data {shlex.quote(str(data))}" if data else ""
+    runs, folds, page = (shlex.quote(str(out / name)) for name in ("runs", "folds.csv", "report.html"))
+    report = f"cassava-kit report {runs} --data {shlex.quote(str(data_dir))} --folds {folds} --out {page}"
+    bundle_name = shlex.quote(str(bundle))
     steps = {
         report: "the members: curves, confusion, worst mistakes",
-        f"{SUBMIT_COMMAND} rehearse --bundle {bundle}{competition} --cpus 4 --memory 29 --hidden 2000": (
+        f"{SUBMIT_COMMAND} rehearse --bundle {bundle_name}{competition} --cpus 4 --memory 29 --hidden 2000": (
             "many images, Kaggle's limits"
         ),
-        f"{SUBMIT_COMMAND} submit --dry-run --bundle {bundle}": "every call to Kaggle, none made",
+        f"{SUBMIT_COMMAND} submit --dry-run --bundle {bundle_name}": "every call to Kaggle, none made",
     }
     return "\n".join(["Next:", *(f"  {command}\n      {what}" for command, what in steps.items())])
 

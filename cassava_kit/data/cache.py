@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cassava_kit.data.images import ImageError, decode, in_threads, resize
+from cassava_kit.data.listing import relative_names
 from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path, read_json, write_json
 
@@ -102,12 +103,6 @@ def _check_names(paths: Sequence[Path]) -> None:
         raise UserError("a pixel cache needs at least one image, got none")
     if len(set(relative_names(paths))) != len(paths):
         raise UserError("a pixel cache holds each image once, and one is given twice; give each path once")
-
-
-def relative_names(paths: Sequence[Path]) -> list[str]:
-    """Return the paths relative to the folder that all have in common, e.g. `1.jpg`, or `rose/1.jpg` of two folders."""
-    root = os.path.commonpath({Path(path).absolute().parent for path in paths})
-    return [Path(path).absolute().relative_to(root).as_posix() for path in paths]
 
 
 def stored_names(paths: Sequence[Path], stored: Collection[str]) -> list[str]:

@@ -95,6 +95,22 @@ def named_images(folder: str | Path) -> list[str]:
     return sorted(names)
 
 
+def relative_names(paths: Sequence[Path]) -> list[str]:
+    """Return the paths relative to the folder that all have in common, e.g. `1.jpg`, or `rose/1.jpg` of two folders."""
+    root = os.path.commonpath({Path(path).absolute().parent for path in paths})
+    return [Path(path).absolute().relative_to(root).as_posix() for path in paths]
+
+
+def check_utf8(names: Iterable[str]) -> None:
+    """Refuse a file name of bytes that are no UTF-8, which no table can hold."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise UserError(f"the file name {shown} is not UTF-8, so that no table can name it; rename it") from None
+
+
 class FileFinder:
     """Find the image file that an id of a competition's table means."""
 

@@ -30,6 +30,7 @@ from cassava_kit.data.sheets import (
     find_ids,
     find_label_column,
     find_one_hot,
+    has_labels,
     names_beside,
     read_sheet,
 )
@@ -102,12 +103,14 @@ class Recogniser:
         return self.found
 
     def _labels_are_folders(self, sheet: Sheet, ids: Ids) -> bool:
-        """Return whether a table only repeats the class folders, perhaps for test images too."""
+        """Return whether a table beside class folders has no labels, or repeats their names, perhaps of test images."""
         if any(name in self.given for name in ("train_csv", "label_column")) or sheet.name == "train.csv":
             return False
         folders = find_class_folders(self.scan.images)
         if folders is None:
             return False
+        if not has_labels(sheet, ids.column, self._answer_columns()):
+            return True
         files = [name for name in ids.files if PurePosixPath(name).parent.name in folders.values]
         cells = {value for column in sheet.columns if column != ids.column for value in sheet.distinct(column)}
         return len(files) == len(ids.files) and set(folders.values) <= cells

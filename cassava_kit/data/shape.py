@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cassava_kit.competition import COMPETITION_FILE
-from cassava_kit.data.listing import STRAY_FOLDERS, is_image
+from cassava_kit.data.listing import STRAY_FOLDERS, check_utf8, is_image
 from cassava_kit.data.table import check_data_folder
 from cassava_kit.errors import UserError
 
@@ -65,7 +65,7 @@ def scan_folder(folder: Path) -> Scan:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        UserError: It is a file.
+        UserError: It is a file, or an image's name is not UTF-8.
     """
     check_data_folder(folder)
     own = OWN_FOLDERS if (folder / COMPETITION_FILE).is_file() else ()
@@ -87,6 +87,7 @@ def scan_folder(folder: Path) -> Scan:
                 tables.append(name)
             else:
                 others[PurePosixPath(name).suffix.lower() or entry.name] += 1
+    check_utf8(images)
     return Scan(folder, tuple(sorted(images)), tuple(sorted(tables)), others, tuple(sorted(links)))
 
 

@@ -203,6 +203,13 @@ def find_label_column(sheet: Sheet, id_column: str, answers: Sequence[str]) -> s
     raise UserError(f"{sheet.name}: say with --label-column which column holds the labels: {shown}")
 
 
+def has_labels(sheet: Sheet, id_column: str, answers: Sequence[str]) -> bool:
+    """Return whether a column's name says that it holds labels, or several are one-hot."""
+    others = [name for name in sheet.columns if name and name != id_column]
+    named = {name.lower() for name in others} & set(LABEL_NAMES) or set(others) & set(answers)
+    return bool(named or find_one_hot(sheet, id_column))
+
+
 def check_column(sheet: Sheet, column: str, option: str, path: Path) -> None:
     """Refuse a column that the table has not, or twice; UserError names its columns."""
     if sheet.columns.count(column) != 1:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from cassava_kit.competition import Competition, current
-from cassava_kit.data.listing import FileFinder, Listing, list_files
+from cassava_kit.data.listing import FileFinder, Listing, check_utf8, list_files
 from cassava_kit.data.table_rows import Row, read_table_rows
 from cassava_kit.errors import UserError
 
@@ -123,9 +123,11 @@ def list_training_files(data_dir: str | Path, competition: Competition) -> Listi
     if not image_dir.is_dir():
         what = competition.train_csv or " and ".join(competition.class_folders)
         raise FileNotFoundError(f"no folder {image_dir}; {data_dir} must hold {what} and {competition.train_images}/")
-    if competition.class_folders and competition.train_images == ".":
-        return list_files(image_dir, list(class_folders(competition)))
-    return list_files(image_dir, competition.class_folders or ("",))
+    own = competition.class_folders and competition.train_images == "."
+    within = list(class_folders(competition)) if own else competition.class_folders or ("",)
+    listing = list_files(image_dir, within)
+    check_utf8(listing.images)
+    return listing
 
 
 def class_folders(competition: Competition) -> Iterator[str]:

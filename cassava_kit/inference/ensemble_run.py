@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cassava_kit.data.listing import relative_names
 from cassava_kit.data.progress import count_steps
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.kept_pixels import Budget
@@ -258,7 +259,8 @@ class EnsembleRun:
         error = self.try_save()
         if error is not None:
             report.error = f"the last votes could not be written: {error}"
-        report.images_failed = {self.paths[row].name: failed[row] for row in sorted(failed)}
+        names = relative_names(self.paths) if failed else []
+        report.images_failed = {names[row]: failed[row] for row in sorted(failed)}
         for name, reason in list(report.images_failed.items())[:NAMED_FAILURES]:
             print_warning(f"{name} cannot be read and gets the prior's class: {reason}")
         report.class_counts = np.bincount(votes.labels(), minlength=len(votes.prior)).tolist()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cassava_kit.data.listing import relative_names
 from cassava_kit.data.progress import count_steps
 from cassava_kit.errors import UserError
 from cassava_kit.models.checkpoint import CheckpointInfo, read_info
@@ -59,7 +60,8 @@ def predict_images(
         failed = sorted(store.failed)
     for member, info in enumerate(infos):
         out[member, failed] = class_shares(info)
-    return out, [Path(paths[row]).name for row in failed]
+    names = relative_names([Path(path) for path in paths]) if failed else []
+    return out, [names[row] for row in failed]
 
 
 def class_shares(info: CheckpointInfo) -> np.ndarray:

@@ -33,7 +33,9 @@ def run_submission(
 ) -> RunReport:
     """Write `out` for every image in `images_dir` with the ensemble in `weights_dir`, and `run.json` beside it.
 
-    `names` are the files to predict where these are not all images in the folder (`to_predict.read_test`). The file is valid from the first second (the prior's class) and only gets better; it is replaced atomically. The
+    `names` are the files to predict where these are not all images in the folder (`to_predict.read_test`).
+
+    The file is valid from the first second (the prior's class) and only gets better; it is replaced atomically. The
     limit, in seconds, counts from `started` (seconds since the epoch; None: the start of this process). Only a missing
     images folder or a wrong option raises; any other failure is printed, written to the report, and leaves
     the best file so far.

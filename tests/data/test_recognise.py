@@ -359,3 +359,19 @@ def test_roles_and_separators_by_reference():
         )
     vehicles = find_class_folders(["car/1.jpg", "train/1.jpg", "plane/1.jpg"])
     assert vehicles is not None and vehicles.values == ("car", "plane", "train")
+
+
+def test_a_table_without_labels_beside_class_folders_is_left_alone(tmp_path):
+    data = touch(tmp_path / "pets", *(f"{name}/{name}{n}.jpg" for name in ("cat", "dog") for n in range(12)))
+    rows = "".join(f"{name}{n}.jpg,{300 + n % 2},me\n" for name in ("cat", "dog") for n in range(12))
+    (data / "meta.csv").write_text("file,width,photographer\n" + rows)
+    assert new_competition({}, data=data).classes == ("cat", "dog")
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_any_table_is_written(tmp_path):
+    data = touch(tmp_path / "pets", *(f"{name}/{n}.jpg" for name in ("cat", "dog") for n in range(3)))
+    competition = new_competition({}, data=data)
+    (data / "cat" / "caf\udce9.jpg").write_bytes(b"")
+    for read in (lambda: new_competition({}, data=data), lambda: read_competition(data, competition)):
+        with pytest.raises(UserError, match=r"cat/caf\\udce9\.jpg is not UTF-8.*rename it"):
+            read()
