@@ -27,8 +27,10 @@ class ToPredict:
         return {name: self.folder / name for name in self.names}
 
 
-def read_test(data_dir: str | Path, competition: Competition | None = None) -> ToPredict:
+def read_test(data_dir: str | Path, competition: Competition | None = None, *, check_links: bool = True) -> ToPredict:
     """Return the images of a competition's folder that a submission predicts.
+
+    A notebook reads mounted images, which a rehearsal may make as links, with `check_links` off.
 
     Raises:
         FileNotFoundError: Their folder or their table is missing.
@@ -46,7 +48,10 @@ def read_test(data_dir: str | Path, competition: Competition | None = None) -> T
         raise FileNotFoundError(f"no {folder}; give the competition's folder as it was downloaded")
     if not competition.test_table:
         return ToPredict(folder, tuple(named_images(folder)))
-    return ToPredict(folder, tuple(listed_names(data_dir / competition.test_table, folder, competition)))
+    names = listed_names(data_dir / competition.test_table, folder, competition)
+    if check_links:
+        list_files(folder).check_links(names)
+    return ToPredict(folder, tuple(names))
 
 
 def listed_names(table: Path, folder: Path, competition: Competition) -> list[str]:
@@ -64,7 +69,6 @@ def listed_names(table: Path, folder: Path, competition: Competition) -> list[st
             names.append(finder.name(image_id))
         except UserError as error:
             raise UserError(f"{table}, line {line}: {error}") from None
-    listing.check_links(names)
     return names
 
 

@@ -60,7 +60,7 @@ print(f"{len(MANIFEST['files']) - 1} checkpoints, build {MANIFEST['build_id'][:1
 from cassava_kit.data.to_predict import read_test
 from cassava_kit.inference.run import run_submission
 
-NAMES = read_test(DATA).names
+NAMES = read_test(DATA, check_links=False).names
 REPORT = run_submission(IMAGES, WEIGHTS, SUBMISSION, time_limit=TIME_LIMIT, started=STARTED, names=NAMES)
 
 # %% [markdown]

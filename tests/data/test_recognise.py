@@ -179,6 +179,14 @@ def test_one_folder_of_images_and_a_one_hot_table_with_a_table_of_ids(tmp_path):
         == ["scab", "healthy", "multiple_diseases", "rust", "scab"]
         == [competition.classes[k % 4] for k in range(5)]
     )
+    (data / "images" / "Test_9.jpg").symlink_to(touch(tmp_path / "elsewhere", "9.jpg") / "9.jpg")
+    (data / "sample_submission.csv").write_text(given + "Test_9,.25,.25,.25,.25\n")
+    with pytest.raises(UserError, match=r"Test_9\.jpg is a link to .*9\.jpg, outside"):
+        read_test(data, competition)
+    assert read_test(data, competition, check_links=False).names == ("Test_9.jpg",)
+    (data / "sample_submission.csv").write_text(given + "../9,.25,.25,.25,.25\n")
+    with pytest.raises(UserError, match=r"sample_submission\.csv, line 2: '\.\./9' leads out"):
+        read_test(data, competition, check_links=False)
     (data / "sample_submission.csv").unlink()
     alone = new_competition({}, data=data)
     assert alone.test_table == "test.csv" and alone.metric == "accuracy"
