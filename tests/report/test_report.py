@@ -24,6 +24,7 @@ from cassava_kit.evidence.compare import compare
 from cassava_kit.evidence.metrics import accuracy, majority
 from cassava_kit.evidence.metrics import score as score_of
 from cassava_kit.evidence.predictions import Header, Source, make_predictions, read_predictions, write_predictions
+from cassava_kit.report import charts
 from cassava_kit.report.charts import INK, chart
 from cassava_kit.report.runs import differing_settings, find_runs, findings
 from cassava_kit.report.runs_gather import gather_report
@@ -555,6 +556,10 @@ def test_charts_leave_the_ink_to_the_page():
     one = chart("x", 'say "a<b"', figure)
     assert "currentColor" in one.svg and INK not in one.svg
     assert 'aria-label="say &quot;a&lt;b&quot;"' in one.svg and one.png.startswith(b"\x89PNG")
+
+
+def test_a_class_name_is_no_formula():
+    assert r"$\frac$" in charts.bars("a", "b", [r"$\frac$"], [1]).svg
 
 
 @pytest.mark.parametrize(

@@ -56,9 +56,10 @@ def test_each_row_holds_its_class_under_its_name(coloured, tmp_path):
 
 
 def test_a_name_too_long_is_cut_and_stays_inside(coloured):
-    band = draw_band("a very long name of a class, " * 4, 160)
-    ink = np.flatnonzero((band < 128).any(axis=(0, 2)))
-    assert band.shape == (BAND, 160, 3) and ink.min() >= GAP and 120 < ink.max() <= 160 - GAP
+    for name in ("a very long name of a class, " * 4, "M" * 60, "█" * 60):
+        band = draw_band(name, 160)
+        ink = np.flatnonzero((band < 128).any(axis=(0, 2)))
+        assert band.shape == (BAND, 160, 3) and ink.min() >= GAP and 120 < ink.max() < 160 - GAP
     assert shorten("a very long name", 10) == "a very lo…" and shorten("short", 10) == "short"
 
 
