@@ -28,6 +28,7 @@ from cassava_kit.kaggle.pack.bundle import package_kernel
 from cassava_kit.kaggle.pack.kernels import find_kernel, parse_changes, render
 from cassava_kit.kaggle.rehearse.layout import as_uploaded, competition_mounts, dataset_mounts
 from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
+from cassava_kit.kaggle.rehearse.rehearsal import rehearse
 from cassava_kit.kaggle.rehearse.runner import run_notebook
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,53 @@ def test_another_competition_on_the_whole_road(data, tmp_path, monkeypatch):
     assert "CreateCodeSubmission flowers-2027 " in planned.stdout and "/flowers-2027-kit-weights" in planned.stdout
     again = kit(ROOT / "submit.py", "rehearse", "--bundle", "out/bundle", cwd=tmp_path)
     assert again.returncode == 2 and "give --data DIR, the folder of flowers-2027" in again.stderr
+
+
+def pets(folder: Path) -> Path:
+    """The third: class folders alone, one of a name that a CSV must quote, subfolders, a broken image and strays."""
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(("cat", "dog, large")):
+        for n in range(24):
+            picture = rng.integers(0, 60, (48, 56, 3), np.uint8)
+            picture[..., k] += 150
+            place = folder / name / ("old" if n % 6 == 0 else "") / f"{n}{('.jpg', '.PNG')[n % 2]}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(place), picture)
+    (folder / "cat" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    (folder / "cat" / "Thumbs.db").write_bytes(b"x")
+    return folder
+
+
+@pytest.mark.slow
+def test_class_folders_alone_on_the_whole_road(tmp_path):
+    """No table, no test images, no sample submission, nobody to ask: a part is set apart, predicted and checked."""
+    folder = pets(tmp_path / "My Pets")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    begun = kit("-m", "cassava_kit", "init", "--data", folder, cwd=tmp_path)
+    assert begun.returncode == 0 and "every tenth image of each class" in begun.stdout, begun.stderr
+    road = ["ensemble", "--data", folder, "--out", "out", "--n-splits", 2, "--recipe", "small_resnet"]
+    gone = kit(ROOT / "submit.py", *road, cwd=tmp_path)
+    assert gone.returncode == 0, gone.stderr[-3000:]
+    table = pd.read_csv(tmp_path / "out" / "submission.csv", dtype=str)
+    assert list(table.columns) == ["image_id", "label"] and len(table) == 4  # 2 of 25 and 2 of 24
+    trained = set(pd.read_csv(tmp_path / "out" / "folds.csv")["image_id"])
+    assert len(trained) == 45 and trained.isdisjoint(table["image_id"])
+    assert (table["label"] == [name.partition("/")[0] for name in table["image_id"]]).all()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_a_training_kernel_finds_class_folders(tmp_path, monkeypatch):
+    folder = pets(tmp_path / "pets")
+    write_facts(tmp_path / "c.json", new_competition({}, data=folder))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
+    changes = parse_changes(["RECIPE=small_resnet", "FOLDS=[1]", "N_SPLITS=2", "SET=['epochs=1']"], [])
+    bundle = package_kernel(tmp_path / "kit", find_kernel("train-folds"), root=ROOT, owner="me", changes=changes)
+    monkeypatch.delenv(VARIABLE)
+    done = rehearse(bundle, folder, tmp_path / "out", options=RehearsalOptions(minutes=5, per_class=6))
+    assert done.ok, done.verdict
+    oof = pd.read_csv(tmp_path / "out" / "working" / "runs" / "small_resnet--epochs-1" / "fold1" / "oof.csv")
+    assert {name.partition("/")[0] for name in oof["image_id"]} == {"cat", "dog, large"}
 
 
 @pytest.mark.slow
@@ -233,7 +281,10 @@ def test_what_is_missing_is_asked_for():
     ("given", "message"),
     [
         ({"slug": "Flowers 2027"}, r"--slug must be the last part of the competition's address, .*got 'Flowers 2027'"),
-        ({"train_images": "train_images"}, r"no folder .*train_images; name the one of the training images, --train-images"),
+        (
+            {"train_images": "train_images"},
+            r"no folder .*train_images; name the one of the training images, --train-images",
+        ),
         ({"test_images": "test_images"}, r"expected a folder .*test_images with images, got none"),
         ({"train_csv": "labels.csv"}, r"no .*labels.csv; --train-csv names the table of labels"),
         ({"id_column": "image"}, r"expected the column image, got photo,kind; say with --id-column"),
