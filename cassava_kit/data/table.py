@@ -71,7 +71,7 @@ def read_competition(data_dir: str | Path, competition: Competition | None = Non
     """
     competition = competition or current()
     listing = list_training_files(data_dir, competition)
-    rows = read_rows(data_dir, competition, listing)
+    rows = read_labelled_rows(data_dir, competition, listing)
     if not competition.class_folders:
         _check_images_exist(rows, Path(data_dir) / competition.train_csv, listing, competition)
     named = {row.image_id for row in rows}
@@ -90,7 +90,7 @@ def read_labels(data_dir: str | Path, competition: Competition | None = None) ->
     """
     competition = competition or current()
     listing = list_training_files(data_dir, competition)
-    rows = read_rows(data_dir, competition, listing)
+    rows = read_labelled_rows(data_dir, competition, listing)
     listing.check_links(row.image_id for row in rows)
     return _frame(without_set_apart(rows, competition))
 
@@ -105,7 +105,7 @@ def list_training_images(data_dir: str | Path, competition: Competition | None =
     found = set(listing.images)
     if not (competition.test_share or competition.test_table):
         return found
-    rows = read_rows(data_dir, competition, listing)
+    rows = read_labelled_rows(data_dir, competition, listing)
     if competition.test_table and competition.train_images == competition.test_images:
         return found & {row.image_id for row in rows}
     return found - set(set_apart(rows, competition))
@@ -155,7 +155,7 @@ def list_images(folder: str | Path) -> list[str]:
     return list_files(folder).images
 
 
-def read_rows(data_dir: str | Path, competition: Competition, listing: Listing) -> list[Row]:
+def read_labelled_rows(data_dir: str | Path, competition: Competition, listing: Listing) -> list[Row]:
     """Return all labelled rows of a competition's folder, those set apart included.
 
     Raises:

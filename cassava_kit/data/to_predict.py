@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cassava_kit.competition import SEPARATORS, Competition, current
 from cassava_kit.data.listing import FileFinder, list_files, named_images
-from cassava_kit.data.table import check_data_folder, list_training_files, read_rows, set_apart
+from cassava_kit.data.table import check_data_folder, list_training_files, read_labelled_rows, set_apart
 from cassava_kit.data.table_rows import read_lines
 from cassava_kit.errors import UserError
 from cassava_kit.files import csv_text, write_text
@@ -40,7 +40,7 @@ def read_test(data_dir: str | Path, competition: Competition | None = None, *, c
     check_data_folder(data_dir)
     if competition.test_share:
         listing = list_training_files(data_dir, competition)
-        names = set_apart(read_rows(data_dir, competition, listing), competition)
+        names = set_apart(read_labelled_rows(data_dir, competition, listing), competition)
         listing.check_links(names)
         return ToPredict(listing.folder, tuple(names))
     folder = data_dir / competition.test_images

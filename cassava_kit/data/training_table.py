@@ -10,7 +10,7 @@ from cassava_kit.data.shape import Scan, role_of, suffixes_of
 from cassava_kit.data.sheets import Ids, Sheet, check_column, find_ids
 from cassava_kit.errors import UserError
 
-USUAL = "train.csv"
+TRAIN_CSV = "train.csv"
 
 
 def find_training_table(
@@ -32,15 +32,15 @@ def find_training_table(
     candidates = []
     for name in [wanted] if wanted else sheets:
         sheet = sheets[name]
-        if id_column is not None and name in (wanted, USUAL):
+        if id_column is not None and name in (wanted, TRAIN_CSV):
             check_column(sheet, id_column, "--id-column", scan.folder / name)
         if len(sheet.columns) < 2 or (id_column is not None and id_column not in sheet.columns):
             continue
         ids = find_ids(sheet, pool, id_column)
         if ids is not None:
             candidates.append((sheet, ids))
-    if not candidates and (wanted or USUAL in sheets):
-        raise _names_other_images(scan, sheets[wanted or USUAL], pool, id_column)
+    if not candidates and (wanted or TRAIN_CSV in sheets):
+        raise _names_other_images(scan, sheets[wanted or TRAIN_CSV], pool, id_column)
     best = max(candidates, key=lambda one: _rank(*one), default=None)
     return None if best is None or (wanted is None and role_of(best[0].name) == "test") else best
 
@@ -68,7 +68,7 @@ def training_pool(scan: Scan, given: Mapping[str, Any], test_folder: str) -> lis
 
 def _rank(sheet: Sheet, ids: Ids) -> tuple[bool, bool, bool, int]:
     name = PurePosixPath(sheet.name).name.lower()
-    return name == USUAL, role_of(name) == "train", "label" in name, len(ids.files)
+    return name == TRAIN_CSV, role_of(name) == "train", "label" in name, len(ids.files)
 
 
 def _names_other_images(scan: Scan, sheet: Sheet, pool: list[str], id_column: str | None) -> Exception:
