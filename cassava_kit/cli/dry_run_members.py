@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cassava_kit.training.ssl.config import PretrainConfig
 
 SSL_RECIPE, PRETRAINING = "small_ssl_resnet", "pretraining (simclr)"
-MEMBERS = ("small_resnet", "small_vit", SSL_RECIPE)
+SMALL_MEMBERS = ("small_resnet", "small_vit", SSL_RECIPE)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def member_configs(plan: DryRun) -> list[tuple[RunConfig, Path | None]]:
         UserError: A recipe is given twice.
     """
     weights = dict(plan.weights)
-    names = list(plan.recipes or (() if weights else MEMBERS))
+    names = list(plan.recipes or (() if weights else SMALL_MEMBERS))
     names += [name for name in weights if name not in names]
     chosen = [(recipe(name).with_settings(plan.settings), weights.get(name)) for name in names]
     weighed = [name for name, _ in plan.weights]

@@ -40,7 +40,7 @@ from cassava_kit.errors import UserError
 TEST_SHARE = 0.1
 SET_APART = "set_apart"  # the name of the folder that a rehearsal makes of the images set apart
 FEW_IMAGES = 5
-SAMPLE_NAME = re.compile(r"submission|sample.?sub|submit", re.IGNORECASE)
+ANSWERS_NAME = re.compile(r"submission|sample.?sub|submit", re.IGNORECASE)
 
 
 @dataclass
@@ -81,7 +81,9 @@ class Recogniser:
                 raise FileNotFoundError(f"no {self.data / named}; --sample-submission names a file in --data")
             return named
         own = {"submission.csv"} if (self.data / COMPETITION_FILE).is_file() else set()  # what the kit itself wrote
-        likely = [name for name in self.scan.tables if SAMPLE_NAME.search(PurePosixPath(name).name) and name not in own]
+        likely = [
+            name for name in self.scan.tables if ANSWERS_NAME.search(PurePosixPath(name).name) and name not in own
+        ]
         return min(likely, key=lambda name: ("sample" not in name.lower(), name.count("/"), name), default="")
 
     def run(self) -> Found:

@@ -18,6 +18,7 @@ from cassava_kit.report.page import check_out, slug, write_page
 from cassava_kit.report.runs import Run, differing_settings, findings
 from cassava_kit.report.runs_gather import Report, gather_report
 from cassava_kit.report.runs_scores import ScoredRun, recalls, worst_mistakes
+from cassava_kit.report.runs_together import together_values
 from cassava_kit.report.thumbnails import thumbnails
 
 MISTAKES = 24
@@ -125,6 +126,7 @@ def page_values(report: Report, keys: Sequence[str], image_dir: Path | None) -> 
         "shown_score": {one.name: format_score(one.score) for one in report.scored},
         "stored_rows": runs_words.stored_rows(report),
         **_pair_values(report),
+        **together_values(report),
         "settings": differing_settings([run for run in report.runs if run.configs]),
         "configured": [run.name for run in report.runs if run.configs],
         "findings": {run.name: findings(run) for run in report.runs},

@@ -118,7 +118,7 @@ def test_scores_are_those_of_the_rows(material, written):
         figures = [f"{logloss(labels, probabilities):.4f}", f"{ece(labels, probabilities):.4f}", f"{recall:.4f}"]
         assert told[:5] == [*figures, str(rows), folds]
     assert cells.row("majority", str(majority(split.frame["label"].to_numpy())))
-    assert cells.row("good")[-1] == "4.5 min"
+    assert cells.row("good", str(accuracy(*joined(root, "good", split))))[-1] == "4.5 min"
 
 
 def test_every_pair_is_compared_as_by_the_verb(material, written):
@@ -335,7 +335,7 @@ def test_runs_are_ordered_by_score_and_the_winner_comes_first(material, tmp_path
     cells = Cells((tmp_path / "r.html").read_text(encoding="utf-8"))
     start = cells.rows.index(next(row for row in cells.rows if row[0] == "run"))
     assert [row[0] for row in cells.rows[start + 1 : start + 6]] == ["b", "c", "a", "d", "majority"]
-    assert "Scores What is proved Settings b c a d e" in cells.text
+    assert "Scores What is proved Together Settings b c a d e" in cells.text
     assert "b has the best accuracy" in cells.text
     assert re.findall(r'<h2 id="run-(.)"', (tmp_path / "r.html").read_text(encoding="utf-8")) == list("bcade")
 
@@ -630,7 +630,7 @@ def test_in_the_browser(written, tmp_path):
     try:
         chrome.check_page(browser, out)
         headings = [h.text for h in browser.find_elements("css selector", "h2")]
-        assert headings == ["Scores", "What is proved", "Settings", "good", "fair", "part"]
+        assert headings == ["Scores", "What is proved", "Together", "Settings", "good", "fair", "part"]
         assert len(browser.find_elements("css selector", "figure.chart svg")) == 1 + 3 * 5
         assert len(browser.find_elements("css selector", "section.run")) == 3
         pictures = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
