@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from cassava_kit.models.checkpoint import load_model as load_model
     from cassava_kit.training.train import train_fold as train_fold
 
-# Threads of torch and of MKL that wait for work sleep instead of spinning: beside a busy core, spinning makes a training
-# step several times slower. The libraries read it once, when torch is imported; what the user has set stays.
+# Threads of torch and of MKL that wait for work sleep instead of spinning: beside a busy core, spinning makes a
+# training step several times slower. The libraries read it once, when torch is imported; what the user has set stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same for Intel's and LLVM's OpenMP
 

@@ -80,8 +80,8 @@ SHORT_NAMES = {"HorizontalFlip": "hflip", "VerticalFlip": "vflip", "Rotate90": "
 def make_views(views: str | Compose = "flips", *, size: tuple[int, int] | None = None) -> tuple[View, ...]:
     """Return the views of a preset, or of a ttach `Compose`; the plain view comes first.
 
-    Presets: `none` (1), `hflip` (2), `flips` (4), `d4` (the 8 symmetries of the square) and `d4+zoom` (9). With a `size` (height,
-    width) that is not square, the views that would turn it on its side are left out.
+    Presets: `none` (1), `hflip` (2), `flips` (4), `d4` (the 8 symmetries of the square) and `d4+zoom` (9). With a
+    `size` (height, width) that is not square, the views that would turn it on its side are left out.
 
     Raises:
         UserError: no preset has this name.
