@@ -122,7 +122,10 @@ def list_training_files(data_dir: str | Path, competition: Competition) -> Listi
     image_dir = data_dir / competition.train_images
     if not image_dir.is_dir():
         what = competition.train_csv or " and ".join(competition.class_folders)
-        raise FileNotFoundError(f"no folder {image_dir}; {data_dir} must hold {what} and {competition.train_images}/")
+        raise FileNotFoundError(
+            f"no folder {image_dir}; of {competition.slug}, the competition at hand, {data_dir} must hold {what} and "
+            f"{competition.train_images}/; for another competition run: cassava-kit init --data DIR"
+        )
     own = competition.class_folders and competition.train_images == "."
     within = list(class_folders(competition)) if own else competition.class_folders or ("",)
     listing = list_files(image_dir, within)

@@ -197,7 +197,7 @@ def member_names(oof: Sequence[Path]) -> list[str]:
     Raises:
         UserError: where a file is given twice.
     """
-    return distinct_names([path.parent if path.stem == "oof" else path.with_suffix("") for path in oof])
+    return distinct_names([path.parent if path.stem == "oof" else path.parent / path.stem for path in oof])
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -95,6 +95,7 @@ def test_a_prediction_file_given_a_folder(data, say, tiny_folds):
     for given in ("runs/resnet", "runs"):
         said = say("ensemble", "--oof", given, "--folds", "f.csv")
         assert f"expected a prediction file, got the folder {given}; give runs/resnet/oof.csv" in said
+    assert "got the folder .; give" in say("ensemble", "--oof", ".", "--folds", "f.csv")
 
 
 @pytest.mark.parametrize(

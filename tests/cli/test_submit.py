@@ -20,7 +20,7 @@ KERNEL = {"--kernel", "--param", "--attach"}
 OPTIONS = {
     "ensemble": LIMITS
     | {"--data", "--out", "--recipe", "--weights", "--n-splits", "--seed", "--groups", "--no-groups", "--views"}
-    | {"--owner", "--replace", "--keep"},
+    | {"--owner", "--replace", "--keep", "--set", "--jobs", "--time-limit"},
     "package": KERNEL | {"--from", "--member", "--ensemble-weights", "--folds", "--views", "--out", "--owner"},
     "rehearse": LIMITS | KERNEL | {"--bundle", "--data", "--image", "--image-python"},
     "doctor": LIMITS
@@ -54,16 +54,18 @@ def test_help_shows_the_options_of_the_command_alone(command, capsys):
     assert f"python submit.py {command}" in shown.split("Example:")[1]
 
 
-def test_an_installed_kit_names_the_command_that_it_has(tmp_path):
-    """The package alone, without kernels/ and submit.py beside it, is what a wheel installs."""
-    shutil.copytree(ROOT / "cassava_kit", tmp_path / "cassava_kit", ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_folder_without_submit_py_is_told_the_verb(installed, tmp_path):
+    """An installed kit, the package without kernels/ and submit.py; or the repository's, called from another folder."""
+    if installed:
+        shutil.copytree(ROOT / "cassava_kit", tmp_path / "cassava_kit", ignore=shutil.ignore_patterns("__pycache__"))
     calls = [["--help"], ["doctor", "--help"], ["--doctor", "--bundle", "a b"]]
     program = (
         "from cassava_kit.cli.app import run_app\nfrom cassava_kit.cli.submit import submit_app\n"
         f"for arguments in {calls!r}:\n    run_app(submit_app, arguments)\n"
     )
     command = [sys.executable, "-c", program]
-    alone = os.environ | {"PYTHONPATH": str(tmp_path)}
+    alone = os.environ | {"PYTHONPATH": str(tmp_path if installed else ROOT)}
     said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=alone, timeout=120)
     assert "submit.py" not in said.stdout + said.stderr
     assert "`cassava-kit submit COMMAND --help`" in said.stdout

@@ -83,8 +83,8 @@ def project_root() -> Path:
     return repository if (repository / "kernels").is_dir() else INSTALLED_PROJECT
 
 
-# How the commands of a submission are called here: the repository has submit.py, an installed kit the verb.
-SUBMIT_COMMAND = "cassava-kit submit" if project_root() == INSTALLED_PROJECT else "python submit.py"
+# How the commands of a submission are called in this folder: the repository has submit.py, every other folder the verb.
+SUBMIT_COMMAND = "python submit.py" if Path("submit.py").is_file() else "cassava-kit submit"
 
 
 def read_config(root: str | Path, *, owner: str | None = None, competition: Competition | None = None) -> KaggleConfig:

@@ -224,7 +224,7 @@ def test_two_packings_are_the_same_and_nothing_packed_printed_or_logged_holds_a_
         done = submit(root, *arguments, "--bundle", outs[0], cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         printed += done.stdout + done.stderr
-    assert "all 4 rehearsals passed" in printed and "next: python submit.py rehearse" in printed
+    assert "all 4 rehearsals passed" in printed and "next: cassava-kit submit rehearse" in printed
     for name in ("train-folds", "eda"):
         done = submit(root, "package", "--kernel", name, "--out", tmp_path / "kernels", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
