@@ -66,8 +66,8 @@ class Competition:
     `test_table`: a table of the ids to predict; empty: the images in `test_images` are.
     `test_share`: where there are no test images, the share of each class that is set apart as such.
     `answer_id_column`, `answer_column`, `answer_ids_have_suffix`: a submission's, where they differ from the table's.
-    `answer_values`: what a submission calls each class; empty: numbers. `probability_columns`: one a class, in a submission
-    of probabilities, or with two classes one alone, of class 1's.
+    `answer_values`: what a submission calls each class; empty: numbers. `probability_columns`: one a class, in a
+    submission of probabilities, or with two classes one alone, of class 1's.
     `dataset`: slug of the kit's dataset on Kaggle, from which kernels are named too; empty: the one in
     `dataset-metadata.json`. Two competitions need two, or one's kernels replace the other's.
     `hidden_images`: about how many images are scored; `gpu_hours`: how long a submission's notebook may run.
