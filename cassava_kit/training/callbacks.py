@@ -16,7 +16,6 @@ from cassava_kit.files import METRICS_FILE, RESUME_FILE, atomic_path, write_text
 from cassava_kit.training.findings import diagnose
 
 
-
 class MetricsFile(L.Callback):
     """Keeps one row an epoch in a CSV file, written whole each time; a resumed run has the rows of finished epochs."""
 
