@@ -29,7 +29,7 @@ from cassava_kit.evidence.metrics import accuracy, format_score, score
 from cassava_kit.evidence.nested import Judgement, judge_methods, nested_predictions
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import write_predictions
-from cassava_kit.files import atomic_path, write_json
+from cassava_kit.files import atomic_path, check_writable, write_json
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.inference.machine import cpu_count
@@ -84,14 +84,16 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
         data_dir, table, tests = load_data(plan)
     out = plan.out or Path("build") / data_dir.name
     submission = out / "submission.csv"
+    check_writable(out)
     members = plan_members(plan, configs, table, out)
     expected = members.expect(table, out, plan)
     if clock.limit is not None:
+        early = "is there from before" if submission.is_file() else "holds the most frequent class for now"
         write_first_answers(submission, table, tests, plan.competition)
         fitted = fit_members(
             members.recipes, expected.jobs, training_seconds(clock), n_splits=plan.n_splits, at_once=members.at_once
         )
-        tell(f"{submission} holds the most frequent class for now; {fitted}")
+        tell(f"{submission} {early}; {fitted}")
         members = members.keep(fitted.recipes)
         expected = members.expect(table, out, plan)
     console.print(str(expected))

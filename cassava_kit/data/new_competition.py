@@ -199,7 +199,7 @@ def describe(made: NewCompetition, out: Path, data: Path | None) -> str:
         f"datasets and kernels on Kaggle: {competition.dataset}, {competition.dataset}-weights, "
         f"{competition.dataset}-ensemble-submission, of the owner that --owner or your credentials name",
         f"Next, {where}:",
-        f"  python -m cassava_kit folds --data {folder}",
+        f"  python -m cassava_kit eda --data {folder} --out eda.html",
         f"  python -m cassava_kit submit ensemble --data {folder}",
     ]
     return "\n".join(lines)

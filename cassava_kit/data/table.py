@@ -177,7 +177,10 @@ def read_labelled_rows(data_dir: str | Path, competition: Competition, listing: 
         if folders and folders[0] in label_of:
             rows.append(Row(0, name, label_of[folders[0]]))
     if not rows:
-        raise UserError(f"no image in the class folders of {listing.folder}; look at class_folders and label_values")
+        raise UserError(
+            f"no image in the class folders of {competition.slug} in {listing.folder}; for another competition than "
+            "the one at hand run: cassava-kit init --data DIR"
+        )
     return rows
 
 

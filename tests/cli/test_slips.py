@@ -130,6 +130,25 @@ def test_an_output_below_a_file_is_named(data, say):
     assert "taken (it is a file)" in said
 
 
+def test_a_folder_of_its_own_that_the_ensemble_cannot_make_is_named(data, say):
+    table(data, "image_id,label")
+    (data / "test_images").mkdir()
+    (data / "test_images" / "t.jpg").write_bytes(b"x")
+    (data / "sample_submission.csv").write_text("image_id,label\nt.jpg,4\n")
+    Path("build").write_text("")
+    assert "build (it is a file); give another --out" in say("submit", "ensemble", "--data", data)
+
+
+def test_class_folders_of_another_competition(data, say):
+    for name in ("1.jpg", "2.jpg", "3.jpg", "4.jpg"):
+        for folder in ("cat", "dog"):
+            (data.parent / "pets" / folder).mkdir(parents=True, exist_ok=True)
+            (data.parent / "pets" / folder / name).write_bytes(b"x")
+    assert run_app(app, ["init", "--data", str(data.parent / "pets")]) == 0
+    said = say("folds", "--data", data)
+    assert "class folders of pets" in said and "for another competition than the one at hand run" in said
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("timm:resnet19", "resnet18"), ("small_resnt", "small_resnet"), ("timm:efficientnetb0", "efficientnet_b0")],
