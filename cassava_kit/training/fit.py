@@ -67,7 +67,7 @@ def fit_fold(
     if done is not None:
         return done
     if broken:
-        options.tell(f"{len(broken)} unreadable images take no part in training (first: {broken[0]})")
+        options.tell(f"unreadable images, which take no part in training: {len(broken)} (first: {broken[0]})")
     started = time.perf_counter()
     if is_main():
         wanted = prepare_run_dir(run_dir, config, wanted, keep=options.existing == "keep")

@@ -158,7 +158,7 @@ def test_broken_training_images_are_left_out_and_get_the_prior_out_of_fold(tiny_
     told = []
     data = TrainData(TrainTable(tiny_table.frame, images, ()), folds)
     result = fit_fold(replace(TINY, epochs=1), data, 0, tmp_path / "runs", options=TrainOptions(tell=told.append))
-    assert f"1 unreadable images take no part in training (first: {seen})" in told
+    assert f"unreadable images, which take no part in training: 1 (first: {seen})" in told
     oof = read_predictions(result.oof_file)
     assert len(oof.ids) == len(folds.validation(0))
     row = oof.frame.set_index("image_id").loc[held_out, ["p0", "p1", "p2", "p3", "p4"]].to_numpy(float)
