@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Data = Annotated[Path, typer.Option(help="Competition folder: train.csv, train_images/, test_images/.")]
+Data = Annotated[Path, typer.Option(help="Folder of the competition's data.")]
 FoldFile = Annotated[Path, typer.Option("--folds", help="Fold file, as made by the verb folds.")]
 CleanAction = Annotated[
     str | None,

@@ -119,8 +119,6 @@ class Recogniser:
 
     def _from_table(self, sheet: Sheet, ids: Ids) -> tuple[ClassLabels, list[str]]:
         """Note the table's facts; return its labels and the images of its rows."""
-        if not any(sheet.rows):
-            raise UserError(f"{sheet.name} has a header but no rows; expected one row for every training image")
         fields = self.found.fields
         fields |= {
             "train_csv": sheet.name,
@@ -163,8 +161,9 @@ class Recogniser:
         fields["label_column"] = column
         values = sorted(sheet.distinct(column), key=natural)
         if len(values) < 2:
-            raise UserError(f"{sheet.name}: expected two or more labels in {column}, got {', '.join(values) or 'none'}")
-        if len(values) > max(2, 0.9 * len(sheet.rows)):
+            got = f"{values[0]!r} alone" if values else "none"
+            raise UserError(f"{sheet.name}: expected two or more labels in {column}, got {got}")
+        if len(values) > 0.9 * len(sheet.rows):
             raise UserError(
                 f"{sheet.name}: {column} has {len(values)} different values in {len(sheet.rows)} rows, which are no "
                 "classes; say with --label-column which column holds the labels"
@@ -304,9 +303,11 @@ class Recogniser:
     def _why_nothing(self) -> str:
         """Return what was expected of a folder in which no label was found."""
         folders = sorted({PurePosixPath(name).parent.as_posix() for name in self.scan.images})
+        where = ", ".join("the folder itself" if folder == "." else folder for folder in folders[:4])
+        images = f"{len(self.scan.images):,} image{'s' if len(self.scan.images) != 1 else ''}"
         tables = ", ".join(self.sheets) or "no table"
         return (
-            f"{self.data} has {len(self.scan.images):,} images in {', '.join(folders[:4])} and {tables}, but nothing "
+            f"{self.data} has {images} in {where} and {tables}, but nothing "
             "that says what they show: expected a table with a column of image names and one of labels (--train-csv, "
             "--id-column, --label-column), or a folder for each class (train/<class>/1.jpg, or <class>/1.jpg)"
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from cassava_kit.competition import SEPARATORS, Separator
 from cassava_kit.data.listing import is_image
@@ -18,6 +20,9 @@ LOOKED_AT = 500
 MOST_BYTES = 200_000_000
 # A column names images where more than this share of its cells does, and they are nearly all different.
 LEAST_MATCHED, LEAST_DISTINCT = 0.5, 0.95
+ID_NAMES = frozenset(
+    ("id", "imageid", "imgid", "image", "img", "imagename", "imagefile", "imagepath", "filename", "file", "filepath")
+)
 LABEL_NAMES = (
     *("label", "labels", "class", "target", "category", "species", "diagnosis", "breed", "variety", "disease"),
     *("class_id", "class_name", "classname", "label_name", "label_id", "category_id", "type", "kind", "dx", "y"),
@@ -112,17 +117,43 @@ class Names:
 def find_ids(sheet: Sheet, images: Collection[str], column: str | None = None) -> Ids | None:
     """Return how a table names some of the images; None where none of its columns does, or the given one does not."""
     names = Names(images)
-    best: tuple[float, str] = (0.0, "")
-    for each in [column] if column else sheet.columns:
+    likely = [one for one in rank_ids(sheet, names, column) if one.matched > LEAST_MATCHED and one.distinct]
+    return _describe_ids(sheet, likely[0].column, names) if likely else None
+
+
+class IdColumn(NamedTuple):
+    """A column that may name images: whether its name or its cells' endings say so, and the share that images match.
+
+    `distinct` says that nearly all its cells differ.
+    """
+
+    column: str
+    usual: bool
+    matched: float
+    distinct: bool
+
+
+def rank_ids(sheet: Sheet, names: Names, column: str | None = None) -> list[IdColumn]:
+    """Return the columns that may name images, the likeliest first: usual ones before those that match by chance.
+
+    A column of labels is none, nor are bare numbers beside a column of file names; a given column is taken as it is.
+    """
+    found = []
+    for each in [column] if column else dict.fromkeys(sheet.columns):
         cells = sheet.cells(each, LOOKED_AT)
-        if not cells or len(set(cells)) < LEAST_DISTINCT * len(cells):
+        if not cells or (column is None and each.lower() in LABEL_NAMES):
             continue
         share = sum(bool(cell and names.files(cell)) for cell in cells) / len(cells)
-        if share > best[0]:
-            best = (share, each)
-    if best[0] <= LEAST_MATCHED:
-        return None
-    return _describe_ids(sheet, best[1], names)
+        usual = re.sub(r"[\W_]", "", each.lower()) in ID_NAMES or is_file_names(cells)
+        found.append(IdColumn(each, usual, share, len(set(cells)) >= LEAST_DISTINCT * len(cells)))
+    if any(is_file_names(sheet.cells(one.column, LOOKED_AT)) for one in found):
+        found = [one for one in found if one.usual or not all(map(str.isdigit, sheet.cells(one.column, LOOKED_AT)))]
+    return sorted(found, key=lambda one: (one.usual and one.matched > LEAST_MATCHED, one.matched), reverse=True)
+
+
+def is_file_names(cells: Sequence[str]) -> bool:
+    """Return whether most cells end as images do."""
+    return sum(map(is_image, cells)) > LEAST_MATCHED * len(cells)
 
 
 def _describe_ids(sheet: Sheet, column: str, names: Names) -> Ids:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from cassava_kit.data.shape import Scan, role_of, suffixes_of
-from cassava_kit.data.sheets import Ids, Sheet, check_column, find_ids
+from cassava_kit.data.sheets import LEAST_MATCHED, LOOKED_AT, Ids, Names, Sheet, check_column, find_ids, rank_ids
 from cassava_kit.errors import UserError
 
 TRAIN_CSV = "train.csv"
@@ -20,12 +21,15 @@ def find_training_table(
 
     Raises:
         FileNotFoundError: The table or the image folder that is given is missing, or names other images.
-        UserError: The given table is none, or lacks the given column.
+        UserError: The given table is none or empty, lacks the given column, or has an image twice.
     """
     pool = training_pool(scan, given, test_folder)
     wanted = given.get("train_csv")
     if wanted is not None and not (scan.folder / wanted).is_file():
         raise FileNotFoundError(f"no {scan.folder / wanted}; --train-csv names the table of labels in --data")
+    for name in filter(None, [wanted, TRAIN_CSV if TRAIN_CSV in scan.tables and not wanted else None]):
+        if (scan.folder / name).is_file() and not (scan.folder / name).stat().st_size:
+            raise UserError(f"{scan.folder / name} is empty; expected a header and one row for every training image")
     if wanted is not None and wanted not in sheets:
         raise UserError(f"{scan.folder / wanted} is no table with a header and rows; look at --train-csv")
     id_column = given.get("id_column")
@@ -40,7 +44,7 @@ def find_training_table(
         if ids is not None:
             candidates.append((sheet, ids))
     if not candidates and (wanted or TRAIN_CSV in sheets):
-        raise _names_other_images(scan, sheets[wanted or TRAIN_CSV], pool, id_column)
+        raise _why_no_ids(scan, sheets[wanted or TRAIN_CSV], pool, id_column)
     best = max(candidates, key=lambda one: _rank(*one), default=None)
     return None if best is None or (wanted is None and role_of(best[0].name) == "test") else best
 
@@ -71,10 +75,31 @@ def _rank(sheet: Sheet, ids: Ids) -> tuple[bool, bool, bool, int]:
     return name == TRAIN_CSV, role_of(name) == "train", "label" in name, len(ids.files)
 
 
-def _names_other_images(scan: Scan, sheet: Sheet, pool: list[str], id_column: str | None) -> Exception:
+def _why_no_ids(scan: Scan, sheet: Sheet, pool: list[str], id_column: str | None) -> Exception:
+    """Return what keeps a table from naming the training images."""
+    path, columns, names = scan.folder / sheet.name, ",".join(sheet.columns), Names(pool)
+    if len(sheet.columns) < 2:
+        return UserError(f"{path}: expected a column of image names and one of labels, got the one column {columns}")
+    if not sheet.rows:
+        return UserError(
+            f"{path} has a header but no rows of {len(sheet.columns)} cells, as it has; expected one row for every "
+            "training image"
+        )
+    likely = [one for one in rank_ids(sheet, names, id_column) if one.usual or one.column == id_column]
+    twice = next((one.column for one in likely if one.matched > LEAST_MATCHED and not one.distinct), None)
+    if twice is not None:
+        first, rows = Counter(sheet.cells(twice)).most_common(1)[0]
+        return UserError(f"{path}: {twice} has {first!r} on {rows} rows; each image has one row")
+    shown = ", ".join(pool[:2]) or "none"
+    if likely:
+        cells = sheet.cells(likely[0].column, LOOKED_AT)
+        absent = [cell for cell in cells if not names.files(cell)]
+        return FileNotFoundError(
+            f"{path}: {len(absent)} of {len(cells)} images that {likely[0].column} names are not in the folder (first: "
+            f"{absent[0]!r}), which has {shown}; look at --id-column, --train-csv and --train-images"
+        )
     column = id_column or sheet.columns[0]
-    first = (sheet.cells(column, 1) or [""])[0]
     return FileNotFoundError(
-        f"{scan.folder / sheet.name}: expected a column with the names of images, as {', '.join(pool[:2]) or 'none'}; "
-        f"got {','.join(sheet.columns)} with {column}={first!r}; look at --id-column, --train-csv and the images"
+        f"{path}: expected a column with the names of images, as {shown}; got {columns} with "
+        f"{column}={sheet.cells(column, 1)[0]!r}; look at --id-column, --train-csv and the images"
     )

@@ -24,7 +24,7 @@ def write_page(out: Path, template: str, charts: Sequence[Chart], values: dict[s
 
 def check_out(out: Path) -> Path:
     """Refuse a name that no browser would open as a page."""
-    if out.suffix.lower() not in (".html", ".htm"):
+    if out.suffix.lower() != ".html":
         raise UserError(f"the page must be an .html file, got {out}")
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; name the page to write")

@@ -289,6 +289,7 @@ def test_the_kits_own_folders_are_no_classes(tmp_path):
             ("images/1.jpg", "images/2.jpg"),
             r"has 2 images in images and no table, but nothing that says what they show",
         ),
+        (("1.jpg",), r"has 1 image in the folder itself and no table"),
         (("train/1.jpg", "test/2.jpg"), r"has 2 images in test, train and no table"),
     ],
 )
@@ -304,6 +305,35 @@ def test_a_table_of_other_images_shows_both(tmp_path):
         FileNotFoundError, match=r"names of images, as train/1\.jpg, .*; got photo,label with photo='x1'"
     ):
         new_competition({}, data=data)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("", r"train\.csv is empty; expected a header"),
+        ("image_id,label\n", r"has a header but no rows"),
+        ("image_id\n0.jpg\n1.jpg\n", r"got the one column image_id$"),
+        ("image_id,label\n0.jpg,a\n1.jpg,b\n0.jpg,a\n", r"image_id has '0\.jpg' on 2 rows; each image has one row"),
+        ("image_id,label\n77.jpg,0\n78.jpg,1\n", r"2 of 2 images that image_id names are not in .*'77\.jpg'\), which"),
+        ("image_id,grade\n77.jpg,0\n78.jpg,1\n", r"2 of 2 images that image_id names are not in"),
+        ("ID,grade\n77,0\n78,1\n", r"ID has 2 different values in 2 rows, which are no classes"),
+        ("image_id,label\n0.jpg,0\n1.jpg,0\n", r"expected two or more labels in label, got '0' alone"),
+    ],
+)
+def test_a_table_that_names_no_images_says_why(tmp_path, table, message):
+    data = touch(tmp_path / "data", "0.jpg", "1.jpg")
+    (data / "train.csv").write_text(table)
+    with pytest.raises((UserError, FileNotFoundError), match=message):
+        new_competition({}, data=data)
+
+
+def test_a_column_named_as_ids_are_wins_over_one_that_matches_by_chance(tmp_path):
+    data = touch(tmp_path / "data", *(f"{n}.jpg" for n in range(20)))
+    rows = "".join(f"{n},{19 - n},{'ab'[n % 2]}\n" for n in range(20))
+    (data / "train.csv").write_text("visit,Image ID,label\n" + rows)
+    competition = new_competition({}, data=data)
+    assert (competition.id_column, competition.classes) == ("Image ID", ("a", "b"))
+    assert new_competition({"id_column": "visit"}, data=data).id_column == "visit"
 
 
 def test_columns_that_may_all_be_labels_are_named(tmp_path):
