@@ -30,6 +30,9 @@ RENAMED = {
     ("submission", "--memory"): "--pixel-memory",
     ("recipes", "--images"): "--n-images",
     ("ensemble", "--recipes"): "--recipe (once for each)",
+    ("train", "--recipe"): "an argument: train RECIPE",
+    ("ablate", "--recipe"): "an argument: ablate RECIPE",
+    ("ssl-report", "--recipe"): "an argument: ssl-report RECIPE",
 }
 # Stage -> command -> its function and the rest of its example.
 CommandTable = Mapping[str, Mapping[str, tuple[Callable[..., Any], str]]]
@@ -161,11 +164,25 @@ def _of_a_file(error: Exception) -> bool:
 
 
 def _usage_message(error: Any) -> str:
-    """Return what the command line says of its own error, with the new name of a renamed option."""
-    renamed = RENAMED.get((error.ctx.info_name if error.ctx else "", getattr(error, "option_name", "")))
+    """Return what the command line says of its own error, with the new name of a renamed option or its setting."""
+    option = getattr(error, "option_name", "")
+    renamed = RENAMED.get((error.ctx.info_name if error.ctx else "", option))
     if renamed is not None:
-        return f"{error.option_name} is now {renamed}"
+        return f"{option} is now {renamed}"
+    name = option.lstrip("-").replace("-", "_")
+    if name in _settings_of(error.ctx):
+        return f"{option} is a setting: use --set {name}=VALUE"
     return " ".join(str(error.format_message()).split()) or "see --help"
+
+
+def _settings_of(context: Any) -> Collection[str]:
+    """Return the settings that `--set` of a command takes; none where it has no such option."""
+    if context is None or not any("--set" in parameter.opts for parameter in context.command.params):
+        return ()
+    from cassava_kit.training.config import RunConfig
+    from cassava_kit.training.ssl.config import PretrainConfig
+
+    return (PretrainConfig if context.info_name == "pretrain" else RunConfig).model_fields
 
 
 def named_file(text: str, expected: str) -> tuple[str, Path]:

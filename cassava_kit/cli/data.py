@@ -27,7 +27,7 @@ def sample_command(
 
 def sheet_command(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Picture to write, .png or .jpg.")] = Path("sheet.png"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Picture to write, .png or .jpg.")] = Path("sheet.png"),
     columns: Annotated[int, typer.Option(min=1, help="Pictures of each class.")] = 8,
 ) -> None:
     """Draw a contact sheet: some images of every class, one row for each."""
@@ -72,8 +72,9 @@ def folds_command(
     out: Annotated[
         Path | None,
         typer.Option(
+            dir_okay=False,
             help="Fold file to write, its .json goes beside it; default: folds/ and the split's name, "
-            "e.g. folds/kfold5-seed42-groups.csv."
+            "e.g. folds/kfold5-seed42-groups.csv.",
         ),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Write over another split at --out.")] = False,

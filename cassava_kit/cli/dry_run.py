@@ -15,7 +15,7 @@ from rich.console import Console
 from cassava_kit.cli.dry_run_limit import fit_members, notebook_minutes, training_seconds
 from cassava_kit.cli.dry_run_members import DryRun, member_configs, plan_members, train_members
 from cassava_kit.cli.dry_run_plan import STAGES, STAGES_FILE, format_seconds
-from cassava_kit.cli.dry_run_summary import draw_submission, next_commands, print_scores, print_seconds
+from cassava_kit.cli.dry_run_summary import draw_submission, name_unanswered, next_commands, print_scores, print_seconds
 from cassava_kit.cli.kaggle import ROOT, PlannedRehearsal, rehearse_all
 from cassava_kit.competition import Competition
 from cassava_kit.data.duplicates import table_groups
@@ -128,7 +128,9 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
         answers = read_answers(submission, plan.competition)
         picture = draw_submission(answers, tests, plan.competition, out)
     write_json(out / STAGES_FILE, {name: round(seconds, 3) for name, seconds in stages.seconds.items()})
-    print_scores(console, evidence, judgement)
+    print_scores(console, evidence, judgement, pretrained=bool(plan.weights))
+    if unanswered := name_unanswered(answers, table, plan.competition):
+        console.print(unanswered, markup=False)
     print_seconds(console, stages.seconds)
     console.print(f"checked submission: {submission}")
     if picture is not None:

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cassava_kit.competition import Competition
+from cassava_kit.data.table import TrainTable
 from cassava_kit.data.to_predict import ToPredict
-from cassava_kit.evidence.metrics import METRIC_NAMES, Score, baseline, score
+from cassava_kit.evidence.compare import compare, correct
+from cassava_kit.evidence.metrics import METRIC_NAMES, Score, baseline, baseline_probabilities, score
 from cassava_kit.evidence.nested import Judgement, blend_nested
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.subset import advise
@@ -22,10 +24,16 @@ from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
 
 PICTURE_FILE = "submission.jpg"
 PICTURES_A_CLASS = 8
+PRETRAINED_HINT = (
+    "give pretrained weights: cassava-kit weights mobilenet, then --weights mobilenet=weights/mobilenet.safetensors"
+)
 
 
-def print_scores(console: Console, evidence: Evidence, judgement: Judgement) -> None:
-    """Print the members' scores, the ensemble's on rows that its weights were not found on, and what that means."""
+def print_scores(console: Console, evidence: Evidence, judgement: Judgement, *, pretrained: bool = False) -> None:
+    """Print the members' scores, the ensemble's on rows that its weights were not found on, and what that means.
+
+    `pretrained` says that members began from given weights: other advice follows where nothing was learned.
+    """
     metric, labels = evidence.metric, evidence.labels
     scores: list[tuple[str, Score, float | None]] = [
         (name, score(labels, p, metric), float(weight))
@@ -38,9 +46,36 @@ def print_scores(console: Console, evidence: Evidence, judgement: Judgement) -> 
     for heading in ("member", f"{METRIC_NAMES[metric]} ± s.e.", "weight"):
         table.add_column(heading)
     for name, found, weight in scores:
-        table.add_row(name, str(found), "" if weight is None else f"{weight:.3f}")
+        table.add_row(name, found.figures, "" if weight is None else f"{weight:.3f}")
     console.print(table)
     console.print(f"the ensemble: {advise(evidence, judgement).sentence}")
+    if warning := warn_of_useless(evidence, blended, pretrained=pretrained):
+        console.print(warning, markup=False)
+
+
+def warn_of_useless(evidence: Evidence, blended: np.ndarray, *, pretrained: bool) -> str | None:
+    """Return one line where neither a member nor the ensemble, `blended` (N, K), is proved better than one answer."""
+    metric, labels = evidence.metric, evidence.labels
+    answers = dict(zip(evidence.names, evidence.pred_probs, strict=True)) | {"ensemble": blended}
+    least = baseline_probabilities(metric, labels, blended.shape[1])
+    found = correct(
+        [compare(labels, least, p, metric=metric, names=("majority class", name)) for name, p in answers.items()]
+    )
+    if any(each.difference > 0 and each.proved for each in found):
+        return None
+    proved = "proved " if any(each.difference > 0 for each in found) else ""
+    remedy = "train for longer: --set epochs=N" if pretrained else PRETRAINED_HINT
+    return f"no member is {proved}better than the majority class; {remedy}"
+
+
+def name_unanswered(answers: Mapping[str, int], table: TrainTable, competition: Competition) -> str | None:
+    """Return one line with the classes that have training rows and no answer; None where there is none.
+
+    Fewer answers than classes cannot name every class, and say nothing.
+    """
+    trained, answered = set(table.frame["label"]), set(answers.values())
+    names = [name for label, name in enumerate(competition.classes) if label in trained - answered]
+    return f"never answered: {', '.join(names)}" if names and len(answers) >= len(competition.classes) else None
 
 
 def print_seconds(console: Console, seconds: Mapping[str, float]) -> None:

@@ -18,7 +18,9 @@ def predict_command(
         typer.Option(help="Checkpoint, or folder of a recipe's runs; may be repeated, the mean of all is written."),
     ],
     images: Annotated[Path, typer.Option(help="Folder of images.")],
-    out: Annotated[Path, typer.Option(help="Prediction file to write; its .json header goes beside it.")],
+    out: Annotated[
+        Path, typer.Option(dir_okay=False, help="Prediction file to write; its .json header goes beside it.")
+    ],
     views: Views = "none",
     folds: Annotated[
         Path | None,
@@ -36,7 +38,9 @@ def predict_command(
 def ensemble_command(
     oof: Annotated[list[Path], typer.Option(help="Out-of-fold prediction file of a member; repeat for each.")],
     folds: FoldFile,
-    out: Annotated[Path, typer.Option(help="Weights file to write.")] = Path("runs/ensemble-weights.json"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Weights file to write.")] = Path(
+        "runs/ensemble-weights.json"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Find ensemble weights by out-of-fold predictions; equal weights unless others are proved better."""
@@ -80,7 +84,9 @@ Backbone = Annotated[
 def clean_command(
     oof: Annotated[list[Path], typer.Option(help="Out-of-fold prediction file of a member; repeat for each.")],
     folds: FoldFile,
-    out: Annotated[Path, typer.Option(help="Noise report to write, most suspicious row first.")] = Path("clean.csv"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Noise report to write, most suspicious row first.")] = Path(
+        "clean.csv"
+    ),
     cap: Annotated[float, typer.Option(help="Largest share of all rows to leave out of training.")] = 0.03,
     class_cap: Annotated[float, typer.Option(help="Largest share of any one class to leave out.")] = 0.10,
     embedding: Embedding = None,
@@ -106,7 +112,7 @@ def clean_command(
 def review_command(
     report: Annotated[Path, typer.Argument(metavar="CLEAN.CSV", help="Noise report of the verb clean.")],
     data: Data,
-    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("review.html"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Page to write.")] = Path("review.html"),
     oof: Annotated[
         list[Path] | None, typer.Option(help="Members whose votes are shown; default: those of the report.")
     ] = None,

@@ -14,7 +14,14 @@ from cassava_kit.data.progress import show_progress
 from cassava_kit.errors import UserError
 from cassava_kit.files import cache_dir
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
-from cassava_kit.kaggle.pack.bundle import Bundle, package, package_kernel, read_bundle, read_changes
+from cassava_kit.kaggle.pack.bundle import (
+    Bundle,
+    check_bundle_folder,
+    package,
+    package_kernel,
+    read_bundle,
+    read_changes,
+)
 from cassava_kit.kaggle.pack.config import INSTALLED_PROJECT, SUBMIT_COMMAND, project_root
 from cassava_kit.kaggle.pack.kernels import SUBMISSION_KERNEL, Changes, Kernel, kernel_parameters
 from cassava_kit.kaggle.pack.selection import Selection, from_dry_run, from_runs, keep_evidence
@@ -196,6 +203,7 @@ def examine(bundle: Path, kernel: Kernel = SUBMISSION_KERNEL, *, as_json: bool =
     from cassava_kit.kaggle.doctor import doctor
 
     def examined() -> Result:
+        check_bundle_folder(bundle)
         checks = doctor(ROOT, bundle, kernel=kernel)
         ok = all(check.status != "failed" for check in checks)
         values = {"bundle": str(bundle), "kernel": kernel.name, "ok": ok, "checks": [asdict(each) for each in checks]}

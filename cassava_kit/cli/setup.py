@@ -44,9 +44,9 @@ def init_command(
     ] = None,
     hidden_images: Annotated[int | None, typer.Option(min=1, help="About how many images are scored.")] = None,
     gpu_hours: Annotated[float | None, typer.Option(min=1, help="What a submission may take; usually 9.")] = None,
-    out: Annotated[Path, typer.Option(help="File to write; the kit finds it as competition.json here.")] = Path(
-        "competition.json"
-    ),
+    out: Annotated[
+        Path, typer.Option(dir_okay=False, help="File to write; the kit finds it as competition.json here.")
+    ] = Path("competition.json"),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Set the kit up for other data: recognise a folder's tables, images and classes, write competition.json.

@@ -11,7 +11,9 @@ import typer
 def submission_command(
     ensemble: Annotated[Path, typer.Option(help="Folder of checkpoints with ensemble.json, or that file.")],
     images: Annotated[Path, typer.Option(help="Folder of images.")],
-    out: Annotated[Path, typer.Option(help="Submission to write; run.json goes beside it.")] = Path("submission.csv"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="Submission to write; run.json goes beside it.")] = Path(
+        "submission.csv"
+    ),
     time_limit: Annotated[float | None, typer.Option(help="Seconds, from the start of this process.")] = None,
     early_stop: Annotated[str, typer.Option(help="certified (no label can change) or off.")] = "certified",
     views: Annotated[

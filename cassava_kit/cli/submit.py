@@ -57,7 +57,9 @@ Again = Annotated[
 ]
 OnlyPlan = Annotated[bool, typer.Option("--dry-run", help="Print the calls to Kaggle, make none.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Agree beforehand: nothing is asked.")]
-Ledger = Annotated[Path, typer.Option("--ledger", help="File in which `submit` records submissions for `finals`.")]
+Ledger = Annotated[
+    Path, typer.Option("--ledger", dir_okay=False, help="File in which `submit` records submissions for `finals`.")
+]
 
 
 def dry_run_command(

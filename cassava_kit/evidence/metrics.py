@@ -90,9 +90,14 @@ def baseline(metric: Metric, labels: np.ndarray, n_classes: int) -> Score:
     """Return the score of one answer for every row: the most frequent class, or the class shares for log loss."""
     if metric == "accuracy":
         return majority(labels)
+    return score(labels, baseline_probabilities(metric, labels, n_classes), metric)
+
+
+def baseline_probabilities(metric: Metric, labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return the probabilities (N, K) of one answer for every row, as `baseline` scores them."""
     shares = np.bincount(labels, minlength=n_classes) / len(labels)
     answer = shares if metric == "log_loss" else np.eye(n_classes)[shares.argmax()]
-    return score(labels, np.tile(answer, (len(labels), 1)), metric)
+    return np.tile(answer, (len(labels), 1))
 
 
 def format_score(score: Score) -> str:
@@ -173,12 +178,16 @@ class Score:
         """Return value, standard error and number of rows as plain values."""
         return {"value": float(self.value), "standard_error": float(self.standard_error), "n": int(self.n)}
 
+    @property
+    def figures(self) -> str:
+        """The value and its standard error alone."""
+        return f"{self.value:.4f} ± {self.standard_error:.4f}"
+
     def __str__(self) -> str:
-        figures = f"{self.value:.4f} ± {self.standard_error:.4f}"
         if self.metric == "accuracy":
-            return figures
+            return self.figures
         error = (self.accuracy * (1 - self.accuracy) / self.n) ** 0.5
-        return f"{METRIC_NAMES[self.metric]} {figures} (accuracy {self.accuracy:.4f} ± {error:.4f})"
+        return f"{METRIC_NAMES[self.metric]} {self.figures} (accuracy {self.accuracy:.4f} ± {error:.4f})"
 
 
 def accuracy(labels: np.ndarray, pred_probs: np.ndarray) -> Score:

@@ -146,8 +146,8 @@ def read_predictions(path: str | Path) -> Predictions:
     """Read and check a prediction file, with its header if one lies beside it."""
     path = Path(path)
     if path.is_dir():
-        inside = path / OOF_FILE
-        there = inside if inside.is_file() else next(iter(sorted(path.rglob(OOF_FILE))), None)
+        found = sorted(path.rglob(OOF_FILE), key=lambda file: (len(file.parts), file))  # a run's before its folds'
+        there = next(iter(found), None)
         raise UserError(f"expected a prediction file, got the folder {path}; give {there or 'the .csv file itself'}")
     if not path.is_file():
         raise FileNotFoundError(f"no prediction file {path}")

@@ -42,6 +42,7 @@ from cassava_kit.training.run_dir import (
     prepare_run_dir,
     read_finished,
     run_fingerprint,
+    score_fold,
     write_oof_answers,
 )
 
@@ -90,7 +91,7 @@ def train_probe(
             results[k] = fit_probe(config, data, k, features, run_dir=out / name / f"fold{k}", facts=facts)
         for k in numbers:
             result = results[k]
-            tell(f"{name} fold{k}: {result.score} out of fold ({'reused' if result.reused else 'fitted'})")
+            tell(f"{name} fold{k}: {score_fold(result, data)} out of fold ({'reused' if result.reused else 'fitted'})")
         if len(numbers) == data.folds.n_splits:
             path, whole = join_runs([results[k] for k in numbers], data.folds, out, name)
             labels, metric = data.folds.scored["label"].to_numpy(), data.competition.metric

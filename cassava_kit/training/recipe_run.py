@@ -17,7 +17,7 @@ from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import Devices, is_main
 from cassava_kit.training.recipes import initial_weights, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
-from cassava_kit.training.run_dir import FoldResult, find_reusable, join_runs, run_fingerprint
+from cassava_kit.training.run_dir import FoldResult, find_reusable, join_runs, run_fingerprint, score_fold
 from cassava_kit.training.side_by_side import choose_jobs, choose_threads
 from cassava_kit.training.workers import Job, run_jobs
 
@@ -159,8 +159,7 @@ def _find_done(one: PlannedRecipe, data: TrainData, folds: Sequence[int], out: P
 def _tell_fold(label: str, result: FoldResult, data: TrainData) -> None:
     """Print a fold's score."""
     how = "reused" if result.reused else f"{result.seconds:.0f} s"
-    shown = str(result.score) if data.competition.metric == "accuracy" else format_score(result.score)
-    tell(f"{label}: {shown} out of fold ({how})")
+    tell(f"{label}: {score_fold(result, data)} out of fold ({how})")
 
 
 def _join(one: PlannedRecipe, folds: Sequence[FoldResult], data: TrainData, out: Path) -> RecipeResult:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cassava_kit.data.folds import Folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.metrics import Score, accuracy, score_record
+from cassava_kit.evidence.metrics import Score, accuracy, score, score_record
 from cassava_kit.evidence.oof import fold_predictions, join_folds
 from cassava_kit.evidence.predictions import Predictions, read_predictions, write_predictions
 from cassava_kit.files import (
@@ -238,6 +238,15 @@ def finish(run_dir: Path, info: CheckpointInfo, score: Score, *, facts: dict[str
     save_checkpoint(path, load_tensors(path), scored)
     write_json(run_dir / DONE_FILE, {"checkpoint_sha256": sha256_file(path), **score_record(score), **facts})
     (run_dir / RESUME_FILE).unlink(missing_ok=True)
+
+
+def score_fold(result: FoldResult, data: TrainData) -> Score:
+    """Return a finished fold's score by the competition's metric; `result.score` is its accuracy."""
+    if data.competition.metric == "accuracy":
+        return result.score
+    predictions = read_predictions(result.oof_file)
+    labels = data.folds.frame.set_index("image_id")["label"].loc[predictions.ids]
+    return score(labels.to_numpy(), predictions.probabilities, data.competition.metric)
 
 
 def join_runs(results: list[FoldResult], folds: Folds, out: Path, name: str) -> tuple[Path, Predictions]:

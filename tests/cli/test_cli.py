@@ -96,6 +96,12 @@ def test_help_of_train_names_the_recipes_and_where_settings_are_listed(capsys):
         (["predict", "--members", "m"], "--members is now --member"),
         (["submission", "--weights", "d"], "--weights is now --ensemble"),
         (["recipes", "--hours", "--images", "3"], "--images is now --n-images"),
+        (["train", "--recipe", "resnet50"], "--recipe is now an argument: train RECIPE"),
+        (["train", "resnet50", "--epochs", "3"], "--epochs is a setting: use --set epochs=VALUE"),
+        (["ablate", "resnet50", "--batch-size=8"], "--batch-size is a setting: use --set batch_size=VALUE"),
+        (["pretrain", "byol", "--min-std", "1"], "--min-std is a setting: use --set min_std=VALUE"),
+        (["pretrain", "byol", "--keep-stages", "1"], "No such option: --keep-stages"),
+        (["report", "runs", "--epochs", "3"], "No such option: --epochs"),
     ],
 )
 def test_a_wrong_name_says_which_was_meant(capsys, arguments, meant):
@@ -109,6 +115,9 @@ def test_renamed_options_are_gone_and_the_new_ones_are_there():
         if verb == "ensemble":  # of submit.py
             continue
         options = [name for parameter in verbs[verb].params for name in parameter.opts]
+        if new == f"an argument: {verb} RECIPE":
+            assert old not in options and verbs[verb].params[0].metavar == "RECIPE"
+            continue
         assert old not in options and new in options
 
 

@@ -95,6 +95,9 @@ def test_a_prediction_file_given_a_folder(data, say, tiny_folds):
     for given in ("runs/resnet", "runs"):
         said = say("ensemble", "--oof", given, "--folds", "f.csv")
         assert f"expected a prediction file, got the folder {given}; give runs/resnet/oof.csv" in said
+    Path("runs/resnet/fold0").mkdir()
+    Path("runs/resnet/fold0/oof.csv").write_text("image_id,p0,p1,fold\n")
+    assert "got the folder runs; give runs/resnet/oof.csv" in say("ensemble", "--oof", "runs", "--folds", "f.csv")
     assert "got the folder .; give" in say("ensemble", "--oof", ".", "--folds", "f.csv")
 
 
@@ -187,3 +190,30 @@ def test_a_link_that_leads_out_is_not_shown(data, say):
     )
     said = say("review", "clean.csv", "--data", data)
     assert "link.jpg is a link to" in said and "outside" in said
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["eda", "--data", "data"],
+        ["sheet", "--data", "data"],
+        ["init", "--data", "data"],
+        ["folds", "--data", "data"],
+        ["report", "runs", "--data", "data", "--folds", "f.csv"],
+        ["clean", "--oof", "a.csv", "--folds", "f.csv"],
+        ["review", "clean.csv", "--data", "data"],
+        ["ensemble", "--oof", "a.csv", "--folds", "f.csv"],
+        ["predict", "--member", "runs/a", "--images", "data"],
+        ["submission", "--ensemble", "d", "--images", "data"],
+    ],
+)
+def test_a_folder_is_refused_where_a_file_is_written(data, say, verb):
+    Path("taken").mkdir()
+    assert "Invalid value for '--out': file 'taken' is a directory" in say(*verb, "--out", "taken")
+
+
+@pytest.mark.parametrize("verb", ["doctor", "rehearse", "submit", "push", "fetch"])
+def test_a_bundle_that_is_not_there_is_named(data, say, verb):
+    assert "no folder nope; give the bundle's folder" in say("submit", verb, "--bundle", "nope")
+    Path("build/x/bundle/kit").mkdir(parents=True)
+    assert "build/x is no bundle, it holds one: give build/x/bundle" in say("submit", verb, "--bundle", "build/x")

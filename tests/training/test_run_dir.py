@@ -12,19 +12,22 @@ from tiny import SILENT, TINY
 
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.verbs import app
+from cassava_kit.competition import CASSAVA
 from cassava_kit.data.folds import write_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.predictions import read_predictions
+from cassava_kit.evidence.metrics import accuracy
+from cassava_kit.evidence.oof import fold_predictions
+from cassava_kit.evidence.predictions import read_predictions, write_predictions
 from cassava_kit.models.checkpoint import read_info
 from cassava_kit.models.weights import load_tensors
 from cassava_kit.settings import replace
-from cassava_kit.training import run_dir
+from cassava_kit.training import recipe_run, run_dir
 from cassava_kit.training.diverged import DivergedError
 from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.module import Classifier
 from cassava_kit.training.recipe_run import train_recipe
 from cassava_kit.training.recipes import recipe, recipe_names, run_name
-from cassava_kit.training.rows import TrainOptions
+from cassava_kit.training.rows import TrainData, TrainOptions
 
 ONE = replace(TINY, epochs=1)
 
@@ -223,3 +226,20 @@ def test_the_fingerprint_names_what_differs(data):
     assert differing(limit=9) == ["limit"] and differing() == []
     named = run_dir.run_fingerprint(replace(ONE, name="x", recipe="y"), data, 0, SILENT)
     assert named == run_dir.run_fingerprint(ONE, data, 0, SILENT) != run_dir.run_fingerprint(ONE, data, 1, SILENT)
+
+
+def test_a_folds_line_gives_the_competitions_metric(tiny_table, tiny_folds, tmp_path, capsys):
+    from sklearn.metrics import f1_score
+
+    facts = dataclasses.replace(CASSAVA, metric="macro_f1")
+    data = TrainData(tiny_table, tiny_folds, facts)
+    labels = tiny_folds.validation(1)["label"].to_numpy()
+    p = np.random.default_rng(0).dirichlet(np.ones(5), len(labels))
+    write_predictions(tmp_path / "oof.csv", fold_predictions(tiny_folds, 1, p, "a-fold1"))
+    result = run_dir.FoldResult(tmp_path, accuracy(labels, p), 2.0, reused=False)
+    recipe_run._tell_fold("a fold1", result, data)
+    value = f1_score(labels, p.argmax(axis=1), average="macro")
+    said = "".join(capsys.readouterr())
+    assert f"a fold1: macro F1 {value:.4f} ± " in said and "out of fold (2 s)" in said
+    recipe_run._tell_fold("a fold1", result, dataclasses.replace(data, competition=CASSAVA))
+    assert f"a fold1: {result.score} out of fold" in "".join(capsys.readouterr())

@@ -203,9 +203,10 @@ def read_bundle(out: str | Path, kernel: Kernel = SUBMISSION_KERNEL) -> Bundle:
 
     Raises:
         FileNotFoundError: a manifest, the notebook or its metadata is missing.
-        UserError: files differ from their manifest; the message names each.
+        UserError: there is no such folder, or files differ from their manifest; the message names each.
     """
     out = Path(out)
+    check_bundle_folder(out)
     bundle = Bundle(out / "kit", out / "weights", kernel_folder(out, kernel), "", kernel)
     found = [f"{kind}: {line}" for kind, folder in bundle.datasets for line in find_problems(folder, kind)]
     if found:
@@ -214,6 +215,18 @@ def read_bundle(out: str | Path, kernel: Kernel = SUBMISSION_KERNEL) -> Bundle:
         raise FileNotFoundError(f"{bundle.kernel_dir} has no {bundle.notebook.name} with its metadata; package it")
     builds = [read_manifest(folder, kind)["build_id"] for kind, folder in bundle.datasets]
     return replace(bundle, build_id=sha256_bytes(" ".join(builds).encode()))
+
+
+def check_bundle_folder(out: Path) -> None:
+    """Refuse a folder that is not there, or that holds the bundle instead of being it.
+
+    Raises:
+        UserError: The message names the folder to give.
+    """
+    if not out.is_dir():
+        raise UserError(f"no folder {out}; give the bundle's folder, as `{SUBMIT_COMMAND} package` packed it")
+    if not (out / "kit").is_dir() and (out / "bundle" / "kit").is_dir():
+        raise UserError(f"{out} is no bundle, it holds one: give {out / 'bundle'}")
 
 
 def check_ensemble_files(ensemble: Ensemble, checkpoints: Mapping[str, Path]) -> None:
