@@ -133,15 +133,32 @@ def csv_text(frame: pd.DataFrame, float_format: str | None = None) -> str:
 
 
 def read_csv(path: str | Path, **options: Any) -> pd.DataFrame:
-    """Read a table by `pandas.read_csv`; UserError, naming the file, for an empty one or rows of unequal width."""
+    """Read a table by `pandas.read_csv`; UserError, naming the file, for an empty one or rows of unequal width.
+
+    A header without commas that has another separator is told as such.
+    """
     import pandas as pd
 
     try:
-        return pd.read_csv(path, **options)
+        frame = pd.read_csv(path, **options)
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; make it again") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a table of comma-separated values ({error}); make it again") from None
+        _check_commas(path)
+        why = str(error).strip().removeprefix("Error tokenizing data. C error: ")
+        raise UserError(f"{path} is not a table of comma-separated values ({why}); make it again") from None
+    if len(frame.columns) == 1:
+        _check_commas(path)
+    return frame
+
+
+def _check_commas(path: str | Path) -> None:
+    """Refuse a table whose header has another separator than commas."""
+    with Path(path).open("rb") as file:
+        header = file.readline()
+    for mark, name in ((b";", "semicolons"), (b"\t", "tabs"), (b"|", "bars")):
+        if mark in header and b"," not in header:
+            raise UserError(f"{path} is divided by {name}: expected commas between its cells; save it so")
 
 
 def sha256_bytes(content: bytes) -> str:

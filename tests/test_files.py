@@ -67,7 +67,15 @@ def test_broken_json_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "empty"), (b"a,b\n1,2\n1,2,3\n", "comma"), (b"a\n\xff\xfe", "comma")]
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"a,b\n1,2\n1,2,3\n", "comma"),
+        (b"a;b\n1;2\n", "divided by semicolons: expected commas"),
+        (b"a;b\n1;2,5\n1;2,5,5\n", "divided by semicolons: expected commas"),
+        (b"a\tb\n1\t2\n", "divided by tabs: expected commas"),
+        (b"a\n\xff\xfe", "comma"),
+    ],
 )
 def test_a_broken_table_is_named(tmp_path, content, message):
     (tmp_path / "a.csv").write_bytes(content)

@@ -35,6 +35,12 @@ class Run:
     whole: Predictions | None = None
 
     @property
+    def splits(self) -> set[str]:
+        """Return the hashes of the splits that its predictions name; empty where they name none."""
+        files = [*self.parts.values(), *([self.whole] if self.whole is not None else [])]
+        return {file.header.fold_hash for file in files if file.header is not None and file.header.fold_hash}
+
+    @property
     def seconds(self) -> float:
         """Return the seconds that its finished folds took."""
         return float(sum(done.get("seconds", 0) for done in self.done.values()))

@@ -25,7 +25,8 @@ class Report:
     """Runs and, where labels are known, their scores, both in the order of `rank_runs`.
 
     `baseline` answers the majority class on all their rows. `pairs` begin with the winner's: each compares a run with
-    one ranked below it; the majority's come last.
+    one ranked below it; the majority's come last. `note` names the runs that other splits part from
+    these, in a sentence.
     """
 
     runs: list[Run]
@@ -35,6 +36,7 @@ class Report:
     pairs: list[Comparison]
     task: Task
     title: str
+    note: str = ""
 
     @property
     def metric_name(self) -> str:
@@ -54,19 +56,27 @@ def gather_report(
     """Score runs on the rows they held out, and the majority class on the same rows; compare every pair.
 
     Without fold file and competition folder no label is known: the page then has what the runs say of themselves.
+    With a fold file runs of another split are left out where others fit it.
+
+    Raises:
+        UserError: No run fits the fold file, or there is none, and the runs to score are of several splits.
     """
     competition = competition or current()
     found = find_runs(runs)
     table = None if data is None else read_labels(data, competition)
+    several = _several_splits(found) if folds is None else ""
+    if several and table is not None:
+        raise UserError(several)
     split = read_split(found, folds, table)
+    found, note = (found, several) if folds is None or split is None else _leave_out(found, split)
     task = _task(found, split) or competition.task
     title = competition.title if competition.slug == task.competition else task.competition
     if split is None:
-        return Report(found, None, [], None, [], task, title)
+        return Report(found, None, [], None, [], task, title, note)
     _check_labels(split, table)
     scored = rank_runs([one for run in found if (one := score_run(run, split, task.metric)) is not None])
     if not scored:
-        return Report(found, split, [], None, [], task, title)
+        return Report(found, split, [], None, [], task, title, note)
     widths = {one.name: one.probabilities.shape[1] for one in scored}
     if len(set(widths.values())) > 1:
         shown = ", ".join(f"{name} {width}" for name, width in widths.items())
@@ -76,7 +86,32 @@ def gather_report(
     place = {one.name: n for n, one in enumerate(scored)}
     ordered = sorted(found, key=lambda run: place.get(run.name, len(place)))
     pairs = compare_pairs([baseline, *reversed(scored)])[::-1]
-    return Report(ordered, split, scored, baseline, pairs, task, title)
+    return Report(ordered, split, scored, baseline, pairs, task, title, note)
+
+
+def _several_splits(runs: Sequence[Run]) -> str:
+    """Return which runs are of which split, and what to give; empty for runs of one split."""
+    of: dict[str, list[Run]] = {}
+    for run in runs:
+        for hash in sorted(run.splits):
+            of.setdefault(hash, []).append(run)
+    if len(of) < 2:
+        return ""
+    shown = "; ".join(f"{', '.join(run.name for run in some)} ({hash[:12]})" for hash, some in of.items())
+    named = " ".join(str(run.folder) for run in max(of.values(), key=len))
+    return (
+        f"expected runs of one split, got {len(of)} splits: {shown}; name the runs of one (report {named}), or give "
+        "--folds FILE, which leaves the others out"
+    )
+
+
+def _leave_out(runs: list[Run], split: Folds) -> tuple[list[Run], str]:
+    """Return the runs without those of another split, and a sentence that names these; all where none fits."""
+    others = [run.name for run in runs if run.splits and split.hash not in run.splits]
+    kept = [run for run in runs if run.name not in others]
+    if not others or not any(run.parts or run.whole is not None for run in kept):
+        return runs, ""
+    return kept, f"left out, made on another split than this fold file ({split.hash[:12]}): {', '.join(others)}"
 
 
 def rank_runs(scored: Sequence[ScoredRun]) -> list[ScoredRun]:

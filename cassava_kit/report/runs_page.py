@@ -34,7 +34,7 @@ def write_report(
     data: Path | None = None,
     competition: Competition | None = None,
 ) -> str:
-    """Read, check and score runs, write the page and its PNGs, and return a line for the user."""
+    """Read, check and score runs, write the page and its PNGs; return a line for the user, and one on splits."""
     competition = competition or current()
     check_out(out)
     image_dir = None if data is None else data / competition.train_images
@@ -43,7 +43,8 @@ def write_report(
     report = gather_report(runs, folds=folds, data=data, competition=competition)
     keys = unique_slugs([run.name for run in report.runs])
     made = report_charts(report, keys)
-    return write_page(out, "report.html", made, page_values(report, keys, image_dir))
+    line = write_page(out, "report.html", made, page_values(report, keys, image_dir))
+    return "\n".join(filter(None, (report.note, line)))
 
 
 def unique_slugs(names: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix, f1_score, recall_score
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.verbs import app
 from cassava_kit.competition import CASSAVA, Task
-from cassava_kit.data.folds import write_folds
+from cassava_kit.data.folds import read_folds, write_folds
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import TrainTable
 from cassava_kit.evidence.calibration import ece, logloss
@@ -558,6 +558,11 @@ def test_charts_leave_the_ink_to_the_page():
     assert 'aria-label="say &quot;a&lt;b&quot;"' in one.svg and one.png.startswith(b"\x89PNG")
 
 
+def test_the_settings_are_stacked_on_a_small_screen(written):
+    text = written[0].read_text(encoding="utf-8")
+    assert re.search(r'<div class="settings">\s*<div class="scroll"><table class="wide">', text)
+
+
 def test_a_class_name_is_no_formula():
     assert r"$\frac$" in charts.bars("a", "b", [r"$\frac$"], [1]).svg
 
@@ -573,6 +578,7 @@ def test_a_class_name_is_no_formula():
         (["{root}/runs", "--folds", "{other}"], "made on another split"),
         (["{root}/runs", "--folds", "{root}/folds.csv", "--data", "{empty}"], "no folder"),
         (["{root}/runs", "--out", "{empty}/x.txt"], "must be an .html file"),
+        (["{root}/runs", "--out", "{empty}/x.htm"], "must be an .html file"),
     ],
 )
 def test_errors_are_one_line(material, tmp_path, capsys, arguments, message):
@@ -613,6 +619,41 @@ def test_rows_of_another_fold_are_refused(material, tmp_path):
         shutil.copy(tmp_path / "good" / "fold0" / name, tmp_path / "good" / "fold1" / name)
     with pytest.raises(ValueError, match="good fold 1"):
         gather_report([tmp_path / "good"], folds=root / "folds.csv")
+
+
+@pytest.fixture
+def two_splits(material, tmp_path):
+    """Folder of good (the material's split) and odd (another split), and the fold file of the other split."""
+    root, split = material
+    other = split_folds(split.frame[["image_id", "label"]], n_splits=3, seed=9)
+    write_folds(tmp_path / "other.csv", other)
+    shutil.copytree(root / "runs" / "good", tmp_path / "runs" / "good")
+    write_run(tmp_path / "runs" / "odd", other, guesses(other.frame["label"].to_numpy(), 3.0, 4), lr=0.1)
+    return tmp_path / "runs", root / "folds.csv", tmp_path / "other.csv"
+
+
+def test_runs_of_another_split_are_left_out_and_named(two_splits, tmp_path, capsys):
+    runs, folds, other = two_splits
+    for file, kept, left in ((folds, "good", "odd"), (other, "odd", "good")):
+        page = tmp_path / f"{kept}.html"
+        assert run_app(app, ["report", str(runs), "--folds", str(file), "--out", str(page)]) == 0
+        told = f"eft out, made on another split than this fold file ({read_folds(file).hash[:12]}): {left}"
+        assert f"l{told}\n" in capsys.readouterr().out
+        text = page.read_text(encoding="utf-8")
+        assert f"L{told}." in text and f'id="run-{kept}"' in text and f'id="run-{left}"' not in text
+
+
+def test_runs_of_two_splits_without_a_fold_file_are_told_apart(two_splits, tiny_dir, tmp_path, capsys):
+    runs, folds, other = two_splits
+    out = ["--out", str(tmp_path / "r.html")]
+    told = (
+        f"2 splits: good ({read_folds(folds).hash[:12]}); odd ({read_folds(other).hash[:12]}); name the runs of one "
+        f"(report {runs / 'good'}), or give --folds FILE"
+    )
+    assert run_app(app, ["report", str(runs), "--data", str(tiny_dir), *out]) == 2
+    assert told in capsys.readouterr().err
+    assert run_app(app, ["report", str(runs), *out]) == 0 and told in capsys.readouterr().out
+    assert run_app(app, ["report", str(runs / "good"), *out]) == 0 and "2 splits" not in capsys.readouterr().out
 
 
 def test_verb_makes_the_page(material, tiny_dir, tmp_path, capsys):
