@@ -114,10 +114,11 @@ def test_recipes_are_the_table_and_hours_the_line(home, capsys):
 
 
 def test_a_damaged_bundle_is_one_failed_check_and_exit_code_1(home, capsys):
-    found, said = ask(capsys, "submit", "doctor", "--bundle", "nowhere", code=1)
-    assert said == "" and found["ok"] is False and found["bundle"] == "nowhere"
+    (home / "empty").mkdir()
+    found, said = ask(capsys, "submit", "doctor", "--bundle", "empty", code=1)
+    assert said == "" and found["ok"] is False and found["bundle"] == "empty"
     assert [(each["cause"], each["status"]) for each in found["checks"]] == [("bundle", "failed")]
-    assert "nowhere" in found["checks"][0]["detail"]
+    assert "empty" in found["checks"][0]["detail"]
 
 
 def test_a_mistake_leaves_standard_output_empty(home, capsys):
