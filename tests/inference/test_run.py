@@ -1,7 +1,6 @@
 """The submission run: right labels, and a valid file whatever happens."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from cassava_kit.inference import run as run_module
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble, write_ensemble
 from cassava_kit.inference.forward import Forward
 from cassava_kit.inference.kept_pixels import Budget
+from cassava_kit.inference.machine import cpu_count
 from cassava_kit.inference.options import RunOptions
 from cassava_kit.models.checkpoint import read_info, save_checkpoint
 from cassava_kit.models.weights import load_tensors
@@ -49,7 +49,7 @@ def test_run_json_says_what_happened_and_nothing_of_the_environment(
         f"{n}.safetensors" for n in ("res-fold0", "res-fold1", "eff-fold0")
     }
     assert sum(m["weight"] for m in report["members_used"]) == pytest.approx(1)
-    assert report["versions"]["torch"] and report["devices"] == [f"cpu ({len(os.sched_getaffinity(0))} cores)"]
+    assert report["versions"]["torch"] and report["devices"] == [f"cpu ({cpu_count()} cores)"]
     assert report["plan"]["total_seconds"] > 0 and report["timings"]["units"]
     assert report["timings"]["images_decoded"] == 20
     assert sum(report["class_counts"]) == 21

@@ -53,14 +53,16 @@ class Reader:
     """Someone with the pages, an empty folder and a competition's data."""
 
     def __init__(self, home: Path, stub: Stub) -> None:
-        self.home, self.stub, self.typed = home, stub, set[str]()
+        self.home, self.stub, self.typed, self.others = home, stub, set[str](), 0
         self.data = make_sample(home / "data" / "cassava", n_train=110, n_test=6)
         for path in self.data.rglob("*.jpg"):  # decoding would take most of the time
             Image.open(path).resize((160, 120)).save(path)
 
     def type_block(self, block: str) -> None:
         """The lines of a block, each once; a block that sets another competition up is typed in a folder of its own."""
-        folder = self.home / "other" if "cassava_kit init" in block else self.home
+        if "cassava_kit init" in block:
+            self.others += 1
+        folder = self.home / f"other{self.others}" if "cassava_kit init" in block else self.home
         folder.mkdir(exist_ok=True)
         for line in block.strip().splitlines():
             if not line.startswith(("#", *ELSEWHERE)) and line not in self.typed:
@@ -123,4 +125,4 @@ def test_the_pages_can_be_typed_in(tmp_path):
         reader = Reader(tmp_path, stub)
         for block in BLOCKS:
             reader.type_block(block)
-    assert len(reader.typed) > 40 and (tmp_path / "other" / "competition.json").is_file()
+    assert len(reader.typed) > 40 and (tmp_path / "other2" / "competition.json").is_file()

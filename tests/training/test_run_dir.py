@@ -108,7 +108,7 @@ def test_a_later_fold_is_refused_before_the_first_is_trained(tiny_table, tiny_fo
 
 def test_a_run_of_another_version_of_the_code_is_kept_or_trained_again_as_asked(data, tmp_path, monkeypatch):
     first = fit_fold(ONE, data, 0, tmp_path, options=SILENT)
-    monkeypatch.setattr(run_dir, "learning_code_hash", lambda: "another")
+    monkeypatch.setattr(run_dir, "learning_code_hash", lambda **_: "another")
     with pytest.raises(UserError, match="was trained by another version of the code; keep it with --keep, train it"):
         fit_fold(ONE, data, 0, tmp_path, options=SILENT)
     keep, anew = (dataclasses.replace(SILENT, existing=what) for what in ("keep", "replace"))
@@ -157,7 +157,7 @@ def test_an_unfinished_run_of_other_settings_is_not_deleted_without_a_word(data,
 def test_an_unfinished_run_of_other_code_goes_on_with_keep(data, tmp_path, unfinished, monkeypatch):
     config, keep = replace(TINY, epochs=3), dataclasses.replace(SILENT, existing="keep")
     before, code_hash = content(unfinished), run_dir.learning_code_hash
-    monkeypatch.setattr(run_dir, "learning_code_hash", lambda: "another")
+    monkeypatch.setattr(run_dir, "learning_code_hash", lambda **_: "another")
     with pytest.raises(UserError, match="unfinished run of another version of the code; go on with it with --keep"):
         fit_fold(config, data, 0, tmp_path, options=SILENT)
     assert content(unfinished) == before

@@ -93,7 +93,7 @@ def test_weights_without_a_header_are_taken_and_those_of_another_model_refused(d
 
 
 def test_a_loss_that_cannot_be_is_refused_before_images_are_read(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("cassava_kit.training.recipe_run.fill_cache", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("cassava_kit.training.loaders.fill_cache", lambda *_: pytest.fail("too late"))
     config = replace(TINY, loss="bitempered", loss_args={"t1": 1.2}, train_pixels=(32, 32))
     with pytest.raises(ValueError, match="needs t1 <= 1 <= t2"):
         train_recipe(config, data.table, data.folds, tmp_path, options=TrainOptions(cache=tmp_path / "pixels"))
