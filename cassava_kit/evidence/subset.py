@@ -14,6 +14,8 @@ from cassava_kit.evidence.nested import Judgement, blend_nested
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.weighing import fit_of_blend
 
+NO_WEIGHT = 5e-4  # expectation maximisation never reaches 0: a smaller weight is shown as .000
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -62,7 +64,7 @@ def advise(evidence: Evidence, judgement: Judgement) -> Advice:
     """Advise which members to leave out of an ensemble.
 
     Where the plain mean was chosen, members leave by backward elimination (`select_members`); where other weights were
-    proved better, those of weight 0. In both cases each fold is scored with what was chosen on the other folds.
+    proved better, those of weight .000. In both cases each fold is scored with what was chosen on the other folds.
     """
     if len(evidence.names) == 1:
         return Advice((), None, None)
@@ -77,7 +79,7 @@ def advise(evidence: Evidence, judgement: Judgement) -> Advice:
         kept = select_members(labels, evidence.pred_probs, metric)
         before, after = whole, select_nested(evidence)
     else:
-        kept = list(np.flatnonzero(judgement.weights > 0))
+        kept = list(np.flatnonzero(judgement.weights >= NO_WEIGHT))
         before, after = evidence.pred_probs.mean(axis=0), whole
     against_all = compare(labels, before, after, metric=metric, names=("all members", "fewer members"))
     against_all, against_best = correct([against_all, against_best])

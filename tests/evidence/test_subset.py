@@ -115,6 +115,14 @@ def test_an_ensemble_below_its_best_member_says_so():
     assert "; leave m1 and m2 out: +" in advice.sentence
 
 
+def test_a_member_whose_weight_is_shown_as_zero_is_left_out():
+    e = make_evidence([1.2, 1.1, -1.5])
+    judged = judge_methods(e)
+    for weights, left in (([0.6, 0.3999, 1e-4], ("m2",)), ([0.6, 0.399, 1e-3], ())):
+        judgement = replace(judged, chosen="logloss", weights=np.array(weights))
+        assert advise(e, judgement).leave_out == left
+
+
 def test_one_member_has_no_subset():
     e = make_evidence([0.9], n=200)
     assert advise(e, judge_methods(e)).sentence == "one member alone: add one of another family"
