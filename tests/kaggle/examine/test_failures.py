@@ -281,7 +281,7 @@ def test_a_sample_submission_is_noted_where_nothing_is_submitted(tmp_path: Path)
 
 
 def test_weights_in_a_librarys_cache_are_noted(tmp_path: Path) -> None:
-    cells = ["!mkdir -p /root/.cache/torch/hub/checkpoints", "import timm\nm = timm.create_model('a', pretrained=True)"]
+    cells = ["!mkdir -p ~/.cache/torch/hub/checkpoints", "import timm\nm = timm.create_model('a', pretrained=True)"]
     assert not places(examine_cells(tmp_path, *cells), PRETRAINED) and of_rule(
         examine_cells(tmp_path, *cells), PRETRAINED
     )
