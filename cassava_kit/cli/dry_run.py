@@ -95,7 +95,10 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
         )
         tell(f"{submission} {early}; {fitted}")
         members = members.keep(fitted.recipes)
-        expected = members.expect(table, out, plan)
+        if fitted.fewer_epochs:  # another run, with folds of its own
+            expected = members.expect(table, out, plan)
+        else:
+            expected = expected.with_jobs(fitted.jobs(expected.jobs, plan.n_splits))
     console.print(str(expected))
     screen.expect(f"all of it, about {format_seconds(expected.total)}", expected.bar())
     with ready_workers(*members.ready(len(expected.jobs))):  # they load the libraries while the folds are made

@@ -32,6 +32,11 @@ class Fitted:
     left_out: tuple[str, ...]
     fewer_epochs: bool = False
 
+    def jobs(self, wanted: Mapping[str, float], n_splits: int) -> dict[str, float]:
+        """Return the expected seconds of their jobs alone, out of those of all recipes that were `wanted`."""
+        kept = {label for one in self.recipes for label in _labels(one, n_splits)}
+        return {label: seconds for label, seconds in wanted.items() if label in kept}
+
     def __str__(self) -> str:
         rows = zip(self.recipes, self.seconds, strict=True)
         listed = ", ".join(f"{one.name} {format_seconds(each)}" for one, each in rows)
@@ -90,8 +95,12 @@ def fit_members(
 
 def _seconds(one: PlannedRecipe, jobs: Mapping[str, float], n_splits: int) -> float:
     """Return the seconds of a recipe's folds and of what they wait for, on one process."""
-    labels = [one.label(fold) for fold in range(n_splits)]
-    return sum(jobs.get(label, 0.0) for label in (*labels, *([one.after] if one.after else [])))
+    return sum(jobs.get(label, 0.0) for label in _labels(one, n_splits))
+
+
+def _labels(one: PlannedRecipe, n_splits: int) -> list[str]:
+    """Return the labels of a recipe's folds and of what they wait for."""
+    return [*(one.label(fold) for fold in range(n_splits)), *([one.after] if one.after else [])]
 
 
 def _shorten(one: PlannedRecipe, seconds: float, available: float, left_out: Sequence[str]) -> Fitted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cassava_kit.data.table import TrainTable
@@ -32,11 +32,17 @@ class Expected:
     at_once: int
     basis: str
     known: frozenset[str] = field(default_factory=frozenset)
+    loading: float = 0.0  # seconds in which a process loads its libraries
 
     @property
     def total(self) -> float:
         """Seconds of the whole run."""
         return sum(self.stages.values())
+
+    def with_jobs(self, jobs: Mapping[str, float]) -> Expected:
+        """Return the expectation for other jobs; nothing is timed again."""
+        seconds = members_seconds(jobs, self.at_once, self.loading)
+        return replace(self, jobs=jobs, stages={**self.stages, MEMBERS: seconds})
 
     def bar(self) -> dict[str, float]:
         """Return the seconds by label that fill the overall bar: the members' by job, which share the processes."""
@@ -113,16 +119,21 @@ def expect_stages(
             jobs |= {one.label(k): each for k in folds}
     before = last_stages(out)
     stages = dict.fromkeys(STAGES, 0.0) | {name: seconds for name, seconds in before.items() if name in STAGES}
-    longest = max(jobs.values(), default=0.0)
-    stages[MEMBERS] = max(sum(jobs.values()) / at_once, longest) + (loaded if jobs else 0.0)
+    stages[MEMBERS] = members_seconds(jobs, at_once, loaded)
     basis = "training by a few steps timed now" if jobs else "nothing is to be trained"
     if before:
-        return Expected(stages, jobs, at_once, f"{basis}, the rest as in the last run here", frozenset(STAGES))
+        basis += ", the rest as in the last run here"
+        return Expected(stages, jobs, at_once, basis, frozenset(STAGES), loaded)
     stages[NOTEBOOK] = NOTEBOOK_STARTS * loaded
     basis += (
         f", the notebook by the {loaded:.0f} s in which this program loaded its libraries, twice; the rest is short"
     )
-    return Expected(stages, jobs, at_once, basis, frozenset((MEMBERS, NOTEBOOK)))
+    return Expected(stages, jobs, at_once, basis, frozenset((MEMBERS, NOTEBOOK)), loaded)
+
+
+def members_seconds(jobs: Mapping[str, float], at_once: int, loading: float) -> float:
+    """Return seconds of jobs that share processes, each of which loads its libraries first; 0 without jobs."""
+    return max(sum(jobs.values()) / at_once, *jobs.values()) + loading if jobs else 0.0
 
 
 def last_stages(out: Path) -> dict[str, float]:

@@ -70,6 +70,9 @@ def test_a_pretraining_counts_with_the_recipe_that_waits_for_it():
     due = {**jobs(recipes, {"small_resnet": 10.0, "small_ssl_resnet": 8.0}), "pretraining": 30.0}
     fitted = fit_members(recipes, due, 50 * SLOWER, n_splits=2, at_once=1)
     assert names(fitted) == ["small_resnet"], "20 s, then 16 and 30 more"
+    assert fitted.jobs(due, 2) == jobs(recipes[:1], {"small_resnet": 10.0})
+    everything = fit_members(recipes, due, 1e6, n_splits=2, at_once=1)
+    assert everything.jobs(due, 2) == due
     kept = PlannedMembers(tuple(recipes), 1, Job("pretraining", print)).keep(fitted.recipes)
     assert kept.pretraining is None and kept.recipes == fitted.recipes
     assert PlannedMembers(tuple(recipes), 1, Job("pretraining", print)).keep(tuple(recipes)).pretraining is not None

@@ -50,6 +50,14 @@ def test_jobs_share_the_processes_and_the_notebook_starts_as_long_as_the_librari
     assert "by the 7 s in which this program loaded its libraries" in said[-1]
 
 
+def test_fewer_jobs_are_expected_without_timing_again(steps):
+    expect, _ = steps
+    found = expect()
+    fewer = found.with_jobs({"small_resnet fold0": 40.0, "small_vit fold0": 20.0})
+    assert fewer.stages[MEMBERS] == 40 + 7, "two at once: as long as the longest"
+    assert fewer.stages[NOTEBOOK] == found.stages[NOTEBOOK] and found.with_jobs({}).stages[MEMBERS] == 0
+
+
 def test_what_is_trained_already_takes_no_time(steps):
     expect, out = steps
     for fold in range(3):
