@@ -36,6 +36,9 @@ def linear_model(c: float) -> Any:
 def choose_penalty(x: np.ndarray, labels: np.ndarray, *, parts: np.ndarray | None = None) -> float:
     """Return the one of `PENALTIES` with the least log loss in a cross-validation of these rows.
 
+    They are tried from the strongest penalty on, each from the last one's solution, until the loss rises: weak
+    penalties take most of the time, and are seldom the answer for a network's features.
+
     `parts` (N,) are the numbers of the parts that are held out in turn; rows of -1 are always trained on. Default: a
     stratified split in `INNER_FOLDS`, in which classes with fewer rows than folds are left out of the choice (fewer
     folds where only that leaves two classes). Where nothing can be held out, the middle of the range is returned.
@@ -49,8 +52,13 @@ def choose_penalty(x: np.ndarray, labels: np.ndarray, *, parts: np.ndarray | Non
     held_out = [(train, test) for train, test in _splits(parts) if len(np.unique(labels[rows][train])) > 1]
     if not held_out:
         return PENALTIES[len(PENALTIES) // 2]
-    losses = [sum(_log_loss(x[rows], labels[rows], *each, c=c) for each in held_out) for c in PENALTIES]
-    return PENALTIES[int(np.argmin(losses))]
+    paths = [_losses_by_penalty(x[rows], labels[rows], *each) for each in held_out]
+    best, least = PENALTIES[0], np.inf
+    for c, losses in zip(PENALTIES, zip(*paths, strict=True), strict=True):
+        if sum(losses) >= least:
+            break
+        best, least = c, sum(losses)
+    return best
 
 
 def _stratified(labels: np.ndarray, folds: int) -> np.ndarray:
@@ -70,12 +78,19 @@ def _splits(parts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield parts != k, parts == k
 
 
-def _log_loss(x: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, *, c: float) -> float:
-    """Return the sum of -log p over the held-out rows; a class that is not trained on has the least p there is."""
-    model = linear_model(c).fit(x[train], labels[train])
-    probs = expand_classes(model.predict_proba(x[test]), model[-1].classes_, int(labels.max()) + 1)
-    right = probs[np.arange(len(probs)), labels[test]]
-    return float(-np.log(np.maximum(right, np.finfo(np.float64).eps)).sum())
+def _losses_by_penalty(x: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> Iterator[float]:
+    """Yield the sum of -log p over the held-out rows at each of `PENALTIES`, fitted when it is asked for.
+
+    A class that is not trained on has the least p there is.
+    """
+    scaler, model = linear_model(PENALTIES[0])
+    trained, asked = scaler.fit_transform(x[train]), scaler.transform(x[test])
+    model.set_params(warm_start=True)
+    for c in PENALTIES:
+        model.set_params(C=c).fit(trained, labels[train])
+        probs = expand_classes(model.predict_proba(asked), model.classes_, int(labels.max()) + 1)
+        right = probs[np.arange(len(probs)), labels[test]]
+        yield float(-np.log(np.maximum(right, np.finfo(np.float64).eps)).sum())
 
 
 def expand_classes(probs: np.ndarray, classes: np.ndarray, n_classes: int) -> np.ndarray:
