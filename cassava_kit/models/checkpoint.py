@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cassava_kit.competition import Competition, Metric
 from cassava_kit.errors import UserError
 from cassava_kit.files import CHECKPOINT_FILE, KIT_VERSION, atomic_path
+from cassava_kit.models.precision import Verdict
 
 METADATA_KEY = "cassava_kit"
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -23,7 +24,8 @@ class CheckpointInfo(BaseModel):
 
     `competition`, `metric`, `classes` and `id_column` are those it was trained for (`Task`); older checkpoints lack
     them, and those of `train_fold` name no competition. `recipe` is the name of the run, `prior` the class shares of
-    its training rows.
+    its training rows. `fp16` says what float16 does to the network (`judge_half`); None claims nothing: it was neither
+    trained nor packed on a GPU, or is older.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +48,7 @@ class CheckpointInfo(BaseModel):
     oof_accuracy: float | None = None
     oof_rows: int | None = None
     prior: tuple[Share, ...] | None = None
+    fp16: Verdict | None = None
     kit_version: str = KIT_VERSION
     config: dict[str, Any] = {}
 
