@@ -19,18 +19,30 @@ def linear_probs(
 
     `c` is scikit-learn's C, the inverse penalty; default: chosen by cross-validation of the training rows.
     """
-    model = linear_model(choose_penalty(train, labels) if c is None else c)
-    model.fit(train, labels)
+    model = fit_linear(train, labels, choose_penalty(train, labels) if c is None else c)
     return expand_classes(model.predict_proba(test), model[-1].classes_, n_classes)
 
 
-def linear_model(c: float) -> Any:
-    """Return the unfitted linear probe: standardised features, then logistic regression at this inverse penalty."""
+def fit_linear(x: np.ndarray, labels: np.ndarray, c: float) -> Any:
+    """Return the linear probe: standardised features, then logistic regression at this inverse penalty, fitted."""
+    with one_thread():
+        return _unfitted(c).fit(x, labels)
+
+
+def _unfitted(c: float) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500))
+
+
+def one_thread() -> Any:
+    """Let BLAS compute by one thread in the block: beside other work two threads mostly wait for each other."""
+    import scipy.linalg  # noqa: F401  # BLAS libraries that are loaded later would not be limited
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")
 
 
 def choose_penalty(x: np.ndarray, labels: np.ndarray, *, parts: np.ndarray | None = None) -> float:
@@ -54,10 +66,11 @@ def choose_penalty(x: np.ndarray, labels: np.ndarray, *, parts: np.ndarray | Non
         return PENALTIES[len(PENALTIES) // 2]
     paths = [_losses_by_penalty(x[rows], labels[rows], *each) for each in held_out]
     best, least = PENALTIES[0], np.inf
-    for c, losses in zip(PENALTIES, zip(*paths, strict=True), strict=True):
-        if sum(losses) >= least:
-            break
-        best, least = c, sum(losses)
+    with one_thread():
+        for c, losses in zip(PENALTIES, zip(*paths, strict=True), strict=True):
+            if sum(losses) >= least:
+                break
+            best, least = c, sum(losses)
     return best
 
 
@@ -83,7 +96,7 @@ def _losses_by_penalty(x: np.ndarray, labels: np.ndarray, train: np.ndarray, tes
 
     A class that is not trained on has the least p there is.
     """
-    scaler, model = linear_model(PENALTIES[0])
+    scaler, model = _unfitted(PENALTIES[0])
     trained, asked = scaler.fit_transform(x[train]), scaler.transform(x[test])
     model.set_params(warm_start=True)
     for c in PENALTIES:
@@ -101,7 +114,7 @@ def expand_classes(probs: np.ndarray, classes: np.ndarray, n_classes: int) -> np
 
 
 def linear_head(model: Any, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a fitted `linear_model` as one layer on plain features: weights (K, D) and biases (K,).
+    """Return what `fit_linear` fitted as one layer on plain features: weights (K, D) and biases (K,).
 
     The standardisation is folded in: W x + b gives logits whose softmax is the model's `predict_proba`. A class without
     a training row has weights 0 and the bias `ABSENT`.

@@ -30,7 +30,7 @@ from cassava_kit.models.network import (
 from cassava_kit.models.weights import load_weights
 from cassava_kit.training.checks import check_table, check_weights
 from cassava_kit.training.config import ProbeConfig
-from cassava_kit.training.linear import choose_penalty, linear_head, linear_model
+from cassava_kit.training.linear import choose_penalty, fit_linear, linear_head
 from cassava_kit.training.recipes import run_name
 from cassava_kit.training.rows import TrainData, TrainOptions, usable_rows
 from cassava_kit.training.run_dir import (
@@ -212,5 +212,5 @@ def fit_head(features: Features, data: TrainData, fold: int) -> tuple[np.ndarray
     x = features.values[:, rows].reshape(n_views * len(rows), -1).astype(np.float64)
     labels, parts = np.tile(labels, n_views), np.tile(parts, n_views)
     c = choose_penalty(x, labels, parts=parts)
-    weights, biases = linear_head(linear_model(c).fit(x, labels), data.competition.n_classes)
+    weights, biases = linear_head(fit_linear(x, labels, c), data.competition.n_classes)
     return weights, biases, c

@@ -29,7 +29,7 @@ from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.models.checkpoint import load_model, read_info
 from cassava_kit.training import probe as probe_module
-from cassava_kit.training.linear import ABSENT, PENALTIES, choose_penalty, linear_head, linear_model
+from cassava_kit.training.linear import ABSENT, PENALTIES, choose_penalty, fit_linear, linear_head
 from cassava_kit.training.probe import train_probe
 from cassava_kit.training.recipes import probe_of, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
@@ -184,7 +184,7 @@ def test_a_fitted_model_is_one_layer_on_plain_features(classes):
     rng = np.random.default_rng(1)
     y = rng.choice(classes, 80)
     x = rng.normal(3, 2, (80, 5)) + y[:, None]
-    model = linear_model(0.1).fit(x, y)
+    model = fit_linear(x, y, 0.1)
     weights, biases = linear_head(model, 4)
     p = torch.from_numpy(x @ weights.T + biases).softmax(dim=1).numpy()
     np.testing.assert_allclose(p[:, classes], model.predict_proba(x), atol=1e-9)
