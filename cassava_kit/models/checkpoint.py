@@ -157,12 +157,20 @@ def load_model(path: str | Path) -> tuple[Any, CheckpointInfo]:
         logits = model(torch.zeros(1, 3, *info.input_size))  # (1, info.n_classes)
     """
     from cassava_kit.models.network import create_model
+    from cassava_kit.models.skeleton import without_weights
     from cassava_kit.models.weights import load_tensors
 
     info = read_info(path)
-    model = create_model(info.model, info.n_classes, model_args=info.model_args, head=info.head)
+    with without_weights():
+        model = create_model(info.model, info.n_classes, model_args=info.model_args, head=info.head)
+    own = model.state_dict()
+    # The file's tensors become the model's. Copied: they lie in the mapped file, which may be changed or taken away.
+    tensors = {
+        name: value.to(own[name].dtype, copy=True) if name in own else value
+        for name, value in load_tensors(path).items()
+    }
     try:
-        model.load_state_dict(load_tensors(path))
+        model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:  # a title, and then a line for every kind of weights that do not fit
         reason = str(error).splitlines()[:2][-1].strip()[:200]
         raise UserError(

@@ -90,6 +90,44 @@ class Mixed(nn.Module):
         return self.bad(self.norm(self.good(x)))
 
 
+@pytest.mark.parametrize("kind", [TwoReaders, Residual])
+def test_who_reads_a_convolution_is_seen_where_the_norm_changes_nothing(kind: type[nn.Module]) -> None:
+    fresh, trained = kind().eval(), shaken(kind())  # of a fresh norm layer the folded network's answer is the same
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        before = trained(x)
+        assert fuse_conv_bn(fresh, (16, 16), architecture=kind) == 0
+        assert fuse_conv_bn(trained, (16, 16), architecture=kind) == 0
+        assert torch.equal(trained(x), before)
+
+
+def test_an_architecture_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse, "KNOWN", {})
+    calls: list[str] = []
+    x = torch.rand(2, 3, 32, 32)
+    for seed, name in enumerate(("test_resnet", "test_resnet", "test_vit", "test_resnet")):
+        torch.manual_seed(seed)
+        model = shaken(timm.create_model(name, num_classes=5, **({"img_size": 32} if name == "test_vit" else {})))
+        with torch.no_grad():
+            before, n = model(x), norms(model)
+            with monkeypatch.context() as patch:
+                real = type(model).forward
+                patch.setattr(type(model), "forward", lambda m, y, real=real, n=name: calls.append(n) or real(m, y))
+                assert fuse_conv_bn(model, (32, 32), architecture=name) == n
+            assert torch.allclose(model(x), before, atol=1e-5 * float(before.abs().max()) + 1e-6)
+    assert calls == ["test_resnet", "test_resnet"]  # before and after the first fusion; a ViT has no norm to fold
+
+
+def test_known_pairs_leave_weights_that_are_no_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse, "KNOWN", {})
+    good, broken = (shaken(timm.create_model("test_resnet", num_classes=5)) for _ in range(2))
+    with torch.no_grad():
+        assert fuse_conv_bn(good, (32, 32), architecture="r") > 0
+        next(broken.parameters())[0] = torch.nan
+        n = norms(broken)
+        assert fuse_conv_bn(broken, (32, 32), architecture="r") == 0 and norms(broken) == n
+
+
 def test_a_pair_that_must_not_be_folded_does_not_cost_the_others() -> None:
     model = shaken(Mixed())
     x = torch.rand(2, 3, 16, 16)
