@@ -15,7 +15,7 @@ from cassava_kit.inference.machine import describe_device, package_versions, usa
 from cassava_kit.inference.members import MemberCheckpoint, Members, normalize_weights
 from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.pixels import PixelStore
-from cassava_kit.inference.planner import Plan, choose_rows, cost_key, make_units, order_units
+from cassava_kit.inference.planner import Plan, choose_rows, cost_key, fits_all, make_units, order_units
 from cassava_kit.inference.predict import choose_batch_size
 from cassava_kit.inference.report import RunReport, print_line, print_warning
 from cassava_kit.inference.runner import NotFiniteError, Runner
@@ -114,7 +114,7 @@ class EnsembleRun:
         for group in self.cost_groups():
             for checkpoint in group:
                 plain = self.units_of(checkpoint)[0]
-                if self.clock.left <= 0 or self.run_unit(plain, rows) is not None:
+                if self.clock.left <= 0 or self.run_views([plain], rows) is not None:
                     self.try_save()
                     return
 
@@ -146,12 +146,12 @@ class EnsembleRun:
             if checkpoint.name in self.report.left_out:
                 continue
             own = self.units_of(checkpoint)
-            plain = self.run_unit(own[0], rows[:batch])
+            plain = self.run_views(own[:1], rows[:batch])
             if plain is None:
                 continue
             times: list[float | None] = [plain] * len(own)
             if len(rows) > batch:  # the first batch warmed the model up: the others tell its speed
-                times = [self.run_unit(own[0], rows[batch:]), *(self.run_unit(u, rows[:batch]) for u in own[1:])]
+                times = [self.run_views(own[:1], rows[batch:]), *(self.run_views([u], rows[:batch]) for u in own[1:])]
             by_view = {
                 self.units[u].view.name: seconds for u, seconds in zip(own, times, strict=True) if seconds is not None
             }
@@ -161,33 +161,34 @@ class EnsembleRun:
             return {u: by_view[unit.view.name] for u, unit in enumerate(self.units) if unit.checkpoint.name in names}
         return {}
 
-    def run_unit(self, u: int, rows: np.ndarray, *, show: bool = False) -> float | None:
-        """Let unit `u` vote on rows that it has not seen; seconds per image, or None where its checkpoint failed."""
-        unit, start = self.units[u], self.clock.used
-        done = 0
-        with count_steps(unit.name, len(rows), show=show and self.options.progress) as count_images:
+    def run_views(self, own: Sequence[int], rows: np.ndarray, *, show: bool = False) -> float | None:
+        """Let units of one checkpoint vote on rows in one pass; seconds per image and view, None where it failed."""
+        first, start = self.units[own[0]], self.clock.used
+        steps, done = len(rows) * len(own), 0
+        with count_steps(self.name_of(own), steps, show=show and self.options.progress) as count_images:
 
-            def count(seen: np.ndarray, probabilities: np.ndarray) -> None:
-                new = ~self.votes.seen[seen, u]
-                self.votes.add(u, seen[new], probabilities[new])
+            def count(v: int, seen: np.ndarray, probabilities: np.ndarray) -> None:
+                new = ~self.votes.seen[seen, own[v]]
+                self.votes.add(own[v], seen[new], probabilities[new])
                 count_images(len(seen))
                 if self.clock.used - self.written > WRITE_EVERY_SECONDS:
                     self.try_save()  # a run that is killed inside a long unit leaves a file of the last minute
 
             try:
-                self.runner.load(unit.checkpoint.path)
+                self.runner.load(first.checkpoint.path)
                 start = self.clock.used
-                expected = float(self.plan.seconds[u])
-                done = self.runner.predict(unit.checkpoint.path, unit.view, rows, count, seconds_per_image=expected)
+                expected = float(self.plan.seconds[list(own)].mean())
+                views = [self.units[u].view for u in own]
+                done = self.runner.predict(first.checkpoint.path, views, rows, count, seconds_per_image=expected)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                self.leave_out(unit.checkpoint, reason, trusted=not isinstance(error, NotFiniteError))
+                self.leave_out(first.checkpoint, reason, trusted=not isinstance(error, NotFiniteError))
                 return None
             finally:
                 self.votes.mark_unreadable(np.array(list(self.store.failed), int))
-        seconds = self.clock.used - start
-        self.images[u] += done
-        self.seconds[u] += seconds
+        seconds = (self.clock.used - start) / len(own)
+        self.images[list(own)] += done
+        self.seconds[list(own)] += seconds
         return seconds / max(done, 1)
 
     def run_units(self) -> None:
@@ -201,22 +202,56 @@ class EnsembleRun:
                 return
 
     def run_planned(self, u: int) -> bool:
-        """Run one unit over the images that need it most, and write the file; whether anything was done."""
-        rows = choose_rows(self.votes, self.plan, u, left=self.clock.left, certified=self.certified)
+        """Run one unit over the images that need it most, and write the file; whether anything was done.
+
+        Further views of its checkpoint come along, on the same upload of the pixels, where nothing could stop early.
+        """
+        rows = self.choose_rows(u)
         if not len(rows) or self.clock.left <= self.runner.load_time(self.units[u].checkpoint.path):
             return False
-        before, done = self.votes.labels(), self.images[u]
-        seconds = self.run_unit(u, rows, show=True)
+        own = self.views_together(u)
+        before, images, seconds = self.votes.labels(), self.images[own].sum(), self.seconds[own].sum()
+        together = rows[~self.votes.seen[np.ix_(rows, own)].any(axis=1)]
+        # What only some of the views have seen while their speed was measured goes through the others first.
+        passes = [([v], np.setdiff1d(self.choose_rows(v), together)) for v in own] if len(own) > 1 else []
+        for views, waiting in (*passes, (own, together)):
+            if len(waiting) and self.run_views(views, waiting, show=True) is None:
+                self.try_save()
+                return False
         self.try_save()
-        if seconds is None or self.images[u] == done:
+        done = int(self.images[own].sum() - images)
+        if not done:
             return False
+        milliseconds = 1000 * float(self.seconds[own].sum() - seconds) / done
         changed = int((self.votes.labels() != before).sum())
         finished = int(self.votes.finished(self.plan.kept, certified=self.certified).sum())
         print_line(
-            f"{self.units[u].name}: {self.images[u] - done} images, {1000 * seconds:.2f} ms each, "
+            f"{self.name_of(own)}: {done} images, {milliseconds:.2f} ms each, "
             f"{changed} labels changed, {finished} of {len(self.paths)} images finished"
         )
         return True
+
+    def choose_rows(self, u: int) -> np.ndarray:
+        """Return the rows (n,) that take unit `u` now."""
+        return choose_rows(self.votes, self.plan, u, left=self.clock.left, certified=self.certified)
+
+    def views_together(self, u: int) -> list[int]:
+        """Return unit `u` and the planned units that share its pass: the checkpoint's further views.
+
+        One pass would waste work where images are finished early. Under a time limit every image gets a vote first, and
+        there must be time for everything.
+        """
+        votes, plan, left = self.votes, self.plan, self.clock.left
+        short = left < float("inf") and (votes.without_vote().any() or not fits_all(votes, plan, left=left))
+        if self.certified or short:
+            return [u]
+        later = plan.order[plan.order.index(u) :]
+        return [v for v in later if plan.kept[v] and self.units[v].checkpoint is self.units[u].checkpoint]
+
+    def name_of(self, own: Sequence[int]) -> str:
+        """Return a unit's name, or that of a checkpoint through several views."""
+        first = self.units[own[0]]
+        return first.name if len(own) == 1 else f"{first.checkpoint.name} {len(own)} views"
 
     def restore_unit(self) -> bool:
         """Take the most valuable dropped unit back into the plan; False where there is none."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,21 @@ import torch
 from torch import nn
 
 from cassava_kit.data.transforms import normalize
+from cassava_kit.inference.device_queue import Answer, DeviceQueue, fit_to_memory, make_queue
 from cassava_kit.inference.fuse import fuse_conv_bn
 from cassava_kit.inference.tta import View
 from cassava_kit.models.checkpoint import CheckpointInfo, load_model
 from cassava_kit.models.precision import half_is_wrong
 
-OUT_OF_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+
+@dataclass(frozen=True)
+class Started:
+    """A batch under way: its answer, and what must live until it has come, on the host and on the device."""
+
+    answer: Answer
+    pixels: torch.Tensor
+    views: Sequence[View]
+    on_device: torch.Tensor
 
 
 @dataclass
@@ -32,6 +42,10 @@ class Forward:
     batch_seconds: float = 0.0
     largest_batch: int = 0
     overflowed: bool = False
+    queue: DeviceQueue = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.queue = make_queue(self.device)
 
     @property
     def n_bytes(self) -> int:
@@ -39,40 +53,41 @@ class Forward:
         return sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     @torch.inference_mode()
-    def start(self, pixels: torch.Tensor, view: View) -> torch.Tensor:
-        """Return probabilities for one view: pixels (B, H, W, 3) uint8 on the host to (B, K) float32 on the device.
+    def start(self, pixels: torch.Tensor, views: Sequence[View]) -> Started:
+        """Order the probabilities of pixels (B, H, W, 3) uint8 on the host through V views, uploaded once.
 
         A GPU computes on after the return; `finish` waits for it. A batch that does not fit into memory is halved until
         it does, and later ones are cut to that size at once.
         """
-        if 0 < self.largest_batch < len(pixels):
-            return torch.cat([self.start(piece, view) for piece in pixels.split(self.largest_batch)])
-        try:
-            batch = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-            images = view(normalize(batch, self.info.mean, self.info.std))
-            return self._logits(images).float().softmax(dim=1)
-        except RuntimeError as error:
-            if len(pixels) == 1 or not is_out_of_memory(error):
-                raise
-        # Outside the handler, where the traceback no longer holds the failed batch's tensors.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.largest_batch = (len(pixels) + 1) // 2
-        return self.start(pixels, view)
+        most = min(self.largest_batch or len(pixels), len(pixels))
+        started, size = fit_to_memory(lambda size: self._order(pixels, views, size), most, self.queue)
+        if size < most:
+            self.largest_batch = size
+        return started
+
+    def _order(self, pixels: torch.Tensor, views: Sequence[View], size: int) -> Started:
+        """Order a batch in pieces of at most `size` images."""
+        on_device = self.queue.upload(pixels)
+        parts = []
+        for piece in on_device.split(size):
+            images = normalize(piece.permute(0, 3, 1, 2), self.info.mean, self.info.std)
+            parts.append(torch.stack([self._logits(view(images)).float().softmax(dim=1) for view in views]))
+        return Started(self.queue.download(torch.cat(parts, dim=1)), pixels, views, on_device)
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         return self.model(images.to(self.dtype, memory_format=torch.channels_last))
 
-    def finish(self, started: torch.Tensor, pixels: torch.Tensor, view: View) -> np.ndarray:
-        """Return the probabilities on the host, computed again in single precision where half precision overflowed."""
-        answer = started.cpu().numpy()
+    def finish(self, started: Started) -> np.ndarray:
+        """Return the probabilities (V, B, K) on the host, in single precision where half precision overflowed."""
+        answer = started.answer.wait()
         if np.isfinite(answer).all() or (self.dtype == torch.float32 and not self.overflowed):
             return answer
         if not self.overflowed:
             self.model.float()
             self.dtype, self.overflowed = torch.float32, True
         # Also for the batch that was under way in half precision when another one overflowed.
-        return self.start(pixels, view).cpu().numpy()
+        again = self.start(started.pixels, started.views)
+        return again.answer.wait()
 
 
 def load_forward(path: str | Path, device: torch.device) -> Forward:
@@ -86,8 +101,3 @@ def load_forward(path: str | Path, device: torch.device) -> Forward:
     dtype = torch.float16 if half else torch.float32
     model = model.to(device, dtype, memory_format=torch.channels_last)
     return Forward(model.eval(), info, device, dtype)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY_WORDS)

@@ -203,8 +203,7 @@ def choose_rows(votes: Votes, plan: Plan, unit: int, *, left: float, certified: 
     """
     waiting = ~votes.finished(plan.kept, certified=certified)
     rows = np.flatnonzero(waiting & ~votes.seen[:, unit])
-    todo = ~votes.seen[waiting] & plan.kept
-    if float((todo @ plan.seconds).sum()) <= left:
+    if fits_all(votes, plan, left=left, certified=certified):
         return rows
     without_vote = np.flatnonzero(waiting & votes.without_vote())
     if len(without_vote):
@@ -213,3 +212,10 @@ def choose_rows(votes: Votes, plan: Plan, unit: int, *, left: float, certified: 
     affordable = max(1, int(left / max(float(plan.seconds[ahead].sum()), 1e-9)))
     least_sure = rows[np.argsort(-votes.uncertainty()[rows], kind="stable")]
     return np.sort(least_sure[:affordable])
+
+
+def fits_all(votes: Votes, plan: Plan, *, left: float, certified: bool = False) -> bool:
+    """Return whether there is time for every planned unit that an image still needs."""
+    waiting = ~votes.finished(plan.kept, certified=certified)
+    todo = ~votes.seen[waiting] & plan.kept
+    return float((todo @ plan.seconds).sum()) <= left

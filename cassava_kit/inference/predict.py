@@ -44,19 +44,18 @@ def predict_images(
     passes = sum(map(len, seen))
     with (
         PixelStore(
-            paths, [info.input_size for info in infos], keep=passes > 1, pinned=devices[0].type == "cuda"
+            paths, [info.input_size for info in infos], keep=len(infos) > 1, pinned=devices[0].type == "cuda"
         ) as store,
         count_steps("Predicting", passes * len(paths), show=progress) as count,
     ):
         runner = Runner(store, devices, choose_batch_size(batch_size, devices[0], len(paths)))
         for member, checkpoint in enumerate(checkpoints):
-            for view in seen[member]:
 
-                def add(rows: np.ndarray, probabilities: np.ndarray, member: int = member) -> None:
-                    out[member, rows] += probabilities / len(seen[member])
-                    count(len(rows))
+            def add(_: int, rows: np.ndarray, probabilities: np.ndarray, member: int = member) -> None:
+                out[member, rows] += probabilities / len(seen[member])
+                count(len(rows))
 
-                runner.predict(Path(checkpoint), view, np.arange(len(paths)), add)
+            runner.predict(Path(checkpoint), seen[member], np.arange(len(paths)), add)
         failed = sorted(store.failed)
     for member, info in enumerate(infos):
         out[member, failed] = class_shares(info)

@@ -1,7 +1,8 @@
-"""Rows of images through one checkpoint and one view, on every device at once, within the time: `Runner.predict`."""
+"""Rows of images through a checkpoint's views, on every device at once, within the time: `Runner.predict`."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +14,15 @@ import torch
 
 from cassava_kit.errors import UserError
 from cassava_kit.inference.clock import Clock
-from cassava_kit.inference.forward import Forward, is_out_of_memory, load_forward
+from cassava_kit.inference.device_queue import is_out_of_memory
+from cassava_kit.inference.forward import Forward, Started, load_forward
 from cassava_kit.inference.machine import free_device_memory
 from cassava_kit.inference.pixels import PixelBatch, PixelStore
 from cassava_kit.inference.report import print_warning
 from cassava_kit.inference.tta import View
 
-Deliver = Callable[[np.ndarray, np.ndarray], None]
+# Takes the number of a view, rows (b,) and their probabilities (b, K).
+Deliver = Callable[[int, np.ndarray, np.ndarray], None]
 
 LOADED_SHARE = 0.25
 
@@ -78,14 +81,21 @@ class Runner:
         return sum(forward.n_bytes for replicas in self._loaded.values() for forward in replicas)
 
     def predict(
-        self, path: Path, view: View, rows: np.ndarray, deliver: Deliver, *, seconds_per_image: float = 0.0
+        self,
+        path: Path,
+        views: Sequence[View],
+        rows: np.ndarray,
+        deliver: Deliver,
+        *,
+        seconds_per_image: float = 0.0,
     ) -> int:
-        """Predict `rows` (n,); each batch's rows (b,) and probabilities (b, K) go to `deliver`. How many were done.
+        """Predict `rows` (n,) through V views; returns how many rows were done through all of them.
 
-        Stops before a batch that would not end in time, judged by the slowest recent batch, and before there is one by
-        `seconds_per_image`. Batches keep one shape, so that no row's answer depends on which others are broken or
-        already finished. Where one device of several fails and another does not, the others take over its rows and all
-        that is still to come. Raises NotFiniteError for answers that are no numbers.
+        A batch goes to its device once, and its answers to `deliver` view by view. Stops before a batch that would not
+        end in time, judged by the slowest recent batch, and before there is one by `seconds_per_image`, of one view.
+        Batches keep one shape, so that no row's answer depends on which others are broken or already finished. Where
+        one device of several fails and another does not, the others take over its rows and all that is still to come.
+        Raises NotFiniteError for answers that are no numbers.
         """
         replicas = self.load(path)
         for forward in replicas:
@@ -96,18 +106,20 @@ class Runner:
         errors: dict[int, BaseException] = {}
 
         def hand_over(batch: PixelBatch, probabilities: np.ndarray) -> None:
-            answers = probabilities[: len(batch.rows)]
-            self.check_finite(path, batch.rows, answers)
+            answers = probabilities[:, : len(batch.rows)]
+            for one in answers:
+                self.check_finite(path, batch.rows, one)
             with lock:
-                deliver(batch.rows, answers)
+                for v, one in enumerate(answers):
+                    deliver(v, batch.rows, one)
                 seen.append(batch.rows)
 
         try:
             if len(replicas) == 1:
-                _work(replicas[0], view, batches, self.clock, hand_over)
+                _work(replicas[0], views, batches, self.clock, hand_over)
             else:
                 with ThreadPoolExecutor(len(replicas), "device") as pool:
-                    jobs = [pool.submit(_work, f, view, batches, self.clock, hand_over) for f in replicas]
+                    jobs = [pool.submit(_work, f, views, batches, self.clock, hand_over) for f in replicas]
                 errors = {i: error for i, job in enumerate(jobs) if (error := job.exception()) is not None}
         finally:
             batches.close()
@@ -119,7 +131,7 @@ class Runner:
             raise first  # nothing says that it is the device and not the checkpoint
         self.drop_devices(errors)
         rest = np.setdiff1d(rows, np.concatenate(seen))
-        return done + self.predict(path, view, rest, deliver, seconds_per_image=seconds_per_image)
+        return done + self.predict(path, views, rest, deliver, seconds_per_image=seconds_per_image)
 
     def check_finite(self, path: Path, rows: np.ndarray, answers: np.ndarray) -> None:
         """Raise NotFiniteError for answers (n, K) of NaN or infinity to rows (n,) whose images could be read."""
@@ -142,25 +154,33 @@ class Runner:
 
 def _work(
     forward: Forward,
-    view: View,
+    views: Sequence[View],
     batches: _SharedBatches,
     clock: Clock,
     hand_over: Callable[[PixelBatch, np.ndarray], None],
 ) -> None:
     """Take batches until there are none; on a GPU the next one is started before the last one's answer is fetched."""
-    under_way: tuple[PixelBatch, torch.Tensor] | None = None
+    under_way: tuple[PixelBatch, Started] | None = None
     last = clock.used
-    # The time is looked at once the images are there: waiting for them may have taken what the batch needs.
-    while (batch := batches.take()) is not None and clock.left > forward.batch_seconds:
-        started = forward.start(batch.pixels, view)
+    try:
+        # The time is looked at once the images are there: waiting for them may have taken what the batch needs.
+        while (batch := batches.take()) is not None:
+            waiting = 1 if under_way is not None and forward.queue.runs_ahead else 0
+            if clock.left <= (1 + waiting) * len(views) * forward.batch_seconds:
+                break
+            started = forward.start(batch.pixels, views)
+            if under_way is not None:
+                hand_over(under_way[0], forward.finish(under_way[1]))
+            under_way = (batch, started)
+            now = clock.used
+            # The slowest recent batch: one that would end after the limit must not be begun.
+            forward.batch_seconds, last = max(0.9 * forward.batch_seconds, (now - last) / len(views)), now
         if under_way is not None:
-            hand_over(under_way[0], forward.finish(under_way[1], under_way[0].pixels, view))
-        under_way = (batch, started)
-        now = clock.used
-        # The slowest recent batch: one that would end after the limit must not be begun.
-        forward.batch_seconds, last = max(0.9 * forward.batch_seconds, now - last), now
-    if under_way is not None:
-        hand_over(under_way[0], forward.finish(under_way[1], under_way[0].pixels, view))
+            hand_over(under_way[0], forward.finish(under_way[1]))
+    except BaseException:
+        with contextlib.suppress(Exception):  # the device itself may be what failed
+            forward.queue.drain()  # what is under way still reads its buffers
+        raise
 
 
 class _SharedBatches:

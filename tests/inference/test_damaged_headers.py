@@ -110,17 +110,18 @@ def test_a_checkpoint_that_answers_nan_is_named_and_left_out(
 def test_an_image_that_cannot_be_read_does_not_make_a_checkpoint_answer_nan(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cassava_kit.inference.forward import Forward
+    from cassava_kit.inference.forward import Forward, Started
 
     (images / "003.jpg").write_bytes(b"")
-    real = Forward.start
+    real = Forward.finish
 
-    def start(self: Forward, batch: torch.Tensor, view: object) -> torch.Tensor:
-        answer = real(self, batch, view).clone()
-        answer[(batch.flatten(1) == 0).all(1)] = float("nan")  # a network that divides by an image's deviation
+    def finish(self: Forward, started: Started) -> np.ndarray:
+        answer = real(self, started).copy()
+        black = (started.pixels.flatten(1) == 0).all(1).numpy()
+        answer[:, black] = float("nan")  # a network that divides by an image's deviation
         return answer
 
-    monkeypatch.setattr(Forward, "start", start)
+    monkeypatch.setattr(Forward, "finish", finish)
     _, report = submit(images, weights, tmp_path / "s.csv")
     assert not report.left_out and list(report.images_failed) == ["003.jpg"]
 
@@ -163,22 +164,22 @@ def test_votes_before_a_checkpoint_answers_nan_are_taken_back_where_others_answe
             if not path.name.startswith("eff"):
                 path.unlink()
     expected = None if alone else labels_without(images, weights, "eff")
-    real = EnsembleRun.run_unit
+    real = EnsembleRun.run_views
     rounds: list[int] = []
 
-    def run_unit(self: EnsembleRun, u: int, rows: np.ndarray, **options: bool) -> float | None:
-        if self.units[u].checkpoint.member == "eff":
-            rounds.append(u)
+    def run_views(self: EnsembleRun, own: list[int], rows: np.ndarray, **options: bool) -> float | None:
+        if self.units[own[0]].checkpoint.member == "eff":
+            rounds.append(own[0])
             if len(rounds) > 1:
                 monkeypatch.setattr(self.runner, "predict", answer_nan)
-        seconds = real(self, u, rows, **options)
+        seconds = real(self, own, rows, **options)
         monkeypatch.setattr(self.runner, "predict", Runner.predict.__get__(self.runner))
         return seconds
 
     def answer_nan(*_: object, **__: object) -> int:
         raise NotFiniteError("answers NaN")
 
-    monkeypatch.setattr(EnsembleRun, "run_unit", run_unit)
+    monkeypatch.setattr(EnsembleRun, "run_views", run_views)
     labels, report = submit(images, weights, tmp_path / "s.csv", early_stop="off", batch_size=4)
     assert len(rounds) == 2 and "answers NaN" in report.left_out["eff-fold0.safetensors"]
     used = {member["file"] for member in report.members_used}

@@ -9,7 +9,8 @@ from tiny_members import write_checkpoint
 from torch import nn
 
 from cassava_kit.data.transforms import normalize
-from cassava_kit.inference.forward import Forward, is_out_of_memory, load_forward
+from cassava_kit.inference.device_queue import is_out_of_memory
+from cassava_kit.inference.forward import Forward, load_forward
 from cassava_kit.inference.tta import View, make_views
 from cassava_kit.models.checkpoint import load_model
 
@@ -22,7 +23,7 @@ def pixels(n: int = 8) -> torch.Tensor:
 
 
 def probabilities(forward: Forward, batch: torch.Tensor, view: View = PLAIN) -> np.ndarray:
-    return forward.finish(forward.start(batch, view), batch, view)
+    return forward.finish(forward.start(batch, [view]))[0]
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet", "test_vit"])
@@ -102,9 +103,8 @@ def test_an_overflow_in_half_precision_is_computed_again(tmp_path: Path) -> None
     assert np.allclose(answer, exact, atol=1e-6)
     # On a GPU the next batch is under way in half precision before the first one's overflow is seen.
     half = Forward(Loud(), info, CPU, torch.float16)
-    started = [half.start(pixels(), PLAIN), half.start(pixels(), PLAIN)]
-    for one in started:
-        assert np.allclose(half.finish(one, pixels(), PLAIN), exact, atol=1e-6)
+    for one in [half.start(pixels(), [PLAIN]), half.start(pixels(), [PLAIN])]:
+        assert np.allclose(half.finish(one)[0], exact, atol=1e-6)
 
 
 def test_half_precision_stays_where_it_holds(tmp_path: Path) -> None:

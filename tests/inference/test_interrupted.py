@@ -1,17 +1,20 @@
 """The first file, the best file so far, the deadline, and kill -9."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from processes import start_python
 from tiny_runs import FakeClock, full_ensemble, read_labels, submit
 
 from cassava_kit.files import read_json
 from cassava_kit.inference import run as run_module
-from cassava_kit.inference.forward import Forward
+from cassava_kit.inference.forward import Forward, Started
 from cassava_kit.inference.submission import check_answers
+from cassava_kit.inference.tta import View
 
 
 def test_the_first_file_is_there_before_any_member_is_read(
@@ -40,7 +43,7 @@ def test_the_file_only_gets_better_member_by_member(
 
     monkeypatch.setattr(run_module, "write_answers", write)
     final, _ = submit(images, weights, tmp_path / "s.csv", early_stop="off")
-    assert len(seen) > 10 and set(seen[0]) == {3}
+    assert len(seen) >= 7 and set(seen[0]) == {3}  # the prior's, one measured batch, four checkpoints, the last one
     agreement = [float(np.mean(labels == final.to_numpy())) for labels in seen]
     assert agreement[0] < agreement[-1] == 1
     assert agreement[len(agreement) // 2] > agreement[0]
@@ -48,16 +51,16 @@ def test_the_file_only_gets_better_member_by_member(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    """The run's clock, on which every batch of a model takes a tenth of a second and nothing else any time."""
+    """The run's clock, on which every view of a batch takes a tenth of a second and nothing else any time."""
     clock, real = FakeClock(), Forward.start
 
     def make(limit: float | None, started: float) -> FakeClock:
         clock.limit = limit
         return clock
 
-    def start(self: Forward, pixels: object, view: object) -> object:
-        clock.now += 0.1
-        return real(self, pixels, view)
+    def start(self: Forward, pixels: torch.Tensor, views: Sequence[View]) -> Started:
+        clock.now += 0.1 * len(views)
+        return real(self, pixels, views)
 
     monkeypatch.setattr(run_module, "Clock", make)
     monkeypatch.setattr(Forward, "start", start)
@@ -193,12 +196,12 @@ def test_a_file_is_written_inside_a_long_unit(
     monkeypatch.setattr(ensemble_run, "WRITE_EVERY_SECONDS", 0.0)
     inside: list[int] = []
     running: list[bool] = []
-    real_run, real_save = EnsembleRun.run_unit, EnsembleRun.try_save
+    real_run, real_save = EnsembleRun.run_views, EnsembleRun.try_save
 
-    def run_unit(self: EnsembleRun, u: int, rows: np.ndarray, **options: bool) -> float | None:
+    def run_views(self: EnsembleRun, own: list[int], rows: np.ndarray, **options: bool) -> float | None:
         running.append(True)
         try:
-            return real_run(self, u, rows, **options)
+            return real_run(self, own, rows, **options)
         finally:
             running.clear()
 
@@ -206,10 +209,10 @@ def test_a_file_is_written_inside_a_long_unit(
         inside.extend([1] * bool(running))
         return real_save(self)
 
-    monkeypatch.setattr(EnsembleRun, "run_unit", run_unit)
+    monkeypatch.setattr(EnsembleRun, "run_views", run_views)
     monkeypatch.setattr(EnsembleRun, "try_save", save)
     submit(images, weights, tmp_path / "s.csv", early_stop="off")
-    assert len(inside) >= 16 * 5  # every batch of four of every unit
+    assert len(inside) >= 16 * 5  # every view of every batch of four
 
     inside.clear()
     monkeypatch.setattr(ensemble_run, "WRITE_EVERY_SECONDS", 3600.0)

@@ -1,5 +1,6 @@
 """Devices played on the CPU: GPUs that do not compute, memory that runs out while loading, several at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ import torch
 from tiny_runs import FakeClock, full_ensemble, read_labels, submit
 
 from cassava_kit.inference import ensemble_run, machine, runner
-from cassava_kit.inference.forward import Forward
+from cassava_kit.inference.forward import Forward, Started
 from cassava_kit.inference.machine import usable_devices
 from cassava_kit.inference.pixels import PixelStore
 from cassava_kit.inference.runner import Runner
-from cassava_kit.inference.tta import make_views
+from cassava_kit.inference.tta import View, make_views
 
 CPU = torch.device("cpu")
 PLAIN = make_views("none")[0]
@@ -105,15 +106,15 @@ def test_several_devices_share_the_batches_and_each_row_comes_once(
     busy: list[int] = []
     real = Forward.start
 
-    def start(self: Forward, pixels: torch.Tensor, view: object) -> torch.Tensor:
+    def start(self: Forward, pixels: torch.Tensor, views: Sequence[View]) -> Started:
         busy.append(replicas.index(next(r for r in replicas if r is self)))
-        return real(self, pixels, view)
+        return real(self, pixels, views)
 
     monkeypatch.setattr(Forward, "start", start)
     seen: list[np.ndarray] = []
     with store:
         done = work.predict(
-            weights / "res-fold0.safetensors", PLAIN, np.arange(21), lambda rows, p: seen.append(rows.copy())
+            weights / "res-fold0.safetensors", [PLAIN], np.arange(21), lambda _, rows, p: seen.append(rows.copy())
         )
     assert done == 21 and sorted(np.concatenate(seen)) == list(range(21))
     assert len(busy) == 6 and set(busy) <= {0, 1} and work.images_at_once == 8
@@ -123,12 +124,12 @@ def fail_on_device_0(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """The device `cpu:0` does so many batches and then none."""
     real, calls = Forward.start, []
 
-    def start(self: Forward, pixels: torch.Tensor, view: object) -> torch.Tensor:
+    def start(self: Forward, pixels: torch.Tensor, views: Sequence[View]) -> Started:
         if self.device.index == 0:
             calls.append(1)
             if len(calls) > after:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return real(self, pixels, view)
+        return real(self, pixels, views)
 
     monkeypatch.setattr(Forward, "start", start)
 
@@ -143,7 +144,7 @@ def test_a_device_that_fails_leaves_its_rows_to_the_other(
     with store:
         work.load(weights / "vit-fold0.safetensors")
         for name in ("res-fold0.safetensors", "vit-fold0.safetensors"):
-            done = work.predict(weights / name, PLAIN, np.arange(21), lambda rows, p: seen.append(rows.copy()))
+            done = work.predict(weights / name, [PLAIN], np.arange(21), lambda _, rows, p: seen.append(rows.copy()))
             assert done == 21 and sorted(np.concatenate(seen)) == list(range(21))
             seen.clear()
     assert work.devices == [CPU] and work.images_at_once == 4
@@ -170,7 +171,7 @@ def test_a_checkpoint_that_fails_on_every_device_costs_no_device(
 
     monkeypatch.setattr(Forward, "start", start)
     with store, pytest.raises(RuntimeError, match="shapes cannot"):
-        work.predict(weights / "res-fold0.safetensors", PLAIN, np.arange(21), lambda *_: None)
+        work.predict(weights / "res-fold0.safetensors", [PLAIN], np.arange(21), lambda *_: None)
     assert len(work.devices) == 2
 
 
@@ -195,14 +196,14 @@ def timed_runner(images: Path, weights: Path, clock: FakeClock, monkeypatch: pyt
     """Predict 21 images in batches of four, each of which takes ten seconds of the clock; the rows that came."""
     real, seen = Forward.start, []
 
-    def start(self: Forward, pixels: torch.Tensor, view: object) -> torch.Tensor:
+    def start(self: Forward, pixels: torch.Tensor, views: Sequence[View]) -> Started:
         clock.now += 10.0
-        return real(self, pixels, view)
+        return real(self, pixels, views)
 
     monkeypatch.setattr(Forward, "start", start)
     with PixelStore(sorted(images.iterdir()), [(32, 32)], clock=clock) as store:
         work = Runner(store, [CPU], 4, clock)
-        work.predict(weights / "res-fold0.safetensors", PLAIN, np.arange(21), lambda rows, p: seen.append(rows))
+        work.predict(weights / "res-fold0.safetensors", [PLAIN], np.arange(21), lambda _, rows, p: seen.append(rows))
     return seen
 
 
@@ -243,5 +244,5 @@ def test_a_first_batch_is_judged_by_what_was_measured(
         for devices, seconds, batches in ((1, 2.5, 0), (2, 1.25, 0), (1, 2.0, 6)):
             work = Runner(store, [CPU] * devices, 4, clock)
             path = weights / "res-fold0.safetensors"
-            work.predict(path, PLAIN, np.arange(21), lambda rows, p: seen.append(rows), seconds_per_image=seconds)
+            work.predict(path, [PLAIN], np.arange(21), lambda _, rows, p: seen.append(rows), seconds_per_image=seconds)
             assert len(seen) == batches
