@@ -34,7 +34,7 @@ class RehearsalOptions:
     cpus: int | None = None
     memory: float | None = None
     minutes: float | None = None
-    python: str = sys.executable
+    python: str = field(default_factory=lambda: sys.executable)
     isolation: str | None = None
     progress: CellProgress | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)

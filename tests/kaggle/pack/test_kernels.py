@@ -15,6 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+from forked_python import interpreter
 
 from cassava_kit.cli.kaggle import rehearse_kernel
 from cassava_kit.competition import CASSAVA
@@ -129,13 +130,26 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def execute_kernel(
-    name: str, parameters: str, packed: Path, competition: Path, out: Path, *, earlier: tuple[str, Path] | None = None
+    name: str,
+    parameters: str,
+    packed: Path,
+    competition: Path,
+    out: Path,
+    *,
+    earlier: tuple[str, Path] | None = None,
+    before: tuple[str, str] = ("", ""),
 ) -> tuple[dict[str, Any], Path]:
-    """Run a generated notebook with other parameters in its first code cell; its result and its output folder."""
+    """Run a generated notebook with other parameters in its first code cell; its result and its output folder.
+
+    `earlier`: a kernel's name and its output, which is attached. `before`: how a cell begins, and what runs before it.
+    """
     kernel = next(each for each in KERNELS if each.name == name)
     notebook = nbformat.reads(render(kernel, REPOSITORY)[f"{name}.ipynb"], as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     first.source += f"\n{parameters}"
+    if before[0]:
+        later = next(cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.startswith(before[0]))
+        later.source = f"{before[1]}\n{later.source}"
     out.mkdir(parents=True)
     path = out / f"{name}.ipynb"
     nbformat.write(notebook, path)
@@ -146,7 +160,8 @@ def execute_kernel(
         if earlier is not None:
             kernel_id = config.kernel_id(earlier[0])
             mounts.append(Mount(earlier[1], PurePosixPath("notebooks", *kernel_id.split("/"))))
-        stage = NotebookRun(path, mounts, out / "result", "new", RehearsalOptions(minutes=30))
+        options = RehearsalOptions(minutes=30, python=interpreter())
+        stage = NotebookRun(path, mounts, out / "result", "new", options)
         stage.working.mkdir(parents=True)
         result, isolation = run_notebook(stage, Path(scratch))
     assert isolation.network or isolation.name == "sockets"
@@ -240,7 +255,7 @@ def test_a_kernel_is_rehearsed_at_home_in_both_layouts(
     name: str, parameters: list[str], competition: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kernel, changes = find_kernel(name), parse_changes(parameters, [])
-    out, options = tmp_path / "kernels", RehearsalOptions(minutes=30)
+    out, options = tmp_path / "kernels", RehearsalOptions(minutes=30, python=interpreter())
     assert rehearse_kernel(kernel, out, competition, options, changes=changes) == 0, capsys.readouterr().out
     said = capsys.readouterr().out
     assert "new layout" in said and "old layout" in said and "all 2 rehearsals passed" in said
@@ -259,8 +274,8 @@ def test_a_kernel_that_fails_at_home_says_so(
 ) -> None:
     """Settings that each are right and that the network does not take."""
     monkeypatch.setattr("cassava_kit.cli.kaggle.check_parameters", lambda *_: None)
-    changes = parse_changes(["RECIPE=small_resnet", "SET=['model_args={\"layers\":[1]}']"], [])
-    kernel, options = find_kernel("train-folds"), RehearsalOptions(minutes=30)
+    changes = parse_changes(["RECIPE=small_resnet", "FOLDS=[0]", "SET=['model_args={\"layers\":[1]}']"], [])
+    kernel, options = find_kernel("train-folds"), RehearsalOptions(minutes=30, python=interpreter())
     assert rehearse_kernel(kernel, tmp_path / "k", competition, options, changes=changes) == 1
     said = capsys.readouterr().out
     assert "rehearsal FAILED (new layout" in said and "no fold ended" in said and "next:" not in said
@@ -299,11 +314,14 @@ def test_train_folds_can_give_a_fold_two_processes(packed: Path, competition: Pa
 @pytest.mark.slow
 def test_train_folds_stops_itself_before_kaggle_does(packed: Path, competition: Path, tmp_path: Path) -> None:
     """What the session's time ends is named, and its processes are gone."""
-    parameters = (
-        "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nimport os\nos.environ['CASSAVA_KIT_TIME_LIMIT'] = '12'"
+    parameters = "RECIPE, FOLDS, N_SPLITS = 'small_resnet', [0], 2\nSET = ['epochs=100000']"
+    parameters += "\nimport os\nos.environ['CASSAVA_KIT_TIME_LIMIT'] = '1234'"
+    # Most of the session is over when the training begins, however long it took to come there.
+    late = "from dataclasses import replace\nassert (SESSION.started, SESSION.seconds) == (STARTED, 1234.0)"
+    late += "\nSESSION = replace(SESSION, seconds=time.time() - STARTED + 4)"
+    result, _ = execute_kernel(
+        "train-folds", parameters, packed, competition, tmp_path / "one", before=("import torch\n", late)
     )
-    parameters += "\nSET = ['epochs=100000']"
-    result, _ = execute_kernel("train-folds", parameters, packed, competition, tmp_path / "one")
     assert "no fold ended" in result["error"]
     assert "attach this notebook's output to itself and run again to go on" in result["log"]
 
