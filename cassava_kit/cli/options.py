@@ -28,6 +28,10 @@ Jobs = Annotated[
 Views = Annotated[
     str, typer.Option("--views", metavar="none|hflip|flips|d4|d4+zoom", help="Test-time views of each image.")
 ]
+GpuFile = Annotated[
+    Path | None,
+    typer.Option("--gpu", metavar="FILE", help="gpu.json of gpu-check: measured speeds in place of the assumed ones."),
+]
 SettingChanges = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change one setting; may be repeated.")
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cassava_kit.cli.options import GpuFile
 from cassava_kit.cli.output import AsJson, Result, print_result
 from cassava_kit.errors import UserError
 from cassava_kit.kaggle.pack.config import SUBMIT_COMMAND
@@ -34,33 +35,37 @@ def plan_command(
     ] = None,
     n_images: Annotated[int | None, typer.Option(min=2, help="Training images; default: the competition's.")] = None,
     n_splits: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
+    gpu: GpuFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which recipes and folds to train in a week's GPU hours, so that they buy the most different members."""
+    from cassava_kit.cli.training import ASSUMED, measured_t4
     from cassava_kit.competition import current
+    from cassava_kit.training.cost import T4
     from cassava_kit.training.plan import plan_week
 
     if runs is not None and not runs.is_dir():
         raise UserError(f"--runs must be a folder of runs, got {runs}; leave it out where there is none yet")
     images = n_images or current().training_images
+    speed, source = (T4, ASSUMED) if gpu is None else measured_t4(gpu)
 
     def planned() -> Result:
-        plan = plan_week(hours, recipe or [], images, n_splits, runs=runs)
+        plan = plan_week(hours, recipe or [], images, n_splits, runs=runs, gpu=speed)
         values = {**asdict(plan), "hours": round(plan.hours, 2), "typical_ratio": plan.speeds.typical, "rule": RULE}
-        return Result(show_plan(plan, hours, n_splits), values)
+        return Result(show_plan(plan, hours, n_splits, source), {**values, "speed": source})
 
     print_result(planned, as_json=as_json)
 
 
-def show_plan(plan: WeekPlan, hours: float, n_splits: int) -> str:
+def show_plan(plan: WeekPlan, hours: float, n_splits: int, source: str) -> str:
     """Return the plan as lines: the rule, a session a line with its hours and their sum, then the commands."""
     if not plan.pushes:
         return f"{hours:g} h are too few for one fold of any of these recipes"
     width = max(len(push.name) for push in plan.pushes)
     family = max(len(push.family) for push in plan.pushes)
     measured = len(plan.speeds.by_model)
-    basis = f"corrected by {measured} measured models (x{plan.speeds.typical:.2f})" if measured else "none measured yet"
-    lines = [RULE, f"Hours of two T4s, counted from operations and the loader's time; {basis}.", ""]
+    basis = f"corrected by runs of {measured} models (x{plan.speeds.typical:.2f})" if measured else "no runs yet"
+    lines = [RULE, f"Hours of two T4s, {source}, from operations and the loader's time; {basis}.", ""]
     spent = 0.0
     for number, push in enumerate(plan.pushes, 1):
         spent += push.hours

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cassava_kit.cli.options import CleanAction, Data, FoldFile, Jobs, SettingChanges, Weights
+from cassava_kit.cli.options import CleanAction, Data, FoldFile, GpuFile, Jobs, SettingChanges, Weights
 from cassava_kit.cli.output import AsJson, Result, print_result
 from cassava_kit.errors import UserError
 
 if TYPE_CHECKING:
     from cassava_kit.data.folds import Folds
     from cassava_kit.training.config import RunConfig
+    from cassava_kit.training.cost import Gpu
     from cassava_kit.training.ssl.config import PretrainConfig
 
 
+ASSUMED = "with an assumed speed of 9.5 TFLOP/s (--gpu FILE takes a measured one)"
 PROBE = "probe"
 
 
@@ -32,31 +34,33 @@ def recipes_command(
         int | None, typer.Option(min=1, help="With --hours: training images; default: the competition's.")
     ] = None,
     n_splits: Annotated[int | None, typer.Option(min=2, help="With --hours: folds; default: 5.")] = None,
+    gpu: GpuFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the recipes of train and of pretrain, or print one recipe's full configuration, or with --hours its cost."""
     from cassava_kit.competition import current
 
-    if not hours and (n_images is not None or n_splits is not None):
-        raise UserError("--n-images and --n-splits go with --hours")
+    if not hours and any(each is not None for each in (n_images, n_splits, gpu)):
+        raise UserError("--n-images, --n-splits and --gpu go with --hours")
     images, n_splits = n_images or current().training_images, n_splits or 5
+    speed, source = (None, ASSUMED) if gpu is None else measured_t4(gpu)
 
     def hours_of(each: str) -> float:
-        return _hours(each, images, n_splits)
+        return _hours(each, images, n_splits, speed)
 
     def listed() -> Result:
         if name is None:
-            return _list_recipes(hours_of if hours else None)
+            return _list_recipes(hours_of if hours else None, source)
         if hours:
             found = hours_of(name)
-            return Result(f"{name}: {found:.1f} h of two T4s", {"name": name, "hours": round(found, 2)})
+            return Result(f"{name}: {found:.1f} h of two T4s, {source}", {"name": name, "hours": round(found, 2)})
         values = _configuration(name)
         return Result(json.dumps(values, indent=2, ensure_ascii=False), values)
 
     print_result(listed, as_json=as_json)
 
 
-def _list_recipes(hours_of: Callable[[str], float] | None) -> Result:
+def _list_recipes(hours_of: Callable[[str], float] | None, source: str) -> Result:
     """Return the recipes of train and of pretrain, each with its sentence and, where it is asked for, its hours."""
     from cassava_kit.training.baseline import LogReg
     from cassava_kit.training.recipes import recipe, recipe_names
@@ -66,7 +70,7 @@ def _list_recipes(hours_of: Callable[[str], float] | None) -> Result:
         "train": {LogReg.recipe: LogReg.about} | {each: recipe(each).about for each in recipe_names()},
         "pretrain": {function.__name__: (function.__doc__ or "").splitlines()[0] for function in PRETRAIN_RECIPES},
     }
-    lines: list[str] = []
+    lines = [] if hours_of is None else [f"Hours of two T4s, {source}."]
     values: dict[str, list[dict[str, Any]]] = {}
     for verb, recipes in abouts.items():
         lines.append(f"{verb}:")
@@ -87,10 +91,18 @@ def _configuration(name: str) -> dict[str, Any]:
     return asdict(LogReg()) if name == LogReg.recipe else _recipe(name).model_dump(mode="json")
 
 
-def _hours(name: str, images: int, n_splits: int) -> float:
+def measured_t4(file: Path) -> tuple[Gpu, str]:
+    """Return the speed of a T4 by a file of gpu-check, and in words where it comes from."""
+    from cassava_kit.training.gpu_check.findings import read_gpu_report
+    from cassava_kit.training.gpu_check.t4 import basis, read_t4
+
+    return read_t4(file), basis(read_gpu_report(file))
+
+
+def _hours(name: str, images: int, n_splits: int, gpu: Gpu | None) -> float:
     """Return the hours of two T4s that a recipe takes: for training all folds, for pretraining once."""
     from cassava_kit.training.baseline import LogReg
-    from cassava_kit.training.cost import train_hours
+    from cassava_kit.training.cost import T4, train_hours
     from cassava_kit.training.ssl.config import PretrainConfig
     from cassava_kit.training.ssl.cost import pretrain_hours
 
@@ -98,8 +110,8 @@ def _hours(name: str, images: int, n_splits: int) -> float:
         raise UserError(f"{name} needs no GPU; --hours estimates the other recipes")
     config = _recipe(name)
     if isinstance(config, PretrainConfig):
-        return pretrain_hours(config, images)
-    return train_hours(config, images, n_splits)
+        return pretrain_hours(config, images, gpu=gpu or T4)
+    return train_hours(config, images, n_splits, gpu=gpu or T4)
 
 
 def _recipe(name: str) -> RunConfig | PretrainConfig:
@@ -117,7 +129,7 @@ def train_command(
         list[int] | None,
         typer.Option(min=0, help="Number of a fold to hold out; may be repeated. Default: each fold in turn."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of runs.")] = Path("runs"),
     weights: Weights = None,
     partial_weights: Annotated[
         bool, typer.Option("--partial-weights", help="Let tensors of the backbone that the file lacks stay random.")

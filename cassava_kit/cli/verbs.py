@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cassava_kit.cli import data, evidence, pages, plan, pretraining, setup, submission, training
+from cassava_kit.cli import data, evidence, gpu_check, pages, plan, pretraining, setup, submission, training
 from cassava_kit.cli.app import CommandTable, exit_with, make_app
 from cassava_kit.cli.mle_bench import mle_bench_app
 from cassava_kit.cli.submit import submit_app
@@ -44,6 +44,7 @@ VERBS: CommandTable = {
         "submission": (submission.submission_command, "--ensemble build/mine/weights --images DIR/test_images"),
     },
     "Kaggle": {
+        "gpu-check": (gpu_check.gpu_check_command, "--out gpu-check --minutes 7"),
         "kernels": (setup.kernels_command, "--check"),
     },
 }

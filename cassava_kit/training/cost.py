@@ -1,13 +1,21 @@
-"""Estimated hours of a recipe on Kaggle's GPUs, from counted operations: `train_hours`, `fold_hours`."""
+"""Estimated hours of a recipe on Kaggle's GPUs, from counted operations: `train_hours`, `fold_hours`.
+
+What was counted stays in a file of the kit's cache: counting a network takes up to a second, and needs torch.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from cassava_kit.errors import UserError
+from cassava_kit.files import KIT_VERSION, cache_dir, read_json, write_json
 from cassava_kit.training.config import RunConfig
 
 BACKWARD = 2  # passes forward that a pass backward costs
@@ -95,6 +103,12 @@ def backward_passes(config: RunConfig) -> float:
 
 def trained_share(config: RunConfig) -> float:
     """Return the trained part's share of a pass backward through the whole network, in operations."""
+    network = [config.model, config.image_size, config.model_args, config.head, config.keep_stages]
+    return _kept(network, lambda: [_trained_share(config)])[0]
+
+
+def _trained_share(config: RunConfig) -> float:
+    """Return the share, counted."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -126,18 +140,49 @@ def count_operations(
     name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear"
 ) -> Operations:
     """Return the operations of one image forward through a timm model; no weights are made."""
-    return _count(name, size, json.dumps(model_args or {}, sort_keys=True), head)
+    found = _kept([name, size, model_args or {}, head], lambda: _count(name, size, model_args or {}, head))
+    return Operations(*map(int, found))
+
+
+def _kept(network: list[Any], count: Callable[[], Any]) -> list[float]:
+    """Return what was counted of a network, by this kit, torch and timm: here before, or now, and kept in the cache."""
+    libraries = "-".join([KIT_VERSION, version("torch"), version("timm")])
+    counts = _read_counts(libraries)
+    key = json.dumps(network, sort_keys=True)
+    if key not in counts:
+        counts[key] = list(count())
+        with suppress(OSError):  # it is counted again next time
+            write_json(cache_dir() / f"operations-{libraries}.json", counts)
+    return counts[key]
 
 
 @cache
-def _count(name: str, size: int, model_args: str, head: str) -> Operations:
-    """Return the operations, counted once in a process; `model_args` as JSON."""
+def _read_counts(libraries: str) -> dict[str, list[float]]:
+    """Return the counts of the cache's file by network; none where it is missing or damaged."""
+    try:
+        kept = read_json(cache_dir() / f"operations-{libraries}.json")
+    except (OSError, UserError):
+        return {}
+    return {key: counts for key, counts in kept.items() if _are_counts(counts)} if isinstance(kept, dict) else {}
+
+
+def _are_counts(counts: Any) -> bool:
+    """Return whether a value of the cache's file is one share, or the three numbers of `Operations`."""
+    return (
+        isinstance(counts, list)
+        and len(counts) in (1, 3)
+        and all(isinstance(n, int | float) and n >= 0 for n in counts)
+    )
+
+
+def _count(name: str, size: int, model_args: dict[str, Any], head: str) -> Operations:
+    """Return the operations, counted."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from cassava_kit.models.network import args_for_size, meta_model
 
-    args = args_for_size(name, size, json.loads(model_args))
+    args = args_for_size(name, size, model_args)
     model, image = meta_model(name, size, model_args=args, head=head)
     depthwise = outputs = 0
 

@@ -22,13 +22,15 @@ class Devices:
     `ddp` copies the model to every process and averages gradients; `ddp_sharded` does so with the optimiser's state
     spread over the processes (ZeRO-1, Rajbhandari et al. 2020); `fsdp` spreads parameters and gradients as well
     (FSDP2). With more than one machine, each runs the same command with MASTER_ADDR, MASTER_PORT and NODE_RANK set, on
-    a common file system.
+    a common file system. `backend` is what the processes talk by (None: NCCL between GPUs, gloo between CPUs); two
+    processes on one GPU need gloo.
     """
 
     devices: int = 1
     strategy: str = "auto"
     num_nodes: int = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    backend: Literal["gloo", "nccl"] | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -63,7 +65,7 @@ def uses_gpu(devices: Devices) -> bool:
 
 
 def make_strategy(devices: Devices) -> Any:
-    """Return Lightning's strategy: gloo between CPU processes, NCCL between GPUs."""
+    """Return Lightning's strategy: gloo between CPU processes, NCCL between GPUs, unless `backend` says otherwise."""
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
     if devices.processes == 1:
@@ -72,7 +74,7 @@ def make_strategy(devices: Devices) -> Any:
         return ModelParallelStrategy(
             data_parallel_size=devices.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
-    return DDPStrategy()
+    return DDPStrategy(process_group_backend=devices.backend)
 
 
 def is_main() -> bool:

@@ -102,7 +102,7 @@ def plan_week(
 
     `names` are recipes (where empty: `MODEL_FAMILIES`). `runs` is a folder of runs: folds finished there are not
     planned again, and speeds measured there on this GPU correct the counted hours. `gpu` has the speed of one of the
-    two GPUs: a file of measured figures (gpu.json, its keys the fields of `Gpu`) belongs here.
+    two GPUs (`gpu_check.t4.read_t4`: measured).
 
     Raises:
         UserError: There is no such recipe, a name is given twice, or there are no hours.
