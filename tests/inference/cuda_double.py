@@ -33,7 +33,7 @@ class Block:
 
     def __init__(self, double: "CudaDouble", n_bytes: int, stream: "Stream") -> None:
         self.serial = next(double.serials)
-        double.allocate(stream.device.index, n_bytes)
+        double.allocate(stream, n_bytes)
         weakref.finalize(self, double.free, self.serial, n_bytes, stream)
 
 
@@ -161,6 +161,7 @@ class CudaDouble(TorchDispatchMode):
         self.blocking: list[str] = []
         self.faults: list[str] = []
         self.errors: dict[int, Exception] = {}
+        self.freed: list[tuple[int, Stream]] = []
         self.allocations = self.emptied = 0
         self.pinned: set[int] = set()
 
@@ -225,21 +226,28 @@ class CudaDouble(TorchDispatchMode):
         """Return a name."""
         return "double"
 
-    def allocate(self, device: int, n_bytes: int) -> None:
-        """Take memory, or raise the error planned for this allocation, or one of memory."""
+    def allocate(self, stream: Stream, n_bytes: int) -> None:
+        """Take memory on a stream, or raise the error planned for this allocation, or one of memory.
+
+        As torch does, a stream takes what it has given back; a fault where another stream has not yet used that.
+        """
         self.allocations += 1
+        device = stream.device.index
         if self.allocations in self.errors:
             raise self.errors.pop(self.allocations)
         if self.used[device] + n_bytes > self.memory:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {n_bytes} bytes")
         self.used[device] += n_bytes
+        taken = {serial for serial, owner in self.freed if owner is stream}
+        self.freed = [(serial, owner) for serial, owner in self.freed if owner is not stream]
+        others = [w for other in self.streams[device] if other is not stream for w in other.waiting]
+        if any(isinstance(w, Work) and taken & w.blocks for w in others):
+            self.faults.append("memory was taken again before another stream had used it")
 
     def free(self, serial: int, n_bytes: int, stream: Stream) -> None:
-        """Give memory back to its stream; a fault where another stream has not yet used it."""
+        """Give memory back to its stream."""
         self.used[stream.device.index] -= n_bytes
-        for other in self.streams[stream.device.index]:
-            if other is not stream and any(isinstance(w, Work) and serial in w.blocks for w in list(other.waiting)):
-                self.faults.append("memory was freed before another stream had used it")
+        self.freed.append((serial, stream))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Order operations that concern a device, and do the others."""
@@ -366,7 +374,7 @@ def found(cell: Cell) -> torch.Tensor:
 
 @contextmanager
 def play_cuda(monkeypatch: pytest.MonkeyPatch, devices: int = 1, memory: float = float("inf")) -> Iterator[CudaDouble]:
-    """Play GPUs in this thread, and check at the end that nothing was freed too early."""
+    """Play GPUs in this thread, and check at the end that no memory was taken too early."""
     from cassava_kit.inference import machine, runner
 
     double, make_tensor, work = CudaDouble(devices, memory), torch.tensor, runner._work
