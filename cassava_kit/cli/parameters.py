@@ -70,10 +70,17 @@ class EdaParameters(Parameters):
     N_DUPLICATES: int = Field(ge=1)
 
 
+class GpuCheckParameters(Parameters):
+    """The parameters of gpu-check."""
+
+    MINUTES: float = Field(gt=0, allow_inf_nan=False)
+
+
 PARAMETERS: dict[str, type[Parameters]] = {
     "train-folds": TrainFoldsParameters,
     "pretrain-ssl": PretrainParameters,
     "eda": EdaParameters,
+    "gpu-check": GpuCheckParameters,
 }
 
 

@@ -50,6 +50,7 @@ def values(kernel: str, *parameters: str) -> dict[str, Any]:
         ("train-folds", ["CLEAN=clean.csv"], "CLEAN=clean.csv must lie in what is attached"),
         ("pretrain-ssl", ["METHOD=bylo"], "'bylo'"),
         ("pretrain-ssl", ["SET=['temperature=3']"], "no setting .temperature."),
+        ("gpu-check", ["MINUTES=0"], "MINUTES: Input should be greater than 0, got 0"),
         ("eda", ["N_DUPLICATES=0"], "N_DUPLICATES: Input should be greater than or equal to 1, got 0"),
     ],
 )

@@ -1,8 +1,12 @@
 """GPU hours against published passes, and against counting by hand."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from cassava_kit.settings import replace
+from cassava_kit.training import cost
 from cassava_kit.training.cost import (
     AUGMENT,
     DECODE,
@@ -18,6 +22,16 @@ from cassava_kit.training.cost import (
 from cassava_kit.training.recipes import recipe
 from cassava_kit.training.ssl.cost import pretrain_hours
 from cassava_kit.training.ssl.recipes import pretrain_recipe as pretraining
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_here(tmp_path_factory):
+    """What these tests see is counted by this code, and not kept from before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CASSAVA_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        cost._read_counts.cache_clear()
+        yield
+    cost._read_counts.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -146,3 +160,28 @@ def test_pretraining_passes(name, passes):
     config = pretraining(name)
     hand = config.epochs * 100 * passes * pass_seconds("resnet50", 224) / 2 / 3600
     assert pretrain_hours(config, 100) == pytest.approx(hand)
+
+
+def test_what_was_counted_is_kept_and_a_damaged_file_is_counted_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("CASSAVA_KIT_CACHE", str(tmp_path))
+    cost._read_counts.cache_clear()
+    right = count_operations("test_vit", 160)
+    (file,) = Path(os.environ["CASSAVA_KIT_CACHE"]).glob("operations-*.json")
+    kept = file.read_text()
+    assert str(right.every) in kept
+
+    def counted(*_):
+        raise AssertionError("counted again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cost, "_count", counted)
+        cost._read_counts.cache_clear()
+        assert count_operations("test_vit", 160) == right  # another process
+        assert count_operations("test_vit", 160, {}) == right
+        with pytest.raises(AssertionError, match="counted again"):
+            count_operations("test_vit", 192)
+    for damaged in ("{", "[]", kept.replace(str(right.every), '"many"'), kept.replace(str(right.every), "-1")):
+        file.write_text(damaged)
+        cost._read_counts.cache_clear()
+        assert count_operations("test_vit", 160) == right
+    cost._read_counts.cache_clear()

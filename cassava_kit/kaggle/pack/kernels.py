@@ -64,6 +64,7 @@ KERNELS = (
         own_output=True,
     ),
     Kernel("eda", ("cassava-kit",), "classes.png", gpu=False),
+    Kernel("gpu-check", ("cassava-kit", *COMMAND_LINE, "lightning", "lightly", "ttach"), "gpu.json"),
 )
 KERNEL_NAMES = tuple(kernel.name for kernel in KERNELS)
 

@@ -113,7 +113,7 @@ def test_a_gpu_that_does_not_compute_stops_training_alone(
     for name, value in {"is_available": True, "device_count": 1, "get_device_name": "Old GPU"}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(torch, "ones", ones)
-    if kernel.name in ("train-folds", "pretrain-ssl"):
+    if kernel.name in ("train-folds", "pretrain-ssl", "gpu-check"):
         with pytest.raises(RuntimeError, match=r"cannot use Old GPU .*no kernel image"):
             cell["check_gpus"]()
     else:
@@ -249,6 +249,7 @@ def test_train_folds_keeps_a_fold_of_other_code_only_when_it_is_told_to(
         ("train-folds", ["RECIPE=small_resnet", "FOLDS=[1, 0]", "N_SPLITS=4"]),
         ("pretrain-ssl", ["METHOD=small_simclr"]),
         ("eda", []),
+        ("gpu-check", ["MINUTES=4.0"]),
     ],
 )
 def test_a_kernel_is_rehearsed_at_home_in_both_layouts(
