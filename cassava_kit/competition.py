@@ -142,6 +142,11 @@ class Competition:
         return Task(self.slug, self.metric, self.classes, self.id_column)
 
     @property
+    def labels_are_numbers(self) -> bool:
+        """Whether the data call the classes 0 to K-1, so that people know them by their numbers too."""
+        return not self.label_values and not self.label_columns
+
+    @property
     def majority(self) -> int:
         """The most frequent class; class 0 where the shares are not known."""
         return max(range(self.n_classes), key=self.class_shares.__getitem__) if self.class_shares else 0
@@ -241,20 +246,37 @@ def current() -> Competition:
     return read_facts(path) if named or path.is_file() else CASSAVA
 
 
+def find_facts(slug: str | None, here: Competition | None = None) -> Competition | None:
+    """Return the facts of the competition that a file names: `here` (default: the current one) or Cassava.
+
+    They are those of `here` where the file names none, and None where they are not at hand.
+    """
+    here = here or current()
+    return {each.slug: each for each in (CASSAVA, here)}.get(slug) if slug else here
+
+
 def known_competition(slug: str | None) -> Competition:
     """Return the facts of the competition that a file names; the current one's where it names none.
 
     Raises:
         UserError: They are not at hand: it is neither the current competition nor Cassava.
     """
-    here = current()
-    known = {each.slug: each for each in (CASSAVA, here)}
-    if slug is not None and slug not in known:
+    found = find_facts(slug)
+    if found is None:
         raise UserError(
-            f"the files are of {slug}, this folder is for {here.slug}; run it in the folder with the competition.json "
-            f"of {slug}"
+            f"the files are of {slug}, this folder is for {current().slug}; run it in the folder with the "
+            f"competition.json of {slug}"
         )
-    return known[slug] if slug else here
+    return found
+
+
+def labels_are_numbers(task: Task | None, here: Competition | None = None) -> bool:
+    """Return whether a file's labels are numbers in its competition's own data; False where its facts are not at hand.
+
+    Only then pages and lines show numbers beside the classes' names.
+    """
+    found = find_facts(task.competition if task else None, here)
+    return found is not None and found.labels_are_numbers
 
 
 def read_task(header: Mapping[str, Any], name: str) -> Task | None:
@@ -295,6 +317,16 @@ def common_task(tasks: Mapping[str, Task | None]) -> Task:
 
 def _shown(value: str | tuple[str, ...]) -> str:
     return value if isinstance(value, str) else ", ".join(value)
+
+
+def class_name(label: Any, task: Task | None) -> str:
+    """Return the name of a label's class; `class 7` where the task is not known or has no such label.
+
+    Example:
+        >>> class_name(4, CASSAVA.task), class_name(5, CASSAVA.task)
+        ('Healthy', 'class 5')
+    """
+    return task.classes[label] if task is not None and label in range(len(task.classes)) else f"class {label}"
 
 
 def facts(competition: Competition) -> dict[str, Any]:

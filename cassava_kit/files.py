@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -90,6 +91,52 @@ def check_writable(path: str | Path) -> None:
     reason = "it is a file" if not folder.is_dir() else _unwritable(folder)
     if reason is not None:
         raise UserError(f"nothing can be written in {folder} ({reason}); give another --out")
+
+
+def find_file(path: str | Path, what: str, remedy: str) -> Path:
+    """Return the path of a file that is there.
+
+    Raises:
+        FileNotFoundError: It is not. The message names what is there instead, and ends with `remedy`, what to do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} {path}{_there_instead(path)}; {remedy}")
+    return path
+
+
+def find_folder(path: str | Path, remedy: str, *, what: str = "folder") -> Path:
+    """Return the path of a folder that is there; FileNotFoundError as of `find_file` where it is not."""
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no {what} {path}{_there_instead(path)}; {remedy}")
+    return path
+
+
+def _there_instead(path: Path) -> str:
+    """Return in brackets why a path is missing: it is of another kind, its folder is missing, or a name is alike."""
+    if path.exists():
+        return " (it is a folder)" if path.is_dir() else " (it is a file)"
+    parent = path.parent
+    if not parent.is_dir():
+        return f" (there is no folder {parent})"
+    names = sorted(each.name for each in parent.iterdir() if not each.name.startswith("."))
+    alike = get_close_matches(path.stem, {Path(name).stem for name in names})
+    near = [name for name in names if Path(name).stem in alike]
+    near = [name for name in near if Path(name).suffix == path.suffix] or near
+    return f" (did you mean {' or '.join(near[:3])}?)" if near else ""
+
+
+def check_apart(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse to write an output over one of the files that it is made from, or over such a table's header.
+
+    Raises:
+        UserError: The message names the file.
+    """
+    taken = {path.resolve() for given in map(Path, inputs) for path in (given, given.parent / f"{given.stem}.json")}
+    for path in map(Path, outputs):
+        if path.resolve() in taken:
+            raise UserError(f"the output would be written over {path}, which it is made from; give --out another name")
 
 
 def write_text(path: str | Path, text: str) -> None:

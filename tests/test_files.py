@@ -4,8 +4,12 @@ import hashlib
 
 import pytest
 
+from cassava_kit.errors import UserError
 from cassava_kit.files import (
     atomic_path,
+    check_apart,
+    find_file,
+    find_folder,
     header_path,
     read_csv,
     read_json,
@@ -93,3 +97,30 @@ def test_hashes_are_sha256(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "a").write_bytes(content)
     assert sha256_file(tmp_path / "a") == sha256_bytes(content) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_missing_file_is_told_with_what_is_there_instead(tmp_path):
+    (tmp_path / "resnet50.safetensors").write_bytes(b"")
+    (tmp_path / "runs").mkdir()
+    assert find_file(tmp_path / "resnet50.safetensors", "file", "x") == tmp_path / "resnet50.safetensors"
+    assert find_folder(str(tmp_path / "runs"), "x") == tmp_path / "runs"
+    for path, there in (
+        ("resnet5O.safetensors", " (did you mean resnet50.safetensors?)"),
+        ("runs", " (it is a folder)"),
+        ("nowhere/a.csv", f" (there is no folder {tmp_path / 'nowhere'})"),
+        ("q", ""),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            find_file(tmp_path / path, "weights file", "make one")
+        assert str(caught.value) == f"no weights file {tmp_path / path}{there}; make one"
+    with pytest.raises(FileNotFoundError, match=r"no folder .*\.safetensors \(it is a file\); make one"):
+        find_folder(tmp_path / "resnet50.safetensors", "make one")
+
+
+def test_outputs_lie_apart_from_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.csv").symlink_to("oof.csv")
+    check_apart(["weights.json", "other.csv"], ["oof.csv"])
+    for out in ("oof.csv", "./oof.csv", tmp_path / "oof.json", "link.csv"):
+        with pytest.raises(UserError, match=r"would be written over .*, which it is made from; give --out"):
+            check_apart(["new.csv", out], ["oof.csv"])

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from cassava_kit.competition import known_competition
 from cassava_kit.data.folds import read_folds
-from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.clean import Cleaning, clean_labels
 from cassava_kit.evidence.noise.decisions import Caps, check_decisions, read_decisions, write_noise_report
 from cassava_kit.evidence.oof import read_evidence
-from cassava_kit.files import header_path, write_json
+from cassava_kit.files import check_apart, header_path, write_json
 from cassava_kit.inference.features import check_embedding_source, embed_images
 
 
@@ -35,7 +34,7 @@ def clean_files(
     Raises:
         UserError: A file is damaged or of another split, or `out` is one of the inputs.
     """
-    check_report_out(out, folds, [*oof, *decisions, *filter(None, [embedding])])
+    check_apart([out, header_path(out)], [folds, *oof, *decisions, *filter(None, [embedding])])
     split = read_folds(folds)
     facts = known_competition(split.task.competition if split.task and backbone else None)
     check_embedding_source(embedding, backbone and backbone[0], competition=facts, fold_hash=split.hash)
@@ -51,11 +50,3 @@ def clean_files(
     files = {kind: [os.path.relpath(path, Path(out).parent) for path in paths] for kind, paths in given.items()}
     write_json(header_path(out), {**cleaning.header(), "files": files})
     return cleaning
-
-
-def check_report_out(out: Path, folds: Path, inputs: Sequence[Path]) -> None:
-    """Refuse to write the report, or its header, over one of its inputs."""
-    taken = {path.resolve() for given in (folds, *inputs) for path in (given, given.with_suffix(".json"))}
-    for path in (out, header_path(out)):
-        if path.resolve() in taken:
-            raise UserError(f"the report would be written over {path}, which it is made from; give --out another name")

@@ -9,15 +9,20 @@ import typer
 
 from cassava_kit.cli.options import Data
 from cassava_kit.errors import UserError
-from cassava_kit.files import check_writable, header_path
+from cassava_kit.files import check_apart, check_writable, header_path
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from cassava_kit.competition import Competition
+    from cassava_kit.data.table import TrainTable
+
 
 def sample_command(
-    out: Annotated[Path | None, typer.Option(help="Folder to make it in; default: the cache folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder to make it in; default: the cache folder.")
+    ] = None,
 ) -> None:
     """Draw the embedded sample competition, leaves in Kaggle's exact layout, and print its folder."""
     from cassava_kit.data.sample.make import ensure_sample
@@ -38,7 +43,9 @@ def sheet_command(
 
 def tfrecords_command(
     source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of .tfrec files, or one of them.")],
-    out: Annotated[Path, typer.Option(help="Competition folder to make: train.csv and train_images/.")],
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Competition folder to make: train.csv and train_images/.")
+    ],
 ) -> None:
     """Convert TFRecords to a competition folder; the images' bytes are unchanged."""
     from cassava_kit.data.tfrecords.records import unpack_tfrecords
@@ -81,25 +88,30 @@ def folds_command(
 ) -> None:
     """Split the labels into stratified folds, or once (--holdout): the same file, byte for byte, every time."""
     from cassava_kit.competition import current
-    from cassava_kit.data.folds import write_folds
-    from cassava_kit.data.stratify import split_folds, split_holdout
+    from cassava_kit.data.folds import check_remade, write_folds
+    from cassava_kit.data.stratify import check_splittable, method_name, split_folds, split_holdout
 
     if holdout is not None and n_splits is not None:
         raise UserError(f"--holdout {holdout} is one split; give it or --n-splits {n_splits}")
     shares = None if holdout is None else parse_shares(holdout)
-    if out is not None:
-        header_path(out)
-    check_writable(out or Path("folds"))
-    frame, group_ids = _rows(data, labels, groups)
-    task = current().task
+    grouped = groups is not False and data is not None
+    n_splits, task = n_splits or 5, current().task
+    kind = f"kfold{n_splits}" if holdout is None else f"holdout{holdout}"
+    out = out or Path("folds") / f"{kind}-seed{seed}{'-groups' if grouped else ''}.csv"
+    check_apart([out, header_path(out)], [] if labels is None else [labels])
+    check_writable(out)
+    frame, table = _rows(data, labels, groups)
+    # All that is known beforehand is said before the search for near-duplicates, which looks at every image.
+    check_splittable(frame, n_splits if shares is None else len(shares), seed=seed, task=task)
+    n_folds, method = n_splits if shares is None else 1, method_name(shares, grouped=grouped)
+    check_remade(out, frame, method=method, seed=seed, n_splits=n_folds, replace=replace)
+    group_ids = _find_groups(table) if grouped and table is not None else None
     if shares is None:
-        split = split_folds(frame, n_splits=n_splits or 5, seed=seed, groups=group_ids, task=task)
+        split = split_folds(frame, n_splits=n_splits, seed=seed, groups=group_ids, task=task)
     else:
         split = split_holdout(frame, shares, seed=seed, groups=group_ids, task=task)
-    kind = f"kfold{split.n_splits}" if holdout is None else f"holdout{holdout}"
-    out = out or Path("folds") / f"{kind}-seed{seed}{'' if group_ids is None else '-groups'}.csv"
     write_folds(out, split, replace=replace)
-    _print_counts(split.frame)
+    _print_counts(split.frame, current())
     what = f"{split.n_splits} folds" if shares is None else f"a {holdout} split; fold 0 is its validation part"
     print(f"{len(split.frame)} images in {what}: {out} (hash {split.hash[:12]})")
 
@@ -119,9 +131,8 @@ def parse_shares(text: str) -> tuple[float, ...]:
     return tuple(percent / 100 for percent in percents)
 
 
-def _rows(data: Path | None, labels: Path | None, groups: bool | None) -> tuple[pd.DataFrame, np.ndarray | None]:
-    """The rows to split, from a competition folder or a table alone, and their groups of near-duplicates."""
-    from cassava_kit.data.duplicates import table_groups
+def _rows(data: Path | None, labels: Path | None, groups: bool | None) -> tuple[pd.DataFrame, TrainTable | None]:
+    """Return the rows to split, from a competition folder or from a table alone, and that folder's table."""
     from cassava_kit.data.table import read_competition, read_table
 
     if (data is None) == (labels is None):
@@ -135,15 +146,22 @@ def _rows(data: Path | None, labels: Path | None, groups: bool | None) -> tuple[
     table = read_competition(data)
     if table.unlisted:
         print(f"{len(table.unlisted)} images that no row names are left out (first: {table.unlisted[0]})")
-    if groups is False:
-        return table.frame, None
+    return table.frame, table
+
+
+def _find_groups(table: TrainTable) -> np.ndarray:
+    """Return the groups (N,) of near-duplicates, and print how many there are."""
+    from cassava_kit.data.duplicates import table_groups
+
     group_ids = table_groups(table)
     print(f"{len(table.frame) - len(set(group_ids))} images are near-duplicates of another; groups stay together")
-    return table.frame, group_ids
+    return group_ids
 
 
-def _print_counts(frame: pd.DataFrame) -> None:
-    """Print how many images of each class each fold or part has."""
-    counts = frame.groupby("fold")["label"].value_counts().unstack(fill_value=0)
-    counts = counts.loc[sorted(counts.index, key=lambda fold: (fold < 0, abs(fold)))]
-    print(counts.rename(index={-1: "training alone", -2: "test part"}).to_string())
+def _print_counts(frame: pd.DataFrame, competition: Competition) -> None:
+    """Print how many images of each class each fold or part has, a class a line."""
+    names = {k: f"{k} {name}" if competition.labels_are_numbers else name for k, name in enumerate(competition.classes)}
+    counts = frame.groupby("label")["fold"].value_counts().unstack(fill_value=0)
+    counts = counts[sorted(counts.columns, key=lambda fold: (fold < 0, abs(fold)))]
+    counts = counts.rename(index=names, columns={-1: "training alone", -2: "test part"})
+    print(counts.rename_axis(index=None).to_string())

@@ -21,7 +21,7 @@ from cassava_kit.competition import Competition
 from cassava_kit.data.duplicates import table_groups
 from cassava_kit.data.folds import Folds, read_folds, write_folds
 from cassava_kit.data.progress import Screen, tell, use_display
-from cassava_kit.data.stratify import split_folds
+from cassava_kit.data.stratify import check_splittable, split_folds
 from cassava_kit.data.table import TrainTable, read_competition
 from cassava_kit.data.to_predict import ToPredict, read_test
 from cassava_kit.errors import UserError
@@ -29,7 +29,7 @@ from cassava_kit.evidence.metrics import accuracy, format_score, score
 from cassava_kit.evidence.nested import Judgement, judge_methods, nested_predictions
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import write_predictions
-from cassava_kit.files import atomic_path, check_writable, write_json
+from cassava_kit.files import atomic_path, check_writable, find_file, write_json
 from cassava_kit.inference.clock import Clock
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.inference.machine import cpu_count
@@ -85,6 +85,7 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
     out = plan.out or Path("build") / data_dir.name
     submission = out / "submission.csv"
     check_writable(out)
+    check_splittable(table.frame, plan.n_splits, seed=plan.seed, task=plan.competition.task)
     members = plan_members(plan, configs, table, out)
     expected = members.expect(table, out, plan)
     if clock.limit is not None:
@@ -189,9 +190,9 @@ def load_data(plan: DryRun) -> tuple[Path, TrainTable, ToPredict]:
     data_dir = plan.data or own_sample(plan.competition)
     table = read_competition(data_dir, plan.competition)
     tests = read_test(data_dir, plan.competition)
-    sample = data_dir / plan.competition.sample_submission
-    if not sample.exists():
-        raise FileNotFoundError(f"no {sample}; give the competition's folder as it was downloaded")
+    if plan.competition.sample_submission:
+        sample = data_dir / plan.competition.sample_submission
+        find_file(sample, "sample submission", "give the competition's folder as it was downloaded")
     unlisted = f", {len(table.unlisted)} unlisted" if table.unlisted else ""
     tell(f"{data_dir}: {len(table.frame)} training images{unlisted}, {len(tests.names)} test images")
     return data_dir, table, tests

@@ -140,7 +140,9 @@ def ablate_command(
         Path | None, typer.Option(help="A variant on the training rows that this noise report keeps.")
     ] = None,
     clean_action: CleanAction = None,
-    out: Annotated[Path, typer.Option(help="Folder of the variants' runs and of the table.")] = Path("runs/ablation"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the variants' runs and of the table.")] = Path(
+        "runs/ablation"
+    ),
     settings: SettingChanges = None,
     weights: Weights = None,
     limit: Annotated[

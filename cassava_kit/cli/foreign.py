@@ -9,6 +9,7 @@ from pathlib import Path
 from cassava_kit.cli.output import Result, print_result
 from cassava_kit.competition import current
 from cassava_kit.errors import UserError
+from cassava_kit.files import find_folder
 from cassava_kit.kaggle.pack.config import project_root
 from cassava_kit.kaggle.rehearse.layout import LAYOUTS
 from cassava_kit.kaggle.rehearse.options import Rehearsal, RehearsalOptions
@@ -77,7 +78,5 @@ def _parse_datasets(given: Sequence[str]) -> dict[str, Path]:
         dataset, _, folder = text.partition("=")
         if dataset.count("/") != 1 or not all(dataset.split("/")) or not folder:
             raise UserError(f"--dataset takes OWNER/SLUG=DIR, got {text!r}")
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"no folder {folder} (from --dataset {text})")
-        found[dataset] = Path(folder)
+        found[dataset] = find_folder(folder, f"--dataset {text} takes the folder of the dataset's files")
     return found

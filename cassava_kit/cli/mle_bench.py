@@ -13,7 +13,7 @@ from cassava_kit.cli.output import AsJson, Result, print_result
 
 def prepare_command(
     data: Annotated[Path, typer.Argument(help="Folder of the downloaded competition, with train_tfrecords/.")],
-    out: Annotated[Path, typer.Argument(help="New folder for public/ and private/.")],
+    out: Annotated[Path, typer.Argument(file_okay=False, help="New folder for public/ and private/.")],
 ) -> None:
     """Split the competition as MLE-bench does, and compare the md5 sums of its tables."""
     from cassava_kit.data.tfrecords.mle_bench import prepare_mle_bench

@@ -21,9 +21,9 @@ def pretrain_command(
     images: Annotated[list[Path] | None, typer.Option(help="Folder of further images; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option(help="timm:NAME instead of the recipe's backbone.")] = None,
     weights: Weights = None,
-    out: Annotated[Path, typer.Option(help="Run folder; the backbone is backbone.safetensors in it.")] = Path(
-        "runs/pretrain"
-    ),
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Run folder; the backbone is backbone.safetensors in it.")
+    ] = Path("runs/pretrain"),
     settings: SettingChanges = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a run that differs, finished or not.")] = False,
     keep: Annotated[
@@ -56,7 +56,9 @@ def ssl_report_command(
         list[str],
         typer.Option(metavar="NAME=FILE", help="First weights to compare with random ones; repeat for each."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the report and its runs.")] = Path("runs/ssl-report"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the report and its runs.")] = Path(
+        "runs/ssl-report"
+    ),
     shares: Annotated[str, typer.Option(help="Shares of the labels, with commas.")] = "0.01,0.1,1",
     finetune: Annotated[bool, typer.Option(help="Finetune as well, not only probe frozen features.")] = True,
     settings: SettingChanges = None,

@@ -86,7 +86,7 @@ def weights_command(
     names: Annotated[
         list[str], typer.Argument(metavar="RECIPE...", help="Recipes, or timm:NAME, to fetch weights for.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the files.")] = Path("weights"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the files.")] = Path("weights"),
     owner: Annotated[
         str | None, typer.Option(help="Your name on Kaggle: also describe the folder as a dataset of yours.")
     ] = None,

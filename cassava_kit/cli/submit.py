@@ -64,7 +64,9 @@ Ledger = Annotated[
 
 def dry_run_command(
     data: SampleOrData = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to work in; default: build/<name of the data>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder to work in; default: build/<name of the data>.")
+    ] = None,
     recipe: Annotated[
         Strings,
         typer.Option(
@@ -141,7 +143,7 @@ def package_command(
         str | None, typer.Option(metavar="none|hflip|flips|d4|d4+zoom", help="Test-time views; default: flips.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to pack into; default: build/bundle or build/kernels.")
+        Path | None, typer.Option(file_okay=False, help="Folder to pack into; default: build/bundle or build/kernels.")
     ] = None,
     owner: Owner = None,
     kernel: KernelName = SUBMISSION,

@@ -55,7 +55,7 @@ def chosen_format(labels: ClassLabels, *, by_folder: bool) -> tuple[dict[str, An
     if by_folder:
         fields |= {"answer_id_column": "image_id", "answer_column": "label"}
     numbers = f"the label, a number of 0 to {len(labels.classes) - 1}"
-    return fields, f"the label as the data call it{_examples(labels.values)[6:]}" if labels.values else numbers
+    return fields, f"the label as {_examples(labels.values)}" if labels.values else numbers
 
 
 def order_columns(answers: Sequence[str], labels: ClassLabels) -> tuple[str, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.files import (
     check_names,
     csv_text,
+    find_file,
     header_path,
     read_csv,
     read_json,
@@ -118,10 +119,27 @@ def write_folds(path: str | Path, folds: Folds, *, replace: bool = False) -> Non
 def check_free(path: Path, folds: Folds, *, replace: bool = False) -> None:
     """Raise UserError where another split than `folds` is at `path`, unless it is to be replaced."""
     if path.is_file() and not replace and path.read_bytes() != to_csv(folds.frame).encode():
-        raise UserError(
-            f"{path} is another split, which runs and predictions may name; give another --out, or --replace to "
-            "write over it"
-        )
+        _refuse(path)
+
+
+def check_remade(
+    path: Path, labels: pd.DataFrame, *, method: str, seed: int, n_splits: int, replace: bool = False
+) -> None:
+    """Raise UserError where a split made otherwise, or of other labels, is at `path`: said before slow work."""
+    beside = header_path(path)
+    if replace or not path.is_file() or not beside.is_file():
+        return
+    header, made = read_json(beside), {"method": method, "seed": seed, "n_splits": n_splits}
+    wanted = {**made, "labels_sha256": labels_hash(labels)}
+    if not isinstance(header, dict) or any(header.get(key) != value for key, value in wanted.items()):
+        _refuse(path)
+
+
+def _refuse(path: Path) -> NoReturn:
+    raise UserError(
+        f"{path} is another split, which runs and predictions may name; give another --out, or --replace to write over "
+        "it"
+    )
 
 
 def _header(folds: Folds) -> dict[str, Any]:
@@ -146,11 +164,7 @@ def read_folds(path: str | Path) -> Folds:
         FileNotFoundError: There is no such file.
         UserError: It is no fold file, or not the one that its header describes.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no fold file {path}; make one with: python -m cassava_kit folds --data DIR --out {path}"
-        )
+    path = find_file(path, "fold file", f"make one with: python -m cassava_kit folds --data DIR --out {path}")
     frame = read_csv(path, dtype={"image_id": str}, keep_default_na=False)
     if list(frame.columns) != ["image_id", "label", "fold"]:
         raise UserError(f"{path} must have the columns image_id,label,fold, got {','.join(frame.columns)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cassava_kit.data.shape import natural
 from cassava_kit.errors import UserError
-from cassava_kit.files import read_json
+from cassava_kit.files import find_file, read_json
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,8 @@ def find_label_map(data: Path, wanted: str | None, values: Collection[str]) -> t
         FileNotFoundError: The wanted file is missing.
         UserError: It does not name these labels.
     """
-    if wanted is not None and not (data / wanted).is_file():
-        raise FileNotFoundError(
-            f"no {data / wanted}; --label-map names a JSON file of labels and class names in --data"
-        )
+    if wanted is not None:
+        find_file(data / wanted, "file", "--label-map names a JSON file of labels and class names in --data")
     fitting = []
     for path in [data / wanted] if wanted else sorted(data.glob("*.json")):
         try:

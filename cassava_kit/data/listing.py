@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cassava_kit.competition import Competition
 from cassava_kit.errors import UserError
-from cassava_kit.files import leaves_folder, path_inside
+from cassava_kit.files import find_folder, leaves_folder, path_inside
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 # Folders that unpacking a macOS archive leaves beside the content.
@@ -50,9 +50,7 @@ def list_files(folder: str | Path, within: Sequence[str] = ("",)) -> Listing:
     Raises:
         FileNotFoundError: There is no such folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
+    folder = find_folder(folder, "give one that holds images")
     names: list[str] = []
     links: set[str] = set()
     waiting = [f"{part}/" if part not in ("", ".") else "" for part in within]
@@ -83,9 +81,7 @@ def named_images(folder: str | Path) -> list[str]:
     Raises:
         FileNotFoundError: There is no such folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
+    folder = find_folder(folder, "give one that holds images")
     names: list[str] = []
     for place, folders, files in os.walk(folder):
         below = "" if place == str(folder) else f"{Path(place).relative_to(folder).as_posix()}/"

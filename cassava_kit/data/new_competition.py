@@ -32,6 +32,11 @@ QUESTIONS = {
 }
 # What no folder shows.
 UNSHOWN = ("slug", "metric")
+# Where these are taken from, and what gives others.
+ASSUMED = {
+    "slug": "from the folder's name; for a competition on Kaggle give --slug, the last part of its address",
+    "metric": "assumed; --metric takes accuracy, macro_f1 or log_loss",
+}
 DEFAULTS = {field.name: field.default for field in fields(Competition)}
 USUAL = {name: usual for name, usual in DEFAULTS.items() if isinstance(usual, str)} | {"ids_have_suffix": "yes"}
 LONGEST_DATASET = 30  # with a kernel's name after it, Kaggle takes no more than 50 characters
@@ -93,7 +98,7 @@ def gather_facts(given: Mapping[str, Any], *, data: Path | None = None, ask: Ask
     else:
         taken = {name: value for name, value in assumed.items() if name not in values}
         values |= taken
-        lines += [f"{name}: {value} (nobody said; --{name} changes it)" for name, value in taken.items()]
+        lines += [f"{name}: {value} ({ASSUMED[name]})" for name, value in taken.items()]
     if missing := [f"--{name}" for name in ("slug", "classes") if not values.get(name)]:
         raise UserError(
             f"init needs {' and '.join(missing)}; the slug is the last part of the competition's address, the classes "
@@ -190,16 +195,15 @@ def describe(made: NewCompetition, out: Path, data: Path | None) -> str:
     """Return what was found and written, and the next commands."""
     competition, folder = made.competition, shlex.quote(str(data)) if data else "DIR"
     where = "in this folder" if out == Path(COMPETITION_FILE) else f"with {VARIABLE}={shlex.quote(str(out))}"
-    columns = competition.submission_columns
+    name = data.resolve().name if data else "DIR"
     names = ", ".join(competition.classes[:8]) + (", ..." if competition.n_classes > 8 else "")
     lines = [f"Found in {data}:", *(f"  {line}" for line in made.lines)] if made.lines else []
     lines += [
-        f"{out}: {competition.title}, {competition.n_classes} classes ({names}), scored by {competition.metric}",
-        f"submission: {','.join(columns[:6])}{',...' if len(columns) > 6 else ''}",
-        f"datasets and kernels on Kaggle: {competition.dataset}, {competition.dataset}-weights, "
-        f"{competition.dataset}-ensemble-submission, of the owner that --owner or your credentials name",
+        f"Wrote {out}: {competition.title}, {competition.n_classes} classes ({names}), scored by {competition.metric}",
         f"Next, {where}:",
         f"  python -m cassava_kit eda --data {folder} --out eda.html",
+        "      a page to look at: classes, pictures, copies, broken files",
         f"  python -m cassava_kit submit ensemble --data {folder}",
+        f"      train, combine, rehearse the notebook; ends with build/{name}/submission.csv",
     ]
     return "\n".join(lines)

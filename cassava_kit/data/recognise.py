@@ -36,6 +36,7 @@ from cassava_kit.data.sheets import (
 )
 from cassava_kit.data.training_table import find_training_table
 from cassava_kit.errors import UserError
+from cassava_kit.files import find_file
 
 TEST_SHARE = 0.1
 SET_APART = "set_apart"  # the name of the folder that a rehearsal makes of the images set apart
@@ -77,8 +78,8 @@ class Recogniser:
         """Return the sample submission's name; empty where there is none."""
         named: str | None = self.given.get("sample_submission")
         if named is not None:
-            if named and not (self.data / named).is_file():
-                raise FileNotFoundError(f"no {self.data / named}; --sample-submission names a file in --data")
+            if named:
+                find_file(self.data / named, "file", "--sample-submission names a file in --data")
             return named
         own = {"submission.csv"} if (self.data / COMPETITION_FILE).is_file() else set()  # what the kit itself wrote
         likely = [
@@ -132,14 +133,15 @@ class Recogniser:
         labels, what = self._table_labels(sheet, ids)
         marks = {";": "semicolons", "\t": "tabs", "|": "bars"}
         divided = f", cells separated by {marks[sheet.separator]}" if sheet.separator in marks else ""
-        short = {(True, False): ", without suffix", (False, False): ", without folder and suffix"}
-        short |= {(False, True): ", without folder"}
+        short = {(True, False): " (without the file's ending)", (False, False): " (without folder and ending)"}
+        short |= {(False, True): " (without folder)"}
         left = short.get((ids.have_folder, ids.have_suffix), "")
         folders = sorted({PurePosixPath(name).parent.as_posix() for name in ids.files}, key=natural)
         where = f"{len(folders)} folders ({', '.join(folders[:4])}{', ...' if len(folders) > 4 else ''})"
         where = where if len(folders) > 1 else f"{folders[0]}/" if folders[0] != "." else "the folder itself"
         self.found.lines += [
-            f"{sheet.name}: {len(sheet.rows):,} rows{divided}; {ids.column} names the images{left}, {what}",
+            f"{sheet.name}: {len(sheet.rows):,} rows{divided}; image names are in the column {ids.column!r}{left}, "
+            f"labels in {what}",
             f"training images: {len(ids.files):,} in {where} ({suffixes_of(ids.files)})",
         ]
         return labels, list(ids.files)
@@ -156,7 +158,7 @@ class Recogniser:
             fields |= {"label_columns": hot}
             return self._named(
                 ClassLabels(hot, hot), listed=True
-            ), f"one of {len(hot)} columns is 1 ({', '.join(hot[:4])}, ...)"
+            ), f"{len(hot)} columns, of which one is 1 ({', '.join(hot[:4])}{', ...' if len(hot) > 4 else ''})"
         column = column or find_label_column(sheet, ids.column, answers)
         fields["label_column"] = column
         values = sorted(sheet.distinct(column), key=natural)
@@ -170,7 +172,7 @@ class Recogniser:
             )
         beside = names_beside(sheet, column, ids.column)
         named = self._named(ClassLabels(tuple(beside.get(value, value) for value in values), tuple(values)))
-        return named, f"{column} holds {len(named.classes)} labels"
+        return named, f"the column {column!r} ({len(named.classes)} classes)"
 
     def _named(self, labels: ClassLabels, *, listed: bool = False) -> ClassLabels:
         """Return labels with the names that the user gave, or a JSON map; see `name_labels`."""
@@ -200,18 +202,18 @@ class Recogniser:
             "ids_have_suffix": True,
             "image_suffix": only_suffix(rows),
         }
-        where = " and ".join(f"{root.as_posix()}/" if root != PurePosixPath(".") else "the folder" for root in roots)
+        where = " and ".join(f"{root.as_posix()}/" for root in roots if root != PurePosixPath("."))
         counts = dict(zip(folders.values, folders.counts, strict=True))
         least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         spread = f"from {counts[least]:,} of {least!r} to {counts[most]:,} of {most!r}"
         spread = spread if counts[least] < counts[most] else f"{counts[most]:,} each"
         self.found.lines.append(
-            f"training images: {len(rows):,} ({suffixes_of(rows)}) in {len(counts)} class folders of {where}, "
-            f"{spread}; a folder's name is its label"
+            f"training images: {len(rows):,} ({suffixes_of(rows)}) in {len(counts)} class folders"
+            f"{f' of {where}' if where else ''}, {spread}; a folder's name is its label"
         )
         if few := [name for name, count in counts.items() if count < FEW_IMAGES]:
             shown = ", ".join(few[:6]) + (f" and {len(few) - 6} more" if len(few) > 6 else "")
-            self.found.lines.append(f"fewer than {FEW_IMAGES} images, so that not every fold has one: {shown}")
+            self.found.lines.append(f"fewer than {FEW_IMAGES} images, too few for five folds: {shown}")
         return ClassLabels(labels.classes, values), rows
 
     def _images_to_predict(self, rows: list[str]) -> list[str]:
@@ -239,8 +241,8 @@ class Recogniser:
                 return list(ids.files)
         fields |= {"test_share": TEST_SHARE, "test_images": SET_APART}
         lines.append(
-            f"images to predict: none found, so every tenth image of each class ({TEST_SHARE:.0%}, by the names' hash) "
-            "is set apart: no fold has it, the submission predicts it (--test-images names a folder instead)"
+            f"images to predict: none found, so {TEST_SHARE:.0%} of each class are set apart: never trained on, and "
+            "predicted in the submission (--test-images names a folder instead)"
         )
         return rows
 

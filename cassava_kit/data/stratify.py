@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from cassava_kit.competition import Task
+from cassava_kit.competition import Task, class_name
 from cassava_kit.data.folds import TEST, TRAIN_ONLY, Folds, GroupCounts
 from cassava_kit.errors import UserError
 
@@ -106,17 +106,17 @@ def split_folds(
 
     if not isinstance(n_splits, int | np.integer) or n_splits < 2:
         raise UserError(f"n_splits must be a whole number of at least 2, got {n_splits}")
-    frame, groups = _prepare(labels, groups, n_parts=n_splits, seed=seed)
+    frame, groups = _prepare(labels, groups, n_parts=n_splits, seed=seed, task=task)
     y = frame["label"].to_numpy()
     if groups is not None:
         shares = {f"fold {k}": 1 / n_splits for k in range(n_splits)}
         fold = assign_parts(y, list(shares.values()), seed=seed, groups=groups)
-        check_parts(frame, fold, shares, groups)
-        return Folds(frame.assign(fold=fold), "stratified-group-kfold", seed, count_groups(groups), task)
+        check_parts(frame, fold, shares, groups, task=task)
+        return Folds(frame.assign(fold=fold), method_name(None, grouped=True), seed, count_groups(groups), task)
     fold = np.full(len(frame), -1)
     for k, (_, validation) in enumerate(StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(y, y)):
         fold[validation] = k
-    return Folds(frame.assign(fold=fold), "stratified-kfold", seed, task=task)
+    return Folds(frame.assign(fold=fold), method_name(None, grouped=False), seed, task=task)
 
 
 def split_holdout(
@@ -137,31 +137,46 @@ def split_holdout(
     """
     if len(shares) not in PARTS or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"shares must be two or three positive numbers that sum to 1, e.g. .6 .2 .2, got {shares}")
-    frame, groups = _prepare(labels, groups, n_parts=len(shares), seed=seed)
+    frame, groups = _prepare(labels, groups, n_parts=len(shares), seed=seed, task=task)
     part = assign_parts(frame["label"].to_numpy(), shares, seed=seed, groups=groups)
-    percents = "-".join(f"{100 * share:g}" for share in shares)
-    names = [f"the {name} part of {percents}" for name in ("training", "validation", "test")]
-    check_parts(frame, part, dict(zip(names, shares, strict=False)), groups)
-    method, counts = ("holdout", None) if groups is None else ("group-holdout", count_groups(groups))
+    names = [f"the {name} part of {_percents(shares)}" for name in ("training", "validation", "test")]
+    check_parts(frame, part, dict(zip(names, shares, strict=False)), groups, task=task)
+    counts = None if groups is None else count_groups(groups)
     fold = np.array(PARTS[len(shares)])[part]
-    return Folds(frame.assign(fold=fold), f"stratified-{method}-{percents}", seed, counts, task)
+    return Folds(frame.assign(fold=fold), method_name(shares, grouped=groups is not None), seed, counts, task)
 
 
-def _prepare(
-    labels: pd.DataFrame, groups: np.ndarray | None, *, n_parts: int, seed: int
-) -> tuple[pd.DataFrame, np.ndarray | None]:
-    """Return the rows, and their groups, in the order of `image_id`; UserError where they cannot be split."""
+def method_name(shares: Sequence[float] | None, *, grouped: bool) -> str:
+    """Return the name by which a fold file's header knows a split into folds (None), or into parts of these shares."""
+    if shares is None:
+        return "stratified-group-kfold" if grouped else "stratified-kfold"
+    return f"stratified-{'group-holdout' if grouped else 'holdout'}-{_percents(shares)}"
+
+
+def _percents(shares: Sequence[float]) -> str:
+    return "-".join(f"{100 * share:g}" for share in shares)
+
+
+def check_splittable(labels: pd.DataFrame, n_parts: int, *, seed: int = 42, task: Task | None = None) -> None:
+    """Raise UserError for a seed that is none, and for a class with fewer rows than there are parts."""
     largest = np.iinfo(np.uint32).max
     if not isinstance(seed, int | np.integer) or not 0 <= seed <= largest:
         raise UserError(f"seed must be a whole number in 0..{largest}, got {seed}")
-    if groups is not None and len(groups) != len(labels):
-        raise UserError(f"groups must name one group for each of {len(labels)} rows, got {len(groups)}")
     counts = labels["label"].value_counts()
     if counts.empty or counts.min() < n_parts:
-        few = "the table is empty" if counts.empty else f"class {counts.idxmin()} has {counts.min()}"
+        few = "the table is empty" if counts.empty else f"{class_name(counts.idxmin(), task)} has {counts.min()}"
         raise UserError(
             f"a split into {n_parts} parts needs {n_parts} images of every class, {few}; use fewer parts or more images"
         )
+
+
+def _prepare(
+    labels: pd.DataFrame, groups: np.ndarray | None, *, n_parts: int, seed: int, task: Task | None
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Return the rows, and their groups, in the order of `image_id`; UserError where they cannot be split."""
+    if groups is not None and len(groups) != len(labels):
+        raise UserError(f"groups must name one group for each of {len(labels)} rows, got {len(groups)}")
+    check_splittable(labels, n_parts, seed=seed, task=task)
     order = np.argsort(labels["image_id"].to_numpy().astype(str), kind="stable")
     frame = labels[["image_id", "label"]].iloc[order].reset_index(drop=True)
     return frame, None if groups is None else np.asarray(groups)[order]
@@ -228,7 +243,14 @@ def _place_rows(part: np.ndarray, y: np.ndarray, quotas: np.ndarray, rng: np.ran
         part[rows] = np.repeat(np.arange(len(room)), room)
 
 
-def check_parts(frame: pd.DataFrame, part: np.ndarray, shares: dict[str, float], groups: np.ndarray | None) -> None:
+def check_parts(
+    frame: pd.DataFrame,
+    part: np.ndarray,
+    shares: dict[str, float],
+    groups: np.ndarray | None,
+    *,
+    task: Task | None = None,
+) -> None:
     """Raise UserError where a part (0..P-1 by row, named in `shares`) is empty or lacks a class it is due an image of.
 
     The message names the group that is too large, if groups were kept together.
@@ -241,7 +263,7 @@ def check_parts(frame: pd.DataFrame, part: np.ndarray, shares: dict[str, float],
         lacking = np.flatnonzero((counts == 0) & (due | (np.bincount(part, minlength=len(names)) == 0)))
         if not len(lacking):
             continue
-        empty = f"{names[lacking[0]]} would have no image of class {label}"
+        empty = f"{names[lacking[0]]} would have no image of {class_name(label, task)}"
         if groups is None:
             raise UserError(f"{empty}, which has {of_class.sum()}; use other shares or more images")
         group, sizes = np.unique(groups[of_class], return_counts=True)

@@ -16,6 +16,7 @@ from cassava_kit.competition import Competition, current
 from cassava_kit.data.listing import FileFinder, Listing, check_utf8, list_files
 from cassava_kit.data.table_rows import Row, read_table_rows
 from cassava_kit.errors import UserError
+from cassava_kit.files import find_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,8 +150,7 @@ def check_data_folder(data_dir: Path) -> None:
     """
     if data_dir.is_file():
         raise UserError(f"expected a competition's folder, got the file {data_dir}; give its folder {data_dir.parent}")
-    if not data_dir.is_dir():
-        raise FileNotFoundError(f"no folder {data_dir}; give the competition's folder as it was downloaded")
+    find_folder(data_dir, "give the competition's folder as it was downloaded")
 
 
 def list_images(folder: str | Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from cassava_kit.competition import SEPARATORS, Competition
 from cassava_kit.data.listing import FileFinder
 from cassava_kit.errors import UserError, closest
+from cassava_kit.files import find_file
 
 
 class Row(NamedTuple):
@@ -136,8 +137,7 @@ def _columns(header: list[str], csv: Path, competition: Competition) -> tuple[in
 
 def read_text(csv: Path) -> str:
     """Return a table's text; UserError, with the line, where it is not UTF-8."""
-    if not csv.is_file():
-        raise FileNotFoundError(f"no such file {csv}; expected a CSV with the training labels")
+    find_file(csv, "table", "expected a CSV with the training labels")
     content = csv.read_bytes()
     try:
         return content.decode("utf-8-sig")

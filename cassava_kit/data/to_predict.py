@@ -11,7 +11,7 @@ from cassava_kit.data.listing import FileFinder, list_files, named_images
 from cassava_kit.data.table import check_data_folder, list_training_files, read_labelled_rows, set_apart
 from cassava_kit.data.table_rows import read_lines
 from cassava_kit.errors import UserError
-from cassava_kit.files import csv_text, write_text
+from cassava_kit.files import csv_text, find_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ def read_test(data_dir: str | Path, competition: Competition | None = None, *, c
         names = set_apart(read_labelled_rows(data_dir, competition, listing), competition)
         listing.check_links(names)
         return ToPredict(listing.folder, tuple(names))
-    folder = data_dir / competition.test_images
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no {folder}; give the competition's folder as it was downloaded")
+    folder = find_folder(data_dir / competition.test_images, "give the competition's folder as it was downloaded")
     if not competition.test_table:
         return ToPredict(folder, tuple(named_images(folder)))
     names = listed_names(data_dir / competition.test_table, folder, competition)

@@ -10,6 +10,7 @@ from typing import Any
 from cassava_kit.data.shape import Scan, role_of, suffixes_of
 from cassava_kit.data.sheets import LEAST_MATCHED, LOOKED_AT, Ids, Names, Sheet, check_column, find_ids, rank_ids
 from cassava_kit.errors import UserError
+from cassava_kit.files import find_file, find_folder
 
 TRAIN_CSV = "train.csv"
 
@@ -25,8 +26,8 @@ def find_training_table(
     """
     pool = training_pool(scan, given, test_folder)
     wanted = given.get("train_csv")
-    if wanted is not None and not (scan.folder / wanted).is_file():
-        raise FileNotFoundError(f"no {scan.folder / wanted}; --train-csv names the table of labels in --data")
+    if wanted is not None:
+        find_file(scan.folder / wanted, "table", "--train-csv names the table of labels in --data")
     for name in filter(None, [wanted, TRAIN_CSV if TRAIN_CSV in scan.tables and not wanted else None]):
         if (scan.folder / name).is_file() and not (scan.folder / name).stat().st_size:
             raise UserError(f"{scan.folder / name} is empty; expected a header and one row for every training image")
@@ -56,10 +57,8 @@ def training_pool(scan: Scan, given: Mapping[str, Any], test_folder: str) -> lis
         FileNotFoundError: There is no such folder, or no image with the suffix in it.
     """
     folder, suffix = given.get("train_images"), given.get("image_suffix") or ""
-    if folder is not None and not (scan.folder / folder).is_dir():
-        raise FileNotFoundError(
-            f"no folder {scan.folder / folder}; name the one of the training images, --train-images"
-        )
+    if folder is not None:
+        find_folder(scan.folder / folder, "name the one of the training images, --train-images")
     tests = set(scan.images_in(test_folder)) if test_folder and not folder else set()
     pool = [name for name in scan.images_in(folder or ".") if name not in tests]
     if suffix and not any(name.endswith(suffix) for name in pool):

@@ -22,7 +22,7 @@ from cassava_kit.evidence.metrics import Score, baseline, check_scored, gain, sc
 from cassava_kit.evidence.nested import METHOD_SEEN, Judgement, judge_methods
 from cassava_kit.evidence.oof import Evidence, read_evidence
 from cassava_kit.evidence.subset import Advice, advise
-from cassava_kit.files import read_json, write_json
+from cassava_kit.files import check_apart, find_file, read_json, write_json
 
 WEIGHTS_TOLERANCE = 1e-6  # as in an ensemble file
 
@@ -229,6 +229,7 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
 
     The paths in the file are relative to its own folder, so that it can be read from any working directory.
     """
+    check_apart([out], [folds, *oof])
     evidence = read_evidence(oof, read_folds(folds))
     report = blend_report(evidence)
     chosen = report.judgement
@@ -258,8 +259,7 @@ def read_weights(path: Path) -> dict[str, tuple[float, Path]]:
         FileNotFoundError: There is no such file.
         UserError: It has another shape, a weight that is no number of at least 0, or weights that do not sum to 1.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}; make one with: python -m cassava_kit ensemble --oof ...")
+    find_file(path, "weights file", "make one with: python -m cassava_kit ensemble --oof ...")
     try:
         members = [(each["name"], each["weight"], path.parent / each["oof"]) for each in read_json(path)["members"]]
     except (KeyError, TypeError):

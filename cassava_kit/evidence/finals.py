@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cassava_kit.competition import CASSAVA, Metric, Task, common_task, current
+from cassava_kit.competition import Metric, Task, common_task, current, find_facts
 from cassava_kit.data.folds import Folds, read_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.blend import error_correlation, read_weights
@@ -22,7 +22,7 @@ from cassava_kit.evidence.metrics import METRIC_NAMES, Score, gain, row_counts, 
 from cassava_kit.evidence.nested import nested_predictions
 from cassava_kit.evidence.oof import check_oof, read_evidence
 from cassava_kit.evidence.predictions import Predictions, read_predictions
-from cassava_kit.files import read_json, write_json
+from cassava_kit.files import find_file, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -190,13 +190,13 @@ def _task_of(candidates: Sequence[Candidate]) -> Task:
 
 def _private_images(task: Task) -> int:
     """Return about how many hidden images decide; UserError where the competition's facts are not at hand."""
-    known = {each.slug: each.private_images for each in (CASSAVA, current())}
-    if task.competition not in known:
+    found = find_facts(task.competition)
+    if found is None:
         raise UserError(
             f"the evidence is of {task.competition}, whose number of hidden images is not known here; run this in the "
             "folder with its competition.json"
         )
-    return known[task.competition]
+    return found.private_images
 
 
 def _same_rows(candidates: Sequence[Candidate]) -> np.ndarray:
@@ -271,8 +271,8 @@ def parse_candidates(given: Sequence[str], folds: Path) -> list[Candidate]:
         evidence, _, submission = files.partition(",")
         if not (name and evidence):
             raise UserError(f"--candidate takes NAME=OOF.csv or NAME=WEIGHTS.json[,submission.csv], got {text!r}")
-        if submission and not Path(submission).is_file():
-            raise FileNotFoundError(f"no submission {submission} (from --candidate {text})")
+        if submission:
+            find_file(submission, "submission", f"--candidate {text} names it after the comma; mend it or leave it out")
         oof, members = _evidence(Path(evidence), split, name)
         found.append(Candidate(name, oof, split, members, submission=Path(submission) if submission else None))
     return found
@@ -316,10 +316,7 @@ def read_ledger(ledger: Path) -> tuple[list[Candidate], tuple[str, ...]]:
     Only evidence on the same rows and labels is paired; a submission without evidence is left out too. The folders of
     the evidence are relative to the ledger's.
     """
-    if not ledger.is_file():
-        raise FileNotFoundError(
-            f"no {ledger}: `submit` writes it; or give --folds FILE --candidate NAME=OOF.csv for each submission"
-        )
+    find_file(ledger, "ledger", "`submit` writes it; or give --folds FILE --candidate NAME=OOF.csv for each submission")
     found, left_out, here = [], [], current().slug
     for entry in read_entries(ledger):
         evidence = ledger.parent / entry["evidence"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import Score, accuracy_of
+from cassava_kit.files import find_file, read_csv
 
 DIGITS = 5  # MLE-bench rounds a score to so many decimals before it compares
 # Thresholds on the private leaderboard, as third parties report them for this competition.
@@ -66,14 +67,13 @@ def grade_submission(file: Path, private: Path) -> Grade:
     Raises:
         UserError: the submission is not of the test set's rows.
     """
-    import pandas as pd
-
     answers_file = private / "test.csv" if private.is_dir() else private
     tables = []
-    for path in (file, answers_file):
-        if not path.is_file():
-            raise FileNotFoundError(f"no {path}")
-        table = pd.read_csv(path)
+    for path, what, remedy in (
+        (file, "submission", "give the .csv that a notebook, `submission` or `ensemble` wrote"),
+        (answers_file, "answers", "--private takes the folder private/ that `mle-bench prepare` made"),
+    ):
+        table = read_csv(find_file(path, what, remedy))
         for column in ("image_id", "label"):
             if column not in table:
                 raise UserError(f"{path} must have the columns image_id,label, got {', '.join(table.columns)}")

@@ -21,6 +21,7 @@ from cassava_kit.files import (
     OOF_FILE,
     check_names,
     csv_text,
+    find_file,
     header_path,
     read_csv,
     read_json,
@@ -149,8 +150,8 @@ def read_predictions(path: str | Path) -> Predictions:
         found = sorted(path.rglob(OOF_FILE), key=lambda file: (len(file.parts), file))  # a run's before its folds'
         there = next(iter(found), None)
         raise UserError(f"expected a prediction file, got the folder {path}; give {there or 'the .csv file itself'}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no prediction file {path}")
+    remedy = "`cassava-kit train` writes runs/RECIPE/oof.csv; `write_oof` writes another program's predictions"
+    find_file(path, "prediction file", remedy)
     beside = header_path(path)
     frame = read_image_rows(path)
     header = None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cassava_kit.competition import Competition
 from cassava_kit.errors import UserError
-from cassava_kit.files import atomic_path, cache_dir, path_inside, sha256_bytes
+from cassava_kit.files import atomic_path, cache_dir, find_file, find_folder, path_inside, sha256_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +78,7 @@ def embed_images(
         return None, None
     checkpoint, data = backbone
     folder = data / competition.train_images
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; --data must be the competition folder")
+    find_folder(folder, "--data must be the competition folder")
     paths = [path_inside(folder, name) for name in image_ids]
     vectors = backbone_embedding(checkpoint, paths, cache=cache_dir() / "features")
     return vectors, checkpoint.name
@@ -95,9 +94,7 @@ def read_embedding(path: str | Path, image_ids: np.ndarray) -> np.ndarray:
         FileNotFoundError: there is no such file.
         UserError: it has another form, an image twice or not at all, or a number that is not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no embedding {path}")
+    path = find_file(path, "embedding", "give an .npz or a .csv of vectors, or --backbone CHECKPOINT, which makes them")
     ids, vectors = _read_csv(path) if path.suffix == ".csv" else _read_npz(path)
     if vectors.ndim != 2 or len(ids) != len(vectors) or not vectors.shape[1]:
         raise UserError(f"{path} must hold one vector an image, got {len(ids)} ids and shape {vectors.shape}")
@@ -171,6 +168,8 @@ def extract_views(
     """
     import torch
 
+    from cassava_kit.data.transforms import normalize
+    from cassava_kit.inference.device_queue import Ordered, make_queue, order
     from cassava_kit.inference.tta import make_views
 
     kept = None if cache is None else Path(cache) / f"features-{_features_key(backbone, paths, pixels, views)}.npy"
@@ -178,13 +177,22 @@ def extract_views(
         return np.load(kept, allow_pickle=False)
     training, device = backbone.training, next(backbone.parameters()).device
     backbone.eval().to(memory_format=torch.channels_last)  # less than half the time on a CPU
+    seen, queue, size = make_views(views), make_queue(device), FEATURE_BATCH
+
+    def compute(batch: torch.Tensor) -> torch.Tensor:
+        images = normalize(batch, pixels.mean, pixels.std)
+        return torch.stack([backbone(view(images).to(memory_format=torch.channels_last)).float() for view in seen])
+
+    parts: list[np.ndarray] = []
+    under_way: Ordered | None = None  # a GPU computes one batch while the next is decoded
     with torch.no_grad():
-        parts = [
-            [_features(backbone, view(batch), device) for view in make_views(views)]
-            for batch in pixel_batches(paths, pixels)
-        ]
+        for batch in pixel_batches(paths, pixels, pinned=device.type == "cuda"):
+            before = under_way
+            under_way, size = order(queue, batch, compute, size)
+            parts += [] if before is None else [before.answer.wait()]
+    parts += [] if under_way is None else [under_way.answer.wait()]
     backbone.train(training)
-    features = np.concatenate([np.stack(part) for part in parts], axis=1)
+    features = np.concatenate(parts, axis=1)
     if kept is not None:
         with atomic_path(kept) as temporary, temporary.open("wb") as file:
             np.save(file, features)
@@ -215,23 +223,19 @@ def readable_features(
     return vectors
 
 
-def _features(backbone: nn.Module, batch: torch.Tensor, device: torch.device) -> np.ndarray:
-    import torch
-
-    return backbone(batch.to(device, memory_format=torch.channels_last)).float().cpu().numpy()
-
-
-def pixel_batches(paths: Sequence[Path], pixels: Pixels) -> Any:
-    """Yield normalised batches (B, 3, size, size) of the files, `FEATURE_BATCH` at a time."""
+def pixel_batches(paths: Sequence[Path], pixels: Pixels, *, pinned: bool = False) -> Iterator[torch.Tensor]:
+    """Yield uint8 batches (B, 3, size, size) of the files, `FEATURE_BATCH` at a time."""
     import torch
 
     from cassava_kit.data.images import load_image
-    from cassava_kit.data.transforms import normalize
+    from cassava_kit.inference.device_queue import empty_host_tensor
 
     for start in range(0, len(paths), FEATURE_BATCH):
-        images = [load_image(path, (pixels.size, pixels.size)) for path in paths[start : start + FEATURE_BATCH]]
-        batch = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
-        yield normalize(batch, pixels.mean, pixels.std)
+        files = paths[start : start + FEATURE_BATCH]
+        batch = empty_host_tensor((len(files), 3, pixels.size, pixels.size), torch.uint8, pinned=pinned)
+        for i, path in enumerate(files):
+            batch[i] = torch.from_numpy(load_image(path, (pixels.size, pixels.size)).transpose(2, 0, 1))
+        yield batch
 
 
 def _features_key(backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, views: str) -> str:

@@ -15,7 +15,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import format_score, score
 from cassava_kit.evidence.oof import refuse_in_sample, task_fields
 from cassava_kit.evidence.predictions import Header, Predictions, Source, make_predictions, write_predictions
-from cassava_kit.files import header_path
+from cassava_kit.files import check_apart, header_path
 from cassava_kit.inference.options import check_device
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.models.checkpoint import CheckpointInfo, fold_checkpoints, read_info
@@ -82,7 +82,7 @@ def write_folder_predictions(
         UserError: a checkpoint was trained on an image that is to be scored (before any image is read), or `test_part`
             is asked for without a fold file that has one.
     """
-    header_path(out)
+    check_apart([out, header_path(out)], [*checkpoints, *([] if folds is None else [folds])])
     infos, task = _read_headers(checkpoints)
     split = read_folds(folds) if folds is not None else None
     names = _image_names(folder, _test_names(split, folds) if test_part else None)

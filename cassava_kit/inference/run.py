@@ -11,6 +11,7 @@ import numpy as np
 
 from cassava_kit.competition import Competition, current
 from cassava_kit.errors import UserError
+from cassava_kit.files import find_folder
 from cassava_kit.inference.clock import Clock, process_start
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE
 from cassava_kit.inference.members import load_members, read_prior
@@ -60,7 +61,7 @@ def run_submission(
     first = int(prior.argmax())
     report.class_counts = np.bincount([first] * len(names), minlength=len(prior)).tolist()
     report.write(out.parent)
-    print_line(f"{len(names)} images in {images_dir}; {out} holds the prior's class {first} for all of them")
+    print_line(f"{len(names)} images in {images_dir}; {out} holds {competition.classes[first]} for all of them")
     try:
         members = load_members(weights_dir, competition, clock=clock)
         for name, reason in members.left_out.items():
@@ -107,8 +108,7 @@ def run_and_check(
     """
     weights = Path(weights)
     folder = weights.parent if weights.name == ENSEMBLE_FILE else weights
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of weights {folder}; give one with {ENSEMBLE_FILE} and its checkpoints")
+    find_folder(folder, f"give one with {ENSEMBLE_FILE} and its checkpoints", what="folder of weights")
     options = options or RunOptions()
     submission_ids(images_dir)
     require_members(folder)

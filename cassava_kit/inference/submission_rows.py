@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cassava_kit.errors import UserError, closest
+from cassava_kit.files import find_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +51,8 @@ class Form:
 def open_table(source: str | Path | pd.DataFrame, what: str) -> tuple[str, Iterable[Sequence[str]]]:
     """A table's name and its lines as text, the header first; FileNotFoundError where there is no file."""
     if isinstance(source, str | Path):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"no submission {source}")
-        text = Path(source).read_bytes().decode("utf-8", "surrogateescape")
+        path = find_file(source, "submission", "give the .csv that a notebook, `submission` or `ensemble` wrote")
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
         return str(source), csv.reader(io.StringIO(text, newline=""))
     if not hasattr(source, "columns"):
         raise UserError(f"{what} must be a CSV file or a DataFrame, got {type(source).__name__}")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cassava_kit.competition import Competition, Metric
 from cassava_kit.errors import UserError
-from cassava_kit.files import CHECKPOINT_FILE, KIT_VERSION, atomic_path
+from cassava_kit.files import CHECKPOINT_FILE, KIT_VERSION, atomic_path, find_file
 from cassava_kit.models.precision import Verdict
 
 METADATA_KEY = "cassava_kit"
@@ -108,9 +108,7 @@ def read_info(path: str | Path) -> CheckpointInfo:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}")
+    path = find_file(path, "checkpoint", f"`cassava-kit train` writes runs/RECIPE/fold0/{CHECKPOINT_FILE}")
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)

@@ -16,7 +16,14 @@ import torch
 from torch import nn
 
 from cassava_kit.errors import UserError
+from cassava_kit.files import find_file
 from cassava_kit.models.network import head_parameters
+
+
+def find_weights(path: str | Path) -> Path:
+    """Return the path of a file of first weights; FileNotFoundError, with what to do, where it is not there."""
+    remedy = "`cassava-kit weights RECIPE` downloads published ones; or give a .safetensors or .pth file of your own"
+    return find_file(path, "weights file", remedy)
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
@@ -115,9 +122,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """
     from cassava_kit.models.weights import load_tensors
 
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}")
+    path = find_weights(path)
     if path.suffix == ".safetensors":
         return load_tensors(path)
     if path.suffix not in (".pth", ".pt", ".bin", ".ckpt", ".tar"):

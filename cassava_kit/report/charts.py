@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 
 from cassava_kit.files import atomic_path
-from cassava_kit.report.fonts import font_families, shorten
+from cassava_kit.report.fonts import font_families, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,8 +132,8 @@ def _line_height(n_labels: int) -> float:
 
 
 def _label_lines(spot: Axes, at: np.ndarray, labels: Sequence[str]) -> None:
-    """Name the lines of a chart from top to bottom, long names cut."""
-    shown = [shorten(label, LONGEST_LABEL) for label in labels]
+    """Name the lines of a chart from top to bottom, long names on two lines where these are few."""
+    shown = [wrap(label, LONGEST_LABEL, 2 if len(labels) <= FEW else 1) for label in labels]
     spot.set_yticks(at, shown, fontsize=10 if len(labels) <= FEW else 8)
 
 
@@ -157,7 +157,7 @@ def bars(name: str, alt: str, labels: Sequence[str], values: Sequence[int]) -> C
 @apply_style
 def boxes(name: str, alt: str, labels: Sequence[str], groups: Sequence[np.ndarray]) -> Chart:
     """Draw a box plot for each group of values (N,): quartiles, whiskers to the 5th and 95th percentile."""
-    figure, (spot,) = axes(CHART_WIDTH, 0.5 + 0.8 * _line_height(len(labels)) * len(labels))
+    figure, (spot,) = axes(CHART_WIDTH, 0.5 + _line_height(len(labels)) * len(labels))
     ink: dict[str, Any] = {"color": INK, "linewidth": 0.9}
     # Not matplotlib's boxplot: its word for lying boxes changed from version to version.
     for y, group in enumerate(groups):
@@ -220,9 +220,11 @@ def confusion_matrix(name: str, alt: str, labels: Sequence[str], counts: np.ndar
         color = readable_on(colormaps["Blues"](float(shares[row, column]))[:3])
         ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=9 if k <= 6 else 8.5)
     middle = np.arange(k) + 0.5
-    shown = [shorten(label, 14) if k <= 50 else "" for label in labels]
+    lines = 3 if k <= 6 else 2 if k <= FEW else 1
+    shown = [wrap(label, 16, lines) if k <= 50 else "" for label in labels]
+    longest = max(len(line) for label in shown for line in label.split("\n"))
     size = 9 if k <= FEW else 6.5
-    ax.set_xticks(middle, shown, rotation=0 if k <= 6 and max(map(len, shown)) <= 9 else 90, fontsize=size)
+    ax.set_xticks(middle, shown, rotation=0 if k <= 6 and longest <= 9 else 90, fontsize=size)
     ax.set_yticks(middle, shown, fontsize=size)
     ax.set_xlabel("predicted")
     ax.set_ylabel("given label")

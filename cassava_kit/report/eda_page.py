@@ -14,7 +14,7 @@ from cassava_kit.report import charts
 from cassava_kit.report.charts import Chart
 from cassava_kit.report.eda import QUANTITIES, Eda, Group, between_classes, explore, sizes
 from cassava_kit.report.eda_test_set import LARGE, SetComparison, compare_sets, format_spread
-from cassava_kit.report.page import check_out, percent, short_names, write_page
+from cassava_kit.report.page import check_out, name_classes, percent, write_page
 from cassava_kit.report.sheet import draw_sheet, encode_picture
 from cassava_kit.report.thumbnails import decode_thumbnail, thumbnails
 
@@ -43,7 +43,8 @@ def write_eda(
     pictures = thumbnails(eda.image_dir, wanted, progress=progress)
     values = {
         "eda": eda,
-        "classes": short_names(eda.competition.classes),
+        "classes": _short_names(eda.competition),
+        "own_labels": own_labels(eda.competition),
         "samples": samples,
         "shown": shown,
         "copies": SHOWN_COPIES,
@@ -58,6 +59,19 @@ def write_eda(
     }
     made = [*eda_charts(eda, samples, pictures), *set_charts(beside)]
     return f"{write_page(out, 'eda.html', made, values)}\n{beside.sentence()}"
+
+
+def _short_names(competition: Competition) -> tuple[str, ...]:
+    return name_classes(competition.classes, numbered=competition.labels_are_numbers).short
+
+
+def own_labels(competition: Competition) -> list[str] | None:
+    """Return what the data call each class; None where they call it by the name that the page shows."""
+    if competition.labels_are_numbers:
+        found = [str(k) for k in range(competition.n_classes)]
+    else:
+        found = list(competition.label_values or competition.label_columns)
+    return found if found != list(competition.classes) else None
 
 
 def _size_values(eda: Eda, beside: SetComparison) -> dict[str, Any]:
@@ -116,7 +130,7 @@ def statistics_table(eda: Eda) -> list[list[str]]:
     """Return a row a class: each quantity's median (5th to 95th percentile); last the share between the classes."""
     labels = eda.frame["label"].to_numpy()
     values = {quantity: eda.frame[quantity].to_numpy() for quantity in QUANTITIES}
-    names = short_names(eda.competition.classes)
+    names = _short_names(eda.competition)
     rows = [[name, *(format_spread(v[labels == k]) for v in values.values())] for k, name in enumerate(names)]
     shares = [percent(between_classes(v, labels) if len(v) else 0.0) for v in values.values()]
     return [*rows, ["between classes", *shares]]
@@ -124,7 +138,7 @@ def statistics_table(eda: Eda) -> list[list[str]]:
 
 def eda_charts(eda: Eda, samples: Sequence[Sequence[str]], pictures: dict[str, str]) -> list[Chart]:
     """Draw class counts, statistics by class, and the sample grid (as PNG alone)."""
-    names = short_names(eda.competition.classes)
+    names = _short_names(eda.competition)
     labels = eda.frame["label"].to_numpy()
     groups = {q: [eda.frame[q].to_numpy()[labels == k] for k in range(len(names))] for q in BOXED}
     grid = [[decode_thumbnail(pictures[name]) for name in row if pictures[name]] for row in samples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,13 @@ def _characters(file: str) -> frozenset[int]:
     from matplotlib.ft2font import FT2Font
 
     return frozenset(FT2Font(file).get_charmap())
+
+
+def wrap(text: str, width: int, lines: int) -> str:
+    """Return the text in lines of at most `width` characters, cut with an ellipsis where `lines` do not hold it."""
+    parts = textwrap.wrap(text, width)
+    rest = [shorten(" ".join(parts[lines - 1 :]), width)] if len(parts) > lines else parts[lines - 1 :]
+    return "\n".join([*parts[: lines - 1], *rest])
 
 
 def shorten(text: str, most: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,35 @@ def number(count: int, thing: str = "") -> str:
     return f"{count:,} {thing}{'s' if thing and count != 1 else ''}".strip()
 
 
-def short_names(classes: Sequence[str]) -> list[str]:
-    """Return each class's number and the abbreviation in its brackets, or its whole name: `3 CMD`."""
-    brackets = [re.search(r"\(([^)]+)\)$", name) for name in classes]
-    short = [m.group(1) if m else name for m, name in zip(brackets, classes, strict=True)]
-    return [f"{k} {name}" for k, name in enumerate(short)]
+@dataclass(frozen=True)
+class ClassNames:
+    """The classes' names by label: `whole`, and `short`, the abbreviation in brackets where there is one.
+
+    `numbered`: the competition's own labels are the numbers 0 to K-1, and stand before the names: `3 CMD`.
+    """
+
+    whole: tuple[str, ...]
+    short: tuple[str, ...]
+    numbered: bool
+
+
+def name_classes(classes: Sequence[str], *, numbered: bool) -> ClassNames:
+    """Return the names that pages show; two classes with one abbreviation keep their whole names.
+
+    Example:
+        >>> name_classes(["Cassava Mosaic Disease (CMD)", "Healthy"], numbered=True).short
+        ('0 CMD', '1 Healthy')
+    """
+    brackets = [re.search(r"\(([^()\s]+)\)$", name) for name in classes]
+    short = [m[1] if m and m[1].isupper() else name for m, name in zip(brackets, classes, strict=True)]
+    short = short if len(set(short)) == len(short) else list(classes)
+
+    def shown(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(
+            f"{k} {name}" if numbered and name not in (str(k), f"class {k}") else name for k, name in enumerate(names)
+        )
+
+    return ClassNames(shown(classes), shown(short), numbered)
 
 
 def slug(text: str) -> str:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cassava_kit.competition import Competition, Task, known_competition, read_task
+from cassava_kit.competition import Competition, Task, known_competition, labels_are_numbers, read_task
 from cassava_kit.data.folds import read_folds
 from cassava_kit.data.images import in_threads
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import AGREEMENT, read_noise_report
 from cassava_kit.evidence.noise.neighbours import nearest
 from cassava_kit.evidence.oof import Evidence, read_evidence
-from cassava_kit.files import cache_dir, header_path, path_inside, read_json, sha256_bytes, write_text
+from cassava_kit.files import cache_dir, find_folder, header_path, path_inside, read_json, sha256_bytes, write_text
 from cassava_kit.inference.features import check_embedding_source, embed_images
-from cassava_kit.report.page import check_out, environment, short_names
+from cassava_kit.report.page import ClassNames, check_out, environment, name_classes
 from cassava_kit.report.thumbnails import NEIGHBOUR, photo_side, thumbnail
 
 LIMIT = 2000
@@ -165,10 +165,10 @@ def review_thumbnails(rows: Sequence[dict[str, Any]], image_dir: Path, *, progre
 
 
 def review_page(
-    rows: Sequence[dict[str, Any]], thumbs: dict[str, str], *, classes: Sequence[str], key: str, title: str
+    rows: Sequence[dict[str, Any]], thumbs: dict[str, str], *, names: ClassNames, key: str, title: str
 ) -> str:
     """Return the page's HTML; the browser keeps decisions under `key`, which names the report."""
-    named = {"classes": list(classes), "brief": short_names(classes)}
+    named = {"classes": names.whole, "brief": names.short, "numbered": names.numbered}
     data = {"key": key, **named, "rows": list(rows), "thumbnails": thumbs}
     # Within a script element only "<" could end it, whatever a file is called.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -191,12 +191,14 @@ def report_task(clean: Path) -> Task | None:
 
 def image_folder(data: Path, report: pd.DataFrame, clean: Path, competition: Competition) -> Path:
     """Return the folder of the report's photographs; FileNotFoundError where it is missing or has none of them."""
-    folder = Path(data) / competition.train_images
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; --data must be the competition folder")
+    folder = find_folder(Path(data) / competition.train_images, "--data must be the competition folder")
     paths = [path_inside(folder, name) for name in report["image_id"]]
     if not any(path.is_file() for path in paths):
-        raise FileNotFoundError(f"{folder} has none of the images {clean} names (first: {report['image_id'].iloc[0]})")
+        first = report["image_id"].iloc[0]
+        raise FileNotFoundError(
+            f"{folder} has none of the images that {clean} names (first: {first}); give --data the folder that the "
+            "report is of"
+        )
     return folder
 
 
@@ -218,10 +220,11 @@ def write_review(
         return f"{clean} has no suspicious row: there is nothing to review"
     classes = task.classes if task else competition.classes
     labels = {row["label"] for row in rows} | {row["suggested"] for row in rows}
-    names = list(classes) + [f"class {k}" for k in range(len(classes), max(labels) + 1)]
+    classes = [*classes, *(f"class {k}" for k in range(len(classes), max(labels) + 1))]
+    names = name_classes(classes, numbered=labels_are_numbers(task, competition))
     key = sha256_bytes(Path(clean).read_bytes())[:16]
     title = competition.title if task is None or task.competition == competition.slug else task.competition
-    page = review_page(rows, review_thumbnails(rows, image_dir), classes=names, key=key, title=title)
+    page = review_page(rows, review_thumbnails(rows, image_dir), names=names, key=key, title=title)
     write_text(out, page)
     return f"{out}: {len(rows):,} photographs to look at, {len(page) / 1e6:.1f} MB; open it in a browser"
 

@@ -14,7 +14,7 @@ import pandas as pd
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import distinct_names
 from cassava_kit.evidence.predictions import Predictions, read_predictions
-from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, read_csv, read_json
+from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, find_folder, read_csv, read_json
 
 FOLD_FOLDER = re.compile(r"fold(\d+)")
 
@@ -56,7 +56,7 @@ def find_runs(given: Sequence[Path]) -> list[Run]:
 
 def _expand(path: Path) -> list[Path]:
     if not path.exists():
-        raise FileNotFoundError(f"no run folder {path}; give what train wrote, e.g. runs/resnet18")
+        find_folder(path, "give what train wrote, e.g. runs/resnet18", what="run folder")
     if path.is_file():
         if path.suffix.lower() != ".csv":
             raise UserError(f"{path} is a file; give a run folder, or an out-of-fold prediction file (.csv)")

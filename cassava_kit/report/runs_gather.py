@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cassava_kit.competition import Competition, Task, common_task, current
+from cassava_kit.competition import Competition, Task, common_task, current, labels_are_numbers
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.table import read_labels
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.compare import Comparison
 from cassava_kit.evidence.metrics import METRIC_NAMES, gain
-from cassava_kit.report.page import short_names
+from cassava_kit.report.page import name_classes
 from cassava_kit.report.runs import Run, find_runs
 from cassava_kit.report.runs_scores import ScoredRun, compare_pairs, majority_of, read_split, score_run
 
@@ -26,7 +26,7 @@ class Report:
 
     `baseline` answers the majority class on all their rows. `pairs` begin with the winner's: each compares a run with
     one ranked below it; the majority's come last. `note` names the runs that other splits part from
-    these, in a sentence.
+    these, in a sentence. `numbered`: the competition's own labels are numbers.
     """
 
     runs: list[Run]
@@ -37,6 +37,7 @@ class Report:
     task: Task
     title: str
     note: str = ""
+    numbered: bool = True
 
     @property
     def metric_name(self) -> str:
@@ -45,7 +46,7 @@ class Report:
 
     def class_names(self) -> list[str]:
         """Return short class names; numbers for classes that the competition does not have."""
-        names = short_names(self.task.classes)
+        names = name_classes(self.task.classes, numbered=self.numbered).short
         k = self.scored[0].probabilities.shape[1] if self.scored else len(names)
         return [*names[:k], *(f"class {n}" for n in range(len(names), k))]
 
@@ -70,13 +71,14 @@ def gather_report(
     split = read_split(found, folds, table)
     found, note = (found, several) if folds is None or split is None else _leave_out(found, split)
     task = _task(found, split) or competition.task
+    numbered = labels_are_numbers(task, competition)
     title = competition.title if competition.slug == task.competition else task.competition
     if split is None:
-        return Report(found, None, [], None, [], task, title, note)
+        return Report(found, None, [], None, [], task, title, note, numbered)
     _check_labels(split, table)
     scored = rank_runs([one for run in found if (one := score_run(run, split, task.metric)) is not None])
     if not scored:
-        return Report(found, split, [], None, [], task, title, note)
+        return Report(found, split, [], None, [], task, title, note, numbered)
     widths = {one.name: one.probabilities.shape[1] for one in scored}
     if len(set(widths.values())) > 1:
         shown = ", ".join(f"{name} {width}" for name, width in widths.items())
@@ -86,7 +88,7 @@ def gather_report(
     place = {one.name: n for n, one in enumerate(scored)}
     ordered = sorted(found, key=lambda run: place.get(run.name, len(place)))
     pairs = compare_pairs([baseline, *reversed(scored)])[::-1]
-    return Report(ordered, split, scored, baseline, pairs, task, title, note)
+    return Report(ordered, split, scored, baseline, pairs, task, title, note, numbered)
 
 
 def _several_splits(runs: Sequence[Run]) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from cassava_kit.competition import Competition, current
 from cassava_kit.evidence.calibration import BINS
 from cassava_kit.evidence.metrics import LESS_IS_BETTER, format_score
+from cassava_kit.files import find_folder
 from cassava_kit.report import charts, runs_words
 from cassava_kit.report.charts import Chart
 from cassava_kit.report.page import check_out, slug, write_page
@@ -38,8 +39,8 @@ def write_report(
     competition = competition or current()
     check_out(out)
     image_dir = None if data is None else data / competition.train_images
-    if image_dir is not None and not image_dir.is_dir():
-        raise FileNotFoundError(f"no folder {image_dir}; --data must be the competition folder")
+    if image_dir is not None:
+        find_folder(image_dir, "--data must be the competition folder")
     report = gather_report(runs, folds=folds, data=data, competition=competition)
     keys = unique_slugs([run.name for run in report.runs])
     made = report_charts(report, keys)

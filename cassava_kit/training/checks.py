@@ -9,12 +9,12 @@ from tempfile import gettempdir
 import numpy as np
 import pandas as pd
 
-from cassava_kit.competition import VARIABLE
+from cassava_kit.competition import VARIABLE, class_name
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_noise_report, read_noise_report
 from cassava_kit.models.checkpoint import labels_learnt, may_share_labels
 from cassava_kit.models.network import args_for_size, check_image_size, meta_model, stages
-from cassava_kit.models.weights import match_weights
+from cassava_kit.models.weights import find_weights, match_weights
 from cassava_kit.training.config import NetworkSettings, RunConfig
 from cassava_kit.training.devices import check_devices
 from cassava_kit.training.losses import make_loss
@@ -110,9 +110,10 @@ def check_table(data: TrainData) -> None:
     differs = table["label"].to_numpy() != split["label"].to_numpy()
     if differs.any():
         row = int(np.argmax(differs))
+        says, given = (class_name(frame["label"].iloc[row], data.competition.task) for frame in (split, table))
         raise UserError(
-            f"the fold file says label {split['label'].iloc[row]} for {split['image_id'].iloc[row]}, the table says "
-            f"{table['label'].iloc[row]}; make the fold file again with: python -m cassava_kit folds"
+            f"the fold file says {says} for {split['image_id'].iloc[row]}, the table says {given}; make the fold file "
+            "again with: python -m cassava_kit folds"
         )
 
 
@@ -122,8 +123,8 @@ def check_options(config: RunConfig, data: TrainData, options: TrainOptions) -> 
     check_image_size(config.model, config.image_size, config.model_args)
     check_stages(config)
     check_devices(options.devices, config)
-    if options.weights is not None and not options.weights.is_file():
-        raise FileNotFoundError(f"no weights file {options.weights}")
+    if options.weights is not None:
+        find_weights(options.weights)
     if options.clean_action not in ACTIONS:
         raise UserError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {options.clean_action!r}")
     if options.clean is not None:

@@ -25,7 +25,7 @@ def diagnose(epochs: Sequence[Mapping[str, float]], classes: Sequence[str], *, l
     when = f"{len(recent)} epochs in a row" if len(recent) > 1 else "after its only epoch"
     if judged and all(k == top and s >= ONE_CLASS_SHARE for k, s in recent):
         findings["one_class"] = (
-            f"predicts class {top} ({classes[top]}) for {share:.0%} of the validation images, "
+            f"predicts {classes[top]} for {share:.0%} of the validation images, "
             f"{when}: lr too high or too low? backbone frozen or random? rows not shuffled?"
         )
     losses = [row["train_loss"] for row in epochs[-FLAT_EPOCHS:]]

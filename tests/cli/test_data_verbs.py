@@ -1,6 +1,7 @@
 """The verb folds: the same files as the library makes, near-duplicates together, options that mean something."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,9 @@ import pytest
 
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.verbs import app
+from cassava_kit.competition import CASSAVA, write_facts
 from cassava_kit.data.duplicates import find_duplicates
-from cassava_kit.data.folds import read_folds
+from cassava_kit.data.folds import read_folds, write_folds
 from cassava_kit.data.stratify import split_folds, split_holdout
 
 
@@ -144,7 +146,9 @@ def test_a_part_without_a_class_is_refused(tmp_path, capsys):
     (tmp_path / "train.csv").write_text("image_id,label\n" + rows)
     arguments = ["--labels", tmp_path / "train.csv", "--holdout", "99-1", "--out", tmp_path / "a.csv"]
     assert run("folds", *arguments) == 2
-    assert "the validation part of 99-1 would have no image of class 0" in capsys.readouterr().err
+    assert (
+        "the validation part of 99-1 would have no image of Cassava Bacterial Blight (CBB)" in capsys.readouterr().err
+    )
     assert not (tmp_path / "a.csv").exists()
 
 
@@ -152,3 +156,60 @@ def test_groups_need_the_images(tiny_dir, tmp_path, capsys):
     arguments = ["--labels", tiny_dir / "train.csv", "--holdout", "85-15", "--groups", "--out", tmp_path / "x.csv"]
     assert run("folds", *arguments) == 2
     assert "give --data DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--n-splits", "500"],
+            "a split into 500 parts needs 500 images of every class, Cassava Bacterial Blight (CBB) has",
+        ),
+        (["--seed", "-1"], "seed must be a whole number"),
+        (["--n-splits", "3"], "taken.csv is another split"),
+        (["--seed", "7"], "taken.csv is another split"),
+        (["--holdout", "85-15"], "taken.csv is another split"),
+        (["--n-splits", "500", "--replace"], "a split into 500 parts"),
+        (["--n-splits", "500", "--out", "new.csv"], "a split into 500 parts"),
+    ],
+)
+def test_what_is_known_beforehand_is_said_before_near_duplicates_are_looked_for(
+    tiny_dir, tiny_table, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cassava_kit.data.duplicates.table_groups", lambda table: pytest.fail("images were compared"))
+    groups = np.arange(len(tiny_table.frame))
+    write_folds(tmp_path / "taken.csv", split_folds(tiny_table.frame, n_splits=2, groups=groups))
+    before = (tmp_path / "taken.csv").read_bytes()
+    arguments = arguments if "--holdout" in arguments else ["--n-splits", 2, *arguments]
+    assert run("folds", "--data", tiny_dir, "--out", "taken.csv", *arguments) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and message in told[0]
+    assert (tmp_path / "taken.csv").read_bytes() == before and not (tmp_path / "new.csv").exists()
+
+
+def test_a_table_of_labels_is_never_written_over(tiny_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = (tiny_dir / "train.csv").read_bytes()
+    (tmp_path / "train.csv").write_bytes(before)
+    assert run("folds", "--labels", "train.csv", "--out", tmp_path / "train.csv", "--replace") == 2
+    assert "would be written over" in capsys.readouterr().err and (tmp_path / "train.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_counts_are_shown_a_class_a_line(tiny_dir, tmp_path, monkeypatch, capsys, named):
+    labels = tiny_dir / "train.csv"
+    if named:
+        monkeypatch.chdir(tmp_path)
+        table = pd.read_csv(labels)
+        table.assign(label=[CASSAVA.classes[k] for k in table["label"]]).to_csv("named.csv", index=False)
+        facts = replace(CASSAVA, label_values=CASSAVA.classes, train_csv="named.csv")
+        write_facts(tmp_path / "competition.json", facts)
+        labels = tmp_path / "named.csv"
+    assert run("folds", "--labels", labels, "--n-splits", 2, "--out", tmp_path / "f.csv") == 0
+    lines = capsys.readouterr().out.splitlines()
+    counts = read_folds(tmp_path / "f.csv").frame.groupby("label")["fold"].value_counts().unstack()
+    for k, name in enumerate(CASSAVA.classes):
+        (line,) = [line for line in lines if name in line]
+        start = name if named else f"{k} {name}"
+        assert line.startswith(start) and line.removeprefix(start).split() == [str(n) for n in counts.loc[k]]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.verbs import app
 from cassava_kit.competition import VARIABLE
 from cassava_kit.data.folds import write_folds
+from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 
 
 @pytest.fixture
@@ -217,3 +221,157 @@ def test_a_bundle_that_is_not_there_is_named(data, say, verb):
     assert "no folder nope; give the bundle's folder" in say("submit", verb, "--bundle", "nope")
     Path("build/x/bundle/kit").mkdir(parents=True)
     assert "build/x is no bundle, it holds one: give build/x/bundle" in say("submit", verb, "--bundle", "build/x")
+
+
+def test_an_output_never_replaces_what_it_is_made_from(data, say):
+    Path("oof.csv").write_text("image_id,p0,p1,fold\n")
+    Path("f.csv").write_text("image_id,label,fold\n")
+    Path("m.safetensors").write_bytes(b"x")
+    of = ("--oof", "oof.csv", "--folds", "f.csv")
+    for arguments in (
+        ("ensemble", *of, "--out", "oof.csv"),
+        ("ensemble", *of, "--out", "oof.json"),
+        ("ensemble", *of, "--out", "./f.csv"),
+        ("clean", *of, "--out", "f.csv"),
+        ("predict", "--member", "m.safetensors", "--images", "data", "--folds", "f.csv", "--out", "f.csv"),
+    ):
+        assert f"would be written over {Path(arguments[-1])}, which it is made from; give --out" in say(*arguments)
+    assert Path("oof.csv").read_text().startswith("image_id,p0") and Path("f.csv").read_text().startswith("image_id,l")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["sample"],
+        ["tfrecords", "records"],
+        ["weights", "resnet50"],
+        ["train", "small_resnet", "--data", "data", "--folds", "f.csv"],
+        ["pretrain", "byol", "--data", "data"],
+        ["ssl-report", "small_resnet", "--data", "data", "--folds", "f.csv", "--weights", "a=b.pth"],
+        ["ablate", "small_resnet", "--data", "data", "--folds", "f.csv", "--change", "lr=1"],
+        ["submit", "ensemble"],
+        ["submit", "package"],
+    ],
+)
+def test_a_file_is_refused_where_a_folder_is_made(data, say, verb):
+    Path("taken").write_text("mine")
+    assert "Invalid value for '--out': dir 'taken' is a file" in say(*verb, "--out", "taken")
+    assert Path("taken").read_text() == "mine"
+
+
+MISSING = {
+    "folds": (["folds", "--labels", "trian.csv"], "no table trian.csv (did you mean train.csv?); expected a CSV with"),
+    "compare": (
+        ["compare", "runs/a/ofo.csv", "oof.csv", "--folds", "folds.csv"],
+        "no prediction file runs/a/ofo.csv (did you mean oof.csv?); `cassava-kit train` writes runs/RECIPE/oof.csv",
+    ),
+    "compare, no folder": (
+        ["compare", "run/a/oof.csv", "oof.csv", "--folds", "folds.csv"],
+        "no prediction file run/a/oof.csv (there is no folder run/a); `cassava-kit train` writes",
+    ),
+    "fold file": (
+        ["compare", "runs/a/oof.csv", "oof.csv", "--folds", "fold.csv"],
+        "no fold file fold.csv (did you mean folds.csv?); make one with: python -m cassava_kit folds",
+    ),
+    "predict": (
+        ["predict", "--member", "resnet.safetensor", "--images", "data", "--out", "p.csv"],
+        "no checkpoint resnet.safetensor (did you mean resnet.safetensors?); `cassava-kit train` writes",
+    ),
+    "images": (
+        ["predict", "--member", "m", "--images", "datas", "--out", "p.csv"],
+        "no folder datas (did you mean data?); give one that holds images",
+    ),
+    "train": (
+        ["train", "small_resnet", "--data", "data", "--folds", "folds.csv", "--weights", "resnet.safetensor"],
+        "no weights file resnet.safetensor (did you mean resnet.safetensors?); `cassava-kit weights RECIPE` downloads",
+    ),
+    "probe": (
+        ["train", "probe", "--model", "timm:resnet18", "--data", "data", "--folds", "folds.csv", "--weights", "data"],
+        "no weights file data (it is a folder); `cassava-kit weights RECIPE` downloads",
+    ),
+    "ensemble": (
+        ["submit", "ensemble", "--weights", "resnet18=resnet.pth"],
+        "no weights file resnet.pth (did you mean resnet.safetensors?); `cassava-kit weights RECIPE` downloads",
+    ),
+    "ssl-report": (
+        ["ssl-report", "small_resnet", "--data", "data", "--folds", "folds.csv", "--weights", "a=none.pth"],
+        "no weights file none.pth; `cassava-kit weights RECIPE` downloads",
+    ),
+    "pretrain": (
+        ["pretrain", "byol", "--images", "pictures", "--weights", "none.pth", "--set", "batch_size=4"],
+        "no weights file none.pth; `cassava-kit weights RECIPE` downloads",
+    ),
+    "report": (["report", "run"], "no run folder run (did you mean runs?); give what train wrote, e.g. runs/resnet18"),
+    "review": (["review", "clena.csv", "--data", "data"], "no noise report clena.csv; make one with: python -m"),
+    "decisions": (
+        ["clean", "--oof", "runs/a/oof.csv", "--folds", "folds.csv", "--decisions", "d.csv"],
+        "no decisions d.csv; export them from the review page",
+    ),
+    "embedding": (
+        ["clean", "--oof", "runs/a/oof.csv", "--folds", "folds.csv", "--embedding", "e.npz"],
+        "no embedding e.npz; give an .npz or a .csv of vectors, or --backbone CHECKPOINT",
+    ),
+    "package": (
+        ["submit", "package", "--ensemble-weights", "w.json"],
+        "no weights file w.json; make one with: python -m cassava_kit ensemble",
+    ),
+    "finals": (["submit", "finals", "--ledger", "s.json"], "no ledger s.json; `submit` writes it; or give --folds"),
+    "candidate": (
+        ["submit", "finals", "--folds", "folds.csv", "--candidate", "a=runs/a/oof.csv,s.csv"],
+        "no submission s.csv; --candidate a=runs/a/oof.csv,s.csv names it after the comma; mend it or leave it out",
+    ),
+    "doctor": (
+        ["submit", "doctor", "--notebook", "n.ipynb"],
+        "no notebook n.ipynb (did you mean n.py?); give an .ipynb or a .py",
+    ),
+    "metadata": (
+        ["submit", "doctor", "--notebook", "n.py", "--kernel-metadata", "k.json"],
+        "no metadata k.json; `kaggle kernels init` writes it; without it leave --kernel-metadata out",
+    ),
+    "grade": (
+        ["mle-bench", "grade", "s.csv", "--private", "private"],
+        "no submission s.csv; give the .csv that a notebook, `submission` or `ensemble` wrote",
+    ),
+    "answers": (
+        ["mle-bench", "grade", "folds.csv", "--private", "private"],
+        "no answers private; --private takes the folder private/ that `mle-bench prepare` made",
+    ),
+    "prepare": (["mle-bench", "prepare", "data", "mle"], "found 0; give the folder of the downloaded competition"),
+    "submission": (
+        ["submission", "--ensemble", "weihgts", "--images", "data"],
+        "no folder of weights weihgts (did you mean weights?); give one with ensemble.json and its checkpoints",
+    ),
+    "init": (
+        ["init", "--data", "data", "--train-csv", "trian.csv", "--out", "c.json"],
+        "no table data/trian.csv (did you mean train.csv?); --train-csv names the table of labels in --data",
+    ),
+    "data": (["eda", "--data", "dta"], "no folder dta (did you mean data?); give the competition's folder as it was"),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_a_missing_file_is_named_with_what_is_there_and_what_to_do(data, say, case):
+    table(data, "image_id,label")
+    Path("train.csv").write_text((data / "train.csv").read_text())
+    rows = [f"{n}.jpg,{n % 5},{n // 6}\n" for n in range(12)]
+    Path("folds.csv").write_text("image_id,label,fold\n" + "".join(sorted(rows)))
+    Path("runs/a").mkdir(parents=True)
+    oof = [f"{n}.jpg,.2,.2,.2,.2,.2,{n // 6}\n" for n in range(12)]
+    Path("runs/a/oof.csv").write_text("image_id,p0,p1,p2,p3,p4,fold\n" + "".join(sorted(oof)))
+    for name in ("weights", "pictures"):
+        Path(name).mkdir()
+    for n in range(8):
+        cv2.imwrite(f"pictures/{n}.jpg", np.full((32, 32, 3), 20 * n, np.uint8))
+    Path("n.py").write_text("print(1)\n")
+    Path("resnet.safetensors").write_bytes(b"x")
+    if case == "images":
+        checkpoint("m")
+    arguments, message = MISSING[case]
+    assert message in say(*arguments)
+
+
+def checkpoint(folder: str) -> None:
+    """Write a checkpoint's header with one tensor."""
+    size = {"input_size": (32, 32), "mean": (0, 0, 0), "std": (1, 1, 1)}
+    info = CheckpointInfo(model="resnet18", n_classes=5, recipe="r", **size)
+    save_checkpoint(f"{folder}/m.safetensors", {"a": torch.zeros(1)}, info)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cassava_kit.competition import Competition, facts, parse_facts
-from cassava_kit.data.new_competition import gather_facts, new_competition
+from cassava_kit.data.new_competition import gather_facts, init_competition, new_competition
 from cassava_kit.data.shape import find_class_folders, role_of
 from cassava_kit.data.sheets import find_separator
 from cassava_kit.data.table import list_training_images, read_competition, read_labels, to_written_columns
@@ -74,7 +74,7 @@ def test_class_folders_in_train_valid_and_test_with_mixed_suffixes_and_strays(tm
     assert "50 (20 .jpg, 10 .JPG, 10 .jpeg, 10 .png) in 5 class folders of train/ and valid/" in said
     assert "10 each" in said and "images to predict: 2 in test/" in said
     assert "no sample submission: a submission will have image_id,label" in said
-    assert "metric: accuracy (nobody said" in said and "slug: my-flowers-2024" in said
+    assert "metric: accuracy (assumed; --metric takes" in said and "slug: my-flowers-2024" in said
 
 
 def test_class_folders_at_the_root_set_a_part_apart(tmp_path):
@@ -153,7 +153,9 @@ def test_names_in_a_table_of_another_name_and_separator(tmp_path, mark, name):
     }
     said = "\n".join(made.lines)
     assert f"{name}: 18 rows, cells separated by {({';': 'semicolons', '|': 'bars'}).get(mark, 'tabs')}" in said
-    assert "photo names the images, without folder and suffix, species holds 3 labels" in said
+    assert (
+        "image names are in the column 'photo' (without folder and ending), labels in the column 'species' (3 " in said
+    )
     written = to_written_columns(read_labels(data, competition), competition)
     assert written["species"].tolist() == [row.split(mark)[1] for row in rows]
     assert written["photo"].tolist() == [row.split(mark)[0] for row in rows]
@@ -271,7 +273,7 @@ def test_forty_classes_and_one_image_in_a_class(tmp_path):
     data = touch(tmp_path / "birds", *(f"data/{k:03}.Bird/{n}.jpg" for k in range(40) for n in range(4 if k else 1)))
     made = gather_facts({}, data=data)
     assert made.competition.n_classes == 40 and len(labels_of(data, made.competition)) == 156
-    assert "fewer than 5 images, so that not every fold has one: 000.Bird, 001.Bird" in "\n".join(made.lines)
+    assert "fewer than 5 images, too few for five folds: 000.Bird, 001.Bird" in "\n".join(made.lines)
 
 
 def test_the_kits_own_folders_are_no_classes(tmp_path):
@@ -355,7 +357,7 @@ def test_only_what_no_folder_shows_is_asked(tmp_path):
 
     made = gather_facts({}, data=data, ask=ask)
     assert asked == {"Slug": "pets", "Metric: accuracy": "accuracy"} and made.competition.metric == "macro_f1"
-    assert not any("nobody said" in line for line in made.lines)
+    assert not any("assumed" in line for line in made.lines)
 
 
 def test_links_that_lead_out_are_refused_and_nothing_is_copied(tmp_path):
@@ -413,3 +415,31 @@ def test_a_name_that_is_not_utf8_is_refused_before_any_table_is_written(tmp_path
     for read in (lambda: new_competition({}, data=data), lambda: read_competition(data, competition)):
         with pytest.raises(UserError, match=r"cat/caf\\udce9\.jpg is not UTF-8.*rename it"):
             read()
+
+
+def test_the_words_of_init_say_what_was_found_and_what_comes_next(tmp_path):
+    data = touch(tmp_path / "my birds", *(f"{name}/{n}.jpg" for name in ("Mésange", "Rouge-gorge") for n in range(10)))
+    said = init_competition({}, tmp_path / "c.json", data=data).splitlines()
+    assert said[:4] == [
+        f"Found in {data}:",
+        "  training images: 20 (.jpg) in 2 class folders, 10 each; a folder's name is its label",
+        "  images to predict: none found, so 10% of each class are set apart: never trained on, and predicted in the "
+        "submission (--test-images names a folder instead)",
+        "  no sample submission: a submission will have image_id,label, the label as a name (Mésange, Rouge-gorge)",
+    ]
+    assert said[4].startswith("  slug: my-birds (from the folder's name; ") and said[5].startswith("  metric: accuracy")
+    assert said[6:] == [
+        f"Wrote {tmp_path / 'c.json'}: My Birds, 2 classes (Mésange, Rouge-gorge), scored by accuracy",
+        f"Next, with CASSAVA_KIT_COMPETITION={tmp_path / 'c.json'}:",
+        f"  python -m cassava_kit eda --data '{data}' --out eda.html",
+        "      a page to look at: classes, pictures, copies, broken files",
+        f"  python -m cassava_kit submit ensemble --data '{data}'",
+        "      train, combine, rehearse the notebook; ends with build/my birds/submission.csv",
+    ]
+    table = "image_id,rust,scab\n" + "".join(f"{n},{n % 2},{1 - n % 2}\n" for n in range(10))
+    hot = touch(tmp_path / "hot", *(f"images/{n}.jpg" for n in range(10)))
+    (hot / "train.csv").write_text(table)
+    assert gather_facts({}, data=hot).lines[0] == (
+        "train.csv: 10 rows; image names are in the column 'image_id' (without the file's ending), labels in 2 columns, "
+        "of which one is 1 (rust, scab)"
+    )

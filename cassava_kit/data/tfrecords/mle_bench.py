@@ -19,7 +19,7 @@ from cassava_kit.data.progress import track
 from cassava_kit.data.tfrecords.example import parse_example
 from cassava_kit.data.tfrecords.records import IMAGE_NAME, read_records
 from cassava_kit.errors import UserError
-from cassava_kit.files import atomic_path
+from cassava_kit.files import atomic_path, find_file, find_folder, read_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PUBLIC, PRIVATE = "public", "private"
 ANSWERS, SAMPLE_SUBMISSION = "test.csv", "sample_submission.csv"
 PLACEHOLDER_LABEL = 4  # every row of the sample submission has it
+REMEDY = "give the folder of the downloaded competition"
 CLASS_NAMES = "label_num_to_disease_map.json"
 # MLE-bench's checksums of what it makes of the whole competition (mlebench/competitions/…/checksums.yaml).
 COMPETITION_ROWS = 21397
@@ -80,17 +81,18 @@ def prepare_mle_bench(data: Path, out: Path) -> PreparedBenchmark:
     Raises:
         UserError: something of `data` is missing, the records do not fit the table, or `out` holds files.
     """
-    import pandas as pd
-
     files, table = _find_records(data), data / CASSAVA.train_csv
-    for needed in (table, data / CASSAVA.train_images, data / CLASS_NAMES):
-        if not needed.exists():
-            raise FileNotFoundError(f"no {needed}; give the folder of the downloaded competition")
+    for needed in (table, data / CLASS_NAMES):
+        find_file(needed, "file", REMEDY)
+    find_folder(data / CASSAVA.train_images, REMEDY)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds files already; give a new folder")
-    rows = pd.read_csv(table)
+    rows = read_csv(table)
     if list(rows.columns) != ["image_id", "label"]:
         raise UserError(f"{table} must have the columns image_id,label as the competition's, got {list(rows.columns)}")
+    missing = [name for name in rows["image_id"] if not (data / CASSAVA.train_images / str(name)).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} images of {table} are missing, the first is {missing[0]}; {REMEDY}")
     train_files, test_files = split_records(files)
     of_test = rows["image_id"].isin(_image_names(test_files))
     if not of_test.any() or of_test.all():
@@ -98,9 +100,6 @@ def prepare_mle_bench(data: Path, out: Path) -> PreparedBenchmark:
             f"{int(of_test.sum())} of {len(rows)} rows of {table} are in the test records; give the records and the "
             "table of one competition"
         )
-    missing = [name for name in rows["image_id"] if not (data / CASSAVA.train_images / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} images of {table} are missing, the first is {missing[0]}")
     train, test = rows[~of_test], rows[of_test]
     for folder, ids in ((CASSAVA.train_images, train), (CASSAVA.test_images, test)):
         for image_id in track(list(ids["image_id"]), f"Linking {folder}"):
@@ -134,7 +133,9 @@ def _find_records(data: Path) -> list[Path]:
     folder = data / "train_tfrecords"
     files = sorted(folder.glob("*.tfrec")) if folder.is_dir() else []
     if len(files) < 2:
-        raise FileNotFoundError(f"expected the competition's records in {folder} (16 .tfrec files), found {len(files)}")
+        raise FileNotFoundError(
+            f"expected the competition's records in {folder} (16 .tfrec files), found {len(files)}; {REMEDY}"
+        )
     return files
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from cassava_kit.competition import current
+from cassava_kit.competition import current, labels_are_numbers
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import (
     HARD_CAP,
@@ -78,12 +78,14 @@ class Cleaning:
 
     def __str__(self) -> str:
         removed, looked = int((~self.report["keep"]).sum()), int(self.report["by_eye"].sum())
-        matrix = pd.DataFrame(estimate_noise_matrix(self.report, len(self.classes))).map("{:.3f}".format)
+        numbered = labels_are_numbers(self.evidence.task)
+        names = range(len(self.classes)) if numbered else self.classes
+        matrix = pd.DataFrame(estimate_noise_matrix(self.report, len(self.classes)), names, names).map("{:.3f}".format)
         lines = [f"evidence: {', '.join(self.evidence.names)} on {len(self.report):,} rows, given labels"]
         if self.embedding:
             lines.append(f"neighbours in {self.embedding}: a column to sort the review page by, they flag nothing")
         lines += [
-            str(self.errors),
+            self.errors.describe(self.classes),
             f"{removed:,} rows are not kept, which train --clean-action drop leaves out "
             f"(cap {self.caps.overall:.0%} of all, {self.caps.per_class:.0%} of a class);",
         ]
@@ -97,7 +99,7 @@ class Cleaning:
                 "validation keeps every row and its given label",
                 f"note: {LABELS_SEEN}",
                 "",
-                class_table(self.report, self.classes).to_string(),
+                class_table(self.report, self.classes).to_string(index=numbered),
                 "",
                 "estimated share of given label (row) where the true label is (column):",
                 matrix.to_string(),

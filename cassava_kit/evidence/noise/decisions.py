@@ -12,7 +12,7 @@ import pandas as pd
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.detect import LabelErrors
 from cassava_kit.evidence.predictions import read_image_rows
-from cassava_kit.files import csv_text, write_text
+from cassava_kit.files import csv_text, find_file, write_text
 
 REPORT_COLUMNS = ["image_id", "label", "suggested_label", "label_quality", "keep", "by_eye"]
 AGREEMENT = "neighbour_agreement"  # one more column where an embedding is given
@@ -128,9 +128,7 @@ def write_noise_report(path: str | Path, report: pd.DataFrame) -> None:
 
 def read_noise_report(path: str | Path) -> pd.DataFrame:
     """Read and check a noise report."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no noise report {path}; make one with: python -m cassava_kit clean")
+    path = find_file(path, "noise report", "make one with: python -m cassava_kit clean")
     report = read_image_rows(path)
     report = _with_by_eye(report)
     if list(report.columns) not in (REPORT_COLUMNS, [*REPORT_COLUMNS, AGREEMENT]):
@@ -160,8 +158,7 @@ def read_decisions(paths: Sequence[Path]) -> pd.DataFrame:
 
 def _read_decisions(path: Path) -> pd.DataFrame:
     """Read one file of decisions, each keep, drop or relabel."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no decisions {path}; export them from the review page")
+    find_file(path, "decisions", "export them from the review page")
     table = read_image_rows(path)
     if list(table.columns) != ["image_id", "decision", "label"]:
         raise UserError(f"{path} must have the columns image_id,decision,label, got {','.join(table.columns)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,8 @@ class LabelErrors:
         """Number of labels that are not the most probable class."""
         return int((self.pred_probs.argmax(axis=1) != self.labels).sum())
 
-    def __str__(self) -> str:
+    def describe(self, classes: Sequence[str]) -> str:
+        """Return in words how many labels are suspicious, and which of the classes, by name, no row is predicted as."""
         found = (
             f"{int(self.flags.sum()):,} of {len(self.flags):,} labels ({self.flags.mean():.1%}) are suspicious "
             f"(cleanlab), {self.disagreeing:,} ({self.disagreeing / len(self.flags):.1%}) are not the most probable "
@@ -43,10 +45,10 @@ class LabelErrors:
         )
         if not self.never_predicted:
             return found
-        classes = ", ".join(map(str, self.never_predicted))
+        never = " or ".join(classes[k] for k in self.never_predicted)
         return (
-            f"{found}\nno row is predicted as class {classes}: the members do not know it, so that none of its rows is "
-            f"flagged ({self.held_back:,} flags taken back)"
+            f"{found}\nno row is predicted as {never}: the members do not know it, so that none of its rows is flagged "
+            f"({self.held_back:,} flags taken back)"
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cassava_kit.errors import UserError
+from cassava_kit.files import find_file
 
 # Cell magics whose body is Python, and those whose body is a shell's.
 PYTHON_MAGICS = frozenset({"time", "timeit", "capture", "prun", "python", "python3", "pypy", "memit", "mprun"})
@@ -75,8 +76,7 @@ def read_cells(path: Path) -> NotebookSource:
         FileNotFoundError: There is no such file.
         UserError: It is neither; or the notebook's JSON has no cells.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no notebook {path}")
+    find_file(path, "notebook", "give an .ipynb or a .py")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cassava_kit.errors import UserError
+from cassava_kit.files import find_file
 from cassava_kit.kaggle.examine.cells import NotebookSource
 from cassava_kit.kaggle.examine.finding import METADATA_CELL, Finding
 
@@ -65,8 +66,7 @@ def _names(path: Path, notebook: str) -> bool:
 
 
 def _of_file(path: Path) -> RunSettings:
-    if not path.is_file():
-        raise FileNotFoundError(f"no metadata {path}")
+    find_file(path, "metadata", "`kaggle kernels init` writes it; without it leave --kernel-metadata out")
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)

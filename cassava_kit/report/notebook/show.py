@@ -14,7 +14,7 @@ import numpy as np
 
 from cassava_kit.report.charts import CHART_WIDTH, COLORS, INK, PNG_DPI, Chart, apply_style
 from cassava_kit.report.fonts import shorten
-from cassava_kit.report.page import short_names
+from cassava_kit.report.page import name_classes
 from cassava_kit.report.sheet import four_to_three
 
 if TYPE_CHECKING:
@@ -221,4 +221,4 @@ def name_corner(frame: pd.DataFrame) -> pd.DataFrame:
 
 def short_class(name: str) -> str:
     """Return the abbreviation in a class name's brackets, or the name: `CMD`."""
-    return short_names([name])[0].partition(" ")[2]
+    return name_classes([name], numbered=False).short[0]

@@ -18,7 +18,9 @@ from cassava_kit.training.ssl.run_folder import (
     METRICS,
     STORE,
     claim_folder,
-    describe_run,
+    describe_images,
+    describe_settings,
+    refuse_other_run,
     write_failure,
 )
 
@@ -55,14 +57,15 @@ def pretrain(
     from cassava_kit.training.ssl.loader import whole_images
 
     images, out_dir = [Path(path) for path in images], Path(out_dir)
-    known = check_labels(labels, len(images))
+    known, settings = check_labels(labels, len(images)), describe_settings(config, init)
+    refuse_other_run(out_dir, settings, existing=existing)  # before the images are read and hashed
     whole = set(whole_images(images))
     kept = np.array([path in whole for path in images])
     if not kept.all():
         warnings.warn(f"left out {(~kept).sum()} of {len(images)} images that are not whole", stacklevel=2)
     images, known = [path for path in images if path in whole], None if known is None else known[kept]
     check_batch(config, len(images))
-    if not claim_folder(out_dir, describe_run(config, images, init), existing=existing):
+    if not claim_folder(out_dir, {**settings, "images": describe_images(images)}, existing=existing):
         return out_dir / BACKBONE
     if config.accumulate > 1 and (warning := config.accumulation_warning()):
         warnings.warn(warning, stacklevel=2)

@@ -16,11 +16,14 @@ from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import Score, baseline, format_score, gain, score
 from cassava_kit.files import write_json, write_text
 from cassava_kit.inference.features import Pixels, readable_features
+from cassava_kit.models.weights import find_weights
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.linear import linear_probs
+from cassava_kit.training.recipes import run_name
 from cassava_kit.training.rows import TrainData, TrainOptions, usable_rows
+from cassava_kit.training.run_dir import find_reusable, run_fingerprint
 from cassava_kit.training.ssl.probe import balanced_accuracy, balanced_answers, knn_probs
 
 RANDOM = "random"
@@ -103,6 +106,9 @@ def ssl_report(
     for weights in (None, *inits.values()):
         check_run(config, data, range(data.folds.n_splits), replace(options or TrainOptions(), weights=weights))
     starts: dict[str, Path | None] = {RANDOM: None, **inits}
+    for name, weights in starts.items() if finetune else ():
+        for share in shares:
+            refuse_other_runs(config, data, share, _finetuned(out, name, share), weights=weights, options=options)
     labels = data.folds.scored["label"].to_numpy()
     results: list[SslResult] = []
     metric = data.competition.metric
@@ -115,7 +121,7 @@ def ssl_report(
                     results.append(score_result((name, how, share), labels, *found, metric))
                 if finetune:
                     tell(f"{name}: finetuning with {share:.0%} of the labels")
-                    arguments = (config, data, share, out / FINETUNE / name / f"{share:g}")
+                    arguments = (config, data, share, _finetuned(out, name, share))
                     probs, n = finetune_oof(*arguments, weights=weights, options=options)
                     results.append(score_result((name, FINETUNE, share), labels, probs, n, metric))
     report = compare_starts(results, labels)
@@ -123,13 +129,28 @@ def ssl_report(
     return report
 
 
+def _finetuned(out: Path, name: str, share: float) -> Path:
+    return out / FINETUNE / name / f"{share:g}"
+
+
+def refuse_other_runs(
+    config: RunConfig, data: TrainData, share: float, out: Path, *, weights: Path | None, options: TrainOptions | None
+) -> None:
+    """Raise UserError where a folder holds finetuned folds that differ from those to come and may not be replaced."""
+    for fold in range(data.folds.n_splits):
+        limit = labels_limit(data, fold, share)
+        wanted = replace(options or TrainOptions(), weights=weights, limit=limit)
+        find_reusable(out / run_name(config) / f"fold{fold}", run_fingerprint(config, data, fold, wanted), wanted)
+
+
 def check_request(inits: Mapping[str, Path | None], shares: Sequence[float]) -> None:
     """Refuse a start or share that cannot be reported on, as UserError or FileNotFoundError."""
     if not inits or RANDOM in inits:
         raise UserError(f"give at least one start by name and file, and none called {RANDOM!r}, which is always there")
     for name, weights in inits.items():
-        if weights is None or not Path(weights).is_file():
-            raise FileNotFoundError(f"no weights file {weights} for the start {name!r}")
+        if weights is None:
+            raise UserError(f"the start {name!r} needs a file of weights; random ones are always there")
+        find_weights(weights)
     if not shares or not all(0 < share <= 1 for share in shares):
         raise UserError(f"shares of the labels must lie in 0..1, got {list(shares)}")
 

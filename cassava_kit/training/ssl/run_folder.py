@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
+from cassava_kit.models.weights import find_weights
 from cassava_kit.training.sources import learning_code_hash
 from cassava_kit.training.ssl.config import WITHOUT_EFFECT, PretrainConfig
 from cassava_kit.training.ssl.methods import SSL_METHODS
@@ -25,20 +26,56 @@ PRETRAIN_ROOTS = (
 )
 
 
-def describe_run(config: PretrainConfig, images: Sequence[Path], init: Path | None) -> dict[str, Any]:
-    """Return what decides a run's result: configuration, images, first weights and code, by hashes of the bytes."""
-    listed = "\n".join(sha256_file(path) for path in images)
-    if init is not None and not Path(init).is_file():
-        raise FileNotFoundError(f"no weights file {init}")
+def describe_settings(config: PretrainConfig, init: Path | None) -> dict[str, Any]:
+    """Return what decides a run's result beside its images: configuration, first weights (by their hash) and code.
+
+    Raises:
+        FileNotFoundError: There is no such weights file.
+    """
     module, _, name = SSL_METHODS[config.method].partition(":")
     # A method of code outside the package is not in the hash.
     method = [(module.removeprefix("cassava_kit."), name)] if module.startswith("cassava_kit.") else []
     return {
         "config": config.model_dump(mode="json"),
-        "images": {"n": len(images), "sha256": sha256_bytes(listed.encode())},
-        "init": None if init is None else {"name": Path(init).name, "sha256": sha256_file(init)},
+        "init": None if init is None else {"name": Path(init).name, "sha256": sha256_file(find_weights(init))},
         "code": learning_code_hash(roots=(*PRETRAIN_ROOTS, *method)),
     }
+
+
+def describe_images(images: Sequence[Path]) -> dict[str, Any]:
+    """Return the number of the images and the hash of their bytes."""
+    listed = "\n".join(sha256_file(path) for path in images)
+    return {"n": len(images), "sha256": sha256_bytes(listed.encode())}
+
+
+def refuse_other_run(
+    out_dir: Path, description: dict[str, Any], *, existing: Literal["refuse", "replace", "keep"] = "refuse"
+) -> list[str]:
+    """Return the parts of a run's description, all or some, in which the run of a folder differs.
+
+    Raises:
+        UserError: the folder holds another run's weights, and `existing` does not say what is done with it.
+    """
+    path = out_dir / RUN_CONFIG
+    if not _has_run(out_dir):
+        return []
+    if not path.is_file():
+        raise UserError(f"{out_dir} holds weights without their {RUN_CONFIG}; give a new folder")
+    known, wanted = _decisive(read_json(path)), _decisive(description)
+    differs = [part for part in wanted if known.get(part) != wanted[part]]
+    if (out_dir / FAILED).is_file() or existing == "replace" or not differs:
+        return differs
+    if differs == ["code"] and existing == "refuse":
+        raise UserError(
+            f"{out_dir} is of another version of the code; keep it with --keep, replace it with --replace, "
+            "or give another folder"
+        )
+    if differs != ["code"]:
+        raise UserError(
+            f"{out_dir} holds a run of another configuration, images or weights; give another folder, or replace "
+            "it with --replace"
+        )
+    return differs
 
 
 def claim_folder(
@@ -53,25 +90,12 @@ def claim_folder(
         UserError: the folder holds another run's weights, or this very run diverged in it.
     """
     path = out_dir / RUN_CONFIG
-    if any((out_dir / name).exists() for name in (BACKBONE, LAST, FAILED)):
-        if not path.is_file():
-            raise UserError(f"{out_dir} holds weights without their {RUN_CONFIG}; give a new folder")
-        known, wanted = _decisive(read_json(path)), _decisive(description)
-        differs = [part for part in wanted if known.get(part) != wanted[part]]
+    if _has_run(out_dir):
+        differs = refuse_other_run(out_dir, description, existing=existing)
         if differs == ["code"] and existing == "keep":
-            differs, description = [], {**description, "code": known.get("code", "")}
+            differs, description = [], {**description, "code": read_json(path).get("code", "")}
         same = not differs
         failed = read_json(out_dir / FAILED) if (out_dir / FAILED).is_file() else None
-        if differs == ["code"] and failed is None and existing == "refuse":
-            raise UserError(
-                f"{out_dir} is of another version of the code; keep it with --keep, replace it with --replace, "
-                "or give another folder"
-            )
-        if not same and failed is None and existing != "replace":
-            raise UserError(
-                f"{out_dir} holds a run of another configuration, images or weights; give another folder, or replace "
-                "it with --replace"
-            )
         if same and failed is not None and failed["diverged"]:
             raise UserError(f"{out_dir} holds this run, which failed: {failed['reason']}; change a setting")
         if not same:
@@ -87,6 +111,10 @@ def claim_folder(
 def write_failure(out_dir: Path, reason: str, *, diverged: bool) -> None:
     """Write failed.json: a run that diverged does not go on, one that collapsed may."""
     write_json(out_dir / FAILED, {"reason": reason, "diverged": diverged})
+
+
+def _has_run(out_dir: Path) -> bool:
+    return any((out_dir / name).exists() for name in (BACKBONE, LAST, FAILED))
 
 
 def _decisive(description: dict[str, Any]) -> dict[str, Any]:

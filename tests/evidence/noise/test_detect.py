@@ -63,8 +63,8 @@ def test_rows_of_a_class_that_is_never_predicted_are_not_flagged():
     assert found.never_predicted == (1,) and found.held_back == theirs[given == 1].sum()
     assert (found.suggested[given == 1] == 1).all()
     assert found.flags[:20].sum() > 10 and np.array_equal(found.flags[given != 1], theirs[given != 1])
-    text = str(found)
-    assert "no row is predicted as class 1" in text and f"({found.held_back} flags taken back)" in text
+    text = found.describe(["healthy", "blight", "mosaic"])
+    assert "no row is predicted as blight" in text and f"({found.held_back} flags taken back)" in text
     assert detect_errors(np.zeros(6, int), np.tile([0.9, 0.1], (6, 1))).never_predicted == (), "nor has it a row"
 
 
