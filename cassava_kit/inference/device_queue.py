@@ -53,7 +53,7 @@ class HostAnswer:
 
     def wait(self) -> np.ndarray:
         """Return it."""
-        return self.values.numpy()
+        return self.values.cpu().numpy()
 
 
 class HostQueue:
@@ -121,6 +121,31 @@ class CudaQueue:
         """Wait for the device, and empty torch's cache, whose blocks may be too small for what is wanted now."""
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A batch under way: its answer, and what must live until it has come, on the host and on the device."""
+
+    answer: Answer
+    batch: torch.Tensor
+    on_device: torch.Tensor
+
+
+def order(
+    queue: DeviceQueue, batch: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor], size: int
+) -> tuple[Ordered, int]:
+    """Order the answers (V, B, ...) of a batch (B, ...), and return how many images were computed at once.
+
+    `compute` takes up to `size` images on the device and gives their answers (V, b, ...); fewer where memory runs out.
+    """
+
+    def attempt(size: int) -> Ordered:
+        on_device = queue.upload(batch)
+        answers = torch.cat([compute(piece) for piece in on_device.split(size)], dim=1)
+        return Ordered(queue.download(answers), batch, on_device)
+
+    return fit_to_memory(attempt, min(size, len(batch)), queue)
 
 
 def make_queue(device: torch.device) -> DeviceQueue:
