@@ -7,6 +7,7 @@ A near copy of the first gains nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cassava_kit.evidence.metrics import METRIC_NAMES, Score, gain, row_counts, 
 from cassava_kit.evidence.nested import nested_predictions
 from cassava_kit.evidence.oof import check_oof, read_evidence
 from cassava_kit.evidence.predictions import Predictions, read_predictions
-from cassava_kit.files import find_file, read_json, write_json
+from cassava_kit.files import find_file, hold_lock, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -293,10 +294,16 @@ def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | N
 
 def add_to_ledger(ledger: Path, entry: dict[str, Any]) -> None:
     """Write a submission into the ledger, in place of an entry with the same reference on Kaggle or the same build."""
-    known = read_entries(ledger) if ledger.is_file() else []
     same = [(key, entry[key]) for key in ("ref", "build_id") if entry.get(key) is not None]
-    others = [each for each in known if not any(each.get(key) == value for key, value in same)]
-    write_json(ledger, {"submissions": [*others, entry]})
+    with hold_ledger(ledger):
+        known = read_entries(ledger) if ledger.is_file() else []
+        others = [each for each in known if not any(each.get(key) == value for key, value in same)]
+        write_json(ledger, {"submissions": [*others, entry]})
+
+
+def hold_ledger(ledger: Path) -> AbstractContextManager[None]:
+    """Return the context in which a ledger is read and written: no other process writes it between."""
+    return hold_lock(ledger.with_name(f".{ledger.name}.lock"))
 
 
 def read_entries(ledger: Path) -> list[dict[str, Any]]:

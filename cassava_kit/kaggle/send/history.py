@@ -12,7 +12,7 @@ import numpy as np
 
 from cassava_kit.competition import Competition
 from cassava_kit.evidence.expected import ExpectedScore, expect_from_folder, short
-from cassava_kit.evidence.finals import read_entries
+from cassava_kit.evidence.finals import hold_ledger, read_entries
 from cassava_kit.files import write_json
 from cassava_kit.kaggle.send.remote import KaggleError, Remote, Submission
 
@@ -163,8 +163,9 @@ def _write_scores(ledger: Path, listed: Sequence[Submission], taken: Sequence[di
         if entry is not None and new and isinstance(entry.get("ref"), int):
             news[entry["ref"]] = new
     if news:
-        entries = read_entries(ledger)
-        write_json(ledger, {"submissions": [entry | news.get(entry.get("ref", 0), {}) for entry in entries]})
+        with hold_ledger(ledger):
+            entries = read_entries(ledger)
+            write_json(ledger, {"submissions": [entry | news.get(entry.get("ref", 0), {}) for entry in entries]})
 
 
 def correlate(submissions: Iterable[PastSubmission], kind: str) -> tuple[float | None, int]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cassava_kit.errors import UserError
-from cassava_kit.files import read_json, write_json
+from cassava_kit.files import hold_lock, read_json, write_json
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.config import METADATA_FILE, PLACEHOLDER_OWNER
 from cassava_kit.kaggle.pack.kernels import KERNEL_METADATA
@@ -67,19 +64,14 @@ def one_push(bundle: Bundle) -> Iterator[None]:
     Raises:
         UserError: Another process pushes this bundle.
     """
-    path = bundle.home / LOCK
-    with path.open("a+", encoding="utf-8") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+            stack.enter_context(hold_lock(bundle.home / LOCK, wait=False))
+        except BlockingIOError as held:
             raise UserError(
-                f"{bundle.home} is being pushed already ({file.read().strip() or 'by another process'}); wait for it, "
-                "or stop it: nothing is done twice when this is called again"
+                f"{bundle.home} is being pushed already ({held}); wait for it, or stop it: nothing is done twice "
+                "when this is called again"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
         yield
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.expected import expect_from_folder
-from cassava_kit.evidence.finals import add_to_ledger, read_entries
+from cassava_kit.evidence.finals import add_to_ledger, hold_ledger, read_entries
 from cassava_kit.files import LEDGER_FILE, sha256_file, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
@@ -37,7 +37,10 @@ def adopt_old_ledger(ledger: Path) -> Path:
         if Path(entry["evidence"]).is_dir():
             shutil.copytree(entry["evidence"], ledger.parent / folder, dirs_exist_ok=True)
         entry["evidence"] = folder.as_posix()
-    write_json(ledger, {"submissions": entries})
+    with hold_ledger(ledger):
+        if ledger.is_file():  # another process was faster
+            return ledger
+        write_json(ledger, {"submissions": entries})
     print(f"copied {len(entries)} submissions from {OLD_LEDGER} to {ledger}, where they are kept")
     return ledger
 

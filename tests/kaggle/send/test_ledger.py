@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cassava_kit.cli.kaggle import OUTPUTS, confirmed, output_folder, send
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.finals import add_to_ledger
+from cassava_kit.evidence.finals import add_to_ledger, hold_ledger, read_entries
 from cassava_kit.files import read_json, write_json
 from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.kaggle.pack.bundle import Bundle
 from cassava_kit.kaggle.pack.kernels import find_kernel
+from cassava_kit.kaggle.send.history import _write_scores
 from cassava_kit.kaggle.send.ledger import LEDGER, OLD_LEDGER, adopt_old_ledger, record_submission
 from cassava_kit.kaggle.send.remote import Submission
 
@@ -101,3 +108,54 @@ def test_without_a_terminal_the_last_submission_is_kept(monkeypatch: pytest.Monk
     for answer, agreed in (("y", True), ("Yes ", True), ("", False), ("n", False)):
         monkeypatch.setattr("builtins.input", lambda prompt, answer=answer: answer)
         assert confirmed("Make it?") is agreed
+
+
+LISTED = Submission(1, "a", "complete", "0.9", "")
+ADD = """
+import sys
+from pathlib import Path
+from cassava_kit.evidence import finals
+
+ledger, first = Path(sys.argv[1]), int(sys.argv[2])
+for number in range(first, first + 8):
+    finals.add_to_ledger(ledger, {"ref": number, "name": f"s{number}", "evidence": str(number)})
+"""
+
+
+def test_submissions_of_several_processes_are_all_recorded(tmp_path: Path) -> None:
+    ledger = tmp_path / "deep" / "submissions.json"
+    adding = [subprocess.Popen([sys.executable, "-c", ADD, str(ledger), str(8 * n)]) for n in range(2)]
+    assert [process.wait(timeout=120) for process in adding] == [0, 0]
+    assert sorted(entry["ref"] for entry in read_entries(ledger)) == list(range(16))
+
+
+@pytest.mark.parametrize("write", [add_to_ledger, lambda ledger, entry: _write_scores(ledger, [LISTED], [entry])])
+def test_a_ledger_that_another_process_writes_is_waited_for(tmp_path: Path, write: Callable[..., None]) -> None:
+    """What was written while the lock was held is there, and is kept."""
+    ledger, entry = tmp_path / "submissions.json", {"ref": 1, "name": "a", "evidence": "1"}
+    add_to_ledger(ledger, entry)
+    waiting = threading.Thread(target=write, args=(ledger, entry))
+    with hold_ledger(ledger):
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive(), "it waits"
+        other = {"ref": 2, "name": "b", "evidence": "2"}
+        write_json(ledger, {"submissions": [entry, other]})
+    waiting.join(30)
+    assert {each["ref"] for each in read_entries(ledger)} == {1, 2}
+
+
+def test_an_old_ledger_does_not_replace_one_that_was_written_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(OLD_LEDGER, {"submissions": [{"ref": 1, "name": "old", "evidence": "gone"}]})
+    real = shutil.copytree
+    (tmp_path / "gone").mkdir()
+
+    def copied(*arguments: Any, **options: Any) -> Any:
+        add_to_ledger(LEDGER, {"ref": 2, "name": "new", "evidence": "2"})
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "copytree", copied)
+    assert [entry["name"] for entry in read_entries(adopt_old_ledger(LEDGER))] == ["new"]
