@@ -13,6 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # `make test` has a test process on each core: programs of the tests take one, unless they are told otherwise.
 os.environ.setdefault("PYTHON_CPU_COUNT", "1")
 
+from once import made_once
+
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.sample.make import make_sample
 from cassava_kit.data.stratify import split_folds
@@ -32,9 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory) -> Path:
     """A competition folder of 120 training and 8 test images."""
-    folder = tmp_path_factory.mktemp("tiny") / "competition"
-    make_sample(folder, n_train=120, n_test=8, seed=1)
-    return folder
+    return (
+        made_once(
+            tmp_path_factory, "tiny", lambda folder: make_sample(folder / "competition", n_train=120, n_test=8, seed=1)
+        )
+        / "competition"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from once import made_once
 
 from cassava_kit.inference.ensemble import Ensemble, EnsembleMember
 from cassava_kit.kaggle.pack.bundle import Bundle, package, read_bundle
@@ -20,13 +21,14 @@ TINY_VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What packaging reads of the repository, copied once; not to be changed."""
-    copy = tmp_path_factory.mktemp("pristine") / "repository"
-    copy.mkdir()
-    for name in ("pyproject.toml", "dataset-metadata.json", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, copy)
-    for name in ("cassava_kit", "kernels"):
-        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return copy
+
+    def make(folder: Path) -> None:
+        for name in ("pyproject.toml", "dataset-metadata.json", "README.md", "LICENSE"):
+            shutil.copy(REPOSITORY / name, folder)
+        for name in ("cassava_kit", "kernels"):
+            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    return made_once(tmp_path_factory, "repository", make)
 
 
 @pytest.fixture
@@ -78,9 +80,11 @@ def packed(
     ensemble: Ensemble, checkpoints: dict[str, Path], pristine: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A bundle's folder, packed once; not to be changed."""
-    folder = tmp_path_factory.mktemp("packed") / "build"
-    package(folder, ensemble=ensemble, checkpoints=checkpoints, root=pristine)
-    return folder
+
+    def make(folder: Path) -> None:
+        package(folder / "build", ensemble=ensemble, checkpoints=checkpoints, root=pristine)
+
+    return made_once(tmp_path_factory, "packed", make) / "build"
 
 
 @pytest.fixture
