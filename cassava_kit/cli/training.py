@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cassava_kit.training.ssl.config import PretrainConfig
 
 
-ASSUMED = "with an assumed speed of 9.5 TFLOP/s (--gpu FILE takes a measured one)"
+ASSUMED_SPEED = "with an assumed speed of 9.5 TFLOP/s (--gpu FILE takes a measured one)"
 PROBE = "probe"
 
 
@@ -43,7 +43,7 @@ def recipes_command(
     if not hours and any(each is not None for each in (n_images, n_splits, gpu)):
         raise UserError("--n-images, --n-splits and --gpu go with --hours")
     images, n_splits = n_images or current().training_images, n_splits or 5
-    speed, source = (None, ASSUMED) if gpu is None else measured_t4(gpu)
+    speed, source = (None, ASSUMED_SPEED) if gpu is None else measured_t4(gpu)
 
     def hours_of(each: str) -> float:
         return _hours(each, images, n_splits, speed)
@@ -195,18 +195,16 @@ def train_command(
         if model is None or weights is None:
             raise UserError("train probe needs --model timm:NAME and --weights FILE, the network and its weights")
         from cassava_kit.settings import replace as with_name
-        from cassava_kit.training.probe import train_probe
+        from cassava_kit.training.recipe_run import PlannedProbe, train_recipes
         from cassava_kit.training.recipes import probe_of
         from cassava_kit.training.rows import TrainData, TrainOptions
 
         split, probe = read_folds(folds), probe_of(model).with_settings(settings or [])
-        train_probe(
+        planned = PlannedProbe(
             probe if run_name is None else with_name(probe, name=run_name),
-            TrainData(read_competition(data), split),
-            out,
-            options=TrainOptions(weights=weights, existing="replace" if replace else "keep" if keep else "refuse"),
-            folds=_fold_numbers(fold, split),
+            TrainOptions(weights=weights, existing="replace" if replace else "keep" if keep else "refuse"),
         )
+        train_recipes([planned], TrainData(read_competition(data), split), out, folds=_fold_numbers(fold, split))
         return
     if name == "logreg":
         if any((settings, weights, run_name, keep, *no_network)):

@@ -1,4 +1,4 @@
-"""Recipes trained over folds, their out-of-fold predictions joined: `train_recipe`, and `train_recipes` for several."""
+"""Recipes and probes over folds, their out-of-fold predictions joined: `train_recipe`, `train_recipes` for several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cassava_kit.data.progress import show_progress, tell
 from cassava_kit.data.table import TrainTable
 from cassava_kit.evidence.metrics import Score, accuracy, baseline, format_score, score
 from cassava_kit.training.checks import check_run
-from cassava_kit.training.config import RunConfig
+from cassava_kit.training.config import ProbeConfig, RunConfig
 from cassava_kit.training.devices import Devices, is_main
 from cassava_kit.training.recipes import initial_weights, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
@@ -24,9 +24,9 @@ from cassava_kit.training.workers import Job, run_jobs
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """A recipe's folds and, where all were trained, its joined out-of-fold file and score."""
+    """A recipe's or probe's folds and, where all were trained, its joined out-of-fold file and score."""
 
-    config: RunConfig
+    config: RunConfig | ProbeConfig
     folds: tuple[FoldResult, ...]
     oof_file: Path | None
     score: Score | None
@@ -56,6 +56,20 @@ class PlannedRecipe:
         return f"{self.name} fold{fold}"
 
 
+@dataclass(frozen=True)
+class PlannedProbe:
+    """A probe to fit, with its options: one job for all its folds, because they share the network's features."""
+
+    config: ProbeConfig
+    options: TrainOptions
+    after: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return run_name(self.config)
+
+
 def train_recipe(
     config: RunConfig,
     table: TrainTable,
@@ -77,7 +91,7 @@ def train_recipe(
 
 
 def train_recipes(
-    plan: Sequence[PlannedRecipe],
+    plan: Sequence[PlannedRecipe | PlannedProbe],
     data: TrainData,
     out: Path,
     *,
@@ -85,7 +99,7 @@ def train_recipes(
     jobs: int | None = None,
     first: Sequence[Job] = (),
 ) -> list[RecipeResult]:
-    """Train several recipes, each on each of `folds`; all their folds share the processes. Print a line a fold.
+    """Train several recipes and probes, each on each of `folds`; all share the processes. Print a line a fold.
 
     `first` are further jobs, whose names the recipes' `after` may have. What has been trained already is reused.
 
@@ -94,20 +108,28 @@ def train_recipes(
             others have ended.
     """
     numbers = list(range(data.folds.n_splits)) if folds is None else list(folds)
-    results = {label: done for one in plan for label, done in _find_done(one, data, numbers, out).items()}
-    configs = [one.config for one in plan]
-    at_once = choose_jobs(configs, len(plan) * len(numbers) - len(results), plan[0].options.devices, jobs)
+    recipes = [one for one in plan if isinstance(one, PlannedRecipe)]
+    probes = [one for one in plan if isinstance(one, PlannedProbe)]
+    for probe in probes:
+        _check_probe(probe, data, numbers)
+    results = {label: done for one in recipes for label, done in _find_done(one, data, numbers, out).items()}
+    due = len(recipes) * len(numbers) - len(results) + len(probes)
+    at_once = choose_jobs([one.config for one in recipes], due, plan[0].options.devices, jobs) if recipes else 1
     with show_progress():
         shown = _is_first(plan[0].options.devices)
         for label, done in results.items() if shown else ():
             _tell_fold(label, done, data)
-        for one in plan:
+        for one in recipes:
             _fill_cache(one, data, [label for fold in numbers if (label := one.label(fold)) not in results])
         waiting = []
-        for one, fold in ((one, fold) for one in plan for fold in numbers if one.label(fold) not in results):
+        for one, fold in ((one, fold) for one in recipes for fold in numbers if one.label(fold) not in results):
             options = replace(one.options, tell=tell, threads=choose_threads(one.config, at_once))
             after = () if one.after is None else (one.after,)
             waiting.append(Job(one.label(fold), train_fold_job, (one.config, data, fold, out, options), after))
+        for probe in probes:
+            after = () if probe.after is None else (probe.after,)
+            given = (probe.config, data, out, replace(probe.options, tell=tell), numbers)
+            waiting.append(Job(probe.name, train_probe_job, given, after))
 
         def ended(name: str, result: Any) -> None:
             if isinstance(result, FoldResult) and shown:
@@ -116,7 +138,10 @@ def train_recipes(
         if waiting or first:
             found = run_jobs([*first, *waiting], min(at_once, len(first) + len(waiting)), ended=ended)
             results |= {job.name: found[job.name] for job in waiting}
-    return [_join(one, [results[one.label(fold)] for fold in numbers], data, out) for one in plan]
+        fitted = {probe.name: results.pop(probe.name) for probe in probes}
+    joined = {one.name: _join(one, [results[one.label(fold)] for fold in numbers], data, out) for one in recipes}
+    joined |= {probe.name: _join(probe, fitted[probe.name], data, out) for probe in probes}
+    return [joined[one.name] for one in plan]
 
 
 def train_fold_job(config: RunConfig, data: TrainData, fold: int, out: Path, options: TrainOptions) -> FoldResult:
@@ -124,6 +149,23 @@ def train_fold_job(config: RunConfig, data: TrainData, fold: int, out: Path, opt
     from cassava_kit.training.fit import fit_fold  # Lightning takes seconds to import: not where nothing is trained
 
     return fit_fold(config, data, fold, out, options=options)
+
+
+def train_probe_job(
+    config: ProbeConfig, data: TrainData, out: Path, options: TrainOptions, folds: Sequence[int]
+) -> list[FoldResult]:
+    """Fit a probe's folds, in whichever process this is called; it says and joins them itself."""
+    from cassava_kit.training.probe import train_probe
+
+    return train_probe(config, data, out, options=options, folds=folds)
+
+
+def _check_probe(probe: PlannedProbe, data: TrainData, folds: Sequence[int]) -> None:
+    """Refuse what cannot be probed, before anything is trained; its weights may come from an earlier job."""
+    from cassava_kit.training.probe import check_probe
+
+    if probe.after is None:
+        check_probe(probe.config, data, folds, probe.options)
 
 
 def _fill_cache(one: PlannedRecipe, data: TrainData, due: Sequence[str]) -> None:
@@ -162,15 +204,16 @@ def _tell_fold(label: str, result: FoldResult, data: TrainData) -> None:
     tell(f"{label}: {score_fold(result, data)} out of fold ({how})")
 
 
-def _join(one: PlannedRecipe, folds: Sequence[FoldResult], data: TrainData, out: Path) -> RecipeResult:
-    """Return the result of a recipe's folds; where these are all, write and score their joined predictions."""
+def _join(one: PlannedRecipe | PlannedProbe, folds: Sequence[FoldResult], data: TrainData, out: Path) -> RecipeResult:
+    """Return the result of a run's folds; where these are all, write and score their joined predictions."""
     seconds = sum(0.0 if result.reused else result.seconds for result in folds)
     if len(folds) < data.folds.n_splits or not _is_first(one.options.devices):
         return RecipeResult(one.config, tuple(folds), None, None, seconds)
     path, whole = join_runs(list(folds), data.folds, out, one.name)
     labels = data.folds.scored["label"].to_numpy()
-    metric = data.competition.metric
-    found = score(labels, whole.probabilities, metric)
-    least = baseline(metric, labels, whole.probabilities.shape[1])
-    tell(f"{one.name}: OOF {format_score(found)} on {found.n} given labels (majority class {least}): {path}")
+    if isinstance(one, PlannedRecipe):  # a probe has said it
+        metric = data.competition.metric
+        found = score(labels, whole.probabilities, metric)
+        least = baseline(metric, labels, whole.probabilities.shape[1])
+        tell(f"{one.name}: OOF {format_score(found)} on {found.n} given labels (majority class {least}): {path}")
     return RecipeResult(one.config, tuple(folds), path, accuracy(labels, whole.probabilities), seconds)

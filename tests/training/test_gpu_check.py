@@ -15,7 +15,7 @@ from cassava_kit.cli.verbs import app
 from cassava_kit.models import precision
 from cassava_kit.settings import replace
 from cassava_kit.training.gpu_check import check, numbers, steps, submission_run
-from cassava_kit.training.gpu_check.findings import Bound, Row, format_report, read_gpu_report
+from cassava_kit.training.gpu_check.findings import Bound, MeasuredRow, format_report, read_gpu_report
 from cassava_kit.training.gpu_check.setting import Part, Setting, Sizes, full_sizes, joined_run
 from cassava_kit.training.recipes import recipe_names
 
@@ -119,7 +119,7 @@ def test_a_part_that_raises_is_named_and_the_others_go_on(monkeypatch, tmp_path,
     def good(setting, part):
         part.add("after", {"value": 2.0})
 
-    monkeypatch.setattr(check, "PARTS", {"a": (0.4, broken), "b": (0.3, missed), "c": (0.3, good)})
+    monkeypatch.setattr(check, "CHECK_PARTS", {"a": (0.4, broken), "b": (0.3, missed), "c": (0.3, good)})
     monkeypatch.setattr(check, "check_hours", lambda report, part: good(None, part))
     made = check.run_check(CPU, tmp_path, minutes=1, sizes=SIZES)
     assert [part.status for part in made.parts] == ["failed", "missed", "passed", "passed"]
@@ -134,7 +134,7 @@ def test_a_part_that_raises_is_named_and_the_others_go_on(monkeypatch, tmp_path,
 def test_what_the_time_does_not_allow_is_skipped_by_name(monkeypatch, tmp_path):
     made = check.run_check(CPU, tmp_path, minutes=0.01, sizes=SIZES)
     assert {part.name: part.status for part in made.parts} == {
-        **dict.fromkeys(check.PARTS, "skipped"),
+        **dict.fromkeys(check.CHECK_PARTS, "skipped"),
         "hours": "failed",
     }
     assert made.exit_code == 1 and "no time for: numbers, training, submission, two processes" in made.verdict
@@ -154,7 +154,7 @@ def test_the_file_is_there_after_each_part(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     good = {"a": (0.5, lambda setting, part: part.add("x", {"y": 1.0})), "b": (0.5, interrupted)}
-    monkeypatch.setattr(check, "PARTS", good)
+    monkeypatch.setattr(check, "CHECK_PARTS", good)
     with pytest.raises(KeyboardInterrupt):
         check.run_check(CPU, tmp_path, minutes=1, sizes=SIZES)
     left = read_gpu_report(tmp_path / "gpu.json")
@@ -229,7 +229,7 @@ def test_scarce_memory_ends_with_its_block():
 def test_a_bound_on_what_is_missing_or_no_number_does_not_hold():
     bound = Bound(name="ratio", at_least=0.9, at_most=1.1)
     assert bound.holds(1.0) and not bound.holds(1.2) and not bound.holds(0.8) and not bound.holds("not finite")
-    assert Row(what="plan", values={}, bounds=(bound,)).missed == [
+    assert MeasuredRow(what="plan", values={}, bounds=(bound,)).missed == [
         "plan: ratio must be at least 0.9 and at most 1.1, got nothing"
     ]
 
@@ -248,7 +248,7 @@ def test_mistakes_are_one_line(monkeypatch, tmp_path, capsys):
 
 
 def test_the_verb_prints_table_file_and_verdict(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(check, "PARTS", {"a": (1.0, lambda setting, part: part.add("x", {"y": 1.0}))})
+    monkeypatch.setattr(check, "CHECK_PARTS", {"a": (1.0, lambda setting, part: part.add("x", {"y": 1.0}))})
     monkeypatch.setattr(check, "check_hours", lambda report, part: None)
     assert run_app(app, ["gpu-check", "--out", str(tmp_path), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out.splitlines()

@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tiny import SILENT
+from tiny import SILENT, TINY
 
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.kaggle import select
@@ -28,9 +28,11 @@ from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.models.checkpoint import load_model, read_info
+from cassava_kit.settings import replace
 from cassava_kit.training import probe as probe_module
 from cassava_kit.training.linear import ABSENT, PENALTIES, choose_penalty, fit_linear, linear_head
 from cassava_kit.training.probe import train_probe
+from cassava_kit.training.recipe_run import PlannedProbe, PlannedRecipe, train_recipes
 from cassava_kit.training.recipes import probe_of, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
 
@@ -62,6 +64,32 @@ def features_by_hand(weights, paths, flips: bool) -> np.ndarray:
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2)).float()
     with torch.no_grad():
         return np.stack([network(each).numpy() for each in ([batch, batch.flip(3)] if flips else [batch])])
+
+
+def test_recipes_and_probes_of_one_plan_are_trained_together(three, weights, tmp_path, capsys):
+    """What a plan's probe leaves is what `train_probe` leaves, and the results come in the plan's order."""
+    probe = probe_of("timm:resnet18").with_settings(SETTINGS)
+    options = TrainOptions(weights=weights)
+    plan = [PlannedProbe(probe, options), PlannedRecipe(replace(TINY, epochs=1), SILENT)]
+    first, second = train_recipes(plan, three, tmp_path / "plan", jobs=1)
+    assert (first.config, second.config) == (probe, plan[1].config)
+    assert len(first.folds) == len(second.folds) == 3 and not first.reused
+    train_probe(probe, three, tmp_path / "alone", options=options)
+    name = run_name(probe)
+    assert first.oof_file == tmp_path / "plan" / name / "oof.csv"
+    assert first.oof_file.read_bytes() == (tmp_path / "alone" / name / "oof.csv").read_bytes()
+    by_hand = np.mean(
+        read_predictions(first.oof_file).probabilities.argmax(1) == three.folds.scored["label"].to_numpy()
+    )
+    assert first.score.accuracy == pytest.approx(by_hand)
+    said = "".join(capsys.readouterr())
+    assert said.count(f"{name}: OOF") == 2, "once of each way"
+    again = train_recipes(plan[:1], three, tmp_path / "plan")[0]
+    assert again.reused and again.score == first.score
+    assert train_recipes(plan[:1], three, tmp_path / "plan", folds=[1])[0].oof_file is None
+    with pytest.raises(UserError, match="a probe is of trained weights"):
+        train_recipes([PlannedProbe(probe, TrainOptions()), plan[1]], three, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def pipeline(c: float):

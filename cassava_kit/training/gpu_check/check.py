@@ -17,14 +17,14 @@ from cassava_kit.training.devices import device_name
 from cassava_kit.training.gpu_check.findings import GPU_FILE, GpuReport, PartResult, write_gpu_report
 from cassava_kit.training.gpu_check.hours import check_hours
 from cassava_kit.training.gpu_check.numbers import check_numbers
-from cassava_kit.training.gpu_check.setting import LEAST_SECONDS, Part, Setting, Sizes, full_sizes, small_sizes
+from cassava_kit.training.gpu_check.setting import LEAST_PART_SECONDS, Part, Setting, Sizes, full_sizes, small_sizes
 from cassava_kit.training.gpu_check.steps import check_steps
 from cassava_kit.training.gpu_check.submission_run import check_submission_run
 from cassava_kit.training.gpu_check.two_processes import check_two_processes
 
 Checks = dict[str, tuple[float, Callable[[Setting, Part], None]]]
 # Parts in order of worth, each with its share of the time; what one leaves goes to those after it.
-PARTS: Checks = {
+CHECK_PARTS: Checks = {
     "numbers": (0.2, check_numbers),
     "training": (0.35, check_steps),
     "submission": (0.3, check_submission_run),
@@ -80,13 +80,13 @@ def run_check(
     write_gpu_report(path, report)
     with TemporaryDirectory(prefix="gpu-check-") as folder:
         setting = Setting(devices, sizes or (small_sizes() if stand_in else full_sizes()), Path(folder))
-        todo: Checks = {**PARTS, HOURS: (0.0, lambda setting, part: check_hours(report, part))}
+        todo: Checks = {**CHECK_PARTS, HOURS: (0.0, lambda setting, part: check_hours(report, part))}
         names = list(todo)
         for name in names:
             share, check = todo[name]
             rest = sum(todo[later][0] for later in names[names.index(name) :])
             left = 60 * minutes - (time.monotonic() - started)
-            result = run_part(name, check, setting, left * share / rest if share else max(left, 2 * LEAST_SECONDS))
+            result = run_part(name, check, setting, left * share / rest if share else max(left, 2 * LEAST_PART_SECONDS))
             tell(f"{name}: {result.status} in {result.seconds:.0f} s{f' ({result.reason})' if result.reason else ''}")
             done = {"parts": (*report.parts, result), "seconds": round(time.monotonic() - started, 1)}
             report = report.model_copy(update={**done, "finished": name == names[-1]})
@@ -96,7 +96,7 @@ def run_check(
 
 def run_part(name: str, check: Callable[[Setting, Part], None], setting: Setting, seconds: float) -> PartResult:
     """Run one part for about so many seconds and return what it found, up to an error."""
-    if seconds < LEAST_SECONDS:
+    if seconds < LEAST_PART_SECONDS:
         return PartResult(name=name, status="skipped", seconds=0.0, reason=f"{max(0, seconds):.0f} s were left")
     started = time.monotonic()
     part, failure = Part(started + seconds), ""

@@ -39,7 +39,7 @@ class Bound(Checked):
         return " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None)
 
 
-class Row(Checked):
+class MeasuredRow(Checked):
     """One thing that was measured: its values by name, with their unit in the name, and the bounds on them."""
 
     what: str
@@ -73,7 +73,7 @@ class PartResult(Checked):
     status: Literal["passed", "missed", "failed", "skipped"]
     seconds: Finite = Field(ge=0)
     reason: str = ""
-    rows: tuple[Row, ...] = ()
+    rows: tuple[MeasuredRow, ...] = ()
     left_out: tuple[str, ...] = ()
     speeds: tuple[StepSpeed, ...] = ()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cassava_kit.competition import CASSAVA
 from cassava_kit.settings import replace
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.gpu_check.findings import Bound, PartResult, Row, StepSpeed
+from cassava_kit.training.gpu_check.findings import Bound, MeasuredRow, PartResult, StepSpeed
 from cassava_kit.training.recipes import recipe, recipe_names
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from cassava_kit.data.table import TrainTable
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 # A part, or a network in it, is not begun with fewer seconds left than this.
-LEAST_SECONDS = 3.0
+LEAST_PART_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def small_sizes() -> Sizes:
     """Return what a CPU that stands in is checked by: the same steps on networks of seconds."""
     small = step_of("small_resnet", 64), step_of("small_vit", 56)
     return Sizes(
-        numbers=(*small, replace(recipe("mobilenet"), image_size=64)),
+        numbers=(*small, replace(recipe("resnet18"), image_size=64)),
         first_batch=8,
         trained=small,
         seconds=0.5,
@@ -143,7 +143,7 @@ class Part:
     """A part under way: the moment it should end by (`time.monotonic`), and what it has found so far."""
 
     ends: float
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MeasuredRow] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     speeds: list[StepSpeed] = field(default_factory=list)
 
@@ -154,11 +154,11 @@ class Part:
 
     def add(self, what: str, values: dict[str, float | str], bounds: Sequence[Bound] = ()) -> None:
         """Note what was measured."""
-        self.rows.append(Row(what=what, values=values, bounds=tuple(bounds)))
+        self.rows.append(MeasuredRow(what=what, values=values, bounds=tuple(bounds)))
 
-    def each(self, items: Sequence[tuple[str, Item]]) -> Iterator[tuple[str, Item]]:
+    def each(self, items: Sequence[tuple[str, _Item]]) -> Iterator[tuple[str, _Item]]:
         """Yield named items while the longest one so far would still end in time; the others are left out by name."""
-        longest = LEAST_SECONDS
+        longest = LEAST_PART_SECONDS
         for place, (name, item) in enumerate(items):
             if self.left < longest:
                 self.left_out += [name for name, _ in items[place:]]

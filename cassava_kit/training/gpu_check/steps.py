@@ -28,10 +28,10 @@ from cassava_kit.training.module import Classifier
 from cassava_kit.training.trainer import make_trainer, quiet_lightning
 
 WARM_UP_STEPS = 3
-ROWS = 100_000  # of a training set that no timed loop reaches the end of
+LONG_SET = 100_000  # of a training set that no timed loop reaches the end of
 TRAINER = Bound(name="ratio", at_least=0.9)
 LOADER = Bound(name="loader_ratio", at_least=0.9)
-Found = tuple[dict[str, float | str], list[StepSpeed]]
+StepTimes = tuple[dict[str, float | str], list[StepSpeed]]
 
 
 def check_steps(setting: Setting, part: Part) -> None:
@@ -46,7 +46,7 @@ def check_steps(setting: Setting, part: Part) -> None:
     ):
         queue = make_queue(setting.device)
 
-        def measure(size: int, config: RunConfig = config, single: bool = single) -> Found:
+        def measure(size: int, config: RunConfig = config, single: bool = single) -> StepTimes:
             return time_steps(replace(config, batch_size=size), setting, single=single)
 
         (values, speeds), batch = fit_to_memory(measure, config.batch_size, queue)
@@ -55,7 +55,7 @@ def check_steps(setting: Setting, part: Part) -> None:
         single = False
 
 
-def time_steps(config: RunConfig, setting: Setting, *, single: bool) -> Found:
+def time_steps(config: RunConfig, setting: Setting, *, single: bool) -> StepTimes:
     """Return images a second by way, ratios and peak memory, and the speeds that hours are counted by.
 
     With `single` the bare loop is timed in single precision too.
@@ -71,7 +71,7 @@ def time_steps(config: RunConfig, setting: Setting, *, single: bool) -> Found:
         speeds.append(step_speed(full, rate))
         slow["single_precision"] = rate
     workers = cpu_count() if on_gpu else 0
-    memory = DataLoader([memory_batch(config, device)] * ROWS, batch_size=None)
+    memory = DataLoader([memory_batch(config, device)] * LONG_SET, batch_size=None)
     trainer = trainer_rate(config, memory, seconds, device)
     loader = Batches(*photo_rows(config, setting), workers=workers).train_dataloader()
     if on_gpu:
@@ -177,7 +177,7 @@ def trainer_rate(
 ) -> float:
     """Return images a second of the kit's module in the kit's Trainer."""
     watch = StopWatch(warm_up, seconds, device)
-    module = Classifier(config, CASSAVA.classes, steps_per_epoch=ROWS)
+    module = Classifier(config, CASSAVA.classes, steps_per_epoch=LONG_SET)
     devices = Devices(accelerator="gpu" if device.type == "cuda" else "cpu")
     with quiet_lightning():
         trainer = make_trainer(config, [watch], devices=devices)
@@ -188,8 +188,8 @@ def trainer_rate(
 def photo_rows(config: RunConfig, setting: Setting) -> tuple[RunConfig, Any, Any]:
     """Return what `Batches` takes: the configuration, and the photographs as a long training set, twice."""
     paths = setting.photos
-    rows = [paths[row % len(paths)] for row in range(ROWS)]
-    labels = pd.Series(np.arange(ROWS) % CASSAVA.n_classes)
+    rows = [paths[row % len(paths)] for row in range(LONG_SET)]
+    labels = pd.Series(np.arange(LONG_SET) % CASSAVA.n_classes)
     size = config.train_pixels
     load = read_image if size is None else lambda path: load_image(path, size)
     dataset = training_set(config, rows, labels, load)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,16 @@ from cassava_kit.training.gpu_check.steps import WARM_UP_STEPS, repeat
 
 VIEWS = "flips"
 BARE_BATCH = 64
-SLOWER = Bound(name="of_slower", at_least=0.9)
+OF_SLOWER = Bound(name="of_slower", at_least=0.9)
 PLANNED = Bound(name="plan_over_truth", at_least=0.9, at_most=1.1)
 WHOLE = Bound(name="work_done", at_least=1.0)
 VALID = Bound(name="valid_file", at_least=1.0)
 IN_TIME = Bound(name="over_limit", at_most=1.0)
 ALIKE = Bound(name="agrees", at_least=1.0)
-SHORT = Bound(name="out_of_memory", at_least=1.0)
+RAN_OUT = Bound(name="out_of_memory", at_least=1.0)
 # Of the memory that a member takes beside its weights, what the balloon leaves; and for the libraries' own.
 LEFT_SHARE, LEFT_BYTES = 0.35, 128 << 20
+PIECE_BYTES = 512 << 20
 # Of the time of the whole run, what the run with a deadline is given; and at least.
 LIMIT_SHARE, LEAST_LIMIT = 0.4, 4.0
 # Of the part's time, what the whole run may take; fewer images are predicted where all would take longer.
@@ -65,13 +67,13 @@ def check_submission_run(setting: Setting, part: Part) -> None:
     names = [path.name for path in setting.photos[:n]]
     for gpu in setting.devices if not setting.stand_in else ():
         torch.cuda.reset_peak_memory_stats(gpu)
-    whole = submit(setting, members, "whole", names)
+    whole = predict_photos(setting, members, "whole", names)
     work = whole.timings["work"]
     slower = min(1 / device, decoder)
     values: dict[str, float | str] = {"images_a_second": n / work, "device_alone": 1 / device, "decoder_alone": decoder}
     values |= {"of_slower": n / work / slower, "work_done": whole.early_stop["work_done"]}
     values["loading_seconds"] = whole.timings["loading"]
-    part.add(f"{len(paths)} members, {VIEWS}, {n} images", values, (WHOLE, *setting.speed_bounds(SLOWER)))
+    part.add(f"{len(paths)} members, {VIEWS}, {n} images", values, (WHOLE, *setting.speed_bounds(OF_SLOWER)))
     plan = whole.plan["total_seconds"]
     told: dict[str, float | str] = {"planned_seconds": plan, "seconds": work, "plan_over_truth": plan / work}
     part.add("plan", told, setting.speed_bounds(PLANNED))
@@ -137,7 +139,7 @@ def decoder_rate(paths: Sequence[Path]) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
-def submit(
+def predict_photos(
     setting: Setting, members: Path, name: str, names: Sequence[str], *, limit: float | None = None
 ) -> RunReport:
     """Run the submission over the photographs of these names and return its report.
@@ -145,16 +147,18 @@ def submit(
     Raises:
         RuntimeError: It stopped early, or a member was left out.
     """
-    report = run_submission(
-        setting.photos[0].parent,
-        members,
-        submission_file(setting, name),
-        time_limit=limit,
-        started=time.time(),
-        options=RunOptions(early_stop="off", device=[str(device) for device in setting.devices], progress=False),
-        competition=CASSAVA,
-        names=names,
-    )
+    images, devices = setting.photos[0].parent, [str(device) for device in setting.devices]
+    with redirect_stdout(StringIO()):  # its plans and lines a unit, three times; warnings are shown
+        report = run_submission(
+            images,
+            members,
+            submission_file(setting, name),
+            time_limit=limit,
+            started=time.time(),
+            options=RunOptions(early_stop="off", device=devices, progress=False),
+            competition=CASSAVA,
+            names=names,
+        )
     if report.error or report.left_out:
         raise RuntimeError(f"the submission run {name}: {report.error or report.left_out}")
     return report
@@ -168,7 +172,7 @@ def submission_file(setting: Setting, name: str) -> Path:
 def check_deadline(setting: Setting, members: Path, whole: RunReport) -> tuple[dict[str, float | str], list[Bound]]:
     """Run again in a part of the time: the file must be there in time, whole, and not the prior's."""
     limit = max(LEAST_LIMIT, LIMIT_SHARE * whole.timings["total"])
-    report = submit(setting, members, "deadline", whole.names, limit=limit)
+    report = predict_photos(setting, members, "deadline", whole.names, limit=limit)
     summary = check_answers(submission_file(setting, "deadline"), whole.names, CASSAVA)
     valid = summary.n_images == len(whole.names) and not report.prior_alone
     seconds = report.timings["total"]
@@ -183,7 +187,7 @@ def check_balloon(setting: Setting, members: Path, whole: RunReport) -> tuple[di
     peaks = [torch.cuda.max_memory_allocated(one) for one in setting.devices if one.type == "cuda"]
     spare = [weights + int(LEFT_SHARE * max(0, peak - weights)) + LEFT_BYTES for peak in peaks]
     with scarce_memory(setting.devices, spare) as count:
-        report = submit(setting, members, "scarce", whole.names)
+        report = predict_photos(setting, members, "scarce", whole.names)
         happened = count()
     assert report.probabilities is not None and whole.probabilities is not None
     logits, reference = (
@@ -192,7 +196,7 @@ def check_balloon(setting: Setting, members: Path, whole: RunReport) -> tuple[di
     found = compare_precisions(logits, reference)
     values: dict[str, float | str] = {"out_of_memory": float(happened), "work_done": report.early_stop["work_done"]}
     values |= {"equal_labels": found.equal_labels, "difference": found.probability, "agrees": float(found.agrees)}
-    return values, [SHORT, WHOLE, ALIKE]
+    return values, [RAN_OUT, WHOLE, ALIKE]
 
 
 @contextmanager
@@ -217,10 +221,11 @@ def scarce_memory(devices: Sequence[torch.device], spare: Sequence[int]) -> Iter
             handle.remove()
         return
     balloons = []
+    torch.cuda.empty_cache()
     for device, wanted in zip(devices, spare, strict=True):
-        torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info(device)[0]
-        balloons.append(torch.empty(max(1, free - wanted), dtype=torch.uint8, device=device))
+        # In pieces: so much in one may not be free.
+        while (most := torch.cuda.mem_get_info(device)[0] - wanted) > 0:
+            balloons.append(torch.empty(min(most, PIECE_BYTES), dtype=torch.uint8, device=device))
 
     def times() -> int:
         return sum(int(torch.cuda.memory_stats(device)["num_ooms"]) for device in devices)

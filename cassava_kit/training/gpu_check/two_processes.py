@@ -31,14 +31,15 @@ from cassava_kit.training.gpu_check.numbers import single_precision_exact
 from cassava_kit.training.gpu_check.setting import Part, Setting
 from cassava_kit.training.rows import TrainData, TrainOptions
 
-# Loaded once, by the process from which the others are forked.
+# Loaded once, by the process from which the others are forked. Lightning comes first: it lets torch count GPUs without
+# beginning to use one.
 LOADED = ("lightning", "timm", "cassava_kit.training.gpu_check.two_processes", "cassava_kit.training.ssl.simclr")
 RANKS = (0, 1)
 # Of SGD's weights, learning at 1e-3: what the order of sums changes, and less than one step does.
 SAME_WEIGHTS = Bound(name="largest_difference", at_most=1e-4)
 SAME_LOSS = Bound(name="relative_difference", at_most=1e-3)
 KILLED = Bound(name="epochs_before", at_least=1.0)
-POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
 
 def check_two_processes(setting: Setting, part: Part) -> None:
@@ -209,7 +210,7 @@ def await_processes(processes: Sequence[BaseProcess], part: Part, *, until: Call
             return
         if part.left <= 0:
             raise RuntimeError("two processes did not end in the time of this part; give more --minutes")
-        time.sleep(POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cassava_kit.errors import UserError, closest
-from cassava_kit.training.recipes import small_ssl_resnet
+from cassava_kit.training.small_recipes import small_ssl_resnet
 from cassava_kit.training.ssl.config import PretrainConfig
 from cassava_kit.training.ssl.methods import SSL_METHODS, configure
 from cassava_kit.training.ssl.view import ViewConfig
