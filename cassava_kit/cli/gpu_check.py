@@ -11,7 +11,7 @@ from cassava_kit.errors import UserError
 
 
 def gpu_check_command(
-    out: Annotated[Path, typer.Option(help="Folder for gpu.json.")] = Path("gpu-check"),
+    out: Annotated[Path, typer.Option(help="Folder for gpu.json.")] = Path("build/gpu-check"),
     minutes: Annotated[float, typer.Option(help="What it may take; parts that do not fit are skipped by name.")] = 7.0,
     device: Annotated[
         str, typer.Option(metavar="cuda|cpu", help="cpu rehearses it on small networks, without a GPU.")

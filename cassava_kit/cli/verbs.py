@@ -15,6 +15,7 @@ VERBS: CommandTable = {
         "sample": (data.sample_command, ""),
         "tfrecords": (data.tfrecords_command, "train_tfrecords --out DIR"),
         "weights": (setup.weights_command, "resnet50 efficientnet_b4"),
+        "gpu-check": (gpu_check.gpu_check_command, "--minutes 7"),
     },
     "Look at the data and split it": {
         "eda": (pages.eda_command, "--data DIR --out eda.html"),
@@ -44,7 +45,6 @@ VERBS: CommandTable = {
         "submission": (submission.submission_command, "--ensemble build/mine/weights --images DIR/test_images"),
     },
     "Kaggle": {
-        "gpu-check": (gpu_check.gpu_check_command, "--out gpu-check --minutes 7"),
         "kernels": (setup.kernels_command, "--check"),
     },
 }

@@ -135,13 +135,17 @@ def train_recipes(
             if isinstance(result, FoldResult) and shown:
                 _tell_fold(name, result, data)
 
+        found: dict[str, Any] = {}
         if waiting or first:
             found = run_jobs([*first, *waiting], min(at_once, len(first) + len(waiting)), ended=ended)
-            results |= {job.name: found[job.name] for job in waiting}
-        fitted = {probe.name: results.pop(probe.name) for probe in probes}
-    joined = {one.name: _join(one, [results[one.label(fold)] for fold in numbers], data, out) for one in recipes}
-    joined |= {probe.name: _join(probe, fitted[probe.name], data, out) for probe in probes}
-    return [joined[one.name] for one in plan]
+            results |= {job.name: found[job.name] for job in waiting if isinstance(found[job.name], FoldResult)}
+
+    def folds_of(one: PlannedRecipe | PlannedProbe) -> list[FoldResult]:
+        if isinstance(one, PlannedRecipe):
+            return [results[one.label(fold)] for fold in numbers]
+        return list(found[one.name])
+
+    return [_join(one, folds_of(one), data, out) for one in plan]
 
 
 def train_fold_job(config: RunConfig, data: TrainData, fold: int, out: Path, options: TrainOptions) -> FoldResult:

@@ -11,7 +11,7 @@ from cassava_kit.errors import UserError, format_errors
 from cassava_kit.files import KIT_VERSION, write_text
 
 GPU_FILE = "gpu.json"
-GPU_FILE_VERSION = 1
+GPU_FILE_VERSION: Literal[1] = 1
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

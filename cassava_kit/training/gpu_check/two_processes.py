@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from cassava_kit.data.stratify import split_folds
 from cassava_kit.files import CHECKPOINT_FILE, RESUME_FILE, read_json, write_json
 from cassava_kit.models.weights import load_tensors
 from cassava_kit.settings import replace
+from cassava_kit.training.callbacks import Resume
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import Devices
 from cassava_kit.training.fit import fit_fold
@@ -35,7 +36,7 @@ from cassava_kit.training.rows import TrainData, TrainOptions
 # beginning to use one.
 LOADED = ("lightning", "timm", "cassava_kit.training.gpu_check.two_processes", "cassava_kit.training.ssl.simclr")
 RANKS = (0, 1)
-# Of SGD's weights, learning at 1e-3: what the order of sums changes, and less than one step does.
+# Of SGD's weights: what the order of sums changes. Gradients that are not shared move them by more than .001.
 SAME_WEIGHTS = Bound(name="largest_difference", at_most=1e-4)
 SAME_LOSS = Bound(name="relative_difference", at_most=1e-3)
 KILLED = Bound(name="epochs_before", at_least=1.0)
@@ -58,9 +59,13 @@ def check_two_processes(setting: Setting, part: Part) -> None:
 
     def broken() -> dict[str, float | str]:
         out = setting.folder / "killed"
-        epochs = run_ranks(setting, "train", out, part, kill=True)
+        run_ranks(setting, "killed", out, part)
+        state = torch.load(out / "joined" / "fold0" / RESUME_FILE, weights_only=True, map_location="cpu")
         run_ranks(setting, "train", out, part)
-        return {"epochs_before": float(epochs), "largest_difference": largest_difference(out, setting, expected)}
+        return {
+            "epochs_before": float(state["epoch"] + 1),
+            "largest_difference": largest_difference(out, setting, expected),
+        }
 
     def simclr() -> dict[str, float | str]:
         out = setting.folder / "simclr"
@@ -152,65 +157,65 @@ def rank_devices(setting: Setting) -> Devices:
 
 
 def rank_main(setting: Setting, what: str, out: Path, rank: int, environment: dict[str, str]) -> None:
-    """Be one of the processes: train, or take SimCLR's step and write its loss."""
+    """Be one of the processes: train, be killed after the first epoch, or take SimCLR's step and write its loss."""
     from lightning.pytorch.utilities import rank_zero_only
 
     os.environ.update(environment)
     rank_zero_only.rank = rank
     torch.set_num_threads(1)
     with single_precision_exact():
-        if what == "train":
+        if what == "killed":
+            die_after_epoch()
+        if what in ("train", "killed"):
             train(setting.sizes.joined, setting, out, rank_devices(setting))
         else:
             write_json(out / f"{rank}.json", {"loss": simclr_loss(setting, rank, len(RANKS))})
 
 
-def run_ranks(setting: Setting, what: str, out: Path, part: Part, *, kill: bool = False) -> int:
-    """Run both processes to their end, or kill them after the first epoch; return the epochs finished before a kill.
+def die_after_epoch() -> None:
+    """Let this process be killed as soon as its first epoch is saved."""
+    save = Resume.on_train_epoch_end
+
+    def save_and_die(self: Resume, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        save(self, trainer, pl_module)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Resume.on_train_epoch_end = save_and_die  # type: ignore[method-assign]
+
+
+def run_ranks(setting: Setting, what: str, out: Path, part: Part) -> None:
+    """Run both processes to their end.
 
     Raises:
-        RuntimeError: A process failed, or they did not end in the part's time.
+        RuntimeError: A process failed, was not killed where it should be, or did not end in the part's time.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LOADED))
     setting.table  # noqa: B018 - drawn once, before the processes need it
-    port = free_port()
-    processes: list[BaseProcess] = []
+    port = str(free_port())
+    processes = []
     for rank in RANKS:
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank), "LOCAL_RANK": "0"}
-        environment["RANK"] = str(rank)
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0"}
+        environment |= {"NODE_RANK": str(rank), "RANK": str(rank)}
         if len(setting.devices) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(setting.devices[rank].index)
         process = context.Process(target=rank_main, args=(setting, what, out, rank, environment), daemon=True)
         process.start()
         processes.append(process)
-    state = out / "joined" / "fold0" / RESUME_FILE
+    expected = -signal.SIGKILL if what == "killed" else 0
     try:
-        await_processes(processes, part, until=state.is_file if kill else lambda: False)
+        # One that has failed leaves the other waiting for it.
+        while any(one.is_alive() for one in processes) and all(one.exitcode in (None, expected) for one in processes):
+            if part.left <= 0:
+                raise RuntimeError(f"{what} in two processes did not end in its time; give more --minutes")
+            time.sleep(_POLL_SECONDS)
     finally:
+        codes = [process.exitcode for process in processes]
         for process in processes:
             process.kill()
             process.join()
-    if not kill:
-        ended = zip(RANKS, processes, strict=True)
-        failed = [f"rank {rank} by exit code {process.exitcode}" for rank, process in ended if process.exitcode]
-        if failed:
-            raise RuntimeError(f"{what} in two processes failed: {', '.join(failed)}; its error is above")
-    return int(torch.load(state, weights_only=True, map_location="cpu")["epoch"]) + 1 if kill else 0
-
-
-def await_processes(processes: Sequence[BaseProcess], part: Part, *, until: Callable[[], bool]) -> None:
-    """Wait until all processes have ended, one has failed, or `until` is true.
-
-    Raises:
-        RuntimeError: The part's time is over.
-    """
-    while not until() and any(process.is_alive() for process in processes):
-        if any(process.exitcode for process in processes):
-            return
-        if part.left <= 0:
-            raise RuntimeError("two processes did not end in the time of this part; give more --minutes")
-        time.sleep(_POLL_SECONDS)
+    if codes != [expected] * len(RANKS):
+        raise RuntimeError(f"{what} in two processes: exit codes {codes}, expected {expected}; its error is above")
 
 
 def free_port() -> int:
