@@ -12,7 +12,7 @@ from cassava_kit.errors import UserError
 class DeviceAugment(nn.Module):
     """A module from (B, 3, H, W) uint8 pictures to augmented (B, 3, *size) uint8 pictures on the same device.
 
-    `light` and `strong` are those of `augment`, transform by transform; each picture has its own draws from torch's
+    `light` and `strong` are those of `augment`, change by change; each picture has its own draws from torch's
     random state. `none` resizes alone.
     """
 
@@ -26,12 +26,13 @@ class DeviceAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Augment a batch."""
+        """Augment a batch, in single precision even where training mixes precisions: half is coarse for positions."""
         pixels = images.float() / 255
-        if self.transforms is None:  # as `images.resize`; kornia's own blurs more
-            pixels = nn.functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        else:
-            pixels = self.transforms(pixels)
+        with torch.autocast(images.device.type, enabled=False):
+            if self.transforms is None:  # as `images.resize`; kornia's own blurs more
+                pixels = nn.functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+            else:
+                pixels = self.transforms(pixels)
         return pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -45,7 +46,7 @@ def light_layers(size: tuple[int, int]) -> list[nn.Module]:
 
 def strong_layers() -> list[nn.Module]:
     """Return small shifts and rotations, light and colour, and holes."""
-    side = 0.085**2  # the mean hole of `augment.strong_transforms`, as a share of the area
+    side = 0.085**2  # the mean hole of `augment.draw_holes`, as a share of the area
     return [
         K.RandomAffine(45, translate=(0.0625, 0.0625), scale=(0.9, 1.1), padding_mode="reflection", p=0.5),
         K.ColorJiggle(brightness=0.2, contrast=0.2, saturation=0.3, hue=20 / 180, p=0.5),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -21,7 +20,6 @@ def train_transform(name: str, size: tuple[int, int]) -> TrainTransform:
     """Return the augmentation `none`, `light` or `strong`, ending at `size` (height, width); `none` resizes alone."""
     if name not in AUGMENTATIONS:
         raise UserError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {name!r}")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would look for a newer version on the network
     from cassava_kit.data.augment import TrainTransform
 
     return TrainTransform(name, size)
@@ -42,13 +40,22 @@ def normalize(batch: torch.Tensor, mean: Sequence[float], std: Sequence[float]) 
 
 
 @lru_cache(maxsize=32)
-def _constants(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, repeats: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand of `normalize`, (3 * repeats,) each; kept, because a copy to a GPU waits for all its work."""
+def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return numbers (n,) float32 on a device; kept, because a copy to a GPU waits for all its work."""
     import torch
 
     with torch.inference_mode(False):  # those made in a prediction may be wanted in training
+        return torch.tensor(values).to(device)
+
+
+@lru_cache(maxsize=32)
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, repeats: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and summand of `normalize`, (3 * repeats,) each; kept as `constant` keeps."""
+    import torch
+
+    with torch.inference_mode(False):
         scale = 1 / (255 * torch.tensor(std))
         shift = -torch.tensor(mean) / torch.tensor(std)
         return scale.repeat(repeats).to(device), shift.repeat(repeats).to(device)

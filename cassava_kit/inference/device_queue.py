@@ -20,7 +20,7 @@ OUT_OF_MEMORY_WORDS = (
     "Unable to find a valid cuDNN algorithm",
 )
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Answer(Protocol):
@@ -163,7 +163,7 @@ def empty_host_tensor(shape: Sequence[int], dtype: torch.dtype, *, pinned: bool)
     return torch.empty(shape, dtype=dtype)
 
 
-def fit_to_memory(call: Callable[[int], T], size: int, queue: DeviceQueue) -> tuple[T, int]:
+def fit_to_memory(call: Callable[[int], _T], size: int, queue: DeviceQueue) -> tuple[_T, int]:
     """Return `call(size)` and the size, which is halved as often as memory runs out.
 
     Raises:

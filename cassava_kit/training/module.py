@@ -119,7 +119,8 @@ class Classifier(L.LightningModule):
         top_targets = targets.argmax(dim=1) if targets.ndim == 2 else targets
         right = (logits.detach().argmax(dim=1) == top_targets).sum()
         # Summed here and logged once an epoch: Lightning's log is slower than a small network's backward pass.
-        self.train_sums.append(torch.stack([loss.detach() * len(images), right, loss.new_tensor(len(images))]))
+        # The count is filled in on the device; copied there, it would wait for all work.
+        self.train_sums.append(torch.stack([loss.detach() * len(images), right, loss.new_full((), len(images))]))
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

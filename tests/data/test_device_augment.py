@@ -46,3 +46,13 @@ def test_strong_changes_colours_and_light_does_not():
     assert (DeviceAugment("strong", (16, 16))(flat) != 100).any(dim=3).any(dim=2).any(dim=1).float().mean() > 0.5
     with pytest.raises(ValueError, match="augmentation must be one of none, light, strong, got 'heavy'"):
         DeviceAugment("heavy", (16, 16))
+
+
+def test_mixed_precision_does_not_reach_the_pixels():
+    """Matrices of crops and rotations in half precision would move and blur the pictures."""
+    augment, images = DeviceAugment("strong", (48, 48)), torch.randint(0, 256, (4, 3, 64, 80), dtype=torch.uint8)
+    torch.manual_seed(1)
+    expected = augment(images)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(augment(images), expected)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import normalize
 
+from cassava_kit.data.transforms import constant
 from cassava_kit.training.ssl.view import ViewConfig
 
 LUMA = (0.299, 0.587, 0.114)
@@ -35,7 +35,8 @@ def cut_views(
     """Return normalised views [(N, 3, size, size), ...] of uint8 images (N, 3, H, W), in the order of `views`."""
     pixels = images.float().div_(255)
     drawn = (draw_view(pixels, view, generator) for view in views for _ in range(view.count))
-    return [normalize(view, list(mean), list(std), inplace=True) for view in drawn]
+    centre, spread = (constant(tuple(values), pixels.device).view(3, 1, 1) for values in (mean, std))
+    return [view.sub_(centre).div_(spread) for view in drawn]
 
 
 def draw_view(pixels: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor:
@@ -44,12 +45,12 @@ def draw_view(pixels: Tensor, view: ViewConfig, generator: torch.Generator) -> T
     if view.background_swap_prob:
         pixels = swap_backgrounds(pixels, view.background_swap_prob, generator)
     boxes = draw_boxes(n, (height, width), view, generator)
-    crops = crop(pixels, boxes.to(pixels.device), view.size, flips=draw_flips(n, view, generator).to(pixels.device))
+    crops = crop(pixels, boxes, view.size, flips=draw_flips(n, view, generator))
     crops = recolour(crops, view, generator).clamp_(0, 1)
     if view.blur_prob:
         crops = blur_some(crops, view, generator)
     if view.solarize_prob:
-        chosen = coin(n, view.solarize_prob, generator).to(crops.device)[:, None, None, None]
+        chosen = send(coin(n, view.solarize_prob, generator), crops.device)[:, None, None, None]
         crops = torch.where(chosen & (crops >= 0.5), 1 - crops, crops)
     return crops
 
@@ -64,10 +65,15 @@ def swap_backgrounds(pixels: Tensor, probability: float, generator: torch.Genera
     n, _, height, width = pixels.shape
     y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
     radius = uniform((n, 1, 1, 1), *DISC_RADIUS, generator) * height
-    disc = torch.sigmoid((radius - (x.square() + y.square()).sqrt()) / (DISC_EDGE * height)).to(pixels)
-    disc = torch.where(coin(n, probability, generator).to(pixels.device)[:, None, None, None], disc, 1)
+    disc = send(torch.sigmoid((radius - (x.square() + y.square()).sqrt()) / (DISC_EDGE * height)), pixels.device)
+    disc = torch.where(send(coin(n, probability, generator), pixels.device)[:, None, None, None], disc, 1)
     others = pixels.roll(int(torch.randint(1, max(n, 2), (), generator=generator)), dims=0)
     return others + disc * (pixels - others)
+
+
+def send(drawn: Tensor, device: torch.device) -> Tensor:
+    """Return what was drawn on the host on a device; from pinned memory, so that neither waits for the other."""
+    return drawn if device.type == "cpu" else drawn.pin_memory().to(device, non_blocking=True)
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -102,7 +108,10 @@ def draw_flips(n: int, view: ViewConfig, generator: torch.Generator) -> Tensor:
 
 
 def crop(pixels: Tensor, boxes: Tensor, size: int, *, flips: Tensor) -> Tensor:
-    """Resize each image's box to (size, size), bilinear; a crop much larger than `size` is averaged down."""
+    """Resize each image's box to (size, size), bilinear; a crop much larger than `size` is averaged down.
+
+    `boxes` (n, 4) and `flips` (n, 2) lie on the host, where the number of samples is decided.
+    """
     n, channels, height, width = pixels.shape
     # grid_sample reads four pixels a point, so that a crop more than twice its target would alias: sample larger first.
     largest = float((2 * boxes[:, 2:].amax(dim=0) * boxes.new_tensor([width, height])).amax())
@@ -111,7 +120,7 @@ def crop(pixels: Tensor, boxes: Tensor, size: int, *, flips: Tensor) -> Tensor:
     theta[:, 0, 0] = 2 * boxes[:, 2] * flips[:, 0]
     theta[:, 1, 1] = 2 * boxes[:, 3] * flips[:, 1]
     theta[:, :, 2] = 2 * boxes[:, :2] - 1
-    grid = F.affine_grid(theta, [n, channels, size * factor, size * factor], align_corners=False)
+    grid = F.affine_grid(send(theta, pixels.device), [n, channels, size * factor, size * factor], align_corners=False)
     sampled = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return F.avg_pool2d(sampled, factor) if factor > 1 else sampled
 
@@ -119,8 +128,8 @@ def crop(pixels: Tensor, boxes: Tensor, size: int, *, flips: Tensor) -> Tensor:
 def recolour(pixels: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor:
     """Apply colour jitter, channel gains and grayscale, as one affine map of RGB for each image."""
     n = len(pixels)
-    matrix, offset = colour_maps(pixels.mean(dim=(2, 3)).cpu(), view, generator)
-    flat = torch.baddbmm(offset.to(pixels)[:, :, None], matrix.to(pixels), pixels.reshape(n, 3, -1))
+    matrix, offset = colour_maps(pixels.mean(dim=(2, 3)), view, generator)
+    flat = torch.baddbmm(offset[:, :, None], matrix, pixels.reshape(n, 3, -1))
     return flat.reshape(pixels.shape)
 
 
@@ -130,37 +139,39 @@ def colour_maps(means: Tensor, view: ViewConfig, generator: torch.Generator) -> 
     Brightness scales, contrast scales about the mean gray, saturation mixes with gray, hue rotates the colour plane.
     Each is affine, and so is their product, which is taken in a random order for each image.
     """
-    n = len(means)
-    eye = torch.eye(3).expand(n, 3, 3)
-    matrix, offset = eye.clone(), torch.zeros(n, 3)
+    n, device = len(means), means.device
+    eye, luma = torch.eye(3), torch.tensor(LUMA)
     order = torch.rand(n, 4, generator=generator).argsort(dim=1)
     strength = {
         name: uniform((n,), 1 - amount, 1 + amount, generator)[:, None, None]
         for name, amount in (("b", view.brightness), ("c", view.contrast), ("s", view.saturation))
     }
-    gray = torch.tensor(LUMA).expand(3, 3)
-    none = torch.zeros(n, 3)
     fixed = torch.stack(
         [
             strength["b"] * eye,
             strength["c"] * eye,
-            strength["s"] * eye + (1 - strength["s"]) * gray,
+            strength["s"] * eye + (1 - strength["s"]) * luma.expand(3, 3),
             hue_matrices(uniform((n,), -view.hue, view.hue, generator)),
         ],
         dim=1,
     )
     jittered = coin(n, view.jitter_prob, generator)
+    gain = uniform((n, 3), 1 - view.channel_gain, 1 + view.channel_gain, generator)
+    drop = coin(n, view.grayscale_prob, generator)
+    # The draws go to the means, not the means to the draws: that would wait for all that the device has to do.
+    ordered = fixed[torch.arange(n)[:, None], order]
+    drawn = (ordered, order == 1, 1 - strength["c"][:, 0], jittered, gain, drop, luma)
+    ordered, is_contrast, toward_gray, jittered, gain, drop, luma = (send(one, device) for one in drawn)
+    matrix, offset = torch.eye(3, device=device).repeat(n, 1, 1), torch.zeros(n, 3, device=device)
     for position in range(4):
-        which = order[:, position]
-        step = fixed[torch.arange(n), which]
+        step = ordered[:, position]
         now = torch.einsum("nij,nj->ni", matrix, means) + offset
-        mean_gray = (now * torch.tensor(LUMA)).sum(dim=1, keepdim=True).expand(n, 3)
-        shift = torch.where((which == 1)[:, None], (1 - strength["c"][:, 0]) * mean_gray, none)
+        mean_gray = (now * luma).sum(dim=1, keepdim=True).expand(n, 3)
+        shift = torch.where(is_contrast[:, position, None], toward_gray * mean_gray, 0.0)
         matrix = torch.where(jittered[:, None, None], step @ matrix, matrix)
         offset = torch.where(jittered[:, None], torch.einsum("nij,nj->ni", step, offset) + shift, offset)
-    gain = uniform((n, 3), 1 - view.channel_gain, 1 + view.channel_gain, generator)
     matrix, offset = gain[:, :, None] * matrix, gain * offset
-    drop = coin(n, view.grayscale_prob, generator)
+    gray = luma.expand(3, 3)
     matrix = torch.where(drop[:, None, None], gray @ matrix, matrix)
     offset = torch.where(drop[:, None], offset @ gray.T, offset)
     return matrix, offset
@@ -183,18 +194,18 @@ def blur_some(pixels: Tensor, view: ViewConfig, generator: torch.Generator) -> T
     if not len(chosen):
         return pixels
     sigma = uniform((len(chosen),), *view.blur_sigma, generator)
-    index = chosen.to(pixels.device)
-    pixels[index] = gaussian_blur(pixels[index], sigma.to(pixels.device))
+    index = send(chosen, pixels.device)
+    pixels[index] = gaussian_blur(pixels[index], sigma)
     return pixels
 
 
 def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
-    """Return images (N, C, H, W) blurred by Gaussians of sigma (N,) pixels, borders replicated."""
+    """Return images (N, C, H, W) blurred by Gaussians of sigma (N,) pixels, on the host; borders are replicated."""
     n, channels, height, width = pixels.shape
     radius = min(math.ceil(3 * float(sigma.max())), min(height, width) - 1)
-    at = torch.arange(-radius, radius + 1, device=pixels.device)
+    at = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+    kernel = send((kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0), pixels.device)
     flat = F.pad(pixels.reshape(1, n * channels, height, width), [radius] * 4, mode="replicate")
     flat = F.conv2d(flat, kernel[:, None, :, None], groups=n * channels)
     flat = F.conv2d(flat, kernel[:, None, None, :], groups=n * channels)

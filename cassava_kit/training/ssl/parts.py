@@ -24,11 +24,14 @@ class Queue(nn.Module):
         super().__init__()
         self.register_buffer("bank", nn.functional.normalize(torch.randn(size, dim), dim=1))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.long))
+        self._was_full = False
 
     @property
     def full(self) -> bool:
         """Whether every place holds an embedding that was pushed."""
-        return int(self.pushed) >= len(self.bank)
+        # Read from the device until it is so, and never again: each reading waits for all work.
+        self._was_full = self._was_full or int(self.pushed) >= len(self.bank)
+        return self._was_full
 
     @torch.no_grad()
     def push(self, embeddings: Tensor) -> None:
@@ -37,7 +40,7 @@ class Queue(nn.Module):
             embeddings = concat_all_gather(embeddings.contiguous())
         size = len(self.bank)
         latest = embeddings[-size:].to(self.bank.dtype)
-        start = int(self.pushed) + len(embeddings) - len(latest)
+        start = self.pushed + len(embeddings) - len(latest)
         places = (start + torch.arange(len(latest), device=self.bank.device)) % size
         self.bank[places] = latest
         self.pushed += len(embeddings)

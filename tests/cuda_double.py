@@ -22,9 +22,10 @@ from cassava_kit.data import transforms
 
 COPIES = ("aten::to", "aten::_to_copy")
 READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero")
+NUMBERS = (torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.item)
 PATCHED = (
     "Stream", "Event", "stream", "current_stream", "synchronize", "empty_cache", "mem_get_info", "device_count",
-    "is_available", "get_device_name", "current_device",
+    "is_available", "get_device_name", "get_device_capability", "current_device",
 )  # fmt: skip
 
 
@@ -54,31 +55,64 @@ class DeviceTensor(torch.Tensor):
         return torch.Tensor._make_wrapper_subclass(cls, meta.shape, device=device, **layout)
 
     def __init__(self, double: "CudaDouble", meta: torch.Tensor, cell: Cell, block: Block, _: torch.device) -> None:
-        self.double, self.meta, self.cell, self.block = double, meta, cell, block
+        self.played_by, self.meta, self.cell, self.block = double, meta, cell, block
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take indices apart: torch's own indexing asks the driver which device is current."""
+        """Replace what asks the driver for the current device, or for what it can do: indices and attention."""
         with torch._C.DisableTorchFunctionSubclass():
-            return take(*args) if func is torch.Tensor.__getitem__ else func(*args, **(kwargs or {}))
+            if func is torch.Tensor.__getitem__:
+                return take(*args)
+            if func is torch.Tensor.__setitem__:
+                return put(*args)
+            if func in NUMBERS:
+                return func(args[0].cpu())
+            if func is torch.Tensor.contiguous:
+                layout = (kwargs or {}).get("memory_format", torch.contiguous_format)
+                whole = args[0].is_contiguous(memory_format=layout)
+                return args[0] if whole else args[0].clone(memory_format=layout)
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                return attend(*args[:3])
+            return func(*args, **(kwargs or {}))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin: torch.Tensor = self.detach().clone()
+        if isinstance(self, torch.nn.Parameter):
+            twin = torch.nn.Parameter(twin, requires_grad=self.requires_grad)
+        memo[id(self)] = twin
+        return twin
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Order the operation."""
         some = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, DeviceTensor))
-        return some.double.dispatch(func, args, kwargs or {})
+        return some.played_by.dispatch(func, args, kwargs or {})
 
 
 def take(x: torch.Tensor, key: Any) -> torch.Tensor:
-    """Return `x[key]` for slices and whole numbers."""
+    """Return `x[key]` for slices, whole numbers and None, or for a tensor of rows."""
+    if isinstance(key, torch.Tensor):
+        return x.index_select(0, key)
     axis = 0
     for one in key if isinstance(key, tuple) else (key,):
         if isinstance(one, int):
             x = x.select(axis, one)
+        elif one is None:
+            x, axis = x.unsqueeze(axis), axis + 1
         else:
             assert isinstance(one, slice)
             x, axis = torch.ops.aten.slice.Tensor(x, axis, one.start, one.stop, one.step or 1), axis + 1
     return x
+
+
+def put(x: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Set `x[key]` for a tensor of rows."""
+    x.index_copy_(0, key, value)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return attention without a mask, (B, heads, N, D)."""
+    return (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1) @ value
 
 
 @dataclass
@@ -222,6 +256,10 @@ class CudaDouble(TorchDispatchMode):
         """Return that there are some."""
         return True
 
+    def get_device_capability(self, _: Any = None) -> tuple[int, int]:
+        """Return a T4's."""
+        return 7, 5
+
     def get_device_name(self, _: Any = None) -> str:
         """Return a name."""
         return "double"
@@ -261,7 +299,7 @@ class CudaDouble(TorchDispatchMode):
         to_device = named is not None and named.type == "cuda"
         name = func._schema.name
         with self.lock:
-            if not on_device and not to_device:
+            if name == "aten::_has_compatible_shallow_copy_type" or not (on_device or to_device):
                 return self.on_host(func, args, kwargs)
             if name in READS or (name in COPIES and on_device and named is not None and not to_device):
                 return self.read(func, args, kwargs, on_device[0])
@@ -276,11 +314,18 @@ class CudaDouble(TorchDispatchMode):
 
     def on_host(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation of the host; pinned memory is plain memory full of NaN, or of 255."""
-        pinned = kwargs.pop("pin_memory", False)
-        result = func(*args, **kwargs)
-        if pinned:
+        if func._schema.name == "aten::_has_compatible_shallow_copy_type":
+            return False
+        if func._schema.name == "aten::is_pinned":
+            return args[0].untyped_storage().data_ptr() in self.pinned
+        if func._schema.name in ("aten::pin_memory", "aten::_pin_memory"):
+            result = args[0].clone()
+        elif kwargs.pop("pin_memory", False):
+            result = func(*args, **kwargs)
             result.fill_(float("nan") if result.is_floating_point() else 255)
-            self.pinned.add(result.untyped_storage().data_ptr())
+        else:
+            return func(*args, **kwargs)
+        self.pinned.add(result.untyped_storage().data_ptr())
         return result
 
     def upload(self, func: Any, args: Any, kwargs: dict[str, Any], device: torch.device) -> DeviceTensor:
@@ -337,7 +382,10 @@ class CudaDouble(TorchDispatchMode):
                 return by_meta[id(meta)]
             base = by_storage.get(meta.untyped_storage()._cdata)
             block = Block(self, meta.untyped_storage().nbytes(), stream) if base is None else base.block
-            return DeviceTensor(self, meta, Cell(), block, stream.device)
+            # A view of a tensor that was made outside inference mode is one as well.
+            inference = torch.is_inference_mode_enabled() and (base is None or base.is_inference())
+            with torch.inference_mode(inference):
+                return DeviceTensor(self, meta, Cell(), block, stream.device)
 
         results = tree_map_only(torch.Tensor, result, on("meta", lambda x: x.meta))
         cells = [x.cell for x in tree_leaves(results) if isinstance(x, DeviceTensor)]
@@ -372,6 +420,12 @@ def found(cell: Cell) -> torch.Tensor:
     return cell.value
 
 
+def forget_constants() -> None:
+    """Make constants anew: those that are kept belong to another double."""
+    transforms._constants.cache_clear()
+    transforms.constant.cache_clear()
+
+
 @contextmanager
 def play_cuda(monkeypatch: pytest.MonkeyPatch, devices: int = 1, memory: float = float("inf")) -> Iterator[CudaDouble]:
     """Play GPUs in this thread, and check at the end that no memory was taken too early."""
@@ -393,8 +447,13 @@ def play_cuda(monkeypatch: pytest.MonkeyPatch, devices: int = 1, memory: float =
         patch.setattr(torch, "tensor", tensor)
         patch.setattr(machine, "_computes", lambda _: True)
         patch.setattr(runner, "_work", work_in_thread)
-        transforms._constants.cache_clear()
-        with double:
-            yield double
-        transforms._constants.cache_clear()
+        forget_constants()
+        # A module's `to` puts its tensors into new parameters, where it would exchange the memory of the old ones.
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            with double:
+                yield double
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(False)
+            forget_constants()
     assert not double.faults
