@@ -50,7 +50,7 @@ def draw_view(pixels: Tensor, view: ViewConfig, generator: torch.Generator) -> T
     if view.blur_prob:
         crops = blur_some(crops, view, generator)
     if view.solarize_prob:
-        chosen = send(coin(n, view.solarize_prob, generator), crops.device)[:, None, None, None]
+        chosen = to_device(coin(n, view.solarize_prob, generator), crops.device)[:, None, None, None]
         crops = torch.where(chosen & (crops >= 0.5), 1 - crops, crops)
     return crops
 
@@ -65,13 +65,13 @@ def swap_backgrounds(pixels: Tensor, probability: float, generator: torch.Genera
     n, _, height, width = pixels.shape
     y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
     radius = uniform((n, 1, 1, 1), *DISC_RADIUS, generator) * height
-    disc = send(torch.sigmoid((radius - (x.square() + y.square()).sqrt()) / (DISC_EDGE * height)), pixels.device)
-    disc = torch.where(send(coin(n, probability, generator), pixels.device)[:, None, None, None], disc, 1)
+    disc = to_device(torch.sigmoid((radius - (x.square() + y.square()).sqrt()) / (DISC_EDGE * height)), pixels.device)
+    disc = torch.where(to_device(coin(n, probability, generator), pixels.device)[:, None, None, None], disc, 1)
     others = pixels.roll(int(torch.randint(1, max(n, 2), (), generator=generator)), dims=0)
     return others + disc * (pixels - others)
 
 
-def send(drawn: Tensor, device: torch.device) -> Tensor:
+def to_device(drawn: Tensor, device: torch.device) -> Tensor:
     """Return what was drawn on the host on a device; from pinned memory, so that neither waits for the other."""
     return drawn if device.type == "cpu" else drawn.pin_memory().to(device, non_blocking=True)
 
@@ -120,7 +120,9 @@ def crop(pixels: Tensor, boxes: Tensor, size: int, *, flips: Tensor) -> Tensor:
     theta[:, 0, 0] = 2 * boxes[:, 2] * flips[:, 0]
     theta[:, 1, 1] = 2 * boxes[:, 3] * flips[:, 1]
     theta[:, :, 2] = 2 * boxes[:, :2] - 1
-    grid = F.affine_grid(send(theta, pixels.device), [n, channels, size * factor, size * factor], align_corners=False)
+    grid = F.affine_grid(
+        to_device(theta, pixels.device), [n, channels, size * factor, size * factor], align_corners=False
+    )
     sampled = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return F.avg_pool2d(sampled, factor) if factor > 1 else sampled
 
@@ -161,7 +163,7 @@ def colour_maps(means: Tensor, view: ViewConfig, generator: torch.Generator) -> 
     # The draws go to the means, not the means to the draws: that would wait for all that the device has to do.
     ordered = fixed[torch.arange(n)[:, None], order]
     drawn = (ordered, order == 1, 1 - strength["c"][:, 0], jittered, gain, drop, luma)
-    ordered, is_contrast, toward_gray, jittered, gain, drop, luma = (send(one, device) for one in drawn)
+    ordered, is_contrast, toward_gray, jittered, gain, drop, luma = (to_device(one, device) for one in drawn)
     matrix, offset = torch.eye(3, device=device).repeat(n, 1, 1), torch.zeros(n, 3, device=device)
     for position in range(4):
         step = ordered[:, position]
@@ -194,7 +196,7 @@ def blur_some(pixels: Tensor, view: ViewConfig, generator: torch.Generator) -> T
     if not len(chosen):
         return pixels
     sigma = uniform((len(chosen),), *view.blur_sigma, generator)
-    index = send(chosen, pixels.device)
+    index = to_device(chosen, pixels.device)
     pixels[index] = gaussian_blur(pixels[index], sigma)
     return pixels
 
@@ -205,7 +207,7 @@ def gaussian_blur(pixels: Tensor, sigma: Tensor) -> Tensor:
     radius = min(math.ceil(3 * float(sigma.max())), min(height, width) - 1)
     at = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (at / sigma[:, None]) ** 2)
-    kernel = send((kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0), pixels.device)
+    kernel = to_device((kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0), pixels.device)
     flat = F.pad(pixels.reshape(1, n * channels, height, width), [radius] * 4, mode="replicate")
     flat = F.conv2d(flat, kernel[:, None, :, None], groups=n * channels)
     flat = F.conv2d(flat, kernel[:, None, None, :], groups=n * channels)
