@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from forked_python import interpreter
 from processes import run_python
 
 from cassava_kit.competition import CASSAVA, VARIABLE, Competition, current, facts, parse_facts, read_facts, write_facts
@@ -136,7 +137,7 @@ def test_a_training_kernel_finds_class_folders(tmp_path, monkeypatch):
     changes = parse_changes(["RECIPE=small_resnet", "FOLDS=[1]", "N_SPLITS=2", "SET=['epochs=1']"], [])
     bundle = package_kernel(tmp_path / "kit", find_kernel("train-folds"), root=ROOT, owner="me", changes=changes)
     monkeypatch.delenv(VARIABLE)
-    done = rehearse(bundle, folder, tmp_path / "out", options=RehearsalOptions(minutes=5, per_class=6))
+    done = rehearse(bundle, folder, tmp_path / "out", options=RehearsalOptions(python=interpreter(), per_class=6))
     assert done.ok, done.verdict
     oof = pd.read_csv(tmp_path / "out" / "working" / "runs" / "small_resnet--epochs-1" / "fold1" / "oof.csv")
     assert {name.partition("/")[0] for name in oof["image_id"]} == {"cat", "dog, large"}
@@ -152,9 +153,8 @@ def test_a_training_kernel_knows_the_other_competition_too(data, tmp_path, monke
     arrived = as_uploaded(bundle.kit_dir, tmp_path / "arrived")
     mounts = competition_mounts(data, "new", bundle.competition)
     mounts += dataset_mounts(arrived, "me/flowers-2027-kit", "new")
-    stage = NotebookRun(
-        bundle.notebook, mounts, tmp_path / "out", "new", RehearsalOptions(minutes=30), bundle.competition
-    )
+    options = RehearsalOptions(minutes=30, python=interpreter())
+    stage = NotebookRun(bundle.notebook, mounts, tmp_path / "out", "new", options, bundle.competition)
     stage.working.mkdir(parents=True)
     # Loader processes speak through sockets below TMPDIR, whose paths the system takes up to 107 letters alone.
     with tempfile.TemporaryDirectory(prefix="kit-") as scratch:

@@ -47,7 +47,7 @@ def test_exit_codes_are_the_interpreters(code, expected):
     assert run_python(["-c", code]).returncode == expected
     forked = subprocess.run([interpreter(), "-c", code], capture_output=True, text=True)
     assert forked.returncode == expected
-    assert ("ZeroDivisionError" in forked.stderr) == ("/ 0" in code) and ("no\n" == forked.stderr) == ("'no'" in code)
+    assert ("ZeroDivisionError" in forked.stderr) == ("/ 0" in code) and (forked.stderr == "no\n") == ("'no'" in code)
 
 
 def test_the_interpreter_has_the_libraries_and_not_the_kit(tmp_path):

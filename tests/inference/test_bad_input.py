@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_members import colour_field, write_image
+from tiny_members import PRIOR, colour_field, write_image
 from tiny_runs import CPU, full_ensemble, read_labels, run_python, submit
 
 from cassava_kit.inference import run as run_module
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE, Ensemble, EnsembleMember, write_ensemble
 from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.inference.run import run_submission
@@ -98,7 +99,7 @@ def test_a_file_that_disappears_after_the_listing(
 
 @pytest.mark.slow
 def test_a_huge_picture_needs_no_huge_memory(images: Path, weights: Path, tmp_path: Path) -> None:
-    Image.new("L", (20_000, 20_000), 120).save(images / "huge.jpg", quality=20)
+    Image.new("L", (15_000, 15_000), 120).save(images / "huge.jpg", quality=20)
     code = (
         "import sys, resource\n"
         "from cassava_kit.inference.options import RunOptions\n"
@@ -118,6 +119,8 @@ def test_a_huge_picture_needs_no_huge_memory(images: Path, weights: Path, tmp_pa
 
 @pytest.mark.slow
 def test_memory_stays_flat_as_images_grow(images: Path, weights: Path, tmp_path: Path) -> None:
+    one = EnsembleMember(name="vit", weight=1.0, checkpoints=("vit-fold0.safetensors",))
+    write_ensemble(weights / ENSEMBLE_FILE, Ensemble(members=(one,), views="none", prior=PRIOR))
     code = (
         "import sys, resource\n"
         "from cassava_kit.inference.kept_pixels import Budget\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_python import interpreter
 from gpu_report import gpu_report
 from kaggle_stub import USER, Stub, environment, running
 from PIL import Image
@@ -86,7 +87,7 @@ class Reader:
         if words.startswith(sys.executable) and not re.search(SHELL_SYNTAX, words):
             done = run_python(shlex.split(words)[1:], cwd=folder, env=variables, timeout=1800)
         else:
-            command = ["bash", "-c", words]
+            command = ["bash", "-c", words.replace(sys.executable, interpreter())]
             done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 

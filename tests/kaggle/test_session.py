@@ -100,14 +100,16 @@ def test_a_gpu_has_one_fold_at_a_time_and_the_watch_is_called(
 ) -> None:
     at_work: list[tuple[int, ...]] = []
     seen: list[tuple[Any, ...]] = []
-    most, lock = [0], threading.Lock()
+    most, lock, both = [0], threading.Lock(), threading.Barrier(2, timeout=60)
 
     def run(self: Session, arguments: Any, *, gpus: Any = (), label: str = "") -> bool:
         with lock:
             assert tuple(gpus) not in at_work
             at_work.append(tuple(gpus))
             most[0] = max(most[0], len(at_work))
-        time.sleep(0.05)
+        both.wait()
+        while len(calls) < 2:
+            time.sleep(0.001)
         with lock:
             at_work.remove(tuple(gpus))
             seen.append((*arguments, tuple(gpus), label))

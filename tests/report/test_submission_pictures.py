@@ -99,6 +99,7 @@ def test_drawing_that_hangs_or_dies_is_ended_and_named(
     before, parts = arguments["out"].read_bytes(), displayed(monkeypatch)
     monkeypatch.setattr(submission_pictures, "CHILD", child(code))
     if "longer" in said:  # what dies has the time that it needs to come so far
+        monkeypatch.setattr(submission_pictures, "LEAST_SECONDS", 0.1)
         monkeypatch.setattr(submission_pictures, "LONGEST_SECONDS", 0.5)
     started = time.monotonic()
     submission_pictures.show_submission(report, arguments.pop("images_dir"), **arguments)

@@ -197,7 +197,8 @@ SHALLOW = {
     "vit_base": {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3},
     "deit_base": {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3},
     "vgg": {"mlp_ratio": 1 / 64},
-    "resnet50": {"layers": [1, 1, 1, 1]},
+    "resnet": {"layers": [1, 1, 1, 1]},
+    "densenet": {"block_config": [2, 2, 2, 2]},
     "resnext50": {"layers": [1, 1, 1, 1]},
 }
 
@@ -205,8 +206,10 @@ SHALLOW = {
 @pytest.mark.slow
 # Those of pretrained_recipes.py take theirs in test_pretrained_recipes.py, made small.
 @pytest.mark.parametrize("name", [name for name in recipe_names() if not hasattr(pretrained_recipes, name)])
-def test_every_recipe_takes_a_real_step_and_comes_back(name, data, tmp_path):
-    config = recipe(name)
+def test_every_recipe_takes_a_real_step_and_comes_back(name, tiny_table, tmp_path):
+    few = tiny_table.frame.groupby("label").head(4).reset_index(drop=True)
+    table = TrainTable(few, tiny_table.image_dir, ())
+    data, config = TrainData(table, split_folds(few, n_splits=2, seed=0)), recipe(name)
     small = next((args for model, args in SHALLOW.items() if config.model.startswith(model)), {})
     size = config.image_size if name == "small_vit" else 32
     config = replace(

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -68,7 +67,7 @@ def test_every_notebook_is_valid_and_can_be_pushed(kernel) -> None:  # type: ign
 
 def _run(*arguments: str, root: Path) -> subprocess.CompletedProcess[str]:
     """The verb of the copy of the kit in `root`."""
-    command = [sys.executable, "-m", "cassava_kit", "kernels", *arguments]
+    command = [interpreter(), "-m", "cassava_kit", "kernels", *arguments]
     environment = os.environ | {"PYTHONPATH": str(root)}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=environment)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from forked_python import interpreter
 from scipy.optimize import nnls
 
 from cassava_kit.data.folds import Folds, read_folds, write_folds
@@ -191,7 +191,7 @@ def submit(root: Path, *arguments: object, cwd: Path) -> subprocess.CompletedPro
     """`submit.py` of a copy of the repository, started anywhere."""
     shutil.copy(REPOSITORY / "submit.py", root)
     environment = os.environ | {"PYTHONPATH": str(root), "KAGGLE_KEY": "PLANTED-KEY-OF-ENVIRONMENT"}
-    command = [sys.executable, str(root / "submit.py"), *map(str, arguments)]
+    command = [interpreter(), str(root / "submit.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False)
 
 
