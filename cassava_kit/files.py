@@ -193,6 +193,14 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); make it again") from None
 
 
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object; FileNotFoundError for a missing file, UserError for another value or a damaged file."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}; make it again")
+    return value
+
+
 def csv_text(frame: pd.DataFrame, float_format: str | None = None) -> str:
     """Return a table as CSV with Unix line ends, which `read_csv` reads back: the same text for the same rows."""
     # pandas leaves a lone carriage return unquoted, and takes it for the end of a row when it reads.

@@ -76,10 +76,14 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
     from cassava_kit.inference.submission import check_answers, read_answers
     from cassava_kit.inference.tta import make_views
     from cassava_kit.kaggle.pack.bundle import package, package_kit
+    from cassava_kit.training.checks import check_fit
 
     console, stages, clock = screen.console, Stages(screen), Clock(plan.time_limit)
     configs = member_configs(plan)
     make_views(plan.views)
+    for config, weights in configs:
+        if weights is not None:
+            check_fit(config, weights)
     with stages("Competition data"):
         data_dir, table, tests = load_data(plan)
     out = plan.out or Path("build") / data_dir.name

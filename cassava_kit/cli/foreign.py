@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -37,8 +37,11 @@ def examine_foreign(
     from cassava_kit.kaggle.examine.notebook import examine_notebook
 
     def examined() -> Result:
+        datasets = {} if run is None else _parse_datasets(run.datasets)
+        if run is not None and run.data is not None:
+            find_folder(run.data, "--data takes the competition's folder")
         found = examine_notebook(notebook, root=project_root(), metadata=metadata)
-        rehearsed = _rehearse(notebook, run) if run is not None else []
+        rehearsed = _rehearse(notebook, run, datasets) if run is not None else []
         text = "\n".join([str(found), *(each.verdict for each in rehearsed)])
         values = found.values()
         values["ok"] = found.ok and all(each.ok for each in rehearsed)
@@ -51,13 +54,13 @@ def examine_foreign(
     return int(not print_result(examined, as_json=as_json).values["ok"])
 
 
-def _rehearse(notebook: Path, run: ForeignRun) -> list[Rehearsal]:
+def _rehearse(notebook: Path, run: ForeignRun, datasets: Mapping[str, Path]) -> list[Rehearsal]:
     """Run the notebook in both layouts, offline; outputs are in `build/notebooks/NAME-LAYOUT`."""
     from cassava_kit.data.sample.make import own_sample
     from cassava_kit.kaggle.rehearse.foreign import ForeignInput, rehearse_notebook
 
     competition = current()
-    given = ForeignInput(run.data or own_sample(competition), competition, _parse_datasets(run.datasets))
+    given = ForeignInput(run.data or own_sample(competition), competition, datasets)
     return [
         rehearse_notebook(
             notebook, given, FOREIGN_RUNS / f"{notebook.stem}-{layout}", layout=layout, options=run.options

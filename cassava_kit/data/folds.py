@@ -17,7 +17,7 @@ from cassava_kit.files import (
     find_file,
     header_path,
     read_csv,
-    read_json,
+    read_object,
     sha256_bytes,
     write_json,
     write_text,
@@ -129,9 +129,9 @@ def check_remade(
     beside = header_path(path)
     if replace or not path.is_file() or not beside.is_file():
         return
-    header, made = read_json(beside), {"method": method, "seed": seed, "n_splits": n_splits}
-    wanted = {**made, "labels_sha256": labels_hash(labels)}
-    if not isinstance(header, dict) or any(header.get(key) != value for key, value in wanted.items()):
+    wanted = {"method": method, "seed": seed, "n_splits": n_splits, "labels_sha256": labels_hash(labels)}
+    header = read_object(beside)
+    if any(header.get(key) != value for key, value in wanted.items()):
         _refuse(path)
 
 
@@ -179,9 +179,7 @@ def read_folds(path: str | Path) -> Folds:
     _check_numbers(path, frame["fold"])
     frame = frame.sort_values("image_id", kind="stable").reset_index(drop=True)
     beside = header_path(path)
-    header = read_json(beside) if beside.is_file() else {}
-    if not isinstance(header, dict):
-        raise UserError(f"{beside} must hold a JSON object, got {type(header).__name__}; make it again")
+    header = read_object(beside) if beside.is_file() else {}
     counts = header.get("near_duplicates")
     try:
         near_duplicates = None if counts is None else GroupCounts(**counts)

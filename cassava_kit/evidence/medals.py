@@ -67,6 +67,8 @@ def grade_submission(file: Path, private: Path) -> Grade:
     Raises:
         UserError: the submission is not of the test set's rows.
     """
+    from pandas.api.types import is_integer_dtype
+
     answers_file = private / "test.csv" if private.is_dir() else private
     tables = []
     for path, what, remedy in (
@@ -77,6 +79,9 @@ def grade_submission(file: Path, private: Path) -> Grade:
         for column in ("image_id", "label"):
             if column not in table:
                 raise UserError(f"{path} must have the columns image_id,label, got {', '.join(table.columns)}")
+        if table.empty or not is_integer_dtype(table["label"]):
+            got = "no row" if table.empty else "a label that is none"
+            raise UserError(f"{path} must have a whole number as the label of each image, got {got}; {remedy}")
         tables.append(table.sort_values("image_id"))
     submission, answers = tables
     if len(submission) != len(answers):

@@ -19,7 +19,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import AGREEMENT, read_noise_report
 from cassava_kit.evidence.noise.neighbours import nearest
 from cassava_kit.evidence.oof import Evidence, read_evidence
-from cassava_kit.files import cache_dir, find_folder, header_path, path_inside, read_json, sha256_bytes, write_text
+from cassava_kit.files import cache_dir, find_folder, header_path, path_inside, read_object, sha256_bytes, write_text
 from cassava_kit.inference.features import check_embedding_source, embed_images
 from cassava_kit.report.page import ClassNames, check_out, environment, name_classes
 from cassava_kit.report.thumbnails import NEIGHBOUR, photo_side, thumbnail
@@ -178,10 +178,7 @@ def review_page(
 def report_header(clean: Path) -> dict[str, Any]:
     """Return the header of a noise report; an empty one for a report without."""
     path = header_path(clean)
-    header = read_json(path) if path.is_file() else {}
-    if not isinstance(header, dict):
-        raise UserError(f"{path} must hold an object, got {type(header).__name__}; make the report again with clean")
-    return header
+    return read_object(path) if path.is_file() else {}
 
 
 def report_task(clean: Path) -> Task | None:

@@ -14,7 +14,7 @@ import pandas as pd
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import distinct_names
 from cassava_kit.evidence.predictions import Predictions, read_predictions
-from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, find_folder, read_csv, read_json
+from cassava_kit.files import CONFIG_FILE, DONE_FILE, OOF_FILE, find_folder, read_csv, read_object
 
 FOLD_FOLDER = re.compile(r"fold(\d+)")
 
@@ -93,24 +93,17 @@ def _read_run(folder: Path, name: str) -> Run:
     folds = _fold_folders(folder)
     parts = {k: read_predictions(path / OOF_FILE) for k, path in folds.items() if (path / OOF_FILE).is_file()}
     logs = {k: path / "metrics.csv" for k, path in folds.items()}
-    done = {k: _read_object(path / DONE_FILE) for k, path in folds.items() if (path / DONE_FILE).is_file()}
+    done = {k: read_object(path / DONE_FILE) for k, path in folds.items() if (path / DONE_FILE).is_file()}
     joined = folder / OOF_FILE
     return Run(
         name,
         folder,
-        configs={k: _read_object(path / CONFIG_FILE) | _given(done.get(k, {})) for k, path in folds.items()},
+        configs={k: read_object(path / CONFIG_FILE) | _given(done.get(k, {})) for k, path in folds.items()},
         metrics={k: _read_metrics(log) for k, log in logs.items() if _has_content(log)},
         done=done,
         parts=parts,
         whole=read_predictions(joined) if not parts and joined.is_file() else None,
     )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold one JSON object, got {type(value).__name__}")
-    return value
 
 
 def _has_content(path: Path) -> bool:

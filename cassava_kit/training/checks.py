@@ -43,10 +43,15 @@ def check_weights(
     Raises:
         UserError: They do not fit, or may know a label.
     """
+    check_fit(config, weights, partial=partial)
+    refuse_seen_labels(weights, data, folds)
+
+
+def check_fit(config: NetworkSettings, weights: Path, *, partial: bool = False) -> None:
+    """Refuse a file of initial weights that is damaged or does not fit the model; UserError says why."""
     args = args_for_size(config.model, config.image_size, config.model_args)
     model, _ = meta_model(config.model, config.image_size, model_args=args, head=config.head)
     match_weights(model, weights, partial=partial)
-    refuse_seen_labels(weights, data, folds)
 
 
 def refuse_seen_labels(weights: Path, data: TrainData, folds: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from cassava_kit.errors import UserError
-from cassava_kit.files import CONFIG_FILE, DONE_FILE, METRICS_FILE, read_json
+from cassava_kit.files import CONFIG_FILE, DONE_FILE, METRICS_FILE, read_csv, read_json, read_object
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.cost import T4, Gpu, epoch_seconds, fold_hours, loader_seconds
 from cassava_kit.training.recipes import recipe
@@ -107,8 +107,8 @@ def plan_week(
     Raises:
         UserError: There is no such recipe, a name is given twice, or there are no hours.
     """
-    if hours <= 0:
-        raise UserError(f"--hours must be more than 0, got {hours:g}")
+    if not 0 < hours < math.inf:
+        raise UserError(f"--hours must be a number above 0, got {hours:g}")
     chosen = list(names) or list(MODEL_FAMILIES)
     if len(set(chosen)) < len(chosen):
         raise UserError(f"each recipe once, got {', '.join(chosen)}")
@@ -191,7 +191,8 @@ def sessions(each: WeekCandidate, folds: tuple[int, ...]) -> list[Push]:
 
 def finished_folds(runs: Path, name: str) -> set[int]:
     """Return the folds of a recipe, as it is in the catalogue, that are finished in a folder of runs."""
-    return {int(path.parent.name.removeprefix("fold")) for path in runs.glob(f"{name}/fold*/{DONE_FILE}")}
+    numbers = (path.parent.name.removeprefix("fold") for path in runs.glob(f"{name}/fold*/{DONE_FILE}"))
+    return {int(number) for number in numbers if number.isdecimal()}
 
 
 def measured_speeds(runs: Path, gpu: Gpu) -> dict[str, float]:
@@ -201,7 +202,7 @@ def measured_speeds(runs: Path, gpu: Gpu) -> dict[str, float]:
     """
     found: dict[str, list[float]] = {}
     for path in sorted(runs.glob(f"*/fold*/{DONE_FILE}")):
-        done = read_json(path)
+        done = read_object(path)
         if gpu.name not in str(done.get("device", "")) or "training_rows" not in done:
             continue
         config, seconds = _read_epochs(path.parent)
@@ -215,10 +216,15 @@ def measured_speeds(runs: Path, gpu: Gpu) -> dict[str, float]:
 
 def _read_epochs(run_dir: Path) -> tuple[RunConfig | None, list[float]]:
     """Return a run's configuration, None where it is of no recipe, and the seconds of its epochs."""
-    import pandas as pd
+    from pandas.api.types import is_numeric_dtype
 
     values: Any = read_json(run_dir / CONFIG_FILE)
     file = run_dir / METRICS_FILE
     if not isinstance(values, dict) or "epochs" not in values or not file.is_file():
         return None, []
-    return RunConfig.from_values(values), pd.read_csv(file)["seconds"].tolist()
+    epochs = read_csv(file)
+    if "seconds" not in epochs or not is_numeric_dtype(epochs["seconds"]):
+        raise UserError(
+            f"{file} must have a column of numbers, seconds; train the run again, or leave it out of --runs"
+        )
+    return RunConfig.from_values(values), epochs["seconds"].tolist()

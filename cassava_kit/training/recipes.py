@@ -252,6 +252,8 @@ def recipe(name: str) -> RunConfig:
     """
     if name.startswith(TIMM_PREFIX):
         model = name.removeprefix(TIMM_PREFIX)
+        if not model:
+            raise UserError("timm: needs the name of a model behind it, e.g. timm:resnet18")
         called = f"timm-{model}" if model in recipe_names() else model.replace("/", "_")
         return RunConfig(recipe=called, about=f"{model}{PLAIN_SETTINGS}", model=model)
     for function in RECIPES:

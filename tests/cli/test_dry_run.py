@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 from PIL import Image
 from processes import run_python
 
@@ -53,6 +55,23 @@ def test_what_cannot_be_packed_is_known_before_the_training(tiny_dir, tmp_path, 
     assert run_app(submit_app, arguments) == 2
     assert "is not part of a bundle" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "folds.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.pth", b"", "is not a plain state dict"),
+        ("w.safetensors", b"junk", "is not a whole .safetensors file"),
+        ("w.safetensors", {"a": torch.zeros(3)}, "matches nothing of the model"),
+        ("w.txt", b"junk", "weights must be a .safetensors or a .pth"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_any_work(tmp_path, monkeypatch, capsys, name, content, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cassava_kit.cli.dry_run.load_data", lambda plan: pytest.fail("the data were read"))
+    Path(name).write_bytes(content) if isinstance(content, bytes) else save_file(content, name)
+    assert run_app(submit_app, ["ensemble", "--weights", f"resnet18={name}"]) == 2
+    assert message in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_folds_of_runs_are_not_written_over(tiny_dir, tmp_path, capsys):

@@ -22,6 +22,7 @@ from cassava_kit.training.plan import (
     by_rule,
     family_of,
     fill,
+    finished_folds,
     measured_speeds,
     plan_week,
 )
@@ -147,8 +148,11 @@ def test_a_run_leaves_what_a_plan_reads(data, tmp_path):
 
 
 def test_mistakes_are_refused(tmp_path, capsys):
-    with pytest.raises(UserError, match="more than 0, got 0"):
-        plan_week(0, [], N, K)
+    for hours in (0, -1, math.nan, math.inf):
+        with pytest.raises(UserError, match=f"--hours must be a number above 0, got {hours:g}"):
+            plan_week(hours, [], N, K)
+    with pytest.raises(UserError, match="timm: needs the name of a model behind it"):
+        plan_week(9, ["timm:"], N, K)
     with pytest.raises(UserError, match="each recipe once"):
         plan_week(9, ["tiny_vit", "tiny_vit"], N, K)
     with pytest.raises(UserError, match="no recipe 'tiny'"):
@@ -156,6 +160,27 @@ def test_mistakes_are_refused(tmp_path, capsys):
     assert run_app(app, ["plan", "--runs", str(tmp_path / "none")]) == 2
     assert "must be a folder of runs" in capsys.readouterr().err
     assert family_of(recipe("timm:resnet18")) == "resnet"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", "5", "run.json must hold a JSON object, got int"),
+        ("run.json", "{", "run.json is not valid JSON"),
+        ("metrics.csv", "epoch,train_loss\n0,1\n", "metrics.csv must have a column of numbers, seconds"),
+        ("metrics.csv", "epoch,seconds\n0,long\n", "metrics.csv must have a column of numbers, seconds"),
+        ("metrics.csv", "", "metrics.csv is empty"),
+    ],
+)
+def test_a_damaged_run_is_named(tmp_path, capsys, file, content, message):
+    write_run(tmp_path / "tiny_vit" / "fold0", "tiny_vit")
+    (tmp_path / "tiny_vit" / "foldX").mkdir()
+    (tmp_path / "tiny_vit" / "foldX" / "run.json").write_text("{}")  # of nobody's fold
+    assert finished_folds(tmp_path, "tiny_vit") == {0}
+    (tmp_path / "tiny_vit" / "fold0" / file).write_text(content)
+    assert run_app(app, ["plan", "--runs", str(tmp_path)]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and message in told[0]
 
 
 def test_the_verb_prints_commands_that_exist_and_json(capsys):

@@ -39,7 +39,6 @@ SAME_MEMORY = frozenset(
         "unbind",
     ]
 )
-COPIES = frozenset({"cpu", "clone", "numpy", "tolist", "item", "half"})
 STORES = frozenset({"append", "extend", "add", "insert", "put", "update"})
 
 

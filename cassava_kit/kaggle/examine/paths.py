@@ -17,7 +17,6 @@ FIXED = "fixed input path"
 BELOW_INPUT = re.compile(
     r"^(?:/kaggle|\.\.|\.\./\.\./kaggle)/input/(?:(?P<kind>competitions|datasets|models)/)?(?P<name>[^/*?\0]+)"
 )
-INPUT_ROOT = re.compile(r"^(?:/kaggle|\.\.)/input/?$")
 # Functions that ask whether a path is there, and commands whose failure ends nothing.
 ASKS = frozenset({"exists", "isdir", "is_dir", "isfile", "is_file", "lexists", "access"})
 PRINTS = frozenset({"print", "display", "Markdown", "info", "warn", "warning", "debug", "error"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -194,8 +194,3 @@ def parameter_names(function: Function | ast.Lambda) -> list[str]:
 def last_name(node: ast.AST) -> str:
     """Return the last part of a dotted name: `f` of `f`, `m.f` and `a().f`; empty for anything else."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def names_in(nodes: Sequence[ast.AST]) -> set[str]:
-    """Return the names that are read or written below nodes."""
-    return {each.id for node in nodes for each in ast.walk(node) if isinstance(each, ast.Name)}

@@ -91,7 +91,10 @@ def test_the_md5_sums_of_the_whole_competition_are_held(data, tmp_path, capsys, 
         (lambda data: shutil.rmtree(data / "train_tfrecords"), "expected the competition's records in"),
         (lambda data: (data / "train_images" / "5.jpg").unlink(), "1 images of"),
         (lambda data: (data / "train.csv").write_text("id,label\n1.jpg,2\n"), "must have the columns image_id,label"),
-        (lambda data: (data / "train.csv").write_text("image_id,label\nother.jpg,2\n"), "0 of 1 rows"),
+        (lambda data: rename_image(data, "other.jpg"), "0 of 1 rows"),
+        (lambda data: (data / "train.csv").write_text("image_id,label\nother.jpg,2\n"), "the first is other.jpg; give"),
+        (lambda data: (data / "train.csv").write_text(""), "train.csv is empty"),
+        (lambda data: (data / "train.csv").write_text("image_id;label\n1.jpg;2\n"), "divided by semicolons"),
         (lambda data: (data / "label_num_to_disease_map.json").unlink(), "give the folder of the downloaded"),
     ],
 )
@@ -99,6 +102,18 @@ def test_what_is_missing_is_said_before_anything_is_written(data, tmp_path, caps
     damage(data)
     assert run("prepare", data, tmp_path / "out") == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def rename_image(data, name):
+    """Leave one row, of an image that no record holds."""
+    (data / "train.csv").write_text(f"image_id,label\n{name},2\n")
+    (data / "train_images" / name).write_bytes(b"x")
+
+
+def test_images_are_missed_before_the_records_are_read(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cassava_kit.data.tfrecords.mle_bench._image_names", lambda files: pytest.fail("read"))
+    (data / "train_images" / "5.jpg").unlink()
+    assert run("prepare", data, tmp_path / "out") == 2 and "5.jpg" in capsys.readouterr().err
 
 
 def test_a_folder_with_files_is_left_alone(data, tmp_path, capsys):
@@ -158,6 +173,10 @@ def test_the_chance_of_gold_is_the_share_of_draws(true, gold):
         (lambda t: t.replace({"image_id": {"3.jpg": "x.jpg"}}), "x.jpg is not in the test set"),
         (lambda t: t.replace({"image_id": {"3.jpg": "4.jpg"}}), "an image has two rows"),
         (lambda t: t.rename(columns={"label": "target"}), "must have the columns image_id,label"),
+        (lambda t: t.assign(label="CMD"), "must have a whole number as the label of each image"),
+        (lambda t: t.assign(label=1.5), "must have a whole number as the label"),
+        (lambda t: t.assign(label=[None, *t["label"][1:]]), "must have a whole number as the label"),
+        (lambda t: t.iloc[:0], "got no row; give the .csv"),
     ],
 )
 def test_a_submission_of_other_rows_is_not_graded(tmp_path, capsys, change, message):
@@ -165,3 +184,11 @@ def test_a_submission_of_other_rows_is_not_graded(tmp_path, capsys, change, mess
     change(pd.read_csv(tmp_path / "submission.csv")).to_csv(tmp_path / "submission.csv", index=False)
     assert run("grade", tmp_path / "submission.csv", "--private", tmp_path / "private") == 2
     assert message in capsys.readouterr().err
+
+
+def test_answers_without_a_row_are_no_answers(tmp_path, capsys):
+    answers_and_submission(tmp_path, 30, 20)
+    for name in ("submission.csv", "private/test.csv"):
+        (tmp_path / name).write_text("image_id,label\n")
+    assert run("grade", tmp_path / "submission.csv", "--private", tmp_path / "private") == 2
+    assert "got no row" in capsys.readouterr().err

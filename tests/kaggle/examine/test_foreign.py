@@ -65,8 +65,12 @@ def test_a_rehearsal_shows_which_layout_a_fixed_path_fails_in(
     assert (tmp_path / "build/notebooks/inference-new/working/submission.csv").is_file()
 
 
-def test_datasets_are_folders_with_an_owner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_datasets_are_folders_with_an_owner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     notebook = write_notebook(tmp_path, "x = 1")
+    drawn = "cassava_kit.data.sample.make.ensure_sample"
+    monkeypatch.setattr(drawn, lambda folder=None: pytest.fail("the sample was drawn before the options were read"))
     for given, message in (("w=x", "takes OWNER/SLUG=DIR"), ("a/b=/nowhere", "no folder /nowhere")):
         assert run("doctor", "--notebook", notebook, "--run", "--dataset", given) == 2
         assert message in capsys.readouterr().err
