@@ -14,7 +14,7 @@ from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.models.network import create_model, stage_modules
 from cassava_kit.models.weights import load_tensors
 from cassava_kit.training.config import RunConfig
-from cassava_kit.training.devices import Devices, check_devices, full_state, shard
+from cassava_kit.training.devices import Devices, check_devices, full_state, make_strategy, shard
 from cassava_kit.training.module import unique_rows
 from cassava_kit.training.optimizers import make_optimizer, parameter_groups
 
@@ -95,6 +95,12 @@ def test_more_gpus_than_there_are_is_an_error(monkeypatch):
     check_devices(Devices(2), config)
     with pytest.raises(ValueError, match="--devices 4: this machine has 2 GPUs"):
         check_devices(Devices(4), config)
+
+
+def test_two_processes_on_one_gpu_talk_by_what_they_are_told():
+    """NCCL refuses two processes on a GPU; without a word Lightning chooses by the device."""
+    assert make_strategy(Devices(1, "ddp", 2, backend="gloo"))._process_group_backend == "gloo"
+    assert make_strategy(Devices(1, "ddp", 2))._process_group_backend is None
 
 
 def test_a_row_that_two_processes_saw_counts_once():

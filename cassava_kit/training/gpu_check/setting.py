@@ -1,4 +1,4 @@
-"""What a GPU check measures on, and how much of it: `Setting`, `FULL`, `SMALL`; `Part` collects what a part finds."""
+"""What a GPU check measures, and how much: `Setting`, `full_sizes`, `small_sizes`; `Part` collects what it finds."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Sizes:
 
 
 def step_of(name: str, image_size: int) -> RunConfig:
-    """Return a recipe's network and augmentation for timed steps in mixed precision, without what changes by epoch."""
-    plain = {"cutmix": 0.0, "plain_epochs": 0, "warmup_epochs": 0, "accumulate": 1}
+    """Return a recipe's network and augmentation for timed steps in mixed precision, without what a bare loop lacks."""
+    plain = {"cutmix": 0.0, "plain_epochs": 0, "warmup_epochs": 0, "accumulate": 1, "ema": None}
     return replace(recipe(name), **plain, image_size=image_size, precision="16-mixed")
 
 
