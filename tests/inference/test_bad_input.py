@@ -74,14 +74,14 @@ def test_turned_photographs_are_seen_upright(images: Path, weights: Path, tmp_pa
 def test_a_file_that_may_not_be_read(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path.read_bytes
+    real = os.open
 
-    def read_bytes(path: Path) -> bytes:
-        if path.name == "004.jpg":  # root may read everything, so the refusal is played
+    def refuse(path: object, *arguments: object, **options: object) -> int:
+        if str(path).endswith("004.jpg"):  # root may read everything, so the refusal is played
             raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
+        return real(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(os, "open", refuse)
     labels, report = submit(images, weights, tmp_path / "s.csv")
     assert list(report.images_failed) == ["004.jpg"] and "Permission" in report.images_failed["004.jpg"]
     assert labels["004.jpg"] == 3

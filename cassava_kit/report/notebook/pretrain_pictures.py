@@ -152,6 +152,7 @@ def backbone_features(config: PretrainConfig, paths: Sequence[Path], weights: Pa
     import torch
 
     from cassava_kit.inference.features import Pixels, extract_features
+    from cassava_kit.inference.machine import usable_devices
     from cassava_kit.models.network import args_for_size, create_model
     from cassava_kit.models.weights import load_weights
 
@@ -160,7 +161,7 @@ def backbone_features(config: PretrainConfig, paths: Sequence[Path], weights: Pa
     backbone = create_model(config.backbone, 0, model_args=args)
     if weights is not None:
         load_weights(backbone, weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_devices("auto")[0]  # a GPU that is announced may not compute
     features = extract_features(backbone.to(device), paths, Pixels(config.image_size, config.mean, config.std))
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
