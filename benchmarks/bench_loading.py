@@ -4,9 +4,10 @@ All loaders return batches of the same augmentations, in one process and one thr
 each picture as a float array; the kit's returns uint8 batches, which the training step normalises on the model's
 device. The line "and normalised here" adds that step on this CPU; "for kornia on a device" is the loader's part of
 augment_on=device, whole pictures from the cache. Rounds of all loaders are interleaved; figures are medians over
-rounds, and ratios to the notebook's loader. The cache holds whole photographs, `size` high and 4/3 of that wide.
+rounds, of the rates and of the ratios to the notebook's loader in the same round. The cache holds whole photographs,
+`size` high and 4/3 of that wide. On shared cores `--clock cpu` counts processor seconds.
 
-    python benchmarks/bench_loading.py [--images FOLDER] [--sizes 224 384] [--rounds 7]
+    python benchmarks/bench_loading.py [--images FOLDER] [--sizes 224 384] [--rounds 7] [--clock cpu]
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from cassava_kit.data.transforms import normalize, train_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 16
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class NotebookDataset(Dataset):
@@ -108,16 +110,16 @@ def loaders(name: str, paths: list[Path], size: int, folder: Path) -> dict[str, 
     }
 
 
-def measure(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function; every round runs them all, one after another."""
+def measure(functions: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each function in each round; every round runs them all, one after another."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
-            started = time.perf_counter()
+            started = clock()
             function()
             if turn:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                seconds[name].append(clock() - started)
+    return seconds
 
 
 def main() -> None:
@@ -126,18 +128,29 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of photographs, best 800x600; default: the drawn sample")
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 384], help="sides of the training picture")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--augmentations", nargs="+", choices=("light", "strong"), default=["light", "strong"])
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     images = arguments.images or ensure_sample() / "test_images"
     paths = [images / name for name in list_images(images)]
-    table = Table("pixels", "augmentation", "loader", "images/s", "x notebook", title=f"{len(paths)} photographs")
+    table = Table(
+        "pixels",
+        "augmentation",
+        "loader",
+        "images/s",
+        "x notebook",
+        title=f"{len(paths)} photographs, {arguments.clock} seconds",
+    )
     for size in arguments.sizes:
-        for name in ("light", "strong"):
+        for name in arguments.augmentations:
             with tempfile.TemporaryDirectory() as folder:
-                medians = measure(loaders(name, paths, size, Path(folder)), arguments.rounds)
-            for loader, seconds in medians.items():
-                speed, ratio = len(paths) / seconds, medians["notebook"] / seconds
+                ways = loaders(name, paths, size, Path(folder))
+                found = measure(ways, arguments.rounds, CLOCKS[arguments.clock])
+            for loader, seconds in found.items():
+                speed = len(paths) / statistics.median(seconds)
+                ratio = statistics.median(a / b for a, b in zip(found["notebook"], seconds, strict=True))
                 table.add_row(str(size), name, loader, f"{speed:.0f}", f"{ratio:.1f}")
     Console().print(table)
 

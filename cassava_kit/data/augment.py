@@ -1,58 +1,165 @@
-"""Albumentations pipelines, imported late by `transforms.train_transform`. Entry point: `TrainTransform`."""
+"""Training augmentation in one warp and few passes of colour, imported late by `transforms`. Entry: `TrainTransform`.
+
+The draws are those of albumentations' transforms. One by one, these read and write the picture up to eight times.
+"""
 
 from __future__ import annotations
 
-import random
-from typing import Any
+import math
+from random import Random
+from typing import NamedTuple
 
-import albumentations as A
 import cv2
 import numpy as np
 
 from cassava_kit.data.images import resize
 
-SYMMETRIES = ("e", "r90", "r180", "r270", "v", "h", "t", "hvt")
+# A crop's share of the image's area, and its width by its height.
+CROP_AREA, CROP_ASPECT = (0.4, 1.0), (0.75, 4 / 3)
+# What the best teams of the competition added; each with probability `P`.
+P = 0.5
+SHIFT, ZOOM, TURN = 0.0625, (0.9, 1.1), 45  # share of the side, factor of each side, degrees
+HUE, SATURATION, VALUE = 20, 30, 20  # most that is added or taken away; hues are 0 to 180
+CONTRAST, BRIGHTNESS = 0.2, 0.2  # most that the factor differs from 1, and that is added, as a share of 255
+HOLES, HOLE_SIDE = (1, 8), (0.05, 0.12)  # how many, and their sides as shares of the picture's
+# Albumentations' name -> whether the picture is transposed, and then flipped left to right and upside down.
+SYMMETRIES = {
+    "e": (False, False, False),
+    "r90": (True, False, True),
+    "r180": (False, True, True),
+    "r270": (True, True, False),
+    "v": (False, False, True),
+    "h": (False, True, False),
+    "t": (True, False, False),
+    "hvt": (True, True, True),
+}
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class Draw(NamedTuple):
+    """What happens to one picture, in this order: one of `SYMMETRIES`, crop and resize, warp, colour, light, holes."""
+
+    symmetry: str
+    crop: Box
+    warp: np.ndarray | None = None  # (2, 3), from a pixel (x, y, 1) of the resized crop to its place in the picture
+    colour: tuple[float, float, float] | None = None  # added to hue, saturation and value
+    light: tuple[float, float] | None = None  # factor and summand of all values
+    holes: tuple[Box, ...] = ()
 
 
 class TrainTransform:
     """A callable from a decoded (H, W, 3) uint8 image to an augmented (height, width, 3) uint8 picture.
 
     With `seed` the picture depends on image and seed alone; the dataset derives one from (run seed, epoch, index).
-    Without, pictures depend on albumentations' own random state.
+    Without, each call draws anew.
     """
 
     def __init__(self, name: str, size: tuple[int, int]) -> None:
         self.name, self.size = name, size
-        self.transforms = pipeline(name, size)
 
     def __call__(self, image: np.ndarray, seed: int | None = None) -> np.ndarray:
-        if seed is not None:
-            # One state for all: A.Compose's seed would give every transform the same draws.
-            state = np.random.default_rng(seed), random.Random(seed)
-            for transform in self.transforms:
-                transform.set_random_state(*state)
-        # Not A.Compose: its checks of masks, boxes and shapes cost a third of a small picture's time.
-        for transform in self.transforms:
-            image = transform(image=image)["image"]
-        return np.ascontiguousarray(image) if self.transforms else resize(image, self.size)
+        if self.name == "none":
+            return resize(image, self.size)
+        return apply_draw(image, self.draw(image.shape[:2], seed), self.size)
+
+    def draw(self, shape: tuple[int, int], seed: int | None = None) -> Draw:
+        """Draw what happens to an image of `shape` (height, width) by the augmentation `light` or `strong`."""
+        rng = Random(seed)
+        symmetry = rng.choice(list(SYMMETRIES))
+        crop = draw_crop(rng, shape[::-1] if SYMMETRIES[symmetry][0] else shape)
+        if self.name == "light":
+            return Draw(symmetry, crop)
+        return Draw(
+            symmetry,
+            crop,
+            draw_warp(rng, self.size) if rng.random() < P else None,
+            draw_colour(rng) if rng.random() < P else None,
+            draw_light(rng) if rng.random() < P else None,
+            draw_holes(rng, self.size) if rng.random() < P else (),
+        )
 
 
-class CropResize(A.RandomResizedCrop):
-    """RandomResizedCrop that resizes by `resize_crop`."""
+def draw_crop(rng: Random, shape: tuple[int, int]) -> Box:
+    """Draw a crop of an image of `shape` (height, width), as RandomResizedCrop does."""
+    height, width = shape
+    for _ in range(10):
+        area = rng.uniform(*CROP_AREA) * height * width
+        aspect = math.exp(rng.uniform(*map(math.log, CROP_ASPECT)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int((height - h + 1) * rng.random()), int((width - w + 1) * rng.random())
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * CROP_ASPECT[1])), min(height, round(width / CROP_ASPECT[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
-    def apply(self, img: np.ndarray, crop_coords: tuple[int, int, int, int], **params: Any) -> np.ndarray:
-        left, top, right, bottom = crop_coords
-        return resize_crop(img[top:bottom, left:right], self.size)
+
+def draw_warp(rng: Random, size: tuple[int, int]) -> np.ndarray:
+    """Draw shift, scale and rotation about the centre of a picture of `size`, (2, 3), as Affine does."""
+    height, width = size
+    right, down = int(rng.uniform(-SHIFT, SHIFT) * width), int(rng.uniform(-SHIFT, SHIFT) * height)
+    wider, higher = rng.uniform(*ZOOM), rng.uniform(*ZOOM)
+    turn = math.radians(rng.uniform(-TURN, TURN))
+    cos, sin = math.cos(turn), math.sin(turn)
+    x, y = width / 2 - 0.5, height / 2 - 0.5
+    a, b, c, d = cos * wider, sin * higher, -sin * wider, cos * higher
+    return np.array([[a, b, x + right - a * x - b * y], [c, d, y + down - c * x - d * y]])
 
 
-class Symmetry(A.D4):
-    """A random one of a square's eight symmetries, by OpenCV in a tenth of the library's time."""
+def draw_colour(rng: Random) -> tuple[float, float, float]:
+    """Draw what is added to hue, saturation and value, as HueSaturationValue does."""
+    return rng.uniform(-HUE, HUE), rng.uniform(-SATURATION, SATURATION), rng.uniform(-VALUE, VALUE)
 
-    def get_params(self) -> dict[str, str]:
-        return {"group_element": self.py_random.choice(SYMMETRIES)}
 
-    def apply(self, img: np.ndarray, group_element: str, **params: Any) -> np.ndarray:
-        return symmetry(img, group_element)
+def draw_light(rng: Random) -> tuple[float, float]:
+    """Draw factor and summand of all values, as RandomBrightnessContrast does."""
+    return 1 + rng.uniform(-CONTRAST, CONTRAST), 255 * rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+
+
+def draw_holes(rng: Random, size: tuple[int, int]) -> tuple[Box, ...]:
+    """Draw holes in a picture of `size`, as CoarseDropout does."""
+    height, width = size
+    holes = []
+    for _ in range(rng.randint(*HOLES)):
+        h, w = int(height * rng.uniform(*HOLE_SIDE)), int(width * rng.uniform(*HOLE_SIDE))
+        top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+        holes.append((left, top, left + w, top + h))
+    return tuple(holes)
+
+
+def apply_draw(image: np.ndarray, draw: Draw, size: tuple[int, int]) -> np.ndarray:
+    """Return the picture (height, width, 3) uint8 of `size` that a draw makes of an image (H, W, 3) uint8."""
+    picture = crop_and_warp(image, draw, size)
+    if draw.colour is not None:
+        picture = shift_colour(picture, *draw.colour)
+    if draw.light is not None:
+        picture = change_light(picture, *draw.light)
+    for left, top, right, bottom in draw.holes:
+        picture[top:bottom, left:right] = 0
+    return picture
+
+
+def crop_and_warp(image: np.ndarray, draw: Draw, size: tuple[int, int]) -> np.ndarray:
+    """Apply symmetry, crop, resize and warp, reading the crop's pixels once; beyond its edges it is mirrored."""
+    transposed = SYMMETRIES[draw.symmetry][0]
+    whole, cropped = (image.shape[1::-1], size[::-1]) if transposed else (image.shape[:2], size)
+    # The crop is cut out where it lay before the symmetry, which comes last, on the small picture.
+    ends = np.array([[draw.crop[0], draw.crop[2] - 1], [draw.crop[1], draw.crop[3] - 1], [1, 1]])
+    (x0, x1), (y0, y1) = (symmetry_matrix(draw.symmetry, whole) @ ends).tolist()[:2]
+    crop = image[min(y0, y1) : max(y0, y1) + 1, min(x0, x1) : max(x0, x1) + 1]
+    if draw.warp is None:
+        return symmetric(resize_crop(crop, cropped), draw.symmetry)
+    crop = halve(crop, cropped)
+    place = resize_matrix(cropped, crop.shape[:2]) @ symmetry_matrix(draw.symmetry, size)
+    place = place[:2] @ np.array([*cv2.invertAffineTransform(draw.warp), [0, 0, 1]])
+    return cv2.warpAffine(
+        crop,
+        place,
+        size[::-1],
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )
 
 
 def resize_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -61,68 +168,60 @@ def resize_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Bilinear alone skips pixels when it shrinks by more than two (29 dB from the evaluation pixels); area averaging does
     not, but costs eight times as much. This stays above 33 dB at little more than the cost of bilinear.
     """
-    height, width = size
+    return cv2.resize(halve(image, size), size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def halve(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return an image whose sides are halved by averaging while they are at least twice those of `size`."""
     while True:
         down, right = (2 if have >= 2 * want else 1 for have, want in zip(image.shape[:2], size, strict=True))
         if down == right == 1:
-            return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+            return image
         half = (image.shape[1] // right, image.shape[0] // down)
         image = cv2.resize(image[: half[1] * down, : half[0] * right], half, interpolation=cv2.INTER_AREA)
 
 
-def symmetry(image: np.ndarray, element: str) -> np.ndarray:
+def resize_matrix(size: tuple[int, int], source: tuple[int, int]) -> np.ndarray:
+    """Return the (3, 3) matrix from a pixel of a picture of `size` to its place in the `source` it was resized from."""
+    down, right = source[0] / size[0], source[1] / size[1]
+    return np.array([[right, 0, right / 2 - 0.5], [0, down, down / 2 - 0.5], [0, 0, 1]])  # centres lie at halves
+
+
+def symmetric(image: np.ndarray, symmetry: str) -> np.ndarray:
     """Return an image in one of a square's eight positions, by albumentations' names (`SYMMETRIES`)."""
-    if element in ("t", "hvt", "r90", "r270"):
-        image = cv2.transpose(image)
-    code = {"v": 0, "h": 1, "r180": -1, "r90": 0, "r270": 1, "hvt": -1}.get(element)
+    transposed, mirrored, upside_down = SYMMETRIES[symmetry]
+    image = cv2.transpose(image) if transposed else image
+    code = {(True, False): 1, (False, True): 0, (True, True): -1}.get((mirrored, upside_down))
     return image if code is None else cv2.flip(image, code)
 
 
-def make_transform(transform: type, **kwargs: Any) -> Any:
-    """Return an albumentations transform.
+def symmetry_matrix(symmetry: str, size: tuple[int, int]) -> np.ndarray:
+    """Return the (3, 3) matrix from a pixel of `symmetric`'s result, which has `size`, to its place in the argument."""
+    transposed, mirrored, upside_down = SYMMETRIES[symmetry]
+    x = [-1, 0, size[1] - 1] if mirrored else [1, 0, 0]
+    y = [0, -1, size[0] - 1] if upside_down else [0, 1, 0]
+    return np.array([y, x, [0, 0, 1]] if transposed else [x, y, [0, 0, 1]])
 
-    Raises:
-        ValueError: An argument is one that albumentations would ignore with a warning.
+
+def shift_colour(image: np.ndarray, hue: float, saturation: float, value: float) -> np.ndarray:
+    """Add to hue (0 to 180), saturation and value of an RGB image; pixels without colour stay without.
+
+    One pass between two conversions: OpenCV takes hues above 180, and for a shift down red and blue change places.
     """
-    try:
-        return transform(**kwargs, strict=True)
-    except ValueError as error:
-        raise ValueError(f"albumentations' {transform.__name__}: {error}") from None
+    to_hsv, to_rgb = (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if hue >= 0 else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
+    hsv = cv2.cvtColor(image, to_hsv)
+    steps = abs(math.floor(hue)), int(saturation), int(value)  # rounded as the library rounds
+    rows = [[1, 0, 0, steps[0]], [0, 1, 0, steps[1]], [0, 0, 1, steps[2]]]
+    shifted = cv2.transform(hsv, np.array(rows, np.float32))
+    if steps[1] > 0:
+        colourless = cv2.compare(cv2.extractChannel(hsv, 1), 0, cv2.CMP_EQ)
+        if cv2.countNonZero(colourless):
+            cv2.insertChannel(cv2.subtract(cv2.extractChannel(shifted, 1), colourless), shifted, 1)
+    return cv2.cvtColor(shifted, to_rgb)
 
 
-def pipeline(name: str, size: tuple[int, int]) -> list[A.BasicTransform]:
-    """Return the transforms of the augmentation `none`, `light` or `strong`, in order."""
-    if name == "none":
-        return []
-    return light_transforms(size) if name == "light" else [*light_transforms(size), *strong_transforms()]
-
-
-def light_transforms(size: tuple[int, int]) -> list[A.BasicTransform]:
-    """Return a random crop and one of a square's eight symmetries; colours are not changed."""
-    crop = make_transform(CropResize, size=size, scale=(0.4, 1.0), ratio=(0.75, 4 / 3))
-    # Symmetries of the small picture are cheaper, but would exchange the sides of a rectangle.
-    square = size[0] == size[1]
-    return [crop, make_transform(Symmetry, p=1.0)] if square else [make_transform(Symmetry, p=1.0), crop]
-
-
-def strong_transforms() -> list[A.BasicTransform]:
-    """Return what the best teams of the competition added: small shifts and rotations, light and colour, holes."""
-    return [
-        make_transform(
-            A.Affine,
-            translate_percent=(-0.0625, 0.0625),
-            scale=(0.9, 1.1),
-            rotate=(-45, 45),
-            border_mode=cv2.BORDER_REFLECT_101,
-            p=0.5,
-        ),
-        make_transform(A.HueSaturationValue, hue_shift_limit=20, sat_shift_limit=30, val_shift_limit=20, p=0.5),
-        make_transform(A.RandomBrightnessContrast, brightness_limit=0.2, contrast_limit=0.2, p=0.5),
-        make_transform(
-            A.CoarseDropout,
-            num_holes_range=(1, 8),
-            hole_height_range=(0.05, 0.12),
-            hole_width_range=(0.05, 0.12),
-            p=0.5,
-        ),
-    ]
+def change_light(image: np.ndarray, factor: float, summand: float) -> np.ndarray:
+    """Return factor * values + summand within 0..255, fractions cut off; takes half the time of a table look-up."""
+    last = summand - 0.5  # OpenCV rounds
+    rows = [[factor, 0, 0, last], [0, factor, 0, last], [0, 0, factor, last]]
+    return cv2.transform(image, np.array(rows, np.float32))

@@ -36,7 +36,7 @@ class CacheHeader(BaseModel):
     """The header beside the pixels: format number, picture size (height, width), and each row's file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    layout: Literal[2] = 2
+    layout: Literal[3] = 3
     size: tuple[int, int]
     files: tuple[CachedFile, ...]
 

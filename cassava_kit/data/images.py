@@ -110,11 +110,17 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     import torch
 
-    if image.shape[:2] == tuple(size):
+    height, width = size
+    if image.shape[:2] == (height, width):
         return image
-    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    small = torch.nn.functional.interpolate(batch, size=tuple(size), mode="bilinear", antialias=True)
-    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
+    # The axis of the batch before that of the channels: in the other order torch does not see that a batch of one is
+    # channels-last, and copies it into another layout and back.
+    batch = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
+    # Rows first. In torch's own order the pass over columns, which is less vectorised, goes through all rows.
+    steps = [(height, image.shape[1]), (height, width)] if height < image.shape[0] else [(height, width)]
+    for step in steps:
+        batch = torch.nn.functional.interpolate(batch, size=step, mode="bilinear", antialias=True)
+    return np.ascontiguousarray(batch[0].permute(1, 2, 0).numpy())
 
 
 def quick_check(path: str | Path) -> str | None:

@@ -86,7 +86,7 @@ class RunConfig(Settings):
     )
     augmentation: Literal["none", "light", "strong"] = Field("light", description="Augmentation of training images.")
     augment_on: Literal["cpu", "device"] = Field(
-        "cpu", description="Augment by albumentations in the loader, or by kornia on the device (needs train_pixels)."
+        "cpu", description="Augment in the loader, or by kornia on the device (needs train_pixels)."
     )
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(
         "32-true", description="Numbers that a step computes with."
