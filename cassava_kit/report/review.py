@@ -217,8 +217,8 @@ def write_review(
         return f"{clean} has no suspicious row: there is nothing to review"
     classes = task.classes if task else competition.classes
     labels = {row["label"] for row in rows} | {row["suggested"] for row in rows}
-    classes = [*classes, *(f"class {k}" for k in range(len(classes), max(labels) + 1))]
-    names = name_classes(classes, numbered=labels_are_numbers(task, competition))
+    shown = [*classes, *(f"class {k}" for k in range(len(classes), max(labels) + 1))]
+    names = name_classes(shown, numbered=labels_are_numbers(task, competition))
     key = sha256_bytes(Path(clean).read_bytes())[:16]
     title = competition.title if task is None or task.competition == competition.slug else task.competition
     page = review_page(rows, review_thumbnails(rows, image_dir), names=names, key=key, title=title)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
 from PIL import Image
 from processes import run_python
+from safetensors.torch import save_file
 
 from cassava_kit.cli.app import run_app
 from cassava_kit.cli.dry_run_members import parse_weights, recipe_for

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import cv2
 import lightning as L
@@ -17,13 +18,14 @@ import torch
 from processes import run_python, start_python
 
 from cassava_kit.errors import UserError
+from cassava_kit.files import write_json
 from cassava_kit.models.checkpoint import CheckpointInfo, load_model, read_info, save_checkpoint
 from cassava_kit.settings import replace
 from cassava_kit.training.diverged import DivergedError
 from cassava_kit.training.ssl.methods import SSL_METHODS, configure, load_method, make_ssl_module
 from cassava_kit.training.ssl.module import SSLModule
 from cassava_kit.training.ssl.pretrain import pretrain
-from cassava_kit.training.ssl.run_folder import describe_images
+from cassava_kit.training.ssl.run_folder import describe_images, describe_settings
 from cassava_kit.training.trainer import make_trainer
 
 VIT = {
@@ -187,6 +189,17 @@ def test_a_complete_run_returns_at_once_and_another_is_refused(images, tmp_path,
         pretrain(replace(config, epochs=2), images, tmp_path)
     with pytest.raises(ValueError, match="another configuration"):
         pretrain(config, images[1:], tmp_path)
+
+
+def test_what_the_folder_and_the_weights_say_is_refused_before_the_images_are_read(images, tmp_path, monkeypatch):
+    config = tiny("simclr")
+    write_json(tmp_path / "run" / "config.json", {**describe_settings(config, None), "images": {}})
+    (tmp_path / "run" / "backbone.safetensors").write_bytes(b"x")
+    monkeypatch.setattr("cassava_kit.training.ssl.loader.whole_images", lambda paths: pytest.fail("images were read"))
+    with pytest.raises(UserError, match="another configuration"):
+        pretrain(replace(config, temperature=0.3), images, tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"no weights file none\.pth; `cassava-kit weights RECIPE` downloads"):
+        pretrain(config, images, tmp_path / "new", init=Path("none.pth"))
 
 
 def test_a_run_of_another_version_of_the_code_is_kept_or_replaced_as_asked(images, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.stats import binomtest
 
 from cassava_kit.data.stratify import split_folds, split_holdout
@@ -15,6 +16,7 @@ from cassava_kit.models.network import create_model
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.linear import linear_probs
 from cassava_kit.training.rows import TrainData, TrainOptions
+from cassava_kit.training.run_dir import prepare_run_dir
 from cassava_kit.training.ssl.report import (
     compare_starts,
     finetune_oof,
@@ -176,8 +178,6 @@ def test_a_holdout_split_is_reported_on_its_validation_part(data):
 
 
 def test_finetuned_runs_of_other_weights_are_replaced_only_if_asked(data, tmp_path):
-    from safetensors.torch import save_file
-
     weights, out = tmp_path / "w.safetensors", tmp_path / "out"
     for seed, existing in ((0, "refuse"), (1, "refuse"), (1, "replace")):
         torch.manual_seed(seed)
@@ -193,8 +193,6 @@ def test_finetuned_runs_of_other_weights_are_replaced_only_if_asked(data, tmp_pa
 
 @pytest.mark.slow
 def test_the_whole_report(data, tmp_path):
-    from safetensors.torch import save_file
-
     torch.manual_seed(CONFIG.seed)
     same = create_model(CONFIG.model, 0, model_args=CONFIG.model_args)
     save_file(same.state_dict(), tmp_path / "same.safetensors")
@@ -223,3 +221,15 @@ def test_requests_that_cannot_be_met(data, tmp_path):
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=says):
             ssl_report(CONFIG, data, inits, tmp_path / "out", shares=shares)
+
+
+def test_other_finetuned_runs_are_refused_before_features_are_taken(data, tmp_path, monkeypatch):
+    weights = tmp_path / "w.safetensors"
+    args = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    save_file(create_model("resnet18", 0, model_args=args).state_dict(), weights)
+    run = tmp_path / "out" / "finetune" / "a" / "0.5" / "tiny" / "fold2"
+    prepare_run_dir(run, CONFIG, {"settings": "others"})
+    (run / "metrics.csv").write_text("epoch\n0\n")
+    monkeypatch.setattr("cassava_kit.training.ssl.report.start_features", lambda *given: pytest.fail("features"))
+    with pytest.raises(UserError, match=r"a/0\.5/tiny/fold2 holds an unfinished run with other settings"):
+        ssl_report(CONFIG, data, {"a": weights}, tmp_path / "out", shares=(0.5, 1.0))
