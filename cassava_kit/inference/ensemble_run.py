@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from cassava_kit.inference.predict import choose_batch_size
 from cassava_kit.inference.report import RunReport, print_line, print_warning
 from cassava_kit.inference.runner import NotFiniteError, Runner
 from cassava_kit.inference.votes import Votes
+from cassava_kit.models.precision import Precision
 
 WRITE_EVERY_SECONDS = 60.0
 MEASURED_BATCHES = 3
@@ -51,6 +53,7 @@ class EnsembleRun:
         self.images = np.zeros(len(self.units), int)
         self.seconds = np.zeros(len(self.units))
         self.reading = 0.0
+        self.timed_in: dict[str, Precision] = {}  # of a checkpoint, the precision whose speed the plan has
 
     def run(self) -> None:
         """Vote from the first images to the last, and write the last file and the report."""
@@ -70,7 +73,8 @@ class EnsembleRun:
             batch = choose_batch_size(self.options.batch_size, devices[0], len(self.paths))
             self.runner = Runner(self.store, devices, batch, self.clock)
             self.make_plan(overlap=devices[0].type != "cpu")
-            self.run_units()
+            with closing(self.runner.ahead):
+                self.run_units()
             self.report.timings |= {
                 "images_decoded": self.store.decoded,
                 "decoding_threads": self.store.threads,
@@ -158,6 +162,7 @@ class EnsembleRun:
             if len(by_view) < len(own):  # it failed in a later view: the next of the group is measured
                 continue
             names = {one.name for one in group}
+            self.timed_in |= dict.fromkeys(names, self.runner.precisions[checkpoint.path][0])
             return {u: by_view[unit.view.name] for u, unit in enumerate(self.units) if unit.checkpoint.name in names}
         return {}
 
@@ -176,6 +181,7 @@ class EnsembleRun:
 
             try:
                 self.runner.load(first.checkpoint.path)
+                self.load_ahead(own)
                 start = self.clock.used
                 expected = float(self.plan.seconds[list(own)].mean())
                 views = [self.units[u].view for u in own]
@@ -189,7 +195,29 @@ class EnsembleRun:
         seconds = (self.clock.used - start) / len(own)
         self.images[list(own)] += done
         self.seconds[list(own)] += seconds
+        if done:
+            self.plan_true_speed(own, seconds / done)
         return seconds / max(done, 1)
+
+    def load_ahead(self, own: Sequence[int]) -> None:
+        """Begin to read the checkpoint that the plan has after these units."""
+        order = self.plan.order
+        later = order[max(order.index(u) for u in own) + 1 :] if set(own) <= set(order) else ()
+        others = (self.units[u].checkpoint for u in later if self.plan.kept[u])
+        following = next((one for one in others if one is not self.units[own[0]].checkpoint), None)
+        if following is not None:
+            self.runner.load_ahead(following.path)
+
+    def plan_true_speed(self, own: Sequence[int], seconds: float) -> None:
+        """Plan a checkpoint anew that ran in another precision than the one whose speed was measured."""
+        checkpoint = self.units[own[0]].checkpoint
+        precision, planned = self.runner.precisions[checkpoint.path][0], self.timed_in.get(checkpoint.name)
+        if planned in (None, precision):
+            return
+        self.plan.seconds[self.units_of(checkpoint)] *= seconds / float(self.plan.seconds[list(own)].mean())
+        self.timed_in[checkpoint.name] = precision
+        self.report.plan = self.plan.to_json()
+        print_line(f"{checkpoint.name} is planned with {1000 * seconds:.2f} ms/image a view from now on")
 
     def run_units(self) -> None:
         """Run unit after unit in the plan's order, again for images passed over, until all is done or time is over.
@@ -211,7 +239,7 @@ class EnsembleRun:
             return False
         own = self.views_together(u)
         before, images, seconds = self.votes.labels(), self.images[own].sum(), self.seconds[own].sum()
-        together = rows[~self.votes.seen[np.ix_(rows, own)].any(axis=1)]
+        together = rows[~self.votes.seen[rows][:, own].any(axis=1)]
         # What only some of the views have seen while their speed was measured goes through the others first.
         passes = [([v], np.setdiff1d(self.choose_rows(v), together)) for v in own] if len(own) > 1 else []
         for views, waiting in (*passes, (own, together)):
@@ -305,6 +333,10 @@ class EnsembleRun:
         report.members_used = [{"file": one.name, "member": one.member, "weight": one.weight} for one in used]
         readable = max(1, int((~votes.unreadable).sum()))
         report.early_stop["work_done"] = float(votes.seen[~votes.unreadable].sum()) / max(1, readable * len(self.units))
+        report.precisions = {
+            path.name: precision if reason is None else f"{precision} ({reason})"
+            for path, (precision, reason) in self.runner.precisions.items()
+        }
         report.timings["units"] = [
             {"unit": self.units[u].name, "images": int(self.images[u]), "seconds": round(float(self.seconds[u]), 4)}
             for u in np.flatnonzero(self.images)

@@ -12,10 +12,11 @@ from torch import nn
 
 from cassava_kit.data.transforms import normalize
 from cassava_kit.inference.device_queue import Answer, DeviceQueue, fit_to_memory, make_queue
-from cassava_kit.inference.fuse import fuse_conv_bn
+from cassava_kit.inference.loading import Network, load_network
+from cassava_kit.inference.precision import settle_precision
 from cassava_kit.inference.tta import View
-from cassava_kit.models.checkpoint import CheckpointInfo, load_model
-from cassava_kit.models.precision import half_is_wrong
+from cassava_kit.models.checkpoint import CheckpointInfo
+from cassava_kit.models.precision import Precision, logits_in, precisions_to_try
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,19 @@ class Started:
 
 @dataclass
 class Forward:
-    """A model on its device; half precision on GPUs until a batch comes out non-finite, then single.
+    """A model on its device, with float32 weights until its first batch settles the precision.
 
-    `largest_batch` is how many images fit into memory at once since it ran out (0: it never did).
+    `candidates` are the precisions to choose from then, the fastest first (empty: it is settled), `reason` says why a
+    faster one was not taken. A batch that is not finite in half precision ends in `fp32`. `largest_batch` is how many
+    images fit into memory at once since it ran out (0: it never did).
     """
 
     model: nn.Module
     info: CheckpointInfo
     device: torch.device
-    dtype: torch.dtype = torch.float32
+    precision: Precision = "fp32"
+    candidates: tuple[Precision, ...] = ()
+    reason: str | None = None
     batch_seconds: float = 0.0
     largest_batch: int = 0
     overflowed: bool = False
@@ -71,33 +76,45 @@ class Forward:
         parts = []
         for piece in on_device.split(size):
             images = normalize(piece.permute(0, 3, 1, 2), self.info.mean, self.info.std)
+            if self.candidates:
+                self._settle(views[0](images))
             parts.append(torch.stack([self._logits(view(images)).float().softmax(dim=1) for view in views]))
         return Started(self.queue.download(torch.cat(parts, dim=1)), pixels, views, on_device)
 
+    def _settle(self, images: torch.Tensor) -> None:
+        found = settle_precision(self.model, images, self.candidates)
+        self.model, self.precision, self.reason, self.candidates = found.model, found.precision, found.reason, ()
+
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images.to(self.dtype, memory_format=torch.channels_last))
+        return logits_in(self.model, images, self.precision)
 
     def finish(self, started: Started) -> np.ndarray:
         """Return the probabilities (V, B, K) on the host, in single precision where half precision overflowed."""
         answer = started.answer.wait()
-        if np.isfinite(answer).all() or (self.dtype == torch.float32 and not self.overflowed):
+        if np.isfinite(answer).all() or (self.precision == "fp32" and not self.overflowed):
             return answer
         if not self.overflowed:
             self.model.float()
-            self.dtype, self.overflowed = torch.float32, True
+            self.reason = f"{self.precision}: a batch is not finite"
+            self.precision, self.overflowed = "fp32", True
         # Also for the batch that was under way in half precision when another one overflowed.
         again = self.start(started.pixels, started.views)
         return again.answer.wait()
 
 
-def load_forward(path: str | Path, device: torch.device) -> Forward:
-    """Load a checkpoint for a device: convolutions and norms fused, channels last, half precision on a GPU.
+def place(network: Network, device: torch.device, known: Precision | None = None) -> Forward:
+    """Return a copy of a network on a device.
 
-    A network that half precision spoils without an error (DINOv3) stays in single precision.
+    The precision is `known`, where the checkpoint ran before. Else its first batch settles it, among those that the
+    header's verdict on float16 leaves; without a verdict a network that is known to be wrong in it (DINOv3) is.
     """
-    model, info = load_model(path)
-    fuse_conv_bn(model, info.input_size)
-    half = device.type == "cuda" and not half_is_wrong(info.model)
-    dtype = torch.float16 if half else torch.float32
-    model = model.to(device, dtype, memory_format=torch.channels_last)
-    return Forward(model.eval(), info, device, dtype)
+    model, info = network.on_device(device), network.info
+    if known is not None:
+        return Forward(model.half() if known == "fp16" else model, info, device, known)
+    candidates = precisions_to_try(info.fp16, info.model, device)
+    return Forward(model, info, device, candidates=candidates if len(candidates) > 1 else ())
+
+
+def load_forward(path: str | Path, device: torch.device) -> Forward:
+    """Load a checkpoint for a device: convolutions and norms fused, channels last (see `place`)."""
+    return place(load_network(path), device)

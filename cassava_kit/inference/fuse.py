@@ -12,10 +12,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
 FUSED_TOLERANCE = 1e-3
-Names = tuple[tuple[str, str], ...]  # of a convolution and of the norm layer that alone reads its output
+PairNames = tuple[tuple[str, str], ...]  # of a convolution and of the norm layer that alone reads its output
 # The pairs of architectures that were fused in this process, by the caller's key. Which layer reads which does not
 # depend on the weights.
-KNOWN: dict[Hashable, Names] = {}
+KNOWN: dict[Hashable, PairNames] = {}
 
 
 def fuse_conv_bn(model: nn.Module, size: tuple[int, int], *, architecture: Hashable | None = None) -> int:
@@ -51,7 +51,7 @@ def fuse_conv_bn(model: nn.Module, size: tuple[int, int], *, architecture: Hasha
 Undo = list[tuple[nn.Conv2d, nn.Parameter, nn.Parameter | None, str, nn.Module]]
 
 
-def _fold_all(model: nn.Module, pairs: Names) -> Undo:
+def _fold_all(model: nn.Module, pairs: PairNames) -> Undo:
     """Fold the pairs, and return what puts them back."""
     undo: Undo = []
     for conv_name, norm_name in pairs:
@@ -101,7 +101,7 @@ def _tensors(value: Any) -> Iterable[torch.Tensor]:
         yield from _tensors(list(value.values()))
 
 
-def _find_pairs(model: nn.Module, probe: torch.Tensor) -> tuple[Names, torch.Tensor]:
+def _find_pairs(model: nn.Module, probe: torch.Tensor) -> tuple[PairNames, torch.Tensor]:
     """Convolutions and the norm layers that alone read their outputs, as a forward pass shows them; and its answer."""
     names = {module: name for name, module in model.named_modules()}
     readers = _Readers()

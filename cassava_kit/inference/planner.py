@@ -67,8 +67,8 @@ def member_worth(members: Members, checkpoint: MemberCheckpoint) -> float:
 
 
 def cost_key(info: CheckpointInfo) -> tuple[str, ...]:
-    """Return what decides a checkpoint's cost: architecture, head and input size."""
-    return info.model, str(info.model_args), info.head, str(info.input_size)
+    """Return what decides a checkpoint's cost: architecture, head, input size, and what its header says of float16."""
+    return info.model, str(info.model_args), info.head, str(info.input_size), str(info.fp16)
 
 
 @dataclass

@@ -21,6 +21,7 @@ REPORT_FILE = "run.json"
 class RunReport:
     """What a run did, as written to `run.json`; times in seconds since the process began.
 
+    `precisions` has the slowest precision of each checkpoint that ran, and why it was not a faster one.
     For the caller alone, and not in the file, are the `names` of the images and `probabilities` (N, K), the mean of the
     votes counted for each.
     """
@@ -37,6 +38,7 @@ class RunReport:
     left_out: dict[str, str] = field(default_factory=dict)
     images_failed: dict[str, str] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
+    precisions: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)

@@ -14,12 +14,14 @@ import torch
 
 from cassava_kit.errors import UserError
 from cassava_kit.inference.clock import Clock
-from cassava_kit.inference.device_queue import is_out_of_memory
-from cassava_kit.inference.forward import Forward, Started, load_forward
+from cassava_kit.inference.device_queue import is_out_of_memory, make_queue
+from cassava_kit.inference.forward import Forward, Started, place
+from cassava_kit.inference.loading import Prefetch
 from cassava_kit.inference.machine import free_device_memory
 from cassava_kit.inference.pixels import PixelBatch, PixelStore
 from cassava_kit.inference.report import print_warning
 from cassava_kit.inference.tta import View
+from cassava_kit.models.precision import PRECISIONS, Precision
 
 # Takes the number of a view, rows (b,) and their probabilities (b, K).
 Deliver = Callable[[int, np.ndarray, np.ndarray], None]
@@ -41,6 +43,8 @@ class Runner:
     clock: Clock = field(default_factory=Clock)
     load_seconds: float = 0.0
     slowest_load: float = 0.0
+    precisions: dict[Path, tuple[Precision, str | None]] = field(default_factory=dict)  # and why it is not the fastest
+    ahead: Prefetch = field(default_factory=Prefetch)
     _loaded: dict[Path, list[Forward]] = field(default_factory=dict)
     most_bytes: int = 0
 
@@ -56,22 +60,49 @@ class Runner:
 
     def load(self, path: Path) -> list[Forward]:
         """Return the checkpoint on every device; those loaded before are dropped where memory runs out."""
-        if path not in self._loaded:
-            start = self.clock.used
-            try:
-                replicas = [load_forward(path, device) for device in self.devices]
-            except RuntimeError as error:
-                if not (self._loaded and is_out_of_memory(error)):
-                    raise
-                self._loaded.clear()
-                replicas = [load_forward(path, device) for device in self.devices]
-            while self._loaded and self._loaded_bytes() + sum(f.n_bytes for f in replicas) > self.most_bytes:
-                del self._loaded[next(iter(self._loaded))]
-            self._loaded[path] = replicas
-            seconds = self.clock.used - start
-            self.slowest_load = max(self.slowest_load, seconds)
-            self.load_seconds += seconds
-        return self._loaded[path]
+        if path in self._loaded:
+            return self._loaded[path]
+        start = self.clock.used
+        replicas = self._place(path)
+        if replicas is None:
+            # Outside the handler: the error's traceback holds what was half loaded.
+            self._loaded.clear()
+            self.ahead.drop()
+            for device in self.devices:
+                make_queue(device).drain()
+            replicas = self._place(path)
+            assert replicas is not None
+        while self._loaded and self._loaded_bytes() + sum(f.n_bytes for f in replicas) > self.most_bytes:
+            del self._loaded[next(iter(self._loaded))]
+        self._loaded[path] = replicas
+        seconds = self.clock.used - start
+        self.slowest_load = max(self.slowest_load, seconds)
+        self.load_seconds += seconds
+        return replicas
+
+    def _place(self, path: Path) -> list[Forward] | None:
+        """Return the checkpoint on every device; None where memory ran out and others, loaded before, can make room."""
+        known = self.precisions.get(path, (None, None))[0]
+        try:
+            network = self.ahead.take(path)
+            return [place(network, device, known) for device in self.devices]
+        except RuntimeError as error:
+            if not (self._loaded and is_out_of_memory(error)):
+                raise
+        return None
+
+    def load_ahead(self, path: Path) -> None:
+        """Begin to read a checkpoint that is needed next, unless it is loaded, or there is no time for it."""
+        if path not in self._loaded and self.clock.left > self.slowest_load:
+            self.ahead.start(path)
+
+    def _note_precision(self, path: Path, replicas: Sequence[Forward]) -> None:
+        """Keep the slowest precision that a checkpoint ran in, and say it where it is not the fastest."""
+        slowest = max(replicas, key=lambda forward: PRECISIONS.index(forward.precision))
+        before = self.precisions.get(path)
+        self.precisions[path] = (slowest.precision, slowest.reason or (before and before[1]))
+        if slowest.reason and (before is None or before[0] != slowest.precision):
+            print_warning(f"{path.name} runs in {slowest.precision} on {slowest.device}: {slowest.reason}")
 
     def load_time(self, path: Path) -> float:
         """Return the seconds that loading may take: 0 for what is loaded, else the longest seen."""
@@ -125,6 +156,7 @@ class Runner:
             batches.close()
         done = sum(map(len, seen))
         if not errors:
+            self._note_precision(path, replicas)
             return done
         first = next((e for e in errors.values() if isinstance(e, NotFiniteError)), next(iter(errors.values())))
         if isinstance(first, NotFiniteError) or not done or len(errors) == len(replicas):

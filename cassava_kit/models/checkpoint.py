@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cassava_kit.competition import Competition, Metric
 from cassava_kit.errors import UserError
 from cassava_kit.files import CHECKPOINT_FILE, KIT_VERSION, atomic_path, find_file
-from cassava_kit.models.precision import Verdict
+from cassava_kit.models.precision import HalfVerdict
 
 METADATA_KEY = "cassava_kit"
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -48,7 +48,7 @@ class CheckpointInfo(BaseModel):
     oof_accuracy: float | None = None
     oof_rows: int | None = None
     prior: tuple[Share, ...] | None = None
-    fp16: Verdict | None = None
+    fp16: HalfVerdict | None = None
     kit_version: str = KIT_VERSION
     config: dict[str, Any] = {}
 

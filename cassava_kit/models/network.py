@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cassava_kit.errors import UserError, closest
+from cassava_kit.models.light_timm import import_timm
 
 DENSE_HEAD_WIDTHS = (512, 128)
 DENSE_HEAD_DROPOUT = 0.5
@@ -24,8 +25,7 @@ def create_model(
     Raises:
         UserError: timm does not know the name, or the model does not take the arguments.
     """
-    import timm
-
+    timm = import_timm()
     if not timm.is_model(name.split(".")[0]):
         near = closest(name, timm.list_models()) or "; timm.list_models() in Python lists them"
         raise UserError(f"timm has no model {name!r}{near}")
@@ -48,11 +48,10 @@ def check_image_size(name: str, size: int, model_args: dict[str, Any] | None = N
     Raises:
         UserError: It cannot, even where it is made for this size, or a ViT's patches would leave pixels over.
     """
-    from timm.layers import PatchEmbed
-
+    patch_embed = import_timm().layers.PatchEmbed
     model, image = meta_model(name, size, model_args=args_for_size(name, size, model_args))
     patches = getattr(model, "patch_embed", None)
-    side = patches.patch_size[0] if isinstance(patches, PatchEmbed) else 1
+    side = patches.patch_size[0] if isinstance(patches, patch_embed) else 1
     if size % side:
         raise UserError(
             f"{name} cuts images into patches of {side} pixels, and {size} is no multiple of that; set image_size to "
@@ -73,16 +72,14 @@ def meta_model(
     name: str, size: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
 ) -> tuple[nn.Module, torch.Tensor]:
     """Return a model in evaluation mode and one image (1, 3, size, size) on the meta device: shapes, no numbers."""
-    import timm  # noqa: F401 - torch 2.6 cannot finish this import on the meta device
-
+    import_timm()  # torch 2.6 cannot finish this import on the meta device
     with torch.device("meta"):
         return create_model(name, 2, model_args=model_args, head=head).eval(), torch.empty(1, 3, size, size)
 
 
 def args_for_size(name: str, size: int, model_args: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the arguments with `img_size`, where a model is made for one image size (a ViT) and this is another."""
-    import timm  # noqa: F401 - torch 2.6 cannot finish this import on the meta device
-
+    import_timm()  # torch 2.6 cannot finish this import on the meta device
     args = dict(model_args or {})
     with torch.device("meta"):
         model = create_model(name, 2, model_args=args)
@@ -157,8 +154,7 @@ def stages(model: nn.Module, *, coarse: bool = True) -> list[list[str]]:
     Raises:
         UserError: timm names no stages of this architecture.
     """
-    from timm.models import group_parameters
-
+    group_parameters = import_timm().models.group_parameters
     if not hasattr(model, "group_matcher"):
         raise UserError(
             f"{type(model).__name__} names no stages, which layer_decay, keep_stages and unfreeze_every need; leave "

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:  # late in the functions: a header is read, and a recipe checked, without torch
     import torch
     from torch import nn
 
 # `fp16` has its weights in float16 too; `fp16-autocast` and `bf16` keep them in float32 and round inside autocast.
-Precision = Literal["fp32", "fp16", "fp16-autocast", "bf16"]
-Verdict = Literal["safe", "autocast only", "no"]
+Precision = Literal["fp16", "fp16-autocast", "bf16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)  # the fastest first
+HalfVerdict = Literal["safe", "autocast only", "no"]
 
 WRONG = "dinov3"
 RISKY = "convnextv2"
@@ -115,7 +116,7 @@ def compare_precisions(logits: torch.Tensor, reference: torch.Tensor) -> Agreeme
     return Agreement(n, equal, probability, largest / length if length else float(largest > 0), lost)
 
 
-def judge_half(model: nn.Module, images: torch.Tensor) -> tuple[Verdict, dict[Precision, Agreement]]:
+def judge_half(model: nn.Module, images: torch.Tensor) -> tuple[HalfVerdict, dict[Precision, Agreement]]:
     """Return what float16 does to a network with float32 weights on normalised images, and the comparisons.
 
     `safe`: its weights and its numbers may be float16. `autocast only`: weights and sensitive layers stay float32.
@@ -133,7 +134,7 @@ def judge_half(model: nn.Module, images: torch.Tensor) -> tuple[Verdict, dict[Pr
     return "autocast only" if found["fp16-autocast"].agrees else "no", found
 
 
-def precisions_to_try(verdict: Verdict | None, model: str, device: torch.device) -> tuple[Precision, ...]:
+def precisions_to_try(verdict: HalfVerdict | None, model: str, device: torch.device) -> tuple[Precision, ...]:
     """Return the precisions in which a network may run on a device, the fastest first; the last is always `fp32`.
 
     Without a verdict only the model's name excludes float16. A CPU computes in single precision.

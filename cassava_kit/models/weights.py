@@ -17,6 +17,7 @@ from torch import nn
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import find_file
+from cassava_kit.models.light_timm import import_timm
 from cassava_kit.models.network import head_parameters
 
 
@@ -90,8 +91,8 @@ def match_weights(
     head = head_parameters(model) if getattr(model, "num_classes", 0) else set()
     if not any(name in matched for name in weights if name not in head):
         raise UserError(
-            f"{path} matches nothing of the model (its tensors: {', '.join(list(tensors)[:3])}, ...; the model's: "
-            f"{', '.join(weights[:3])}, ...); give the weights of the same timm model"
+            f"{path} matches nothing of the model (its tensors: {_first(list(tensors)) or 'none'}; the model's: "
+            f"{_first(weights)}); give the weights of the same timm model"
         )
     statistics = [name for name in own if name.endswith((".running_mean", ".running_var"))]
     report = WeightsReport(
@@ -187,8 +188,7 @@ def _without_prefix(tensors: dict[str, torch.Tensor], model: nn.Module) -> dict[
 
 def _converted(tensors: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors after timm's filter for published weights, where more of them fit the model then."""
-    import timm
-
+    timm = import_timm()
     own = model.state_dict()
 
     def fitting(named: dict[str, torch.Tensor]) -> int:

@@ -87,7 +87,8 @@ def fit_fold(
             seconds = round(time.perf_counter() - started, 3)
             place = {"device": device_name(trainer.strategy.root_device), "training_rows": len(training)}
             facts = {"fingerprint": wanted, "seconds": seconds, "given": options.describe(), **place}
-            finish(run_dir, info, score, facts=facts)
+            held_out = data.paths(data.folds.validation(fold))
+            finish(run_dir, info, score, held_out=held_out, facts=facts)
         trainer.strategy.barrier()
     result = read_finished(run_dir)
     assert result is not None

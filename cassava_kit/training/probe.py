@@ -181,7 +181,8 @@ def fit_probe(
     answers[~features.readable[held_out]] = info.prior
     right = write_oof_answers(run_dir, info, data, answers)
     seconds = round(facts["seconds"] + time.perf_counter() - started, 3)
-    finish(run_dir, info, right, facts={**facts, "seconds": seconds, "c": c})
+    held_paths = data.paths(data.folds.validation(fold))
+    finish(run_dir, info, right, held_out=held_paths, facts={**facts, "seconds": seconds, "c": c})
     result = read_finished(run_dir)
     assert result is not None
     return replace(result[0], reused=False)

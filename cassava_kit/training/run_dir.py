@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from cassava_kit.files import (
     sha256_file,
     write_json,
 )
+from cassava_kit.inference.precision import half_verdict
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import args_for_size
@@ -231,10 +233,16 @@ def write_oof_answers(
     return accuracy(data.folds.validation(info.fold)["label"].to_numpy(), probabilities)
 
 
-def finish(run_dir: Path, info: CheckpointInfo, score: Score, *, facts: dict[str, Any]) -> None:
-    """Put the score into the checkpoint's header and mark the run as finished, with further facts about it."""
+def finish(
+    run_dir: Path, info: CheckpointInfo, score: Score, *, held_out: Sequence[Path], facts: dict[str, Any]
+) -> None:
+    """Put score and verdict on float16 into the checkpoint's header, and mark the run as finished, with its facts.
+
+    `held_out` are image files of the fold, by which a GPU judges float16; a CPU claims nothing.
+    """
     path = run_dir / CHECKPOINT_FILE
-    scored = info.model_copy(update={"oof_accuracy": score.accuracy, "oof_rows": score.n})
+    found = {"oof_accuracy": score.accuracy, "oof_rows": score.n, "fp16": half_verdict(path, held_out)}
+    scored = info.model_copy(update=found)
     save_checkpoint(path, load_tensors(path), scored)
     write_json(run_dir / DONE_FILE, {"checkpoint_sha256": sha256_file(path), **score_record(score), **facts})
     (run_dir / RESUME_FILE).unlink(missing_ok=True)

@@ -95,14 +95,14 @@ class Loud(nn.Module):
 
 def test_an_overflow_in_half_precision_is_computed_again(tmp_path: Path) -> None:
     _, info = load_model(write_checkpoint(tmp_path / "a-fold0.safetensors"))
-    half = Forward(Loud(), info, CPU, torch.float16)
+    half = Forward(Loud().half(), info, CPU, "fp16")
     answer = probabilities(half, pixels())
-    assert half.dtype == torch.float32
+    assert half.precision == "fp32"
     assert np.isfinite(answer).all()
     exact = probabilities(Forward(Loud(), info, CPU), pixels())
     assert np.allclose(answer, exact, atol=1e-6)
     # On a GPU the next batch is under way in half precision before the first one's overflow is seen.
-    half = Forward(Loud(), info, CPU, torch.float16)
+    half = Forward(Loud().half(), info, CPU, "fp16")
     for one in [half.start(pixels(), [PLAIN]), half.start(pixels(), [PLAIN])]:
         assert np.allclose(half.finish(one)[0], exact, atol=1e-6)
 
@@ -112,6 +112,6 @@ def test_half_precision_stays_where_it_holds(tmp_path: Path) -> None:
     exact = probabilities(load_forward(path, CPU), pixels())
     half = load_forward(path, CPU)
     half.model.half()
-    half.dtype = torch.float16
+    half.precision = "fp16"
     assert np.abs(probabilities(half, pixels()) - exact).max() < 2e-2
-    assert half.dtype == torch.float16
+    assert half.precision == "fp16"

@@ -84,13 +84,13 @@ def test_no_checkpoint_is_loaded_that_there_is_no_time_for(
 ) -> None:
     from cassava_kit.inference import runner
 
-    real = runner.load_forward
+    real = runner.place
 
     def load(*arguments: object) -> Forward:
         clock.now += 1.0
         return real(*arguments)
 
-    monkeypatch.setattr(runner, "load_forward", load)
+    monkeypatch.setattr(runner, "place", load)
     _, report = submit(images, weights, tmp_path / "s.csv", time_limit=limit, early_stop="off")
     assert clock.now <= limit - 0.5 + 1e-9 and 0 < report.early_stop["work_done"] < 1
 

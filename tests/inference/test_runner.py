@@ -10,6 +10,7 @@ from tiny_runs import FakeClock, full_ensemble, read_labels, submit
 
 from cassava_kit.inference import ensemble_run, machine, runner
 from cassava_kit.inference.forward import Forward, Started
+from cassava_kit.inference.loading import Network
 from cassava_kit.inference.machine import usable_devices
 from cassava_kit.inference.pixels import PixelStore
 from cassava_kit.inference.runner import Runner
@@ -69,21 +70,21 @@ def test_loaded_models_make_room_when_loading_runs_out_of_memory(
     images: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, work = make_runner(images)
-    real, calls = runner.load_forward, []
+    real, calls = runner.place, []
 
-    def load(path: Path, device: torch.device) -> Forward:
-        calls.append(path.name)
+    def place(network: Network, *device: object) -> Forward:
+        calls.append(network.path.name)
         if work._loaded:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(path, device)
+        return real(network, *device)
 
-    monkeypatch.setattr(runner, "load_forward", load)
+    monkeypatch.setattr(runner, "place", place)
     with store:
         work.load(weights / "res-fold0.safetensors")
         work.load(weights / "vit-fold0.safetensors")
         assert calls == ["res-fold0.safetensors", "vit-fold0.safetensors", "vit-fold0.safetensors"]
         assert list(work._loaded) == [weights / "vit-fold0.safetensors"]
-        monkeypatch.setattr(runner, "load_forward", lambda *_: (_ for _ in ()).throw(RuntimeError("bad file")))
+        monkeypatch.setattr(runner, "place", lambda *_: (_ for _ in ()).throw(RuntimeError("bad file")))
         with pytest.raises(RuntimeError, match="bad file"):
             work.load(weights / "eff-fold0.safetensors")
         assert list(work._loaded) == [weights / "vit-fold0.safetensors"]  # another error drops no other

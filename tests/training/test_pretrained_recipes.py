@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cuda_double import play_cuda
 from tiny import SILENT, TINY
 
 from cassava_kit.data.images import load_image
@@ -125,8 +126,10 @@ def test_half_precision_is_refused_by_name_where_it_is_wrong_without_an_error(mo
         replace(pretrain_recipe("simclr_resnet50"), backbone=model, precision="16-mixed")
 
 
-@pytest.mark.parametrize(("model", "precision"), [(DINOV3, torch.float32), ("vit_tiny_patch16_224", torch.float16)])
-def test_a_gpu_predicts_in_single_precision_where_half_is_wrong(model, precision, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "tried"), [(DINOV3, ()), ("vit_tiny_patch16_224", ("fp16", "fp16-autocast", "fp32"))]
+)
+def test_a_gpu_predicts_in_single_precision_where_half_is_wrong(model, tried, tmp_path, monkeypatch):
     args = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2}
     network = create_model(model, 3, model_args=args)
     mean, std = image_statistics(network)
@@ -134,10 +137,10 @@ def test_a_gpu_predicts_in_single_precision_where_half_is_wrong(model, precision
         model=model, model_args=args, n_classes=3, input_size=(32, 32), mean=mean, std=std, recipe="r"
     )
     save_checkpoint(tmp_path / "c.safetensors", network.state_dict(), info)
-    moved = []
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *given, **_: moved.append(given) or self)
-    load_forward(tmp_path / "c.safetensors", torch.device("cuda"))
-    assert moved[-1] == (torch.device("cuda"), precision)
+    with play_cuda(monkeypatch):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))  # a T4
+        forward = load_forward(tmp_path / "c.safetensors", torch.device("cuda:0"))
+    assert (forward.precision, forward.candidates) == ("fp32", tried)
 
 
 def test_what_may_overflow_in_half_precision_is_said(data, tmp_path, monkeypatch):

@@ -103,6 +103,8 @@ def package(
         UserError: ensemble, checkpoints and their headers do not agree (nothing is written then), or a file that would
             be packed holds a credential.
     """
+    from cassava_kit.inference.precision import add_verdict
+
     out, root = Path(out), Path(root)
     check_ensemble_files(ensemble, checkpoints)
     kit_build = package_kit(out / "kit", root, owner=owner)
@@ -110,6 +112,7 @@ def package(
     with _replace_folder(out / "weights", MANIFESTS["weights"]) as folder:
         for name, source in checkpoints.items():
             shutil.copyfile(source, folder / name)
+            add_verdict(folder / name)
         write_ensemble(folder / ENSEMBLE_FILE, ensemble)
         weights_build = write_manifest(folder, "weights", {"kit_version": KIT_VERSION})["build_id"]
         config = read_config(root, owner=owner)
