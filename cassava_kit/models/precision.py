@@ -123,12 +123,14 @@ def judge_half(model: nn.Module, images: torch.Tensor) -> tuple[HalfVerdict, dic
     """
     import torch
 
-    with torch.inference_mode():
-        reference = logits_in(model, images, "fp32")
-        found: dict[Precision, Agreement] = {
-            "fp16": compare_precisions(logits_in(copy.deepcopy(model).half(), images, "fp16"), reference),
-            "fp16-autocast": compare_precisions(logits_in(model, images, "fp16-autocast"), reference),
-        }
+    with torch.no_grad():
+        reference = logits_in(model, images, "fp32").cpu()
+        half = logits_in(copy.deepcopy(model).half(), images, "fp16").cpu()
+        mixed = logits_in(model, images, "fp16-autocast").cpu()
+    found: dict[Precision, Agreement] = {
+        "fp16": compare_precisions(half, reference),
+        "fp16-autocast": compare_precisions(mixed, reference),
+    }
     if found["fp16"].agrees:
         return "safe", found
     return "autocast only" if found["fp16-autocast"].agrees else "no", found
