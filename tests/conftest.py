@@ -1,6 +1,7 @@
 """What all tests stand on: threads, the order of files, and a tiny drawn competition with its folds, made once."""
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -50,3 +51,11 @@ def tiny_table(tiny_dir) -> TrainTable:
 @pytest.fixture(scope="session")
 def tiny_folds(tiny_table) -> Folds:
     return split_folds(tiny_table.frame, n_splits=2, seed=0)
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C arrives although the tests run in the background of a shell, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -12,7 +12,9 @@ from cassava_kit.errors import Stopped, stopped_by_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_verb_that_is_stopped_ends_in_one_line_and_leaves_the_handlers_as_they_were(number, code, capsys):
+def test_a_verb_that_is_stopped_ends_in_one_line_and_leaves_the_handlers_as_they_were(
+    number, code, capsys, interruptible
+):
     app = typer.Typer(name="kit")
 
     @app.command()

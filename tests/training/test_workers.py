@@ -70,14 +70,6 @@ def test_jobs_that_all_fail_alike_fail_as_one():
         raise_failed(errors, 3)
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C arrives although the tests run in the background of a shell, where it is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_a_stopped_program_leaves_no_process_and_says_after_which_epochs(tmp_path, monkeypatch, interruptible):
     folders = [tmp_path / name for name in ("resnet fold0", "resnet fold1")]
     told = threading.Semaphore(0)
