@@ -18,7 +18,7 @@ from cassava_kit.errors import Stopped, UserError
 from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.kaggle.rehearse.options import RehearsalOptions
-from cassava_kit.models.weights import find_weights
+from cassava_kit.models.weights import find_weights_file
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.recipes import recipe, recipe_names
 from cassava_kit.training.ssl.recipes import small_simclr
@@ -73,7 +73,7 @@ def parse_weights(given: Sequence[str]) -> tuple[tuple[str, Path], ...]:
     parsed = []
     for text in given:
         name, path = named_file(text, "--weights takes NAME=FILE (a recipe or a timm model, and its weights)")
-        parsed.append((recipe_for(name), find_weights(path)))
+        parsed.append((recipe_for(name), find_weights_file(path)))
     return tuple(parsed)
 
 

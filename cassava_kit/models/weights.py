@@ -21,7 +21,7 @@ from cassava_kit.models.light_timm import import_timm
 from cassava_kit.models.network import head_parameters
 
 
-def find_weights(path: str | Path) -> Path:
+def find_weights_file(path: str | Path) -> Path:
     """Return the path of a file of first weights; FileNotFoundError, with what to do, where it is not there."""
     remedy = "`cassava-kit weights RECIPE` downloads published ones; or give a .safetensors or .pth file of your own"
     return find_file(path, "weights file", remedy)
@@ -123,7 +123,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """
     from cassava_kit.models.weights import load_tensors
 
-    path = find_weights(path)
+    path = find_weights_file(path)
     if path.suffix == ".safetensors":
         return load_tensors(path)
     if path.suffix not in (".pth", ".pt", ".bin", ".ckpt", ".tar"):

@@ -14,7 +14,7 @@ from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_noise_report, read_noise_report
 from cassava_kit.models.checkpoint import labels_learnt, may_share_labels
 from cassava_kit.models.network import args_for_size, check_image_size, meta_model, stages
-from cassava_kit.models.weights import find_weights, match_weights
+from cassava_kit.models.weights import find_weights_file, match_weights
 from cassava_kit.training.config import NetworkSettings, RunConfig
 from cassava_kit.training.devices import check_devices
 from cassava_kit.training.losses import make_loss
@@ -129,7 +129,7 @@ def check_options(config: RunConfig, data: TrainData, options: TrainOptions) -> 
     check_stages(config)
     check_devices(options.devices, config)
     if options.weights is not None:
-        find_weights(options.weights)
+        find_weights_file(options.weights)
     if options.clean_action not in ACTIONS:
         raise UserError(f"--clean-action must be one of {', '.join(ACTIONS)}, got {options.clean_action!r}")
     if options.clean is not None:

@@ -27,7 +27,7 @@ from cassava_kit.models.network import (
     image_statistics,
     meta_model,
 )
-from cassava_kit.models.weights import find_weights, load_weights
+from cassava_kit.models.weights import find_weights_file, load_weights
 from cassava_kit.training.checks import check_table, check_weights
 from cassava_kit.training.config import ProbeConfig
 from cassava_kit.training.linear import choose_penalty, fit_linear, linear_head
@@ -113,7 +113,7 @@ def check_probe(config: ProbeConfig, data: TrainData, folds: Sequence[int], opti
     check_table(data)
     if options.weights is None:
         raise UserError("a probe is of trained weights: give them by --weights FILE")
-    find_weights(options.weights)
+    find_weights_file(options.weights)
     check_image_size(config.model, config.image_size, config.model_args)
     args = args_for_size(config.model, config.image_size, config.model_args)
     network, _ = meta_model(config.model, config.image_size, model_args=args)

@@ -16,7 +16,7 @@ from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import Score, baseline, format_score, gain, score
 from cassava_kit.files import write_json, write_text
 from cassava_kit.inference.features import Pixels, readable_features
-from cassava_kit.models.weights import find_weights
+from cassava_kit.models.weights import find_weights_file
 from cassava_kit.training.checks import check_run
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.fit import fit_fold
@@ -150,7 +150,7 @@ def check_request(inits: Mapping[str, Path | None], shares: Sequence[float]) -> 
     for name, weights in inits.items():
         if weights is None:
             raise UserError(f"the start {name!r} needs a file of weights; random ones are always there")
-        find_weights(weights)
+        find_weights_file(weights)
     if not shares or not all(0 < share <= 1 for share in shares):
         raise UserError(f"shares of the labels must lie in 0..1, got {list(shares)}")
 

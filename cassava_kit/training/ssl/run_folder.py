@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
-from cassava_kit.models.weights import find_weights
+from cassava_kit.models.weights import find_weights_file
 from cassava_kit.training.sources import learning_code_hash
 from cassava_kit.training.ssl.config import WITHOUT_EFFECT, PretrainConfig
 from cassava_kit.training.ssl.methods import SSL_METHODS
@@ -37,7 +37,7 @@ def describe_settings(config: PretrainConfig, init: Path | None) -> dict[str, An
     method = [(module.removeprefix("cassava_kit."), name)] if module.startswith("cassava_kit.") else []
     return {
         "config": config.model_dump(mode="json"),
-        "init": None if init is None else {"name": Path(init).name, "sha256": sha256_file(find_weights(init))},
+        "init": None if init is None else {"name": Path(init).name, "sha256": sha256_file(find_weights_file(init))},
         "code": learning_code_hash(roots=(*PRETRAIN_ROOTS, *method)),
     }
 
