@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cassava_kit.data.images import ImageError, decode, in_threads, resize
+from cassava_kit.data.images import PIXELS_VERSION, ImageError, decode, in_threads, resize
 from cassava_kit.data.listing import relative_names
 from cassava_kit.errors import UserError
 from cassava_kit.files import atomic_path, read_json, write_json
@@ -36,7 +36,7 @@ class CacheHeader(BaseModel):
     """The header beside the pixels: format number, picture size (height, width), and each row's file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    layout: Literal[3] = 3
+    layout: int = Field(default=PIXELS_VERSION, ge=PIXELS_VERSION, le=PIXELS_VERSION)
     size: tuple[int, int]
     files: tuple[CachedFile, ...]
 

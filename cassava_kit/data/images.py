@@ -25,6 +25,8 @@ QUICK_BYTES = 4096
 OTHER_FORMATS = ("PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM")
 # A JPEG without its end may lack this share of its picture, which decoders fill with this gray.
 MISSING_SHARE, MISSING_GRAY = 0.1, 128
+# Rises when decoding or resizing gives other pixels: what is kept of them is then made anew.
+PIXELS_VERSION = 3
 
 
 _Item = TypeVar("_Item")

@@ -242,6 +242,8 @@ def _features_key(backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, vi
     """Return a name that changes with any weight, file, pixel setting or view."""
     import torch
 
+    from cassava_kit.data.images import PIXELS_VERSION
+
     # Flattened first: of a channels-last 1 x 1 convolution the strides are odd, though it counts as contiguous.
     weights = b"".join(
         name.encode() + value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
@@ -249,5 +251,6 @@ def _features_key(backbone: nn.Module, paths: Sequence[Path], pixels: Pixels, vi
     )
     files = [(str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
     return sha256_bytes(
-        weights + json.dumps([files, pixels.size, pixels.mean, pixels.std, views, str(type(backbone))]).encode()
+        weights
+        + json.dumps([PIXELS_VERSION, files, pixels.size, pixels.mean, pixels.std, views, str(type(backbone))]).encode()
     )[:24]

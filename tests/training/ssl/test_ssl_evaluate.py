@@ -51,7 +51,7 @@ def test_features_are_the_models_of_the_evaluation_pixels(images):
         assert np.allclose(features[row], model(x)[0].detach().numpy(), atol=1e-5)
 
 
-def test_the_cache_is_read_back_and_knows_what_it_is_of(images, tmp_path):
+def test_the_cache_is_read_back_and_knows_what_it_is_of(images, tmp_path, monkeypatch):
     cache, model = tmp_path / "cache", backbone()
     first = extract_features(model, images, PIXELS, cache=cache)
     (kept,) = cache.iterdir()
@@ -66,6 +66,9 @@ def test_the_cache_is_read_back_and_knows_what_it_is_of(images, tmp_path):
     changed = extract_features(model, images, PIXELS, cache=cache)
     assert len(list(cache.iterdir())) == 5
     assert np.array_equal(changed[1:], extract_features(model, images, PIXELS)[1:])
+    monkeypatch.setattr("cassava_kit.data.images.PIXELS_VERSION", 0)  # other pixels of the same files
+    extract_features(model, images, PIXELS, cache=cache)
+    assert len(list(cache.iterdir())) == 6
     assert not np.array_equal(changed[0], first[0])
 
 
