@@ -79,7 +79,7 @@ def half_verdict(checkpoint: Path, images: Sequence[Path] = ()) -> HalfVerdict |
     while len(pixels) < FIRST_IMAGES:
         pixels.append(resize(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), size))
     try:
-        batch = torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2)
+        batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
         return judge_half(network.on_device(device), normalize(batch, mean, std))[0]
     except RuntimeError:  # a verdict must not cost the checkpoint that is judged
         return None

@@ -123,7 +123,8 @@ def judge_half(model: nn.Module, images: torch.Tensor) -> tuple[HalfVerdict, dic
     """
     import torch
 
-    with torch.no_grad():
+    with torch.inference_mode():
+        images = images.to(next(model.parameters()).device)
         reference = logits_in(model, images, "fp32").cpu()
         half = logits_in(copy.deepcopy(model).half(), images, "fp16").cpu()
         mixed = logits_in(model, images, "fp16-autocast").cpu()

@@ -2,11 +2,11 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from cuda_double import play_cuda
 from tiny_members import write_checkpoint
 from tiny_runs import full_ensemble, submit
 from torch import nn
@@ -204,10 +204,10 @@ def test_a_header_says_what_a_gpu_makes_of_float16(tmp_path: Path, monkeypatch: 
         return judge_half(model, images)
 
     monkeypatch.setattr(precision, "judge_half", judge)
-    with play_cuda(monkeypatch):
-        precision.add_verdict(path)
+    monkeypatch.setattr(precision, "usable_devices", lambda _: (SimpleNamespace(type="cuda"),))
+    monkeypatch.setattr(Network, "on_device", lambda self, _: self.model)
+    precision.add_verdict(path)
     assert read_info(path).fp16 == "safe" and seen == [(16, 3, 32, 32)]
     assert load_model(path)[0] is not None
-    with play_cuda(monkeypatch):
-        precision.add_verdict(path)  # what is known is kept
+    precision.add_verdict(path)  # what is known is kept
     assert len(seen) == 1
