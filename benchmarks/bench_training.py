@@ -37,8 +37,8 @@ from cassava_kit.training.config import RunConfig
 from cassava_kit.training.devices import Devices
 from cassava_kit.training.fit import make_logger
 from cassava_kit.training.module import Classifier
-from cassava_kit.training.small_recipes import small_resnet
 from cassava_kit.training.rows import TrainOptions
+from cassava_kit.training.small_recipes import small_resnet
 from cassava_kit.training.trainer import make_trainer
 
 SMALL = replace(small_resnet(), schedule="cosine", epochs=1)

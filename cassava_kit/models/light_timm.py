@@ -73,7 +73,7 @@ class _LateFinder(MetaPathFinder):
         return spec
 
 
-def _disable_late(fn: Callable[..., Any], recursive: bool = True, *, reason: str | None = None) -> Callable[..., Any]:
+def _disable_late(fn: Callable[..., Any], recursive: bool = True, **further: Any) -> Callable[..., Any]:
     """Return a function that torch's compiler leaves alone: `torch.compiler.disable`, at the first call."""
 
     @functools.wraps(fn)
@@ -81,7 +81,7 @@ def _disable_late(fn: Callable[..., Any], recursive: bool = True, *, reason: str
         if not kept:
             import torch._dynamo
 
-            kept.append(torch._dynamo.disable(fn, recursive, reason=reason))
+            kept.append(torch._dynamo.disable(fn, recursive, **further))
         return kept[0](*args, **kwargs)
 
     kept: list[Callable[..., Any]] = []

@@ -440,6 +440,6 @@ def test_the_words_of_init_say_what_was_found_and_what_comes_next(tmp_path):
     hot = touch(tmp_path / "hot", *(f"images/{n}.jpg" for n in range(10)))
     (hot / "train.csv").write_text(table)
     assert gather_facts({}, data=hot).lines[0] == (
-        "train.csv: 10 rows; image names are in the column 'image_id' (without the file's ending), labels in 2 columns, "
-        "of which one is 1 (rust, scab)"
+        "train.csv: 10 rows; image names are in the column 'image_id' (without the file's ending), labels in 2 "
+        "columns, of which one is 1 (rust, scab)"
     )
