@@ -1,6 +1,6 @@
 """Results on real photographs as one page: every member out of fold over five folds, compared in pairs, in words.
 
-    PYTHONPATH=. python benchmarks/results.py --data DIR --weights mobilenetv2_100=FILE --out RESULTS.md
+    PYTHONPATH=. python benchmarks/results.py --data DIR --weights mobilenetv2_100=FILE --out results-128.md
                                               [--work build/results] [--only NAME ...] [--best]
 
 DIR is a competition folder, FILE the ImageNet weights of `timm.create_model("mobilenetv2_100", pad_type="same")`. What

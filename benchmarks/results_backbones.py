@@ -1,7 +1,7 @@
 """Real backbones on real photographs: each as a probe and finetuned, through views, and their ensemble, as one page.
 
     PYTHONPATH=. python benchmarks/results_backbones.py --data DIR --weights NAME=FILE --weights NAME=FILE ...
-        --out RESULTS-backbones.md [--work build/backbones] [--budget-hours 4] [--set NAME=VALUE ...] [--only probe]
+        --out RESULTS.md --picture docs/results.png [--work build/backbones] [--budget-hours 4] [--set NAME=VALUE ...]
 
 NAME is a recipe or timm model, DIR a competition folder. What was broken off goes on: finished folds and predictions in
 the work folder are reused. Each process computes on one core, `--jobs` at once. Before a member is trained, its time is
@@ -12,6 +12,7 @@ Everything is out of fold: penalties, weights and temperatures are found without
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -224,12 +225,13 @@ def page(made: Made, command: str, picture: str, classes: Sequence[str]) -> str:
     judgement: Judgement = judge_methods(evidence)
     hours = "; ".join(f"{name} {spent:.2f}" for name, spent in made.hours.items())
     parts = [
-        f"# Real backbones on {len(labels):,} photographs",
+        f"# Results on {len(labels):,} real photographs",
+        headline(evidence, blends[WEIGHTED]),
+        f"![accuracy with 95 % intervals, and correlation of errors]({picture})",
         f"Five folds, seed {SEED}, near-duplicates together, every member through the views `{VIEWS}`, all out of "
         f"fold. Hours on two cores, each process on one: {hours}; {sum(made.hours.values()):.2f} in all, by one "
         "command, which goes on where it was broken off:",
         f"```\n{command}\n```",
-        f"![accuracy with 95 % intervals, and correlation of errors]({picture})",
         "\n".join(lines),
         "\n".join(f"- {question} {c.summary()}." for question, c in comparisons(made, blends)),
         f"Ways of weighing, each on folds that its weights were not found on:\n\n```\n{judgement}\n```",
@@ -237,6 +239,17 @@ def page(made: Made, command: str, picture: str, classes: Sequence[str]) -> str:
         f"Left out for the budget: {', '.join(made.left_out)}." if made.left_out else "",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def headline(evidence: Evidence, blend: np.ndarray) -> str:
+    """What was reached in one sentence, and what bounds it: rows for which no member, or each one, is right."""
+    right = evidence.pred_probs.argmax(axis=2) == evidence.labels
+    best = max((accuracy(evidence.labels, p) for p in evidence.pred_probs), key=lambda score: score.value)
+    return (
+        f"Out of fold, the ensemble of {len(evidence.names)} members reaches {accuracy(evidence.labels, blend)}, its "
+        f"best member {best}. All members are right for {right.all(axis=0).mean():.3f} of the photographs, none of them"
+        f" for {(~right).all(axis=0).mean():.3f}."
+    )
 
 
 def draw(made: Made, path: Path) -> None:
@@ -279,7 +292,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="competition folder")
     parser.add_argument("--weights", action="append", required=True, metavar="NAME=FILE", help="a backbone; repeat")
-    parser.add_argument("--out", type=Path, required=True, help="page to write; its picture lies beside it")
+    parser.add_argument("--out", type=Path, required=True, help="page to write")
+    parser.add_argument("--picture", type=Path, help="its picture (default: beside it)")
     parser.add_argument("--work", type=Path, default=Path("build/backbones"), help="folder of runs, reused")
     parser.add_argument("--budget-hours", type=float, default=4.0, help="hours of all calls together")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, each on one core")
@@ -298,14 +312,15 @@ def main() -> int:
         )
         data = open_data(plan)
         made = make(plan, data)
-        picture = given.out.with_suffix(".png")
+        picture = given.picture or given.out.with_suffix(".png")
         draw(made, picture)
         weights = " ".join(f"--weights {each.partition('=')[0]}=FILE" for each in given.weights)
         changed = f" --set {' '.join(given.set)}" if given.set else ""
         command = (
             f"PYTHONPATH=. python benchmarks/results_backbones.py --data DIR {weights} --out {given.out.name}{changed}"
         )
-        write_text(given.out, page(made, command, picture.name, data.competition.classes))
+        named = Path(os.path.relpath(picture, given.out.parent)).as_posix()
+        write_text(given.out, page(made, command, named, data.competition.classes))
         print(given.out)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

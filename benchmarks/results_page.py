@@ -139,13 +139,15 @@ def honesty(found: Sequence[tuple[str, Comparison]], n: int) -> str:
 
 
 def page(scored: Mapping[str, ScoredRun], facts: Facts, best: str = "") -> str:
-    """The whole of RESULTS.md; no figure in it is written by hand."""
+    """The whole of docs/results-128.md; no figure in it is written by hand."""
     first = next(iter(scored.values()))
     n, counts = len(first.labels), np.bincount(first.labels)
     found, minutes = comparisons(scored), sum(facts.seconds.values()) / 60
     copies = f"{facts.grouped} near-duplicates kept in their original's fold" if facts.grouped else "no near-duplicates"
     parts = [
-        f"# Results on {n:,} real photographs",
+        f"# Small members on {n:,} real photographs",
+        "After this page you know what small or short members reach on real photographs, and which differences are "
+        "proved.",
         f"{n:,} training photographs of the competition (classes {', '.join(map(str, counts))}; {copies}), five "
         f"stratified folds, seed {SEED}. Every figure is out of fold on the given labels. {minutes:.0f} minutes on "
         f"{len(os.sched_getaffinity(0))} CPU cores, by one command, which goes on where it was broken off:",

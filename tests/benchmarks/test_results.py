@@ -192,7 +192,7 @@ def test_some_members_make_a_page_and_a_second_call_reuses_them(kit, monkeypatch
     assert len(before) == 5
     frame = (runs / "oof.csv").read_text().splitlines()
     assert len(frame) == 121
-    assert "# Results on 120 real photographs" in text and "`small_resnet=FILE`" not in text
+    assert "# Small members on 120 real photographs" in text and "`small_resnet=FILE`" not in text
     assert "--weights small_resnet=FILE --out RESULTS.md --only majority logreg frozen 'finetuned, flips' --set" in text
     names = [cells(line)[0] for line in text.splitlines() if line.startswith("| ")][1:]
     blends = ["ensemble, plain mean", "ensemble, nested weights"]

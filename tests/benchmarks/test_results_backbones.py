@@ -44,6 +44,10 @@ def test_the_page_has_each_members_accuracy_and_recalls(backbones, made):
         recalls = " | ".join(f"{each:.2f}" for each in recall_score(labels, said, average=None))
         line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         assert f"{accuracy_score(labels, said):.4f}" in line and line.endswith(f"{recalls} |")
+    right = made.evidence.pred_probs.argmax(axis=2) == labels
+    by_row = right.sum(axis=0)
+    assert f"All members are right for {np.mean(by_row == 3):.3f} of the photographs, none of them for " in text
+    assert f"{np.mean(by_row == 0):.3f}.\n" in text
     assert "1.75 in all" in text and "Left out for the budget: c (2.0 h, 1.0 h left)." in text
     assert "![" in text and "](picture.png)" in text and "the command" in text
     assert "Is a better finetuned than as a probe? " in text and "Temperatures of the classes, nested" in text
