@@ -163,6 +163,7 @@ def _print_counts(frame: pd.DataFrame, competition: Competition) -> None:
     names = {k: f"{k} {name}" if competition.labels_are_numbers else name for k, name in enumerate(competition.classes)}
     counts = frame.groupby("label")["fold"].value_counts().unstack(fill_value=0)
     found: list[int] = frame["fold"].unique().tolist()
-    counts = counts[sorted(found, key=lambda fold: (fold < 0, abs(fold)))]
+    order = sorted(found, key=lambda fold: (fold < 0, abs(fold)))
+    counts = counts[order]
     counts = counts.rename(index=names, columns={-1: "training alone", -2: "test part"})
     print(counts.rename_axis(index=None).to_string())
