@@ -50,6 +50,7 @@ from cassava_kit.training.workers import Job, run_jobs
 SEED, N_SPLITS, VIEWS = 42, 5, "flips"
 WEIGHTED, MEAN, CALIBRATED = "ensemble, nested weights", "ensemble, plain mean", "ensemble, weights and temperatures"
 METHOD = "logloss"
+HOURS = 4.0
 KINDS = ("probe", "finetuned")
 # As long as the other recipes of this size, and with an average of the weights as they have.
 LONGER = {"mobilenet": ("epochs=12", "ema=0.99")}
@@ -295,7 +296,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="page to write")
     parser.add_argument("--picture", type=Path, help="its picture (default: beside it)")
     parser.add_argument("--work", type=Path, default=Path("build/backbones"), help="folder of runs, reused")
-    parser.add_argument("--budget-hours", type=float, default=4.0, help="hours of all calls together")
+    parser.add_argument("--budget-hours", type=float, default=HOURS, help="hours of all calls together")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, each on one core")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change every finetuning")
     parser.add_argument("--only", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of members")
@@ -316,6 +317,7 @@ def main() -> int:
         draw(made, picture)
         weights = " ".join(f"--weights {each.partition('=')[0]}=FILE" for each in given.weights)
         changed = f" --set {' '.join(given.set)}" if given.set else ""
+        changed += f" --budget-hours {given.budget_hours:g}" if given.budget_hours != HOURS else ""
         command = (
             f"PYTHONPATH=. python benchmarks/results_backbones.py --data DIR {weights} --out {given.out.name}{changed}"
         )
