@@ -108,7 +108,7 @@ def test_recipes_are_the_table_and_hours_the_line(home, capsys):
     ] + [each["name"] for each in found["pretrain"]]
     found, _ = ask(capsys, "recipes", "small_resnet", "--hours", "--n-images", "1000", "--n-splits", "3")
     assert run_app(app, ["recipes", "small_resnet", "--hours", "--n-images", "1000", "--n-splits", "3"]) == 0
-    assert capsys.readouterr().out == f"small_resnet: {found['hours']:.1f} h of two T4s\n"
+    assert capsys.readouterr().out.startswith(f"small_resnet: {found['hours']:.1f} h of two T4s, with an assumed speed")
     settings, _ = ask(capsys, "recipes", "small_resnet")
     assert settings["recipe"] == "small_resnet" and settings["model"]
 

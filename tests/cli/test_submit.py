@@ -121,7 +121,7 @@ def test_the_commands_are_listed_without_a_command_and_as_one_of_the_kits(capsys
         (["finals", "--candidate", "a=b"], "--candidate needs --folds"),
         (["finals", "--folds", "nowhere.csv"], "--folds goes with it; the ledger has its own"),
         (["finals", "--candidate", "a=b", "--folds", "f", "--ledger", "l"], "--candidate stands in place of"),
-        (["finals", "--ledger", "nowhere.json"], "no nowhere.json"),
+        (["finals", "--ledger", "nowhere.json"], "no ledger nowhere.json"),
         (["fetch", "--bundle", "nowhere"], "nowhere"),
         (["ensemble", "--recipe", "small_vit", "--recipe", "small_vit"], "--recipe names small_vit more than once"),
         (["ensemble", "--weights", "resnet50=a.pth", "--weights", "resnet50=a.pth"], "--weights names resnet50"),

@@ -87,7 +87,7 @@ def test_a_bad_table_is_one_line_that_names_file_and_row(write, content, message
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
         read_table(tmp_path / "nowhere.csv")
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="expected a CSV"):
         read_table(tmp_path)
 
 

@@ -241,8 +241,8 @@ def test_files_go_in_and_weights_come_out(tmp_path):
     assert sum(m["weight"] for m in written["members"]) == pytest.approx(1)
     assert written["metric"] == "accuracy" and "competition" not in written, "no file names one"
     write_folds(tmp_path / "named.csv", replace(split, task=CASSAVA.task))
-    weigh_files(files, tmp_path / "named.csv", tmp_path / "named.json")
-    assert json.loads((tmp_path / "named.json").read_text()).items() >= CASSAVA.task.header().items()
+    weigh_files(files, tmp_path / "named.csv", tmp_path / "weights-of-named.json")
+    assert json.loads((tmp_path / "weights-of-named.json").read_text()).items() >= CASSAVA.task.header().items()
     said = written["report"]
     assert said["members"]["a"] == pytest.approx((e.pred_probs[0].argmax(axis=1) == e.labels).mean())
     assert said["calibration"]["ece"][0] == pytest.approx(ece(e.labels, e.pred_probs.mean(axis=0)), abs=1e-6)

@@ -141,10 +141,10 @@ def test_an_overflow_is_computed_again_while_another_batch_is_under_way(gpu: Cud
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x.abs() * 6e4) / 6e4  # more than half precision holds
 
-    forward.model, forward.dtype = Loud(), torch.float16
+    forward.model, forward.precision = Loud(), "fp16"
     started = [forward.start(pinned(seed), VIEWS) for seed in (0, 1)]
     answers = [forward.finish(one) for one in started]
-    assert forward.dtype == torch.float32 and all(np.isfinite(answer).all() for answer in answers)
+    assert forward.precision == "fp32" and all(np.isfinite(answer).all() for answer in answers)
     exact = Forward(Loud(), forward.info, torch.device("cpu"))
     for seed, answer in enumerate(answers):
         assert np.allclose(answer, exact.finish(exact.start(pixels(seed), VIEWS)), atol=1e-6)

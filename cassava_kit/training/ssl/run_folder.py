@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_bytes, sha256_file, write_json
-from cassava_kit.models.weights import find_weights_file
 from cassava_kit.training.sources import learning_code_hash
 from cassava_kit.training.ssl.config import WITHOUT_EFFECT, PretrainConfig
 from cassava_kit.training.ssl.methods import SSL_METHODS
@@ -32,6 +31,8 @@ def describe_settings(config: PretrainConfig, init: Path | None) -> dict[str, An
     Raises:
         FileNotFoundError: There is no such weights file.
     """
+    from cassava_kit.models.weights import find_weights_file  # torch, which a check of the folder does not need
+
     module, _, name = SSL_METHODS[config.method].partition(":")
     # A method of code outside the package is not in the hash.
     method = [(module.removeprefix("cassava_kit."), name)] if module.startswith("cassava_kit.") else []

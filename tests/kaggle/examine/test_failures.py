@@ -375,7 +375,7 @@ def test_sizes_of_networks_are_timms() -> None:
 def test_the_kits_own_notebooks_are_clean() -> None:
     root = Path(__file__).parents[3]
     notebooks = sorted((root / "kernels").glob("*/*.ipynb"))
-    assert len(notebooks) == 4
+    assert len(notebooks) == 5
     for path in notebooks:
         found = examine_notebook(path, root=root)
         assert not found.findings and not found.skipped, str(found)
