@@ -137,7 +137,7 @@ def make(plan: BackbonePlan, data: TrainData) -> Made:
     for name, weights in plan.weights if "finetuned" in plan.kinds else ():
         config = finetuning(name, plan)
         needed = expected_hours(config, data, plan, runs)
-        if ledger.spent + needed > plan.budget_hours:
+        if needed and ledger.spent + needed > plan.budget_hours:
             left_out.append(f"{run_name(config)} ({needed:.1f} h, {plan.budget_hours - ledger.spent:.1f} h left)")
             continue
         started = time.perf_counter()
@@ -150,10 +150,15 @@ def make(plan: BackbonePlan, data: TrainData) -> Made:
     seen = [Job(name, views_job, (name, paths, data, plan.work / "views")) for name, paths in checkpoints.items()]
     found = run_jobs(seen, min(plan.jobs, len(seen)))
     ledger.spend("views", (time.perf_counter() - started) / 3600)
-    evidence = make_evidence([found[name] for name in checkpoints], data.folds, list(checkpoints))
+    evidence = make_evidence([found[name] for name in checkpoints], data.folds, list(map(short, checkpoints)))
     tuned = {run_name(probe_of(name)): run_name(finetuning(name, plan)) for name, _ in plan.weights}
-    pairs = tuple((a, b) for a, b in tuned.items() if {a, b} <= set(checkpoints))
+    pairs = tuple((short(a), short(b)) for a, b in tuned.items() if {a, b} <= set(checkpoints))
     return Made(evidence, dict(ledger.hours), tuple(left_out), pairs)
+
+
+def short(run: str) -> str:
+    """Return a run's recipe: what its name has beside it is the same for all members."""
+    return run.partition("--")[0]
 
 
 def finetuning(name: str, plan: BackbonePlan) -> RunConfig:
@@ -200,8 +205,11 @@ def comparisons(made: Made, blends: Mapping[str, np.ndarray]) -> list[tuple[str,
     every = dict(zip(evidence.names, evidence.pred_probs, strict=True)) | blends | {CHOSEN: answers}
     asked = [
         ("Is the ensemble better than the member that is best on the other folds?", CHOSEN, WEIGHTED),
-        ("And than the member that is best on these very rows?", evidence.names[best], WEIGHTED),
+        ("Than the member that is best on these very rows?", evidence.names[best], WEIGHTED),
         ("Are nested weights better than the plain mean?", MEAN, WEIGHTED),
+        ("Do nested temperatures of the classes help it?", WEIGHTED, CALIBRATED),
+        ("Is it with them better than the member that is best on the other folds?", CHOSEN, CALIBRATED),
+        ("And than the member that is best on these very rows?", evidence.names[best], CALIBRATED),
         *((f"Is {tuned} better finetuned than as a probe?", probe, tuned) for probe, tuned in made.pairs),
     ]
     found = [compare(evidence.labels, every[a], every[b], names=(a, b)) for _, a, b in asked]
@@ -227,7 +235,7 @@ def page(made: Made, command: str, picture: str, classes: Sequence[str]) -> str:
     hours = "; ".join(f"{name} {spent:.2f}" for name, spent in made.hours.items())
     parts = [
         f"# Results on {len(labels):,} real photographs",
-        headline(evidence, blends[WEIGHTED]),
+        headline(evidence, blends),
         f"![accuracy with 95 % intervals, and correlation of errors]({picture})",
         f"Five folds, seed {SEED}, near-duplicates together, every member through the views `{VIEWS}`, all out of "
         f"fold. Hours on two cores, each process on one: {hours}; {sum(made.hours.values()):.2f} in all, by one "
@@ -242,14 +250,15 @@ def page(made: Made, command: str, picture: str, classes: Sequence[str]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def headline(evidence: Evidence, blend: np.ndarray) -> str:
-    """What was reached in one sentence, and what bounds it: rows for which no member, or each one, is right."""
+def headline(evidence: Evidence, blends: Mapping[str, np.ndarray]) -> str:
+    """What was reached, and what bounds it: rows for which no member, or each one, is right."""
     right = evidence.pred_probs.argmax(axis=2) == evidence.labels
     best = max((accuracy(evidence.labels, p) for p in evidence.pred_probs), key=lambda score: score.value)
+    weighted, calibrated = (accuracy(evidence.labels, blends[name]) for name in (WEIGHTED, CALIBRATED))
     return (
-        f"Out of fold, the ensemble of {len(evidence.names)} members reaches {accuracy(evidence.labels, blend)}, its "
-        f"best member {best}. All members are right for {right.all(axis=0).mean():.3f} of the photographs, none of them"
-        f" for {(~right).all(axis=0).mean():.3f}."
+        f"Out of fold, the ensemble of {len(evidence.names)} members reaches {weighted}, and {calibrated} with "
+        f"temperatures of the classes. Its best member reaches {best}. All members are right for "
+        f"{right.all(axis=0).mean():.3f} of the photographs, none of them for {(~right).all(axis=0).mean():.3f}."
     )
 
 
@@ -263,8 +272,7 @@ def draw(made: Made, path: Path) -> None:
     evidence = made.evidence
     rows = dict(zip(evidence.names, evidence.pred_probs, strict=True)) | ensembles(evidence)
     scores = [accuracy(evidence.labels, p) for p in rows.values()]
-    height = 1.5 + 0.4 * len(rows)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, height), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     at = np.arange(len(rows))[::-1]
     left.errorbar(
         [s.value for s in scores], at, xerr=[1.96 * s.standard_error for s in scores], fmt="o", color="#2b6cb0"
@@ -272,7 +280,7 @@ def draw(made: Made, path: Path) -> None:
     left.axvline(majority(evidence.labels).value, color="#999999", linestyle=":", label="majority class")
     left.set_yticks(at, list(rows))
     left.set_xlabel("accuracy out of fold, 95 % interval")
-    left.legend(loc="lower right")
+    left.legend(loc="upper right")
     correlation = error_correlation(evidence.labels, evidence.pred_probs)
     shown = right.imshow(correlation, vmin=0, vmax=1, cmap="viridis")
     for i, j in np.ndindex(*correlation.shape):

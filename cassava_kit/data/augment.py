@@ -18,7 +18,7 @@ from cassava_kit.data.images import resize
 CROP_AREA, CROP_ASPECT = (0.4, 1.0), (0.75, 4 / 3)
 # What the best teams of the competition added; each with probability `P`.
 P = 0.5
-SHIFT, ZOOM, TURN = 0.0625, (0.9, 1.1), 45  # share of the side, factor of each side, degrees
+SHIFT, STRETCH, TURN = 0.0625, (0.9, 1.1), 45  # share of the side, factor of each side, degrees
 HUE, SATURATION, VALUE = 20, 30, 20  # most that is added or taken away; hues are 0 to 180
 CONTRAST, BRIGHTNESS = 0.2, 0.2  # most that the factor differs from 1, and that is added, as a share of 255
 HOLES, HOLE_SIDE = (1, 8), (0.05, 0.12)  # how many, and their sides as shares of the picture's
@@ -99,7 +99,7 @@ def draw_warp(rng: Random, size: tuple[int, int]) -> np.ndarray:
     """Draw shift, scale and rotation about the centre of a picture of `size`, (2, 3), as Affine does."""
     height, width = size
     right, down = int(rng.uniform(-SHIFT, SHIFT) * width), int(rng.uniform(-SHIFT, SHIFT) * height)
-    wider, higher = rng.uniform(*ZOOM), rng.uniform(*ZOOM)
+    wider, higher = rng.uniform(*STRETCH), rng.uniform(*STRETCH)
     turn = math.radians(rng.uniform(-TURN, TURN))
     cos, sin = math.cos(turn), math.sin(turn)
     x, y = width / 2 - 0.5, height / 2 - 0.5

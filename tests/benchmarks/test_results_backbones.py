@@ -51,6 +51,7 @@ def test_the_page_has_each_members_accuracy_and_recalls(backbones, made):
     assert "1.75 in all" in text and "Left out for the budget: c (2.0 h, 1.0 h left)." in text
     assert "![" in text and "](picture.png)" in text and "the command" in text
     assert "Is a better finetuned than as a probe? " in text and "Temperatures of the classes, nested" in text
+    assert "- Do nested temperatures of the classes help it? " in text
 
 
 def test_the_ensembles_weights_and_temperatures_do_not_see_the_rows_they_answer(backbones, made):
@@ -90,6 +91,11 @@ def test_a_member_that_the_budget_does_not_hold_is_left_out_by_name(backbones, t
     weights = (("mobilenet", Path("a")), ("efficientnet_lite0", Path("b")))
     plan = backbones.BackbonePlan(tmp_path, weights, tmp_path, 10.0, kinds=("finetuned",))
     found = backbones.make(plan, SimpleNamespace(folds=None))
+    # What is finished is taken, though nothing is left of the budget.
+    hours |= {"mobilenet": 0.0}
+    monkeypatch.setattr(backbones, "time", SimpleNamespace(perf_counter=lambda: 0))
+    again = backbones.make(replace(plan, budget_hours=1.0), SimpleNamespace(folds=None))
+    assert again.left_out == ("efficientnet_lite0 (2.0 h, -8.0 h left)",) and trained.pop() == trained[0]
     assert trained == [("mobilenet", 12, 0.99)]
     assert found.left_out == ("efficientnet_lite0 (2.0 h, 1.0 h left)",) and found.hours["probes"] == 3.0
     assert backbones.finetuning("dinov2_top", plan) == recipe("dinov2_top")

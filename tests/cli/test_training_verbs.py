@@ -42,9 +42,8 @@ def test_a_listed_recipe_is_printed_and_its_hours_are_those_of_the_list(capsys):
     assert re.search(r"logreg +Logistic regression", listed)
     assert run_app(app, ["recipes", "resnet50", "--hours", "--n-images", "1000", "--n-splits", "3"]) == 0
     hours = f"{train_hours(recipe('resnet50'), 1000, 3):.1f} h"
-    assert capsys.readouterr().out.startswith(f"resnet50: {hours} of two T4s, with an assumed speed") and re.search(
-        f"resnet50 +{hours}", listed
-    )
+    assert capsys.readouterr().out.startswith(f"resnet50: {hours} of two T4s, with an assumed speed")
+    assert re.search(f"resnet50 +{hours}", listed)
     assert run_app(app, ["recipes", "logreg"]) == 0
     assert json.loads(capsys.readouterr().out)["c"] == LogReg().c
     assert run_app(app, ["recipes", "small_simclr"]) == 0

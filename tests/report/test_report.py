@@ -597,7 +597,7 @@ def test_errors_are_one_line(material, tmp_path, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", "[1]", "one JSON object"),
+        ("config.json", "[1]", "must hold a JSON object, got list"),
         ("config.json", "{", "not valid JSON"),
         ("metrics.csv", "a,b\n1,2\n", "must have the columns epoch"),
         ("oof.csv", "image_id,p0\n", "must have the columns"),

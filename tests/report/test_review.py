@@ -138,7 +138,7 @@ def test_classes_are_those_that_the_report_names(folder, monkeypatch):
     write_review(folder / "clean.csv", folder / "data", folder / "review.html")
     assert page_data(folder / "review.html")["classes"][:3] == ["0 rose", "1 tulip", "class 2"], "older: this folder's"
     write_json(folder / "clean.json", [])
-    with pytest.raises(UserError, match=r"clean.json must hold an object, got list"):
+    with pytest.raises(UserError, match=r"clean.json must hold a JSON object, got list"):
         write_review(folder / "clean.csv", folder / "data", folder / "review.html")
 
 
