@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,21 @@ from cassava_kit.training.workers import Job, raise_failed, ready_workers, run_j
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for (a zombie) counts too."""
     return Path(f"/proc/{pid}").exists()
+
+
+# The tests' own server of forked programs lives as long as the session.
+EARLIER: set[int | None] = set()
+
+
+@pytest.fixture(autouse=True)
+def _earlier_children():
+    EARLIER.clear()
+    EARLIER.update(process.pid for process in multiprocessing.active_children())
+
+
+def children() -> list[BaseProcess]:
+    """Return this process's children that the test started."""
+    return [process for process in multiprocessing.active_children() if process.pid not in EARLIER]
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -34,7 +50,7 @@ def test_results_come_by_name_and_what_waits_comes_after(at_once):
     assert ended.index("a") < ended.index("c") < ended.index("d") and ended.index("b") < ended.index("d")
     processes = {result[1] for result in found.values()}
     assert (processes == {os.getpid()}) if at_once == 1 else (os.getpid() not in processes and len(processes) <= 2)
-    assert not multiprocessing.active_children() and not any(is_alive(pid) for pid in processes - {os.getpid()})
+    assert not children() and not any(is_alive(pid) for pid in processes - {os.getpid()})
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -59,7 +75,7 @@ def test_a_bug_keeps_its_traceback_and_a_killed_process_is_named():
     with pytest.raises(RuntimeError, match="killed failed: its process ended by signal 9") as caught:
         run_jobs(jobs, 2)
     assert "bug failed: 'unforeseen'" in str(caught.value) and 'jobs.py", line' in str(caught.value)
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_jobs_that_all_fail_alike_fail_as_one():
@@ -88,7 +104,7 @@ def test_a_stopped_program_leaves_no_process_and_says_after_which_epochs(tmp_pat
         run_jobs([Job(folder.name, partial(note_start, folder)) for folder in folders], 2)
     thread.join()
     pids = [int(file.name) for folder in folders for file in folder.iterdir()]
-    assert len(pids) == 2 and not any(is_alive(pid) for pid in pids) and not multiprocessing.active_children()
+    assert len(pids) == 2 and not any(is_alive(pid) for pid in pids) and not children()
 
 
 def test_what_is_said_of_stopped_jobs():
@@ -109,9 +125,9 @@ def test_waiting_threads_sleep_in_every_process(monkeypatch):
 
 def test_workers_that_are_ready_take_the_jobs_and_none_stays(capfd):
     with ready_workers(2, "no_such_module"):
-        started = {process.pid for process in multiprocessing.active_children()}
+        started = {process.pid for process in children()}
         found = run_jobs([Job(str(k), double, (k,)) for k in range(4)], 2)
         assert len(started) == 2 and {pid for _, pid in found.values()} <= started
     with ready_workers(2, "json"):
-        assert len(multiprocessing.active_children()) == 2  # nothing came to be done
-    assert not multiprocessing.active_children() and "Traceback" not in capfd.readouterr().err
+        assert len(children()) == 2  # nothing came to be done
+    assert not children() and "Traceback" not in capfd.readouterr().err
