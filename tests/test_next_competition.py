@@ -117,7 +117,7 @@ def test_class_folders_alone_on_the_whole_road(tmp_path):
     folder = pets(tmp_path / "My Pets")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     begun = kit("-m", "cassava_kit", "init", "--data", folder, cwd=tmp_path)
-    assert begun.returncode == 0 and "every tenth image of each class" in begun.stdout, begun.stderr
+    assert begun.returncode == 0 and "10% of each class are set apart" in begun.stdout, begun.stderr
     road = ["ensemble", "--data", folder, "--out", "out", "--n-splits", 2, "--recipe", "small_resnet"]
     gone = kit(ROOT / "submit.py", *road, cwd=tmp_path)
     assert gone.returncode == 0, gone.stderr[-3000:]

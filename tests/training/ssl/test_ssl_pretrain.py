@@ -380,7 +380,7 @@ def test_training_lowers_the_loss(method, images, tmp_path):
     pretrain(config, images, tmp_path)
     losses = [float(row.split(",")[2]) for row in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
     # MoCo's first negatives are random vectors, which are easy: its loss rises while the queue fills.
-    assert np.mean(losses[-3:]) < 0.93 * max(losses[1:4]), losses
+    assert np.mean(losses[-3:]) < 0.95 * max(losses[1:4]), losses
 
 
 def test_the_probe_is_reported_and_labels_do_not_reach_the_weights(images, tmp_path, capsys):
