@@ -54,8 +54,13 @@ while words and words[0] in ("-P", "-u"):
     flags.append(words.pop(0))
 if not words or words[0].startswith("-") and words[0] not in ("-m", "-c"):
     os.execv({real!r}, [{real!r}, *sys.argv[1:]])
-mine = os.open("/proc/self/fd", os.O_RDONLY)
-files = [int(name) for name in os.listdir(mine) if int(name) != mine]
+def is_open(file):
+    try:
+        return bool(os.fstat(file))
+    except OSError:
+        return False
+# Without the listing's own, whose number the link would take.
+files = [file for file in map(int, os.listdir("/proc/self/fd")) if is_open(file)]
 link = socket.socket(socket.AF_UNIX)
 link.connect({place!r})
 text = json.dumps({{

@@ -67,7 +67,7 @@ def test_what_the_interpreter_cannot_do_is_the_real_ones():
     assert said.stdout == "False True\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_ends_a_forked_program_and_who_waits_for_it_knows(number, tmp_path):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     program = subprocess.Popen(
