@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cassava_kit.data.transforms import normalize
-from cassava_kit.inference.device_queue import Answer, DeviceQueue, fit_to_memory, make_queue
+from cassava_kit.inference.device_queue import DeviceQueue, Ordered, make_queue, order
 from cassava_kit.inference.loading import Network, load_network
 from cassava_kit.inference.precision import settle_precision
 from cassava_kit.inference.tta import View
@@ -21,12 +21,10 @@ from cassava_kit.models.precision import Precision, logits_in, precisions_to_try
 
 @dataclass(frozen=True)
 class Started:
-    """A batch under way: its answer, and what must live until it has come, on the host and on the device."""
+    """A batch under way through its views."""
 
-    answer: Answer
-    pixels: torch.Tensor
+    ordered: Ordered
     views: Sequence[View]
-    on_device: torch.Tensor
 
 
 @dataclass
@@ -64,22 +62,18 @@ class Forward:
         A GPU computes on after the return; `finish` waits for it. A batch that does not fit into memory is halved until
         it does, and later ones are cut to that size at once.
         """
-        most = min(self.largest_batch or len(pixels), len(pixels))
-        started, size = fit_to_memory(lambda size: self._order(pixels, views, size), most, self.queue)
-        if size < most:
-            self.largest_batch = size
-        return started
 
-    def _order(self, pixels: torch.Tensor, views: Sequence[View], size: int) -> Started:
-        """Order a batch in pieces of at most `size` images."""
-        on_device = self.queue.upload(pixels)
-        parts = []
-        for piece in on_device.split(size):
+        def compute(piece: torch.Tensor) -> torch.Tensor:
             images = normalize(piece.permute(0, 3, 1, 2), self.info.mean, self.info.std)
             if self.candidates:
                 self._settle(views[0](images))
-            parts.append(torch.stack([self._logits(view(images)).float().softmax(dim=1) for view in views]))
-        return Started(self.queue.download(torch.cat(parts, dim=1)), pixels, views, on_device)
+            return torch.stack([self._logits(view(images)).softmax(dim=1) for view in views])
+
+        most = min(self.largest_batch or len(pixels), len(pixels))
+        ordered, size = order(self.queue, pixels, compute, most)
+        if size < most:
+            self.largest_batch = size
+        return Started(ordered, views)
 
     def _settle(self, images: torch.Tensor) -> None:
         found = settle_precision(self.model, images, self.candidates)
@@ -90,7 +84,7 @@ class Forward:
 
     def finish(self, started: Started) -> np.ndarray:
         """Return the probabilities (V, B, K) on the host, in single precision where half precision overflowed."""
-        answer = started.answer.wait()
+        answer = started.ordered.answer.wait()
         if np.isfinite(answer).all() or (self.precision == "fp32" and not self.overflowed):
             return answer
         if not self.overflowed:
@@ -98,8 +92,8 @@ class Forward:
             self.reason = f"{self.precision}: a batch is not finite"
             self.precision, self.overflowed = "fp32", True
         # Also for the batch that was under way in half precision when another one overflowed.
-        again = self.start(started.pixels, started.views)
-        return again.answer.wait()
+        again = self.start(started.ordered.batch, started.views)
+        return again.ordered.answer.wait()
 
 
 def place(network: Network, device: torch.device, known: Precision | None = None) -> Forward:

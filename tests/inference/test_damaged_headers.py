@@ -129,7 +129,7 @@ def test_an_image_that_cannot_be_read_does_not_make_a_checkpoint_answer_nan(
 
     def finish(self: Forward, started: Started) -> np.ndarray:
         answer = real(self, started).copy()
-        black = (started.pixels.flatten(1) == 0).all(1).numpy()
+        black = (started.ordered.batch.flatten(1) == 0).all(1).numpy()
         answer[:, black] = float("nan")  # a network that divides by an image's deviation
         return answer
 
