@@ -39,15 +39,14 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Say which recipes and folds to train in a week's GPU hours, so that they buy the most different members."""
-    from cassava_kit.cli.training import ASSUMED_SPEED, measured_t4
+    from cassava_kit.cli.training import speed_of_t4
     from cassava_kit.competition import current
-    from cassava_kit.training.cost import T4
     from cassava_kit.training.plan import plan_week
 
     if runs is not None and not runs.is_dir():
         raise UserError(f"--runs must be a folder of runs, got {runs}; leave it out where there is none yet")
     images = n_images or current().training_images
-    speed, source = (T4, ASSUMED_SPEED) if gpu is None else measured_t4(gpu)
+    speed, source = speed_of_t4(gpu)
 
     def planned() -> Result:
         plan = plan_week(hours, recipe or [], images, n_splits, runs=runs, gpu=speed)

@@ -43,7 +43,7 @@ def recipes_command(
     if not hours and any(each is not None for each in (n_images, n_splits, gpu)):
         raise UserError("--n-images, --n-splits and --gpu go with --hours")
     images, n_splits = n_images or current().training_images, n_splits or 5
-    speed, source = (None, ASSUMED_SPEED) if gpu is None else measured_t4(gpu)
+    speed, source = speed_of_t4(gpu)
 
     def hours_of(each: str) -> float:
         return _hours(each, images, n_splits, speed)
@@ -91,18 +91,21 @@ def _configuration(name: str) -> dict[str, Any]:
     return asdict(LogReg()) if name == LogReg.recipe else _recipe(name).model_dump(mode="json")
 
 
-def measured_t4(file: Path) -> tuple[Gpu, str]:
-    """Return the speed of a T4 by a file of gpu-check, and in words where it comes from."""
-    from cassava_kit.training.gpu_check.findings import read_gpu_report
-    from cassava_kit.training.gpu_check.t4 import basis, read_t4
+def speed_of_t4(file: Path | None) -> tuple[Gpu, str]:
+    """Return the speed of a T4, assumed or by a file of gpu-check, and in words where it comes from."""
+    from cassava_kit.training.cost import T4
 
-    return read_t4(file), basis(read_gpu_report(file))
+    if file is None:
+        return T4, ASSUMED_SPEED
+    from cassava_kit.training.gpu_check.t4 import read_t4
+
+    return read_t4(file)
 
 
-def _hours(name: str, images: int, n_splits: int, gpu: Gpu | None) -> float:
+def _hours(name: str, images: int, n_splits: int, gpu: Gpu) -> float:
     """Return the hours of two T4s that a recipe takes: for training all folds, for pretraining once."""
     from cassava_kit.training.baseline import LogReg
-    from cassava_kit.training.cost import T4, train_hours
+    from cassava_kit.training.cost import train_hours
     from cassava_kit.training.ssl.config import PretrainConfig
     from cassava_kit.training.ssl.cost import pretrain_hours
 
@@ -110,8 +113,8 @@ def _hours(name: str, images: int, n_splits: int, gpu: Gpu | None) -> float:
         raise UserError(f"{name} needs no GPU; --hours estimates the other recipes")
     config = _recipe(name)
     if isinstance(config, PretrainConfig):
-        return pretrain_hours(config, images, gpu=gpu or T4)
-    return train_hours(config, images, n_splits, gpu=gpu or T4)
+        return pretrain_hours(config, images, gpu=gpu)
+    return train_hours(config, images, n_splits, gpu=gpu)
 
 
 def _recipe(name: str) -> RunConfig | PretrainConfig:

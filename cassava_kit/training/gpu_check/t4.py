@@ -41,8 +41,8 @@ PUBLISHED = {
 }
 
 
-def read_t4(path: str | Path) -> Gpu:
-    """Return the speed of one T4 by a file of `gpu-check` (see the module's rule).
+def read_t4(path: str | Path) -> tuple[Gpu, str]:
+    """Return the speed of one T4 by a file of `gpu-check` (see the module's rule), and in words where it comes from.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -53,7 +53,7 @@ def read_t4(path: str | Path) -> Gpu:
         raise UserError(f"{path} was measured on a CPU in place of a GPU; give one of a GPU, or leave --gpu out")
     if not any(speed.precision == "16-mixed" for speed in report.speeds):
         raise UserError(f"{path} has no training speed: run gpu-check again, with more --minutes")
-    return as_t4(measured_gpu(report), report.device)
+    return as_t4(measured_gpu(report), report.device), basis(report)
 
 
 def measured_gpu(report: GpuReport) -> Gpu:
