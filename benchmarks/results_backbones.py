@@ -36,13 +36,11 @@ from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods, 
 from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.evidence.predictions import Predictions
 from cassava_kit.files import read_json, write_json, write_text
-from cassava_kit.training.config import ProbeConfig, RunConfig
+from cassava_kit.training.config import RunConfig
 from cassava_kit.training.expected import fold_seconds
-from cassava_kit.training.probe import train_probe
-from cassava_kit.training.recipe_run import PlannedRecipe, train_recipes
+from cassava_kit.training.recipe_run import PlannedProbe, PlannedRecipe, train_recipes
 from cassava_kit.training.recipes import probe_of, recipe, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
-from cassava_kit.training.run_dir import FoldResult
 from cassava_kit.training.side_by_side import use_threads
 from cassava_kit.training.through_views import predict_through_views
 from cassava_kit.training.workers import Job, run_jobs
@@ -108,12 +106,6 @@ def open_data(plan: BackbonePlan) -> TrainData:
     return TrainData(table, split)
 
 
-def fit_probe_job(config: ProbeConfig, data: TrainData, out: Path, options: TrainOptions) -> list[FoldResult]:
-    """Fit a probe for each fold, on one core."""
-    with use_threads(1):
-        return train_probe(config, data, out, options=options)
-
-
 def views_job(name: str, checkpoints: Sequence[Path], data: TrainData, out: Path) -> Predictions:
     """Predict a member's rows out of fold through the views, on one core."""
     with use_threads(1):
@@ -125,13 +117,10 @@ def make(plan: BackbonePlan, data: TrainData) -> Made:
     ledger, runs = Ledger(plan.work / "hours.json"), plan.work / "runs"
     checkpoints: dict[str, list[Path]] = {}
     if "probe" in plan.kinds:
-        jobs = []
-        for name, weights in plan.weights:
-            config = probe_of(name)
-            jobs.append(Job(run_name(config), fit_probe_job, (config, data, runs, TrainOptions(weights=weights))))
+        probes = [PlannedProbe(probe_of(name), TrainOptions(weights=weights)) for name, weights in plan.weights]
         started = time.perf_counter()
-        for name, results in run_jobs(jobs, min(plan.jobs, len(jobs))).items():
-            checkpoints[name] = [result.checkpoint for result in results]
+        for result in train_recipes(probes, data, runs, jobs=plan.jobs):
+            checkpoints[run_name(result.config)] = [fold.checkpoint for fold in result.folds]
         ledger.spend("probes", (time.perf_counter() - started) / 3600)
     left_out = []
     for name, weights in plan.weights if "finetuned" in plan.kinds else ():

@@ -18,7 +18,7 @@ from cassava_kit.training.devices import Devices, is_main
 from cassava_kit.training.recipes import initial_weights, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
 from cassava_kit.training.run_dir import FoldResult, find_reusable, join_runs, run_fingerprint, score_fold
-from cassava_kit.training.side_by_side import choose_jobs, choose_threads
+from cassava_kit.training.side_by_side import choose_jobs, choose_threads, cpu_share, use_threads
 from cassava_kit.training.workers import Job, run_jobs
 
 
@@ -114,7 +114,7 @@ def train_recipes(
         _check_probe(probe, data, numbers)
     results = {label: done for one in recipes for label, done in _find_done(one, data, numbers, out).items()}
     due = len(recipes) * len(numbers) - len(results) + len(probes)
-    at_once = choose_jobs([one.config for one in recipes], due, plan[0].options.devices, jobs) if recipes else 1
+    at_once = choose_jobs([one.config for one in recipes], due, plan[0].options.devices, jobs)
     with show_progress():
         shown = _is_first(plan[0].options.devices)
         for label, done in results.items() if shown else ():
@@ -128,7 +128,8 @@ def train_recipes(
             waiting.append(Job(one.label(fold), train_fold_job, (one.config, data, fold, out, options), after))
         for probe in probes:
             after = () if probe.after is None else (probe.after,)
-            given = (probe.config, data, out, replace(probe.options, tell=tell), numbers)
+            options = replace(probe.options, tell=tell, threads=cpu_share(at_once))
+            given = (probe.config, data, out, options, numbers)
             waiting.append(Job(probe.name, train_probe_job, given, after))
 
         def ended(name: str, result: Any) -> None:
@@ -161,7 +162,8 @@ def train_probe_job(
     """Fit a probe's folds, in whichever process this is called; it says and joins them itself."""
     from cassava_kit.training.probe import train_probe
 
-    return train_probe(config, data, out, options=options, folds=folds)
+    with use_threads(options.threads or cpu_share(1)):
+        return train_probe(config, data, out, options=options, folds=folds)
 
 
 def _check_probe(probe: PlannedProbe, data: TrainData, folds: Sequence[int]) -> None:

@@ -42,7 +42,7 @@ def choose_jobs(configs: Sequence[RunConfig], n_folds: int, devices: Devices, as
         return 1
     if asked is not None:
         return min(asked, n_folds)
-    each = max(fold_bytes(config) for config in configs)
+    each = max((fold_bytes(config) for config in configs), default=PROCESS_BYTES)
     return max(1, min(cpu_count(), n_folds, free_memory() // each))
 
 
