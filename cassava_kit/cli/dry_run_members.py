@@ -125,13 +125,10 @@ class PlannedMembers:
         needed = self.pretraining is not None and self.pretraining.name in {one.after for one in recipes}
         return replace(self, recipes=recipes, pretraining=self.pretraining if needed else None)
 
-    def ready(self, n_due: int) -> tuple[int, str]:
-        """Return how many processes to start early for so many jobs, and what they load."""
-        if self.at_once == 1:
-            return 0, ""
-        if n_due:
-            return min(self.at_once, n_due), "cassava_kit.training.fit"
-        return (0 if self.pretraining is None else 1), "cassava_kit.training.ssl.simclr"
+    def ready(self, n_due: int) -> int:
+        """Return how many processes to start early for so many jobs: none where this one does them."""
+        at_once = min(self.at_once, n_due)
+        return at_once if at_once > 1 else 0
 
     def expect(self, table: TrainTable, out: Path, plan: DryRun) -> Expected:
         """Return how long the run will take."""
@@ -166,7 +163,7 @@ def plan_members(
         options = TrainOptions(weights=weights, cache=cache, existing=plan.existing, workers=workers)
         recipes.append(PlannedRecipe(config, options, after))
     n_jobs = plan.n_splits * len(recipes)
-    at_once = choose_jobs([config for config, _ in configs], n_jobs, Devices(), plan.jobs)
+    at_once = choose_jobs((one.bytes() for one in recipes), n_jobs, Devices(), plan.jobs)
     return PlannedMembers(tuple(recipes), at_once, pretraining, pretraining_config, len(images))
 
 
@@ -205,8 +202,8 @@ def train_members(
 
     data = TrainData(table, split, plan.competition)
     recipes, first = members.recipes, members.pretraining
-    if first is not None and (out / "pretrain" / BACKBONE).is_file():  # taken as it is, or refused
-        run_jobs([first], members.at_once)
+    if first is not None and (out / "pretrain" / BACKBONE).is_file():  # taken as it is, or refused: no process for it
+        run_jobs([first], 1)
         recipes, first = tuple(replace(one, after=None) for one in recipes), None
     if clock is None or clock.limit is None:
         jobs = () if first is None else (first,)

@@ -1,4 +1,4 @@
-"""A linear probe as a member: a frozen network's features, a logistic regression as its head; `train_probe`."""
+"""A linear probe as a member: a frozen network's features, a logistic regression as its head; `fit_probe`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cassava_kit.data.folds import TEST
 from cassava_kit.data.images import quick_check
-from cassava_kit.data.progress import show_progress, tell, track
+from cassava_kit.data.progress import tell, track
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.metrics import baseline, format_score, score
 from cassava_kit.files import CHECKPOINT_FILE, cache_dir
 from cassava_kit.inference.features import FEATURE_CHUNK, Pixels, extract_views
 from cassava_kit.models.checkpoint import save_checkpoint
@@ -38,18 +37,17 @@ from cassava_kit.training.run_dir import (
     checkpoint_info,
     find_reusable,
     finish,
-    join_runs,
     prepare_run_dir,
     read_finished,
     run_fingerprint,
-    score_fold,
     write_oof_answers,
 )
+from cassava_kit.training.side_by_side import cpu_share, use_threads
+from cassava_kit.training.sources import PROBE_ROOTS
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
-
-PROBE_ROOTS = (("training.probe", "network_features"), ("training.probe", "fit_head"))
 
 
 @dataclass(frozen=True)
@@ -61,44 +59,43 @@ class Features:
     readable: np.ndarray
 
 
-def train_probe(
-    config: ProbeConfig, data: TrainData, out: Path, *, options: TrainOptions, folds: Sequence[int] | None = None
-) -> list[FoldResult]:
-    """Fit a probe for each of `folds` (default: all), and write each `out/<run name>/fold<k>/` as a recipe's run does.
+def fit_probe(config: ProbeConfig, data: TrainData, fold: int, out: Path, *, options: TrainOptions) -> FoldResult:
+    """Fit a probe on all folds but one, predict that one, and write `out/<run name>/fold<k>/` as `fit_fold` does.
 
-    `options.weights` are the network's weights; `options.existing` says what is done with a run that differs. Each
+    `options.weights` are the network's weights; `options.existing` says what is done with a run that differs. The
     checkpoint is an ordinary one: the network, with the regression as its last layer.
 
     Raises:
         UserError: The weights, the image size or the table do not fit, the network has no linear classifier, or another
             run would be replaced.
     """
-    numbers = list(range(data.folds.n_splits)) if folds is None else list(folds)
-    check_probe(config, data, numbers, options)
-    name = run_name(config)
-    wanted = {k: run_fingerprint(config, data, k, options, roots=PROBE_ROOTS) for k in numbers}
-    found = {k: find_reusable(out / name / f"fold{k}", wanted[k], options) for k in numbers}
-    results = {k: result for k, result in found.items() if result is not None}
-    waiting = [k for k in numbers if k not in results]
-    with show_progress():
-        started = time.perf_counter()
-        features = network_features(config, data, options) if waiting else None
-        each = (time.perf_counter() - started) / max(1, len(waiting))
-        for k in track(waiting, "Regressions"):
-            assert features is not None
-            kept = prepare_run_dir(out / name / f"fold{k}", config, wanted[k], keep=options.existing == "keep")
-            facts = {"fingerprint": kept, "seconds": each, "given": options.describe()}
-            results[k] = fit_probe(config, data, k, features, run_dir=out / name / f"fold{k}", facts=facts)
-        for k in numbers:
-            result = results[k]
-            tell(f"{name} fold{k}: {score_fold(result, data)} out of fold ({'reused' if result.reused else 'fitted'})")
-        if len(numbers) == data.folds.n_splits:
-            path, whole = join_runs([results[k] for k in numbers], data.folds, out, name)
-            labels, metric = data.folds.scored["label"].to_numpy(), data.competition.metric
-            right = score(labels, whole.probabilities, metric)
-            least = baseline(metric, labels, data.competition.n_classes)
-            tell(f"{name}: OOF {format_score(right)} on {right.n} given labels (majority class {least}): {path}")
-    return [results[k] for k in numbers]
+    check_probe(config, data, [fold], options)
+    run_dir = out / run_name(config) / f"fold{fold}"
+    wanted = run_fingerprint(config, data, fold, options, roots=PROBE_ROOTS)
+    done = find_reusable(run_dir, wanted, options)
+    if done is not None:
+        return done
+    started = time.perf_counter()
+    with use_threads(options.threads or cpu_share(1)):
+        features = network_features(config, data, options)
+        weights, biases, c = fit_head(features, data, fold)
+    wanted = prepare_run_dir(run_dir, config, wanted, keep=options.existing == "keep")
+    network = features.network
+    training, _, _ = usable_rows(data, fold, None)
+    info = checkpoint_info(config, data, fold, statistics=image_statistics(network), training=training)
+    save_checkpoint(run_dir / CHECKPOINT_FILE, with_head(network, weights, biases), info)
+    held_out = (data.folds.frame["fold"] == fold).to_numpy()
+    logits = features.values[0, held_out] @ weights.T + biases
+    answers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    answers /= answers.sum(axis=1, keepdims=True)
+    answers[~features.readable[held_out]] = info.prior
+    right = write_oof_answers(run_dir, info, data, answers)
+    seconds = round(time.perf_counter() - started, 3)
+    facts = {"fingerprint": wanted, "seconds": seconds, "given": options.describe(), "c": c}
+    finish(run_dir, info, right, held_out=data.paths(data.folds.validation(fold)), facts=facts)
+    result = read_finished(run_dir)
+    assert result is not None
+    return replace(result[0], reused=False)
 
 
 def check_probe(config: ProbeConfig, data: TrainData, folds: Sequence[int], options: TrainOptions) -> None:
@@ -158,34 +155,15 @@ def network_features(config: ProbeConfig, data: TrainData, options: TrainOptions
     return Features(network, values, readable)
 
 
-def fit_probe(
-    config: ProbeConfig, data: TrainData, fold: int, features: Features, *, run_dir: Path, facts: dict[str, Any]
-) -> FoldResult:
-    """Fit the regression of a fold, and write its folder: checkpoint, out-of-fold predictions, result."""
+def with_head(network: nn.Module, weights: np.ndarray, biases: np.ndarray) -> dict[str, torch.Tensor]:
+    """Return the network's tensors by name, with a regression (K, D), (K,) as each of its classifiers."""
     import torch
 
-    started = time.perf_counter()
-    training, _, _ = usable_rows(data, fold, None)
-    weights, biases, c = fit_head(features, data, fold)
-    network = features.network
     state = dict(network.state_dict())
     for name in classifier_names(network):
         state[f"{name}.weight"] = torch.from_numpy(weights).float()
         state[f"{name}.bias"] = torch.from_numpy(biases).float()
-    info = checkpoint_info(config, data, fold, statistics=image_statistics(network), training=training)
-    save_checkpoint(run_dir / CHECKPOINT_FILE, state, info)
-    held_out = (data.folds.frame["fold"] == fold).to_numpy()
-    logits = features.values[0, held_out] @ weights.T + biases
-    answers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    answers /= answers.sum(axis=1, keepdims=True)
-    answers[~features.readable[held_out]] = info.prior
-    right = write_oof_answers(run_dir, info, data, answers)
-    seconds = round(facts["seconds"] + time.perf_counter() - started, 3)
-    held_paths = data.paths(data.folds.validation(fold))
-    finish(run_dir, info, right, held_out=held_paths, facts={**facts, "seconds": seconds, "c": c})
-    result = read_finished(run_dir)
-    assert result is not None
-    return replace(result[0], reused=False)
+    return state
 
 
 def fit_head(features: Features, data: TrainData, fold: int) -> tuple[np.ndarray, np.ndarray, float]:

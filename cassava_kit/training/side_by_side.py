@@ -7,7 +7,7 @@ small network has one thread however many folds run at once, so that its weights
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
@@ -27,8 +27,10 @@ SMALL_STEP = 1e10
 PROCESS_BYTES = 900 * 2**20  # of a process with torch, Lightning and the data, without the network
 
 
-def choose_jobs(configs: Sequence[RunConfig], n_folds: int, devices: Devices, asked: int | None = None) -> int:
+def choose_jobs(needs: Iterable[int], n_folds: int, devices: Devices, asked: int | None = None) -> int:
     """Return how many folds are trained at once: on a CPU a fold a core, fewer where memory is short; on a GPU one.
+
+    `needs` are the bytes that a fold's process takes, of each run (`fold_bytes`); they are asked for on a CPU alone.
 
     Raises:
         UserError: More than one is asked for, and the run has a GPU or several processes of its own.
@@ -42,8 +44,7 @@ def choose_jobs(configs: Sequence[RunConfig], n_folds: int, devices: Devices, as
         return 1
     if asked is not None:
         return min(asked, n_folds)
-    each = max((fold_bytes(config) for config in configs), default=PROCESS_BYTES)
-    return max(1, min(cpu_count(), n_folds, free_memory() // each))
+    return max(1, min(cpu_count(), n_folds, free_memory() // max(needs)))
 
 
 def choose_threads(config: RunConfig, jobs: int) -> int:

@@ -26,6 +26,7 @@ ROOTS = (
     ("training.callbacks", "StopEarly"),
     ("training.callbacks", "KeepBest"),
 )
+PROBE_ROOTS = (("training.probe", "network_features"), ("training.probe", "fit_head"))
 # What these do changes no weight: reading settings and tables, writing files, messages, errors.
 LEFT_OUT = {
     *("errors", "files", "settings", "competition", "data.folds", "data.table", "data.cache", "data.images.in_threads"),

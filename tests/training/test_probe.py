@@ -1,6 +1,7 @@
 """A probe is a member: its numbers are scikit-learn's, its checkpoint an ordinary one that gives them back."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -26,15 +27,17 @@ from cassava_kit.data.table import TrainTable
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import read_evidence
 from cassava_kit.evidence.predictions import read_predictions
+from cassava_kit.inference import features as features_module
 from cassava_kit.inference.predict import predict_images
 from cassava_kit.models.checkpoint import load_model, read_info
 from cassava_kit.settings import replace
 from cassava_kit.training import probe as probe_module
 from cassava_kit.training.linear import ABSENT, PENALTIES, choose_penalty, fit_linear, linear_head
-from cassava_kit.training.probe import train_probe
+from cassava_kit.training.probe import fit_probe
 from cassava_kit.training.recipe_run import PlannedProbe, PlannedRecipe, train_recipes
 from cassava_kit.training.recipes import probe_of, run_name
 from cassava_kit.training.rows import TrainData, TrainOptions
+from cassava_kit.training.workers import Job
 
 NETWORK = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 SETTINGS = [f"model_args={json.dumps(NETWORK)}", "image_size=32"]
@@ -54,6 +57,11 @@ def weights(tmp_path_factory):
     return path
 
 
+def train_probe(config, data, out, *, options, folds=None):
+    """The folds of one probe."""
+    return train_recipes([PlannedProbe(config, options)], data, out, folds=folds)[0].folds
+
+
 def features_by_hand(weights, paths, flips: bool) -> np.ndarray:
     """Features (V, N, D) of timm's own network without its classifier: plain, then left and right exchanged."""
     network = timm.create_model("resnet18", num_classes=0, **NETWORK).eval()
@@ -67,29 +75,52 @@ def features_by_hand(weights, paths, flips: bool) -> np.ndarray:
 
 
 def test_recipes_and_probes_of_one_plan_are_trained_together(three, weights, tmp_path, capsys):
-    """What a plan's probe leaves is what `train_probe` leaves, and the results come in the plan's order."""
+    """What a plan's probe leaves is what its folds fitted alone leave, and the results come in the plan's order."""
     probe = probe_of("timm:resnet18").with_settings(SETTINGS)
     options = TrainOptions(weights=weights)
     plan = [PlannedProbe(probe, options), PlannedRecipe(replace(TINY, epochs=1), SILENT)]
     first, second = train_recipes(plan, three, tmp_path / "plan", jobs=1)
     assert (first.config, second.config) == (probe, plan[1].config)
     assert len(first.folds) == len(second.folds) == 3 and not first.reused
-    train_probe(probe, three, tmp_path / "alone", options=options)
+    for k, fold in enumerate(first.folds):
+        alone = fit_probe(probe, three, k, tmp_path / "alone", options=options)
+        assert fold.oof_file.read_bytes() == alone.oof_file.read_bytes()
+        assert fit_probe(probe, three, k, tmp_path / "alone", options=options).reused
     name = run_name(probe)
     assert first.oof_file == tmp_path / "plan" / name / "oof.csv"
-    assert first.oof_file.read_bytes() == (tmp_path / "alone" / name / "oof.csv").read_bytes()
     by_hand = np.mean(
         read_predictions(first.oof_file).probabilities.argmax(1) == three.folds.scored["label"].to_numpy()
     )
     assert first.score.accuracy == pytest.approx(by_hand)
     said = "".join(capsys.readouterr())
-    assert said.count(f"{name}: OOF") == 2, "once of each way"
+    for each in (name, run_name(TINY.with_settings(["epochs=1"]))):
+        assert said.count(f"{each}: OOF") == 1
+        assert re.findall(rf"^{re.escape(each)} fold(\d): .* out of fold \(\d+ s\)$", said, re.M) == ["0", "1", "2"]
     again = train_recipes(plan[:1], three, tmp_path / "plan")[0]
     assert again.reused and again.score == first.score
     assert train_recipes(plan[:1], three, tmp_path / "plan", folds=[1])[0].oof_file is None
     with pytest.raises(UserError, match="a probe is of trained weights"):
         train_recipes([PlannedProbe(probe, TrainOptions()), plan[1]], three, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_folds_of_a_probe_wait_for_the_first_and_decode_nothing_again(three, weights, tmp_path, monkeypatch):
+    """120 images are read once; a plan of one probe leaves all cores to its features."""
+    probe = PlannedProbe(probe_of("timm:resnet18").with_settings(SETTINGS), TrainOptions(weights=weights), "before")
+    jobs = probe.jobs(three, [0, 2], tmp_path, at_once=1)
+    first, second = (f"{probe.name} fold{k}" for k in (0, 2))
+    assert [(job.name, job.after) for job in jobs] == [(first, ("before",)), (second, ("before", first))]
+    assert probe.jobs(three, [], tmp_path, at_once=1) == [] and (probe.width(5), probe.width(0)) == (1, 0)
+    decoded = []
+    plain = features_module.pixel_batches
+
+    def counted(paths, *given, **named):
+        decoded.extend(paths)
+        return plain(paths, *given, **named)
+
+    monkeypatch.setattr(features_module, "pixel_batches", counted)
+    train_recipes([probe], three, tmp_path / "runs", first=[Job("before", len, ("abc",))])
+    assert sorted(decoded) == sorted(three.paths(three.folds.frame)) and len(decoded) == 120
 
 
 def pipeline(c: float):

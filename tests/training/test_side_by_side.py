@@ -19,6 +19,7 @@ from cassava_kit.training.rows import TrainData
 from cassava_kit.training.side_by_side import choose_jobs, choose_threads, fold_bytes, fold_threads
 
 SMALL, LARGE = recipe("small_resnet"), recipe("resnet50")
+NEEDS = [fold_bytes(SMALL)]
 
 
 @pytest.mark.slow  # two more processes import torch
@@ -42,20 +43,20 @@ def test_a_fold_a_core_fewer_where_memory_is_short(monkeypatch):
     monkeypatch.setattr(side_by_side, "cpu_count", lambda: 8)
     monkeypatch.setattr(side_by_side, "free_memory", lambda: 100 * 2**30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_jobs([SMALL], 5, Devices()) == 5 and choose_jobs([SMALL], 50, Devices()) == 8
-    assert choose_jobs([SMALL], 5, Devices(), asked=2) == 2 and choose_jobs([SMALL], 2, Devices(), asked=9) == 2
-    monkeypatch.setattr(side_by_side, "free_memory", lambda: 3 * fold_bytes(SMALL) + 1)
-    assert choose_jobs([SMALL], 5, Devices()) == 3
+    assert choose_jobs(NEEDS, 5, Devices()) == 5 and choose_jobs(NEEDS, 50, Devices()) == 8
+    assert choose_jobs(NEEDS, 5, Devices(), asked=2) == 2 and choose_jobs(NEEDS, 2, Devices(), asked=9) == 2
+    monkeypatch.setattr(side_by_side, "free_memory", lambda: 3 * NEEDS[0] + 1)
+    assert choose_jobs(NEEDS, 5, Devices()) == 3
     monkeypatch.setattr(side_by_side, "free_memory", lambda: 1)
-    assert choose_jobs([SMALL], 5, Devices()) == 1
+    assert choose_jobs(NEEDS, 5, Devices()) == 1
 
 
 def test_gpus_and_runs_of_several_processes_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(side_by_side, "free_memory", lambda: 100 * 2**30)
     for devices in (Devices(accelerator="gpu"), Devices(2, "ddp", accelerator="cpu")):
-        assert choose_jobs([SMALL], 5, devices) == 1 == choose_jobs([SMALL], 5, devices, asked=1)
+        assert choose_jobs(NEEDS, 5, devices) == 1 == choose_jobs(NEEDS, 5, devices, asked=1)
         with pytest.raises(UserError, match="--jobs 3 trains folds side by side on a CPU"):
-            choose_jobs([SMALL], 5, devices, asked=3)
+            choose_jobs(NEEDS, 5, devices, asked=3)
         before = torch.get_num_threads()
         with fold_threads(SMALL, replace_devices(devices)):
             assert torch.get_num_threads() == before

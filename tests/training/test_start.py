@@ -10,6 +10,7 @@ from cassava_kit.data.stratify import split_folds
 from cassava_kit.models.checkpoint import CheckpointInfo, save_checkpoint
 from cassava_kit.models.network import create_model
 from cassava_kit.settings import replace
+from cassava_kit.training import recipe_run
 from cassava_kit.training.checks import check_run, check_weights
 from cassava_kit.training.fit import fit_fold
 from cassava_kit.training.recipe_run import train_recipe
@@ -96,6 +97,19 @@ def test_a_loss_that_cannot_be_is_refused_before_images_are_read(data, tmp_path,
     monkeypatch.setattr("cassava_kit.training.loaders.fill_cache", lambda *_: pytest.fail("too late"))
     config = replace(TINY, loss="bitempered", loss_args={"t1": 1.2}, train_pixels=(32, 32))
     with pytest.raises(ValueError, match="needs t1 <= 1 <= t2"):
+        train_recipe(config, data.table, data.folds, tmp_path, options=TrainOptions(cache=tmp_path / "pixels"))
+
+
+def test_the_pixel_cache_is_filled_before_the_first_fold(data, tmp_path, monkeypatch):
+    """With `--workers` or folds side by side, each process would decode all images."""
+
+    def first_job(jobs, *_, **__):
+        assert len(list((tmp_path / "pixels").glob("*.npy"))) == 2, "the training's size and the evaluation's"
+        raise KeyError("no job is run")
+
+    monkeypatch.setattr(recipe_run, "run_jobs", first_job)
+    config = replace(TINY, train_pixels=(40, 40))
+    with pytest.raises(KeyError):
         train_recipe(config, data.table, data.folds, tmp_path, options=TrainOptions(cache=tmp_path / "pixels"))
 
 
