@@ -29,10 +29,10 @@ from cassava_kit.data.folds import write_folds
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import read_competition
 from cassava_kit.evidence.blend import error_correlation
-from cassava_kit.evidence.calibration import apply_temperatures, ece, fit_temperatures, logloss
+from cassava_kit.evidence.calibration import ece, logloss
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import accuracy, majority
-from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods, select_rows
+from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods, temper_nested
 from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.evidence.predictions import Predictions
 from cassava_kit.files import read_json, write_json, write_text
@@ -166,13 +166,8 @@ def expected_hours(config: RunConfig, data: TrainData, plan: BackbonePlan, runs:
 
 def ensembles(evidence: Evidence) -> dict[str, np.ndarray]:
     """The ensembles' probabilities (N, K): plain mean, nested weights, the same with nested temperatures."""
-    weighted = blend_nested(evidence, METHOD)
-    scaled = np.empty_like(weighted)
-    for k in np.unique(evidence.fold):
-        out = evidence.fold == k
-        rest = select_rows(evidence, ~out)  # blended among themselves: no label of fold k behind the temperatures
-        scaled[out] = apply_temperatures(weighted[out], fit_temperatures(rest.labels, blend_nested(rest, METHOD)))
-    return {MEAN: evidence.pred_probs.mean(axis=0), WEIGHTED: weighted, CALIBRATED: scaled}
+    weighted, tempered = blend_nested(evidence, METHOD), temper_nested(evidence, METHOD)
+    return {MEAN: evidence.pred_probs.mean(axis=0), WEIGHTED: weighted, CALIBRATED: tempered}
 
 
 def say_temperatures(labels: np.ndarray, blends: Mapping[str, np.ndarray]) -> str:

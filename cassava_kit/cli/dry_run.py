@@ -26,7 +26,7 @@ from cassava_kit.data.table import TrainTable, read_competition
 from cassava_kit.data.to_predict import ToPredict, read_test
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.metrics import accuracy, format_score, score
-from cassava_kit.evidence.nested import Judgement, judge_methods, nested_predictions
+from cassava_kit.evidence.nested import Blend, judge_methods, nested_predictions
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import write_predictions
 from cassava_kit.files import atomic_path, check_writable, find_file, write_json
@@ -75,7 +75,7 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
     """Go from stage to stage (see `dry_run`)."""
     from cassava_kit.inference.submission import check_answers, read_answers
     from cassava_kit.inference.tta import make_views
-    from cassava_kit.kaggle.pack.bundle import package, package_kit
+    from cassava_kit.kaggle.pack.bundle import package_kit, package_members
     from cassava_kit.training.checks import check_fit
 
     console, stages, clock = screen.console, Stages(screen), Clock(plan.time_limit)
@@ -106,7 +106,8 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
             expected = expected.with_jobs(fitted.jobs(expected.jobs, plan.n_splits))
     console.print(str(expected))
     screen.expect(f"all of it, about {format_seconds(expected.total)}", expected.bar())
-    with ready_workers(*members.ready(len(expected.jobs))):  # they load the libraries while the folds are made
+    # They load the libraries while the folds are made.
+    with ready_workers(members.ready(len(expected.jobs)), "cassava_kit.training.fit"):
         with stages("Code"):  # packed before the training: what is wrong with it is known before the slow work
             package_kit(out / "bundle" / "kit", ROOT, owner=plan.owner)
         with stages("Folds"):
@@ -115,14 +116,15 @@ def _run_stages(plan: DryRun, screen: Screen) -> Path:
             evidence, checkpoints = train_members(plan, members, table=table, split=split, out=out, clock=clock)
     with stages("Ensemble"):
         judgement = judge_methods(evidence)
-        ensemble = compose_ensemble(plan, evidence, judgement, checkpoints)
-        blended = nested_predictions(evidence, judgement.weights, judgement.chosen, "ensemble")
+        blended = nested_predictions(evidence, judgement.blend, "ensemble")
+        ensemble = compose_ensemble(plan, evidence, judgement.blend, checkpoints)
+        ensemble = ensemble.model_copy(update={"oof": oof_facts(evidence, judgement.blend, blended)})
         write_predictions(out / "ensemble-oof.csv", blended)
         found = score(evidence.labels, blended.probabilities, evidence.metric)
-        tell(f"weights: {judgement.chosen}; OOF {format_score(found)}")
+        tell(f"weights: {judgement.chosen}; {judgement.tempering}; OOF {format_score(found)}")
     with stages("Bundle"):
         files = {bundle_name(name, k): path for name, paths in checkpoints.items() for k, path in enumerate(paths)}
-        bundle = package(out / "bundle", ensemble=ensemble, checkpoints=files, root=ROOT, owner=plan.owner)
+        bundle = package_members(out / "bundle", ensemble=ensemble, checkpoints=files, root=ROOT, owner=plan.owner)
         write_ensemble(out / ENSEMBLE_FILE, ensemble)
         keep_evidence(Selection(ensemble, files, (blended, split)), out / "bundle")
         tell(f"packed {out / 'bundle'} (build {bundle.build_id[:12]})")
@@ -221,10 +223,8 @@ def split_table(plan: DryRun, table: TrainTable, out: Path) -> Folds:
     return split
 
 
-def compose_ensemble(
-    plan: DryRun, evidence: Evidence, judgement: Judgement, checkpoints: dict[str, list[Path]]
-) -> Ensemble:
-    """Return the content of the ensemble file: members, weights, views, prior and the out-of-fold score."""
+def compose_ensemble(plan: DryRun, evidence: Evidence, blend: Blend, checkpoints: dict[str, list[Path]]) -> Ensemble:
+    """Return the content of the ensemble file but for its score: members, weights, temperatures, views, prior."""
     import numpy as np
 
     counts = np.bincount(evidence.labels, minlength=plan.competition.n_classes)
@@ -235,14 +235,14 @@ def compose_ensemble(
             checkpoints=tuple(bundle_name(name, k) for k in range(len(checkpoints[name]))),
             oof_accuracy=accuracy(evidence.labels, probabilities).accuracy,
         )
-        for name, weight, probabilities in zip(evidence.names, judgement.weights, evidence.pred_probs, strict=True)
+        for name, weight, probabilities in zip(evidence.names, blend.weights, evidence.pred_probs, strict=True)
     )
     return Ensemble(
         members=listed,
         views=plan.views,
         prior=tuple((counts / counts.sum()).tolist()),
         fold_hash=evidence.fold_hash,
-        oof=oof_facts(evidence, judgement.weights, judgement.chosen),
+        temperatures=blend.listed_temperatures,
     )
 
 

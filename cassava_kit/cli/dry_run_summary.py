@@ -16,7 +16,7 @@ from cassava_kit.data.table import TrainTable
 from cassava_kit.data.to_predict import ToPredict
 from cassava_kit.evidence.compare import compare, correct
 from cassava_kit.evidence.metrics import METRIC_NAMES, Score, baseline, baseline_probabilities, score
-from cassava_kit.evidence.nested import Judgement, blend_nested
+from cassava_kit.evidence.nested import Judgement
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.subset import advise
 from cassava_kit.files import atomic_path
@@ -39,7 +39,7 @@ def print_scores(console: Console, evidence: Evidence, judgement: Judgement, *, 
         (name, score(labels, p, metric), float(weight))
         for name, p, weight in zip(evidence.names, evidence.pred_probs, judgement.weights, strict=True)
     ]
-    blended = blend_nested(evidence, judgement.chosen)  # weights found on all rows would be flattered by them
+    blended = judgement.blended  # weights and temperatures found on all rows would be flattered by them
     scores.append(("ensemble", score(labels, blended, metric), None))
     scores.append(("majority class", baseline(metric, labels, blended.shape[1]), None))
     table = Table(title=f"Out-of-fold {METRIC_NAMES[metric]} on {len(labels)} given labels")
@@ -49,6 +49,7 @@ def print_scores(console: Console, evidence: Evidence, judgement: Judgement, *, 
         table.add_row(name, found.figures, "" if weight is None else f"{weight:.3f}")
     console.print(table)
     console.print(f"the ensemble: {advise(evidence, judgement).sentence}")
+    console.print(f"{judgement.tempering}; {judgement.tempering.calibration.moves}", markup=False)
     if warning := warn_of_useless(evidence, blended, pretrained=pretrained):
         console.print(warning, markup=False)
 

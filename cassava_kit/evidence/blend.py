@@ -1,4 +1,4 @@
-"""Ensembles judged out of fold; entry points `weigh` (arrays), `weigh_files` (the verb `ensemble`), `read_weights`."""
+"""Ensembles judged out of fold; entry points `weigh` (arrays), `weigh_files` (the verb `ensemble`), `read_weighed`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from numpy.typing import ArrayLike
 from cassava_kit.competition import Metric
 from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.calibration import Calibration, calibrate
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import Score, baseline, check_scored, gain, score
-from cassava_kit.evidence.nested import METHOD_SEEN, Judgement, judge_methods
+from cassava_kit.evidence.nested import Blend, Judgement, judge_methods, nested_predictions
 from cassava_kit.evidence.oof import Evidence, read_evidence
 from cassava_kit.evidence.subset import Advice, advise
 from cassava_kit.files import check_apart, find_file, read_json, write_json
@@ -32,7 +31,8 @@ class BlendReport:
     """An ensemble judged out of fold: members, majority, correlation of errors (M, M), what each member adds,
     which to leave out.
 
-    `ensemble` is the plain mean's score, `calibration` the plain mean's before and after class-wise temperatures.
+    `ensemble` is the plain mean's score. `score` is the chosen ensemble's, every fold with weights and temperatures
+    found on the other folds.
     """
 
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ class BlendReport:
     adds: dict[str, Comparison]
     judgement: Judgement
     advice: Advice
-    calibration: Calibration
+    score: Score
 
     @property
     def weights(self) -> dict[str, float]:
@@ -56,9 +56,9 @@ class BlendReport:
         return self.judgement.chosen
 
     @property
-    def score(self) -> Score:
-        """The ensemble's score, every fold with weights found on the other folds."""
-        return self.ensemble if self.method == "mean" else self.judgement.comparisons[self.method].b
+    def temperatures(self) -> np.ndarray | None:
+        """Temperature of each class (K,), found on all rows; None where the evidence is not for them."""
+        return self.judgement.blend.temperatures
 
     @property
     def best_member(self) -> str:
@@ -106,7 +106,7 @@ def blend_report(evidence: Evidence) -> BlendReport:
         adds=leave_one_out(evidence),
         judgement=judgement,
         advice=advise(evidence, judgement),
-        calibration=calibrate(labels, plain, evidence.fold),
+        score=score_of(judgement.blended),
     )
 
 
@@ -123,9 +123,11 @@ def report_text(report: BlendReport) -> str:
         for name, row in zip(report.names, report.error_correlation, strict=True)
     ]
     lines += ["", "weights judged by nested cross-validation:", str(report.judgement)]
-    lines.append(f"the ensemble, every fold with weights found on the other folds: {report.score}")
+    lines.append(f"the ensemble, every fold with what was found on the other folds: {report.score}")
     lines.append(f"advice: {report.advice.sentence}")
-    return "\n".join([*lines, "", f"calibration of the plain mean: {report.calibration}"])
+    return "\n".join(
+        [*lines, "", f"calibration by temperatures of the classes: {report.judgement.tempering.calibration}"]
+    )
 
 
 def _alike(report: BlendReport, m: int) -> str:
@@ -142,7 +144,8 @@ def describe_effect(c: Comparison) -> str:
 
 def report_values(report: BlendReport) -> dict[str, Any]:
     """Return the report as plain values, for the weights file."""
-    calibration = report.calibration
+    tempering = report.judgement.tempering
+    calibration = tempering.calibration
     return {
         "metric": report.ensemble.metric,
         "members": {name: score.value for name, score in report.members.items()},
@@ -163,6 +166,8 @@ def report_values(report: BlendReport) -> dict[str, Any]:
             "ece": [calibration.ece_before, calibration.ece_after],
             "logloss": [calibration.logloss_before, calibration.logloss_after],
             "temperatures": calibration.temperatures.tolist(),
+            "labels_moved": calibration.moved,
+            "applied": tempering.applied,
         },
     }
 
@@ -183,8 +188,8 @@ def weigh(
         metric: `accuracy`, `macro_f1` or `log_loss`.
 
     Returns:
-        A report with `weights` (by name), `method`, `score` (each fold with weights found on the others),
-        `best_member`, `error_correlation` (M, M), and the whole account as `str()`.
+        A report with `weights` (by name), `method`, `temperatures` (K,) or None, `score` (each fold with what was found
+        on the others), `best_member`, `error_correlation` (M, M), and the whole account as `str()`.
 
     Raises:
         UserError: where members, labels and folds are not of the same rows, or there are fewer than two folds.
@@ -232,15 +237,18 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
     check_apart([out], [folds, *oof])
     evidence = read_evidence(oof, read_folds(folds))
     report = blend_report(evidence)
-    chosen = report.judgement
+    chosen = report.judgement.blend
     members = [
         {"name": name, "oof": os.path.relpath(path.resolve(), out.resolve().parent), "weight": float(weight)}
         for name, path, weight in zip(evidence.names, oof, chosen.weights, strict=True)
     ]
-    seen = [*evidence.labels_seen, *([METHOD_SEEN] if chosen.chosen != "mean" else [])]
+    scored = nested_predictions(evidence, chosen, "ensemble")
+    assert scored.header is not None
+    seen = list(scored.header.labels_seen)
     content = {
         "members": members,
-        "method": chosen.chosen,
+        "method": chosen.method,
+        "temperatures": chosen.listed_temperatures,
         "fold_hash": evidence.fold_hash,
         "labels": "given",
         "labels_seen": seen,
@@ -252,27 +260,53 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
     return "\n".join([str(report), *(f"note: {text}" for text in seen), str(out)])
 
 
-def read_weights(path: Path) -> dict[str, tuple[float, Path]]:
-    """Return weight and out-of-fold file by member, as `weigh_files` wrote them.
+@dataclass(frozen=True)
+class Weighed:
+    """A weights file: the out-of-fold file of each member, and how the ensemble of them answers."""
+
+    oof: dict[str, Path]
+    blend: Blend
+    fold_hash: str | None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each member."""
+        return {name: float(weight) for name, weight in zip(self.oof, self.blend.weights, strict=True)}
+
+
+def read_weighed(path: Path) -> Weighed:
+    """Read a weights file, as `weigh_files` wrote it.
 
     Raises:
         FileNotFoundError: There is no such file.
-        UserError: It has another shape, a weight that is no number of at least 0, or weights that do not sum to 1.
+        UserError: It has another shape, a weight that is no number of at least 0, weights that do not sum to 1, or a
+            temperature that is no number above 0.
     """
     find_file(path, "weights file", "make one with: python -m cassava_kit ensemble --oof ...")
+    content = read_json(path)
     try:
-        members = [(each["name"], each["weight"], path.parent / each["oof"]) for each in read_json(path)["members"]]
-    except (KeyError, TypeError):
+        members = [(each["name"], each["weight"], path.parent / each["oof"]) for each in content["members"]]
+        temperatures = content.get("temperatures")
+    except (AttributeError, KeyError, TypeError):
         raise UserError(f"{path} is not a weights file of the verb ensemble (members with name, oof, weight)") from None
+    again = "make the file again with the verb ensemble"
     for name, weight, _ in members:
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight < 0:
-            raise UserError(
-                f"{path}: the weight of {name} must be a number of at least 0, got {weight!r}; make the file again "
-                "with the verb ensemble"
-            )
+        if not _is_number(weight) or weight < 0:
+            raise UserError(f"{path}: the weight of {name} must be a number of at least 0, got {weight!r}; {again}")
     total = sum(weight for _, weight, _ in members)
     if abs(total - 1) > WEIGHTS_TOLERANCE:
         each = ", ".join(f"{name} {weight}" for name, weight, _ in members) or "no member"
         raise UserError(f"{path}: weights must sum to 1, got {total:.6g} ({each}); divide each by their sum")
-    return {name: (float(weight), oof) for name, weight, oof in members}
+    if temperatures is not None:
+        valid = isinstance(temperatures, list) and all(_is_number(each) and each > 0 for each in temperatures)
+        if not valid:
+            raise UserError(
+                f"{path}: temperatures must be a number above 0 for each class, got {temperatures}; {again}"
+            )
+    weights = np.array([float(weight) for _, weight, _ in members])
+    blend = Blend(weights, content.get("method"), None if temperatures is None else np.array(temperatures, float))
+    return Weighed({name: oof for name, _, oof in members}, blend, content.get("fold_hash"))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -37,10 +37,12 @@ class Calibration:
             f"ECE {self.ece_before:.4f} -> {self.ece_after:.4f}, log-loss {self.logloss_before:.4f} -> "
             f"{self.logloss_after:.4f}, accuracy {self.accuracy_before} -> {self.accuracy_after} "
             f"(temperatures {np.round(self.temperatures, 2).tolist()}, scored on folds they were not found on); "
-            f"{self._describe_moves()}"
+            f"{self.moves}"
         )
 
-    def _describe_moves(self) -> str:
+    @property
+    def moves(self) -> str:
+        """What temperatures do to the most probable class, in words."""
         n = self.accuracy_before.n
         if not self.moved:
             return "temperatures move no label"
@@ -61,9 +63,14 @@ def logloss(labels: np.ndarray, pred_probs: np.ndarray) -> float:
     return float(-np.log(np.clip(pred_probs[np.arange(len(labels)), labels], FLOOR, None)).mean())
 
 
+def tempered_scores(pred_probs: np.ndarray, temperatures: np.ndarray) -> np.ndarray:
+    """Return log p_k / T_k, by which temperatures rank the classes: pred_probs (N, K), temperatures (K,)."""
+    return np.asarray(np.log(np.clip(pred_probs, FLOOR, None)) / temperatures)
+
+
 def apply_temperatures(pred_probs: np.ndarray, temperatures: np.ndarray) -> np.ndarray:
     """Return softmax(log p_k / T_k): pred_probs (N, K), temperatures (K,) or one for all classes."""
-    scores = np.log(np.clip(pred_probs, FLOOR, None)) / temperatures
+    scores = tempered_scores(pred_probs, temperatures)
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     return scores / scores.sum(axis=1, keepdims=True)
 
@@ -99,18 +106,25 @@ def calibrate_out_of_fold(labels: np.ndarray, pred_probs: np.ndarray, fold: np.n
 
 
 def calibrate(labels: np.ndarray, pred_probs: np.ndarray, fold: np.ndarray) -> Calibration:
-    """Measure calibration before and after a temperature for each class."""
+    """Measure calibration before and after a temperature for each class, each fold by the other folds' temperatures."""
     scaled = calibrate_out_of_fold(labels, pred_probs, fold)
-    before, after = pred_probs.argmax(axis=1), scaled.argmax(axis=1)
+    return describe_calibration(labels, pred_probs, scaled, fit_temperatures(labels, pred_probs))
+
+
+def describe_calibration(
+    labels: np.ndarray, before: np.ndarray, after: np.ndarray, temperatures: np.ndarray
+) -> Calibration:
+    """Measure the calibration of probabilities (N, K) before and after temperatures (K,), and the labels they move."""
+    was, now = before.argmax(axis=1), after.argmax(axis=1)
     return Calibration(
-        ece_before=ece(labels, pred_probs),
-        ece_after=ece(labels, scaled),
-        logloss_before=logloss(labels, pred_probs),
-        logloss_after=logloss(labels, scaled),
-        accuracy_before=accuracy(labels, pred_probs),
-        accuracy_after=accuracy(labels, scaled),
-        temperatures=fit_temperatures(labels, pred_probs),
-        moved=int((before != after).sum()),
-        gained=int(((before != labels) & (after == labels)).sum()),
-        lost=int(((before == labels) & (after != labels)).sum()),
+        ece_before=ece(labels, before),
+        ece_after=ece(labels, after),
+        logloss_before=logloss(labels, before),
+        logloss_after=logloss(labels, after),
+        accuracy_before=accuracy(labels, before),
+        accuracy_after=accuracy(labels, after),
+        temperatures=temperatures,
+        moved=int((was != now).sum()),
+        gained=int(((was != labels) & (now == labels)).sum()),
+        lost=int(((was == labels) & (now != labels)).sum()),
     )

@@ -17,7 +17,7 @@ import numpy as np
 from cassava_kit.competition import Metric, Task, common_task, current, find_facts
 from cassava_kit.data.folds import Folds, read_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.blend import error_correlation, read_weights
+from cassava_kit.evidence.blend import error_correlation, read_weighed
 from cassava_kit.evidence.compare import DRAWS, LEVEL, Comparison, compare, correct
 from cassava_kit.evidence.metrics import METRIC_NAMES, Score, gain, row_counts, score, statistic
 from cassava_kit.evidence.nested import nested_predictions
@@ -285,11 +285,9 @@ def _evidence(path: Path, split: Folds, name: str) -> tuple[Predictions, int | N
         oof = check_oof(read_predictions(path), split, name)
         recipes = {source.name.rpartition("-fold")[0] for source in (oof.header.sources if oof.header else ())}
         return oof, len(recipes) or None
-    weighed = read_weights(path)
-    voting = sum(weight > 0 for weight, _ in weighed.values())
-    evidence = read_evidence([oof for _, oof in weighed.values()], split)
-    weights = np.array([weight for weight, _ in weighed.values()])
-    return nested_predictions(evidence, weights, read_json(path).get("method"), name), voting
+    weighed = read_weighed(path)
+    evidence = read_evidence(list(weighed.oof.values()), split)
+    return nested_predictions(evidence, weighed.blend, name), int((weighed.blend.weights > 0).sum())
 
 
 def add_to_ledger(ledger: Path, entry: dict[str, Any]) -> None:

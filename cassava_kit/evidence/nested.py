@@ -1,4 +1,4 @@
-"""Ensemble weights judged on rows they were not found on; entry points `judge_methods` and `nested_predictions`."""
+"""Weights and temperatures of an ensemble, judged on rows they were not found on; entry point `judge_methods`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,90 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cassava_kit.errors import UserError
+from cassava_kit.evidence.calibration import Calibration, apply_temperatures, describe_calibration, fit_temperatures
 from cassava_kit.evidence.compare import Comparison, compare, correct
+from cassava_kit.evidence.metrics import METRIC_NAMES
 from cassava_kit.evidence.oof import Evidence, average_members
 from cassava_kit.evidence.predictions import Predictions
 from cassava_kit.evidence.weighing import WEIGHT_METHODS, find_weights
 
 WEIGHTS_SEEN = "ensemble weights were found on the rows that are scored"
 METHOD_SEEN = "the way of weighing was chosen on the rows that are scored; weights were found on the other folds"
+TEMPERATURES_SEEN = (
+    "whether temperatures are applied was decided on the rows that are scored; they were found on the other folds"
+)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How an ensemble answers: members' weights (M,), the method that found them, and the classes' temperatures (K,).
+
+    `method` is None where it is not known; `temperatures` is None where there are none.
+    """
+
+    weights: np.ndarray
+    method: str | None = "mean"
+    temperatures: np.ndarray | None = None
+
+    @property
+    def listed_temperatures(self) -> tuple[float, ...] | None:
+        """The temperatures as plain numbers, for a file."""
+        return None if self.temperatures is None else tuple(map(float, self.temperatures))
+
+
+@dataclass(frozen=True)
+class Tempering:
+    """An ensemble before and after a temperature for each class, on folds that the temperatures were not found on.
+
+    `before` and `after` (N, K) are nested. `loss` compares their log-loss, `metric` the competition's metric.
+    `temperatures` (K,) are found on all rows.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    temperatures: np.ndarray
+    loss: Comparison
+    metric: Comparison
+    calibration: Calibration
+
+    @property
+    def applied(self) -> bool:
+        """Whether temperatures are applied: the log-loss is proved to be less, and the metric is not worse.
+
+        Log-loss is what temperatures are fitted by, and proves with fewer rows what they are worth.
+        """
+        return self.loss.proved and self.loss.difference > 0 and self.metric.difference >= 0
+
+    def __str__(self) -> str:
+        names = {self.loss.metric: self.loss, self.metric.metric: self.metric}
+        said = ", ".join(f"{METRIC_NAMES[name]} {found.verdict()}" for name, found in names.items())
+        return (
+            f"temperatures of the classes: {'applied' if self.applied else 'not applied'} (positive is better: {said})"
+        )
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Ways of weighing, each scored on folds that its weights were not found on, and the chosen one.
+    """Ways of weighing, each scored on folds that its weights were not found on, the chosen one, and temperatures.
 
     `comparisons[method]` is the method against the plain mean; `chosen` is `mean` unless another is proved better
-    among all methods. `weights` (M,) are the chosen method's, found on all rows.
+    among all methods. `weights` (M,) are the chosen method's, found on all rows. `tempering` is of the chosen method.
     """
 
     comparisons: dict[str, Comparison]
     chosen: str
     weights: np.ndarray
+    tempering: Tempering
+
+    @property
+    def blended(self) -> np.ndarray:
+        """The ensemble's probabilities (N, K), every fold with weights and temperatures found on the other folds."""
+        return self.tempering.after if self.tempering.applied else self.tempering.before
+
+    @property
+    def blend(self) -> Blend:
+        """The ensemble that was chosen, with weights and temperatures found on all rows."""
+        return Blend(self.weights, self.chosen, self.tempering.temperatures if self.tempering.applied else None)
 
     def __str__(self) -> str:
         lines = [f"{'mean':8s} {next(iter(self.comparisons.values())).a}"]
@@ -36,13 +100,14 @@ class Judgement:
             why = "no other weights are proved better"
         else:
             why = f"{self.comparisons[self.chosen].verdict()} against the mean"
-        return "\n".join([*lines, f"weights: {self.chosen} ({why})"])
+        return "\n".join([*lines, f"weights: {self.chosen} ({why})", str(self.tempering)])
 
 
 def judge_methods(evidence: Evidence) -> Judgement:
     """Judge every method by nested cross-validation over the evidence's folds, paired with the plain mean.
 
-    The best method that is proved better, corrected for the number of methods, is chosen; without one, the mean.
+    The best method that is proved better, corrected for the number of methods, is chosen; without one, the mean. Then
+    temperatures of the classes are judged for that method.
     """
     if len(np.unique(evidence.fold)) < 2:
         raise UserError("weights are judged on rows they were not found on: the split must have at least 2 folds")
@@ -54,7 +119,21 @@ def judge_methods(evidence: Evidence) -> Judgement:
     found = dict(zip(others, correct(pairs), strict=True))
     proved = [name for name in others if found[name].proved and found[name].difference > 0]
     chosen = max(proved, key=lambda name: found[name].difference, default="mean")
-    return Judgement(found, chosen, _weights_of(evidence, chosen))
+    return Judgement(found, chosen, _weights_of(evidence, chosen), judge_temperatures(evidence, chosen))
+
+
+def judge_temperatures(evidence: Evidence, method: str) -> Tempering:
+    """Judge temperatures of the classes for an ensemble that is weighed by `method`, by nested cross-validation."""
+    labels, before, after = evidence.labels, blend_nested(evidence, method), temper_nested(evidence, method)
+    names = ("without temperatures", "with temperatures")
+    loss = compare(labels, before, after, metric="log_loss", names=names)
+    metric = (
+        loss if evidence.metric == "log_loss" else compare(labels, before, after, metric=evidence.metric, names=names)
+    )
+    temperatures = fit_temperatures(labels, before)
+    return Tempering(
+        before, after, temperatures, loss, metric, describe_calibration(labels, before, after, temperatures)
+    )
 
 
 def blend_nested(evidence: Evidence, method: str) -> np.ndarray:
@@ -65,6 +144,24 @@ def blend_nested(evidence: Evidence, method: str) -> np.ndarray:
         weights = _weights_of(select_rows(evidence, ~out), method)
         blended[out] = np.tensordot(weights, evidence.pred_probs[:, out], axes=1)
     return blended
+
+
+def temper_nested(evidence: Evidence, method: str) -> np.ndarray:
+    """Return blended probabilities (N, K), every fold with weights and temperatures found on the other folds.
+
+    The other folds are blended among themselves for that, so that no label is behind both its row's weights and the
+    temperatures; where only one other fold is there, with its own weights.
+    """
+    tempered = np.empty_like(evidence.pred_probs[0])
+    for fold in np.unique(evidence.fold):
+        out = evidence.fold == fold
+        rest = select_rows(evidence, ~out)
+        weights = _weights_of(rest, method)
+        own = len(np.unique(rest.fold)) < 2
+        blended = np.tensordot(weights, rest.pred_probs, axes=1) if own else blend_nested(rest, method)
+        mine = np.tensordot(weights, evidence.pred_probs[:, out], axes=1)
+        tempered[out] = apply_temperatures(mine, fit_temperatures(rest.labels, blended))
+    return tempered
 
 
 def _weights_of(evidence: Evidence, method: str) -> np.ndarray:
@@ -82,21 +179,26 @@ def select_rows(evidence: Evidence, keep: np.ndarray) -> Evidence:
     )
 
 
-def nested_predictions(evidence: Evidence, weights: np.ndarray, method: str | None, name: str) -> Predictions:
+def nested_predictions(evidence: Evidence, blend: Blend, name: str) -> Predictions:
     """Return the ensemble as an out-of-fold prediction that can be scored.
 
-    With a known method every fold has weights found on the other folds. Weights (M,) of unknown origin are taken as
-    they are. `labels_seen` in the header says how labels of the scored rows came in.
+    With a known method every fold has weights and temperatures found on the other folds. Where the method is not known,
+    both are taken as they are. `labels_seen` in the header says how labels of the scored rows came in.
     """
-    if method not in WEIGHT_METHODS:
-        return mark_labels_seen(average_members(evidence, weights, name), WEIGHTS_SEEN)
-    blended = replace(evidence, names=(name,), pred_probs=blend_nested(evidence, method)[None])
-    predictions = average_members(blended, np.ones(1), name)
-    return predictions if method == "mean" else mark_labels_seen(predictions, METHOD_SEEN)
+    tempered = blend.temperatures is not None
+    if blend.method not in WEIGHT_METHODS:
+        blended, seen = np.tensordot(blend.weights, evidence.pred_probs, axes=1), [WEIGHTS_SEEN]
+        blended = apply_temperatures(blended, blend.temperatures) if blend.temperatures is not None else blended
+    else:
+        blended = (temper_nested if tempered else blend_nested)(evidence, blend.method)
+        seen = [METHOD_SEEN] if blend.method != "mean" else []
+    seen += [TEMPERATURES_SEEN] if tempered else []
+    predictions = average_members(replace(evidence, names=(name,), pred_probs=blended[None]), np.ones(1), name)
+    return mark_labels_seen(predictions, *seen)
 
 
-def mark_labels_seen(predictions: Predictions, labels_seen: str) -> Predictions:
+def mark_labels_seen(predictions: Predictions, *labels_seen: str) -> Predictions:
     """Return the predictions with a header that says how labels of the scored rows came into them."""
     assert predictions.header is not None
-    seen = (*predictions.header.labels_seen, labels_seen)
+    seen = (*predictions.header.labels_seen, *labels_seen)
     return replace(predictions, header=predictions.header.model_copy(update={"labels_seen": seen}))

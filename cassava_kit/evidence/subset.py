@@ -10,7 +10,7 @@ import numpy as np
 from cassava_kit.competition import Metric
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import gain, score
-from cassava_kit.evidence.nested import Judgement, blend_nested
+from cassava_kit.evidence.nested import Judgement
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.weighing import fit_of_blend
 
@@ -71,10 +71,9 @@ def advise(evidence: Evidence, judgement: Judgement) -> Advice:
     labels, metric = evidence.labels, evidence.metric
     scores = [score(labels, each, metric).value for each in evidence.pred_probs]
     best = max(range(len(scores)), key=lambda m: gain(metric, 0.0, scores[m]))
-    whole = blend_nested(evidence, judgement.chosen)
-    against_best = compare(
-        labels, evidence.pred_probs[best], whole, metric=metric, names=(evidence.names[best], "ensemble")
-    )
+    names = evidence.names[best], "ensemble"
+    against_best = compare(labels, evidence.pred_probs[best], judgement.blended, metric=metric, names=names)
+    whole = judgement.tempering.before  # a choice of members is judged without temperatures
     if judgement.chosen == "mean":
         kept = select_members(labels, evidence.pred_probs, metric)
         before, after = whole, select_nested(evidence)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cassava_kit.competition import Metric
 
 ENSEMBLE_FILE = "ensemble.json"
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 
 
@@ -32,20 +33,26 @@ class EnsembleMember(BaseModel):
 
 
 class Ensemble(BaseModel):
-    """Members whose weights sum to 1, the views each sees, and the training labels' class shares as the prior."""
+    """Members whose weights sum to 1, the views each sees, and the training labels' class shares as the prior.
+
+    With `temperatures`, one for each class, the members' mean p becomes softmax(log p_k / T_k).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     members: tuple[EnsembleMember, ...]
     views: str = "flips"
     prior: tuple[Share, ...]
+    temperatures: tuple[Temperature, ...] | None = None
     fold_hash: str | None = None
     oof: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _weights_sum_to_one(self) -> Ensemble:
+    def _weights_and_temperatures_fit(self) -> Ensemble:
         weights = [member.weight for member in self.members]
         if not weights or abs(sum(weights) - 1) > 1e-6:
             raise ValueError(f"members' weights must be at least 0 and sum to 1, got {weights}")
+        if self.temperatures is not None and len(self.temperatures) != len(self.prior):
+            raise ValueError(f"expected {len(self.prior)} temperatures, one for each class, got {self.temperatures}")
         return self
 
 

@@ -46,7 +46,12 @@ class EnsembleRun:
         self.paths, self.members, self.clock, self.options, self.report = paths, members, clock, options, report
         self.write = write
         self.units = make_units(members, options.views or members.views)
-        self.votes = Votes(len(paths), np.array([unit.weight for unit in self.units]), np.asarray(members.prior, float))
+        self.votes = Votes(
+            len(paths),
+            np.array([unit.weight for unit in self.units]),
+            np.asarray(members.prior, float),
+            None if members.temperatures is None else np.asarray(members.temperatures, float),
+        )
         self.plan = Plan(self.units, np.zeros(len(self.units)), len(paths))
         self.certified = options.early_stop == "certified"
         self.written = clock.used
@@ -328,6 +333,10 @@ class EnsembleRun:
             print_warning(f"{name} cannot be read and gets the prior's class: {reason}")
         report.class_counts = np.bincount(votes.labels(), minlength=len(votes.prior)).tolist()
         report.probabilities = votes.probabilities()
+        if votes.temperatures is not None:
+            moved = votes.moved_by_temperatures()
+            report.temperatures = {"values": votes.temperatures.tolist(), "labels_moved": moved}
+            print_line(f"temperatures of the classes moved {moved} of {len(self.paths)} labels")
         voted = {self.units[u].checkpoint.name for u in np.flatnonzero(votes.seen.any(axis=0))}
         used = normalize_weights([one for one in self.members.checkpoints if one.name in voted])
         report.members_used = [{"file": one.name, "member": one.member, "weight": one.weight} for one in used]

@@ -42,6 +42,11 @@ class Members:
     views: str
     ensemble: Ensemble | None
 
+    @property
+    def temperatures(self) -> tuple[float, ...] | None:
+        """Temperature of each class, which the ensemble file has; None without."""
+        return self.ensemble.temperatures if self.ensemble else None
+
 
 def read_prior(weights_dir: Path, competition: Competition | None = None) -> tuple[float, ...]:
     """Return the training labels' class shares (K,): the ensemble file's, else a checkpoint's, else the competition's.

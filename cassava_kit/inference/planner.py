@@ -210,7 +210,7 @@ def choose_rows(votes: Votes, plan: Plan, unit: int, *, left: float, certified: 
         return without_vote
     ahead = [u for u in plan.order[plan.order.index(unit) :] if plan.kept[u]]
     affordable = max(1, int(left / max(float(plan.seconds[ahead].sum()), 1e-9)))
-    least_sure = rows[np.argsort(-votes.uncertainty()[rows], kind="stable")]
+    least_sure = rows[np.argsort(votes.margins()[rows], kind="stable")]
     return np.sort(least_sure[:affordable])
 
 

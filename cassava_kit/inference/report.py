@@ -42,6 +42,7 @@ class RunReport:
     versions: dict[str, str] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
+    temperatures: dict[str, Any] = field(default_factory=dict)
     class_counts: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list, repr=False)
     probabilities: np.ndarray | None = field(default=None, repr=False, compare=False)

@@ -58,6 +58,8 @@ def together_values(report: Report) -> dict[str, Any]:
             "advice": judged.advice.sentence,
             "score": format_score(judged.score),
             "weights": "equal weights" if judged.method == "mean" else f"{judged.method} weights ({weights})",
+            "tempering": str(judged.judgement.tempering),
+            "moves": judged.judgement.tempering.calibration.moves,
             "rows": rows,
             "names": names,
             "correlations": correlations,

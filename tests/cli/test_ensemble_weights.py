@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from cassava_kit.cli.app import run_app
+from cassava_kit.cli.dry_run import compose_ensemble
 from cassava_kit.cli.dry_run_members import DryRun, member_configs, recipe_for
 from cassava_kit.cli.submit import submit_app
 from cassava_kit.data.images import load_image
 from cassava_kit.data.table import TrainTable
-from cassava_kit.evidence.oof import check_oof
+from cassava_kit.evidence.nested import Blend
+from cassava_kit.evidence.oof import Evidence, check_oof
 from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.inference.ensemble import read_ensemble
 from cassava_kit.models.checkpoint import load_model
@@ -130,3 +132,15 @@ def test_two_members_of_given_weights_from_the_table_to_the_bundle(tiny_dir, tmp
     through = read_predictions(out / "ensemble-oof.csv").probabilities
     plain = np.mean([read_predictions(out / "runs" / name / "oof.csv").probabilities for name in names], axis=0)
     assert not np.allclose(through, plain, atol=1e-4), "weighed and scored through the views"
+
+
+def test_the_ensemble_file_has_what_the_evidence_chose(tmp_path):
+    labels = np.array([0, 1, 2, 3, 4, 4])
+    evidence = Evidence(("a", "b"), labels.astype(str), labels, labels % 2, np.full((2, 6, 5), 0.2), "hash")
+    runs = {name: [tmp_path / f"{name}{k}" for k in range(2)] for name in evidence.names}
+    blend = Blend(np.array([0.3, 0.7]), "stack", np.array([0.5, 0.6, 0.7, 0.8, 2.0]))
+    ensemble = compose_ensemble(DryRun(views="none"), evidence, blend, runs)
+    assert ensemble.temperatures == (0.5, 0.6, 0.7, 0.8, 2.0) and ensemble.views == "none"
+    assert [(member.name, member.weight) for member in ensemble.members] == [("a", 0.3), ("b", 0.7)]
+    assert ensemble.prior == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 6, 1 / 3])
+    assert compose_ensemble(DryRun(), evidence, Blend(blend.weights), runs).temperatures is None

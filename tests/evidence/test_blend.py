@@ -16,13 +16,13 @@ from cassava_kit.evidence.blend import (
     blend_report,
     error_correlation,
     leave_one_out,
-    read_weights,
+    read_weighed,
     weigh,
     weigh_files,
 )
 from cassava_kit.evidence.calibration import ece
 from cassava_kit.evidence.compare import compare_files
-from cassava_kit.evidence.nested import blend_nested, judge_methods
+from cassava_kit.evidence.nested import blend_nested, judge_methods, temper_nested
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import (
     Header,
@@ -168,8 +168,16 @@ def test_weights_that_are_not_weights_are_refused(tmp_path, members, message):
     content = {"members": [{"name": name, "weight": weight, "oof": "o.csv"} for name, weight in members]}
     (tmp_path / "w.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message) as refused:
-        read_weights(tmp_path / "w.json")
+        read_weighed(tmp_path / "w.json")
     assert str(refused.value).startswith(str(tmp_path / "w.json"))
+
+
+@pytest.mark.parametrize("temperatures", [0.5, [0.5, 0], [0.5, -1], [0.5, "x"], [0.5, float("nan")], [True, 1], {}])
+def test_temperatures_that_are_not_temperatures_are_refused(tmp_path, temperatures):
+    content = {"members": [{"name": "a", "weight": 1.0, "oof": "o.csv"}], "temperatures": temperatures}
+    (tmp_path / "w.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"w.json: temperatures must be a number above 0 for each class, got "):
+        read_weighed(tmp_path / "w.json")
 
 
 def test_the_report_says_what_each_member_adds_or_costs():
@@ -184,7 +192,8 @@ def test_the_report_says_what_each_member_adds_or_costs():
         "correlation of errors",
         "weights judged by nested",
         "m2",
-        "calibration of the plain mean: ECE",
+        "temperatures of the classes: ",
+        "calibration by temperatures of the classes: ECE",
     ):
         assert word in text
 
@@ -245,7 +254,10 @@ def test_files_go_in_and_weights_come_out(tmp_path):
     assert json.loads((tmp_path / "weights-of-named.json").read_text()).items() >= CASSAVA.task.header().items()
     said = written["report"]
     assert said["members"]["a"] == pytest.approx((e.pred_probs[0].argmax(axis=1) == e.labels).mean())
-    assert said["calibration"]["ece"][0] == pytest.approx(ece(e.labels, e.pred_probs.mean(axis=0)), abs=1e-6)
+    blended = blend_nested(
+        replace(e, fold=split.frame.set_index("image_id")["fold"][e.image_ids].to_numpy()), written["method"]
+    )
+    assert said["calibration"]["ece"][0] == pytest.approx(ece(e.labels, blended), abs=1e-6)
     assert np.allclose(said["error_correlation"], error_correlation(e.labels, e.pred_probs), atol=1e-5)
     assert set(said["against_mean"]) == {"logloss", "greedy", "stack"} and set(said["adds"]) == {"a", "b"}
     assert f"weights: {written['method']} (" in text
@@ -274,9 +286,9 @@ def test_two_rounds_of_one_recipe_are_told_apart_and_the_weights_file_serves_fro
     assert all(name in text for name in names)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    weights = read_weights(Path("../weights/w.json"))
-    assert list(weights) == names and sum(weight for weight, _ in weights.values()) == pytest.approx(1)
-    assert [path.resolve() for _, path in weights.values()] == [tmp_path / each for each in oof]
+    weighed = read_weighed(Path("../weights/w.json"))
+    assert list(weighed.weights) == names and sum(weighed.weights.values()) == pytest.approx(1)
+    assert [path.resolve() for path in weighed.oof.values()] == [tmp_path / each for each in oof]
     assert [m["oof"] for m in json.loads((tmp_path / "weights" / "w.json").read_text())["members"]] == [
         f"../{each}" for each in oof
     ]
@@ -301,11 +313,11 @@ def test_weigh_takes_plain_arrays_and_says_what_the_files_say():
     same = blend_report(e)
     assert str(report) == str(same) and report.best_member == "m0"
     assert report.weights == pytest.approx(dict(zip(e.names, same.judgement.weights, strict=True)))
-    assert report.method != "mean" and report.score == same.judgement.comparisons[report.method].b
-    nested = blend_nested(e, report.method).argmax(axis=1)
+    assert report.method != "mean" and np.array_equal(report.temperatures, same.temperatures)
+    nested = temper_nested(e, report.method).argmax(axis=1)
     assert report.score.value == (nested == e.labels).mean() > (e.pred_probs.mean(axis=0).argmax(1) == e.labels).mean()
     even = weigh(e.labels, [e.pred_probs[0]] * 2)
-    assert even.weights == {"member 0": 0.5, "member 1": 0.5} and even.score == even.ensemble
+    assert even.weights == {"member 0": 0.5, "member 1": 0.5} and even.method == "mean"
 
 
 def test_weighs_own_folds_are_stratified():

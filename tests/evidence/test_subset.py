@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from cassava_kit.evidence.blend import blend_report, report_values
 from cassava_kit.evidence.calibration import calibrate
-from cassava_kit.evidence.nested import judge_methods
+from cassava_kit.evidence.nested import judge_methods, judge_temperatures
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.subset import advise, select_members, select_nested
 
@@ -102,7 +102,9 @@ def test_members_of_equal_worth_are_all_kept():
 
 def test_an_ensemble_below_its_best_member_says_so():
     e = make_evidence([0.9, -0.4, -0.4], n=200, seed=3, shared=0.9)
-    judgement = replace(judge_methods(e), chosen="mean", weights=np.full(3, 1 / 3))
+    tempering = replace(judge_temperatures(e, "mean"), temperatures=np.ones(3))
+    untempered = replace(tempering, metric=replace(tempering.metric, difference=-1.0))
+    judgement = replace(judge_methods(e), chosen="mean", weights=np.full(3, 1 / 3), tempering=untempered)
     advice = advise(e, judgement)
     best, whole = (p.argmax(axis=1) == e.labels for p in (e.pred_probs[0], e.pred_probs.mean(axis=0)))
     only_best, only_whole = int((best & ~whole).sum()), int((whole & ~best).sum())

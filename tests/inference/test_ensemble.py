@@ -43,6 +43,21 @@ def test_what_a_member_is_worth_is_what_the_metric_loses_without_it(metric: Metr
 
 
 @pytest.mark.parametrize(
+    ("temperatures", "message"),
+    [
+        ([1.0, 1.0], "expected 5 temperatures, one for each class"),
+        ([1.0, 1.0, 1.0, 1.0, 0.0], r"temperatures\.4: Input should be greater than 0"),
+        ([1.0, float("nan"), 1.0, 1.0, 1.0], r"temperatures\.1: "),
+    ],
+)
+def test_temperatures_that_do_not_fit_are_refused(weights: Path, temperatures: list[float], message: str) -> None:
+    content = json.loads((weights / ENSEMBLE_FILE).read_text()) | {"temperatures": temperatures}
+    (weights / ENSEMBLE_FILE).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        read_ensemble(weights / ENSEMBLE_FILE)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"weight": float("nan")}, r"members\.1\.weight: Input should be a finite number, got nan"),

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 from tiny_members import PRIOR
-from tiny_runs import CPU, full_ensemble
+from tiny_runs import CPU, full_ensemble, submit
 
 from cassava_kit.competition import CASSAVA
+from cassava_kit.inference.ensemble import ENSEMBLE_FILE, read_ensemble, write_ensemble
 from cassava_kit.inference.options import RunOptions
 from cassava_kit.inference.run import run_submission
 from cassava_kit.inference.submission import check_answers, write_answers
@@ -37,6 +39,35 @@ def test_the_probabilities_are_the_full_ensembles(images: Path, weights: Path, t
     summary = check_answers(out, images, SCORED_BY_LOSS)
     assert summary.class_counts == tuple(np.bincount(p.argmax(axis=1), minlength=5))
     assert "probabilities, most probable class" in str(summary)
+
+
+TEMPERATURES = (0.5, 1.6, 0.8, 2.4, 1.1)
+
+
+@pytest.fixture
+def tempered_weights(weights: Path) -> Path:
+    ensemble = read_ensemble(weights / ENSEMBLE_FILE).model_copy(update={"temperatures": TEMPERATURES})
+    write_ensemble(weights / ENSEMBLE_FILE, ensemble)
+    return weights
+
+
+@pytest.mark.parametrize("early_stop", ["certified", "off"])
+def test_temperatures_are_applied_to_the_mean_of_all_votes(
+    images: Path, tempered_weights: Path, tmp_path: Path, early_stop: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = full_ensemble(images, tempered_weights)
+    plain /= plain.sum(axis=1, keepdims=True)
+    expected = softmax(np.log(plain) / np.array(TEMPERATURES), axis=1)
+    moved = int((expected.argmax(axis=1) != plain.argmax(axis=1)).sum())
+    assert 0 < moved < 21
+    labels, report = submit(images, tempered_weights, tmp_path / "s.csv", early_stop=early_stop)
+    assert labels.tolist() == expected.argmax(axis=1).tolist()
+    if early_stop == "off":
+        assert report.temperatures == {"values": list(TEMPERATURES), "labels_moved": moved}
+        assert f"temperatures of the classes moved {moved} of 21 labels" in capsys.readouterr().out
+    run_submission(images, tempered_weights, tmp_path / "p.csv", options=RunOptions(**CPU), competition=SCORED_BY_LOSS)
+    found = pd.read_csv(tmp_path / "p.csv")[list(COLUMNS)].to_numpy()
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_without_a_member_the_prior_stands(images: Path, tmp_path: Path) -> None:

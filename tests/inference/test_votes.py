@@ -30,6 +30,42 @@ def test_certified_labels_are_the_full_ensembles(seed: int) -> None:
     assert used <= used_fully
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_certified_labels_are_those_of_the_full_ensemble_with_temperatures(seed: int) -> None:
+    p, weights, order = random_case(seed)
+    temperatures = np.exp(np.random.default_rng(seed).normal(0, 0.6, p.shape[2]))
+    full, _ = simulate_votes(p, weights, order, certified=False, temperatures=temperatures)
+    labels, _ = simulate_votes(p, weights, order, certified=True, temperatures=temperatures)
+    assert np.array_equal(full, (np.tensordot(weights, p.astype(float), axes=1) ** (1 / temperatures)).argmax(1))
+    assert np.array_equal(labels, full)
+
+
+def test_no_later_vote_moves_a_certified_label() -> None:
+    """Against every way to spend what is left on a grid, votes that are not finite among them."""
+    rng = np.random.default_rng(1)
+    temperatures, certified = np.array([0.4, 1.0, 2.5]), 0
+    grid = np.array([(a, b, 10 - a - b) for a in range(11) for b in range(11 - a)]) / 10
+    for seen in rng.dirichlet(np.ones(3), 300):
+        votes = Votes(1, np.array([0.7, 0.3]), np.full(3, 1 / 3), temperatures)
+        votes.add(0, np.array([0]), seen[None])
+        if votes.finished(np.array([True, True]), certified=True)[0]:
+            certified += 1
+            ends = np.vstack([0.7 * seen + 0.3 * share * grid for share in (0.0, 0.5, 1.0)])
+            shares = ends / ends.sum(axis=1, keepdims=True)
+            assert ((shares ** (1 / temperatures)).argmax(axis=1) == votes.labels()[0]).all()
+    assert 50 < certified < 250
+
+
+def test_temperatures_change_answers_as_by_hand() -> None:
+    votes = Votes(3, np.array([0.5, 0.5]), np.array([0.9, 0.1]), np.array([2.0, 1.0]))
+    votes.add(0, np.array([0, 1]), np.array([[0.4, 0.6], [0.36, 0.64]]))
+    assert votes.labels().tolist() == [0, 1, 0]  # sqrt(.4) > .6, sqrt(.36) < .64; the third has no vote
+    expected = [[0.4**0.5 / (0.4**0.5 + 0.6), 0.6 / (0.4**0.5 + 0.6)], [0.6 / 1.24, 0.64 / 1.24], [0.9, 0.1]]
+    assert votes.probabilities() == pytest.approx(np.array(expected))
+    assert votes.moved_by_temperatures() == 1
+    assert votes.margins() == pytest.approx([(0.4**0.5 - 0.6) / (0.4**0.5 + 0.6), 0.04 / 1.24, 0])
+
+
 def test_certified_stopping_saves_work_where_members_agree() -> None:
     rng = np.random.default_rng(0)
     sure = np.full((10, 500, 5), 0.02)

@@ -7,7 +7,7 @@ folders alone, which get equal weights. Nothing is trained.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from cassava_kit.data.folds import Folds, read_folds, write_folds
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.blend import read_weights
+from cassava_kit.evidence.blend import read_weighed
 from cassava_kit.evidence.metrics import score
-from cassava_kit.evidence.nested import nested_predictions
+from cassava_kit.evidence.nested import Blend, nested_predictions
 from cassava_kit.evidence.oof import Evidence, check_oof, distinct_names, make_evidence
 from cassava_kit.evidence.predictions import Predictions, read_predictions, write_predictions
 from cassava_kit.files import OOF_FILE, read_json
@@ -82,17 +82,19 @@ def from_runs(
         FileNotFoundError: a run folder holds no checkpoint.
         UserError: members are of different splits or classes, or do not fit the weights file.
     """
-    weighed = read_weights(weights) if weights else {}
+    weighed = read_weighed(weights) if weights else None
     given = dict(zip(distinct_names(members), members, strict=True)) if members else {}
-    folders = given or {name: oof.parent for name, (_, oof) in weighed.items()}
+    folders = given or {name: oof.parent for name, oof in (weighed.oof if weighed else {}).items()}
     if not folders:
         raise UserError("give at least one member, or a weights file that names them")
-    if weights and folders.keys() != weighed.keys():
+    if weighed and folders.keys() != weighed.oof.keys():
         raise UserError(
-            f"{weights} has weights for {', '.join(weighed)}, the run folders are of {', '.join(folders)}; "
+            f"{weights} has weights for {', '.join(weighed.oof)}, the run folders are of {', '.join(folders)}; "
             "give the folder of each, or none"
         )
-    share = {name: weighed[name][0] if weights else 1 / len(folders) for name in folders}
+    share = weighed.weights if weighed else dict.fromkeys(folders, 1 / len(folders))
+    blend = Blend(np.array([share[name] for name in folders]))
+    blend = replace(weighed.blend, weights=blend.weights) if weighed else blend
     runs = {name: _read_runs(folders[name]) for name in folders if share[name] > 0}
     infos = [info for each in runs.values() for _, info in each]
     _check_split(infos, weights)
@@ -102,6 +104,7 @@ def from_runs(
         views=_check_views(views),
         prior=tuple(np.mean([info.prior or () for info in infos], axis=0).tolist()),
         fold_hash=infos[0].fold_hash,
+        temperatures=blend.listed_temperatures,
     )
     checkpoints = {names[path]: path for each in runs.values() for path, _ in each}
     notes = [f"{name} has weight 0 and is left out" for name in folders if name not in runs]
@@ -111,10 +114,8 @@ def from_runs(
     split = read_folds(folds)
     # Members of weight 0 too: the weights for each fold are found on the other folds, where theirs may be above 0.
     evidence = make_evidence([read_predictions(folders[name] / OOF_FILE) for name in folders], split, list(folders))
-    shares = np.array([share[name] for name in folders])
-    method = read_json(weights).get("method") if weights else "mean"
-    scored = ensemble.model_copy(update={"oof": oof_facts(evidence, shares, method)})
-    judged = nested_predictions(evidence, shares, method, "ensemble")
+    judged = nested_predictions(evidence, blend, "ensemble")
+    scored = ensemble.model_copy(update={"oof": oof_facts(evidence, blend, judged)})
     return Selection(scored, checkpoints, (judged, split), tuple(notes))
 
 
@@ -141,15 +142,14 @@ def _bundle_names(runs: Mapping[str, Runs]) -> dict[Path, str]:
     }
 
 
-def oof_facts(evidence: Evidence, weights: np.ndarray, method: str | None) -> dict[str, Any]:
+def oof_facts(evidence: Evidence, blend: Blend, judged: Predictions) -> dict[str, Any]:
     """Return the out-of-fold facts that the ensemble file keeps: score, and what each member is worth.
 
-    The score is that of weights found by `method` on the other folds. `labels_seen` says what has seen the labels.
+    The score is that of `judged`, the blend's nested predictions. `labels_seen` says what has seen the labels.
     """
-    nested = nested_predictions(evidence, weights, method, "ensemble")
-    assert nested.header is not None
-    found = score(evidence.labels, nested.probabilities, evidence.metric)
-    voting = weights > 0
+    assert judged.header is not None
+    found = score(evidence.labels, judged.probabilities, evidence.metric)
+    weights, voting = blend.weights, blend.weights > 0
     names = [name for name, votes in zip(evidence.names, voting, strict=True) if votes]
     worth = loss_without(evidence.metric, names, evidence.labels, evidence.pred_probs[voting], weights[voting])
     return {
@@ -157,7 +157,7 @@ def oof_facts(evidence: Evidence, weights: np.ndarray, method: str | None) -> di
         "standard_error": found.standard_error,
         "rows": found.n,
         "labels": "given",
-        "labels_seen": list(nested.header.labels_seen),
+        "labels_seen": list(judged.header.labels_seen),
         "accuracy": found.accuracy,
         "loss_without": worth,
     }

@@ -57,6 +57,23 @@ def trained(tmp_path: Path, checkpoints: dict[str, Path]) -> Path:
     return home
 
 
+def test_temperatures_of_a_weights_file_go_into_the_bundle(trained: Path) -> None:
+    temperatures = [0.5, 0.9, 1.0, 2.0, 0.7]
+    written = read_json(trained / "weights.json")
+    write_json(trained / "weights.json", written | {"method": "by hand", "temperatures": temperatures})
+    selection = from_runs([], weights=trained / "weights.json", folds=trained / "folds.csv")
+    assert selection.ensemble.temperatures == tuple(temperatures)
+    a, b = (read_predictions(trained / "runs" / name / "oof.csv").probabilities for name in NAMES)
+    raised = (0.25 * a + 0.75 * b) ** (1 / np.array(temperatures))
+    assert selection.evidence is not None
+    judged = selection.evidence[0]
+    assert judged.probabilities == pytest.approx(raised / raised.sum(axis=1, keepdims=True), abs=1e-6)
+    labels = read_folds(trained / "folds.csv").frame["label"].to_numpy()
+    assert selection.ensemble.oof["accuracy"] == (raised.argmax(axis=1) == labels).mean()
+    assert any("temperatures" in text for text in selection.ensemble.oof["labels_seen"])
+    assert from_runs([], weights=trained / "weights.json").ensemble.temperatures == tuple(temperatures)
+
+
 def test_run_folders_are_averaged_evenly(trained: Path) -> None:
     selection = from_runs([trained / "runs" / name for name in NAMES], views="none")
     members = {member.name: member for member in selection.ensemble.members}
