@@ -67,8 +67,10 @@ def test_the_start_script_leaves_the_best_file(tmp_path, code, early):
         "SUBMISSION_DIR": str(tmp_path / "submission"),
         "LOGS_DIR": str(tmp_path / "logs"),
         "TIME_LIMIT_SECS": "86400",
+        "COPY_SECS": "600",  # what waits to copy again ends with the script, and does not hold its output
     }
-    done = subprocess.run([AGENT / "start.sh"], env=environment, capture_output=True, text=True, check=False)
+    start = [AGENT / "start.sh"]
+    done = subprocess.run(start, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == code, done.stderr
     assert (tmp_path / "submission" / "submission.csv").read_text() == ("early\n" if early else "best\n")
     arguments = (tmp_path / "arguments").read_text().split("\n")

@@ -26,9 +26,11 @@ copy_submission() {
     mv "${SUBMISSION_DIR}/submission.csv.new" "${SUBMISSION_DIR}/submission.csv"
   fi
 }
+set -m  # a process group of its own: its sleep ends with it, and nobody waits for the output that it holds open
 while sleep "${COPY_SECS:-60}"; do copy_submission; done &
 copier=$!
-trap 'kill ${copier}; copy_submission' EXIT
+set +m
+trap 'kill -- -${copier}; copy_submission' EXIT
 
 status=0
 timeout --signal=TERM $((TIME_LIMIT_SECS - RESERVE / 2)) \
