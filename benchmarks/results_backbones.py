@@ -50,8 +50,6 @@ WEIGHTED, MEAN, CALIBRATED = "ensemble, nested weights", "ensemble, plain mean",
 METHOD = "logloss"
 HOURS = 4.0
 KINDS = ("probe", "finetuned")
-# As long as the other recipes of this size, and with an average of the weights as they have.
-LONGER = {"mobilenet": ("epochs=12", "ema=0.99")}
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def short(run: str) -> str:
 
 def finetuning(name: str, plan: BackbonePlan) -> RunConfig:
     """The configuration with which a backbone is finetuned."""
-    return recipe(name).with_settings([*LONGER.get(name, ()), *plan.settings])
+    return recipe(name).with_settings(plan.settings)
 
 
 def expected_hours(config: RunConfig, data: TrainData, plan: BackbonePlan, runs: Path) -> float:

@@ -19,7 +19,7 @@ CHOSEN = "chosen for each fold on the others"
 
 
 def longer(shop: Shop) -> Made:
-    """The backbone's recipe at its own size, for more epochs and with its weights averaged as they move."""
+    """The backbone at its recipe's size, for more epochs than `finetuned`, with its weights averaged as they move."""
     name, weights = shop.plan.weights
     # Seven tenths of the time of single precision, on a processor that has bfloat16.
     config = replace(recipe(name), recipe=LONGER, epochs=EPOCHS, ema=0.98, precision="bf16-mixed")

@@ -138,18 +138,19 @@ def deit_base() -> RunConfig:
 
 
 def mobilenet() -> RunConfig:
-    """MobileNetV2 from ImageNet weights (by --weights), finetuned: the strongest member that two CPU cores allow."""
+    """MobileNetV2 (ImageNet) at 224 pixels: for two CPU cores, 12 epochs, the average of its weights kept."""
     return RunConfig(
         recipe="mobilenet",
         model="mobilenetv2_100",
         model_args={"pad_type": "same"},
         image_size=224,
         train_pixels=(240, 320),
-        epochs=6,
+        epochs=12,
         batch_size=32,
         lr=1e-3,
         backbone_lr_scale=0.5,
         schedule="onecycle",
+        ema=0.99,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, recall_score
 
 from cassava_kit.evidence.oof import Evidence
-from cassava_kit.training.recipes import recipe
+from cassava_kit.training.recipes import recipe, run_name
 
 N, K = 200, 5
 CLASSES = ("one", "two", "three", "four", "five")
@@ -98,4 +98,6 @@ def test_a_member_that_the_budget_does_not_hold_is_left_out_by_name(backbones, t
     assert again.left_out == ("efficientnet_lite0 (2.0 h, -8.0 h left)",) and trained.pop() == trained[0]
     assert trained == [("mobilenet", 12, 0.99)]
     assert found.left_out == ("efficientnet_lite0 (2.0 h, 1.0 h left)",) and found.hours["probes"] == 3.0
-    assert backbones.finetuning("dinov2_top", plan) == recipe("dinov2_top")
+    shorter = replace(plan, settings=("epochs=8",))
+    assert backbones.finetuning("mobilenet", shorter) == recipe("mobilenet").with_settings(["epochs=8"])
+    assert run_name(backbones.finetuning("mobilenet", plan)) == "mobilenet"
