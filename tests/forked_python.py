@@ -28,6 +28,7 @@ import struct
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,7 +51,7 @@ NOTEBOOKS = (
 STARTER = """#!{real} -IS
 import array, json, os, signal, socket, sys
 words, flags = sys.argv[1:], []
-while words and words[0] in ("-P", "-u"):
+while words and words[0] in ("-B", "-P", "-u"):
     flags.append(words.pop(0))
 if not words or words[0].startswith("-") and words[0] not in ("-m", "-c"):
     os.execv({real!r}, [{real!r}, *sys.argv[1:]])
@@ -82,21 +83,22 @@ os._exit(ended)
 MOST_FILES = 64
 
 
-def become(arguments: list[str], cwd: str, env: dict[str, str], *, isolated: bool = False) -> None:
-    """Be a program, in a forked process with its streams; `isolated`: its own folder does not go on the path."""
+def become(arguments: list[str], cwd: str, env: dict[str, str], *, flags: Sequence[str] = ()) -> None:
+    """Be a program, in a forked process with its streams; `flags` are those of the interpreter: -B, -P, -u."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell ignore it
     sys.stdin, sys.stdout = (open(n, mode, encoding="utf-8", closefd=False) for n, mode in ((0, "r"), (1, "w")))  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
     os.chdir(cwd)
     tempfile.tempdir = None  # TMPDIR may be another one
+    sys.dont_write_bytecode = "-B" in flags or bool(env.get("PYTHONDONTWRITEBYTECODE"))
     os.environ.clear()
     os.environ.update(env)
     installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
     first, *rest = arguments
     place = "" if first in ("-m", "-c") else str(Path(first).resolve().parent)
     given = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
-    sys.path[:] = [*([] if isolated else [place]), *given, *installed]
+    sys.path[:] = [*([] if "-P" in flags else [place]), *given, *installed]
     with contextlib.suppress(ImportError):  # which an interpreter looks for at its start
         sys.modules.pop("sitecustomize", None)
         importlib.import_module("sitecustomize")
@@ -206,7 +208,7 @@ def _be(given: dict[str, Any], files: list[int], peer: int, link: socket.socket)
         os.sched_setaffinity(0, given["cores"])
         signal.pthread_sigmask(signal.SIG_SETMASK, given["blocked"])
         use_interpreter(given["executable"])
-        become(given["arguments"], given["cwd"], given["environment"], isolated="-P" in given["flags"])
+        become(given["arguments"], given["cwd"], given["environment"], flags=given["flags"])
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

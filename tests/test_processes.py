@@ -61,6 +61,17 @@ def test_the_interpreter_has_the_libraries_and_not_the_kit(tmp_path):
     assert said.stdout == "True False\n7\n3\n", said.stderr
 
 
+def test_flags_that_multiprocessing_passes_on_are_taken():
+    """-B is there wherever PYTHONDONTWRITEBYTECODE is; a real interpreter would load the libraries anew."""
+    code = "import sys; print('torch' in sys.modules, sys.dont_write_bytecode)"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    said = [
+        subprocess.run([interpreter(), *flags, "-c", code], capture_output=True, text=True, env=env).stdout
+        for flags in (["-B", "-u"], [])
+    ]
+    assert said == ["True True\n", "True False\n"]
+
+
 def test_what_the_interpreter_cannot_do_is_the_real_ones():
     code = "import sys; print('torch' in sys.modules, sys.flags.dev_mode)"
     said = subprocess.run([interpreter(), "-X", "dev", "-c", code], capture_output=True, text=True)
