@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import Score, baseline, check_scored, gain, score
-from cassava_kit.evidence.nested import Blend, Judgement, judge_methods, nested_predictions
+from cassava_kit.evidence.nested import Blend, Judgement, blend_nested, judge_methods, nested_predictions, temper_nested
 from cassava_kit.evidence.oof import Evidence, read_evidence
 from cassava_kit.evidence.subset import Advice, advise
 from cassava_kit.files import check_apart, find_file, read_json, write_json
@@ -81,15 +81,22 @@ def error_correlation(labels: np.ndarray, pred_probs: np.ndarray) -> np.ndarray:
     return np.where(np.eye(len(wrong), dtype=bool), 1.0, (centred @ centred.T) / np.outer(safe, safe))
 
 
-def leave_one_out(evidence: Evidence) -> dict[str, Comparison]:
-    """Return what each member adds to the plain mean of all (negative: costs), corrected for the number of members."""
+def leave_one_out(evidence: Evidence, *, tempered: bool = False) -> dict[str, Comparison]:
+    """Return what each member adds to the plain mean of all (negative: costs), corrected for the number of members.
+
+    With `tempered` both means have temperatures, nested.
+    """
     if len(evidence.names) == 1:
         return {}
-    whole, adds = evidence.pred_probs.mean(axis=0), []
+    mean = temper_nested if tempered else blend_nested
+    whole, adds = mean(evidence, "mean"), []
     for m, name in enumerate(evidence.names):
-        others = np.delete(evidence.pred_probs, m, axis=0).mean(axis=0)
+        rest = [other for other in range(len(evidence.names)) if other != m]
+        others = replace(
+            evidence, names=tuple(evidence.names[each] for each in rest), pred_probs=evidence.pred_probs[rest]
+        )
         names = (f"without {name}", "all")
-        adds.append(compare(evidence.labels, others, whole, metric=evidence.metric, names=names))
+        adds.append(compare(evidence.labels, mean(others, "mean"), whole, metric=evidence.metric, names=names))
     return dict(zip(evidence.names, correct(adds), strict=True))
 
 
@@ -103,7 +110,7 @@ def blend_report(evidence: Evidence) -> BlendReport:
         ensemble=score_of(plain),
         majority=baseline(evidence.metric, labels, plain.shape[1]),
         error_correlation=error_correlation(labels, evidence.pred_probs),
-        adds=leave_one_out(evidence),
+        adds=leave_one_out(evidence, tempered=judgement.tempering.applied),
         judgement=judgement,
         advice=advise(evidence, judgement),
         score=score_of(judgement.blended),
@@ -115,7 +122,8 @@ def report_text(report: BlendReport) -> str:
     width = max(len(name) for name in (*report.names, "plain mean"))
     lines = [f"{name:{width}s}  {found}{_alike(report, m)}" for m, (name, found) in enumerate(report.members.items())]
     lines += [f"{'plain mean':{width}s}  {report.ensemble}", f"{'majority':{width}s}  {report.majority}"]
-    lines += ["", "what each member adds to the plain mean of the others (or costs it):"]
+    tempered = ", with temperatures" if report.judgement.tempering.applied else ""
+    lines += ["", f"what each member adds to the plain mean of the others (or costs it){tempered}:"]
     lines += [f"{name:{width}s}  {describe_effect(c)}" for name, c in report.adds.items()] or ["(one member alone)"]
     lines += ["", "correlation of errors:"]
     lines += [

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from cassava_kit.competition import Metric
+from cassava_kit.evidence.calibration import apply_temperatures, fit_temperatures
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import gain, score
-from cassava_kit.evidence.nested import Judgement
+from cassava_kit.evidence.nested import Judgement, blend_nested, temper_nested
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.weighing import fit_of_blend
 
@@ -71,32 +72,38 @@ def advise(evidence: Evidence, judgement: Judgement) -> Advice:
     labels, metric = evidence.labels, evidence.metric
     scores = [score(labels, each, metric).value for each in evidence.pred_probs]
     best = max(range(len(scores)), key=lambda m: gain(metric, 0.0, scores[m]))
-    names = evidence.names[best], "ensemble"
+    names, tempered = (evidence.names[best], "ensemble"), judgement.tempering.applied
     against_best = compare(labels, evidence.pred_probs[best], judgement.blended, metric=metric, names=names)
-    whole = judgement.tempering.before  # a choice of members is judged without temperatures
     if judgement.chosen == "mean":
-        kept = select_members(labels, evidence.pred_probs, metric)
-        before, after = whole, select_nested(evidence)
+        kept = select_members(labels, evidence.pred_probs, metric, tempered=tempered)
+        before, after = judgement.blended, select_nested(evidence, tempered=tempered)
     else:
         kept = list(np.flatnonzero(judgement.weights >= NO_WEIGHT))
-        before, after = evidence.pred_probs.mean(axis=0), whole
+        before, after = (temper_nested if tempered else blend_nested)(evidence, "mean"), judgement.blended
     against_all = compare(labels, before, after, metric=metric, names=("all members", "fewer members"))
     against_all, against_best = correct([against_all, against_best])
     left = [name for m, name in enumerate(evidence.names) if m not in kept]
     return Advice(tuple(left) if against_all.difference > 0 else (), against_all, against_best)
 
 
-def select_members(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric) -> list[int]:
+def select_members(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric, *, tempered: bool = False) -> list[int]:
     """Return the members (M, N, K) that backward elimination keeps, as indices.
 
     The member whose absence helps the plain mean of the others most leaves, until none helps. What helps is the
-    metric, then the log-loss.
+    metric, then the log-loss; with `tempered` those of the mean with temperatures.
     """
+
+    def fit(total: np.ndarray) -> tuple[float, float]:
+        if tempered:
+            mean = total / total.sum(axis=1, keepdims=True)
+            total = apply_temperatures(mean, fit_temperatures(labels, mean))
+        return fit_of_blend(labels, total, metric)
+
     kept = list(range(len(pred_probs)))
-    reached = fit_of_blend(labels, pred_probs.sum(axis=0), metric)
+    reached = fit(pred_probs.sum(axis=0))
     while len(kept) > 1:
         total = pred_probs[kept].sum(axis=0)
-        fits = {m: fit_of_blend(labels, total - pred_probs[m], metric) for m in kept}
+        fits = {m: fit(total - pred_probs[m]) for m in kept}
         leaves = max(kept, key=lambda m: fits[m])
         if fits[leaves] <= reached:
             break
@@ -105,13 +112,19 @@ def select_members(labels: np.ndarray, pred_probs: np.ndarray, metric: Metric) -
     return kept
 
 
-def select_nested(evidence: Evidence) -> np.ndarray:
-    """Return the plain mean's probabilities (N, K), each fold with the members selected on the other folds."""
+def select_nested(evidence: Evidence, *, tempered: bool = False) -> np.ndarray:
+    """Return the plain mean's probabilities (N, K), each fold with what was selected on the other folds.
+
+    That is members, and with `tempered` temperatures of the classes.
+    """
     blended = np.empty_like(evidence.pred_probs[0])
     for fold in np.unique(evidence.fold):
         out = evidence.fold == fold
-        kept = select_members(evidence.labels[~out], evidence.pred_probs[:, ~out], evidence.metric)
+        labels, rest = evidence.labels[~out], evidence.pred_probs[:, ~out]
+        kept = select_members(labels, rest, evidence.metric, tempered=tempered)
         blended[out] = evidence.pred_probs[kept][:, out].mean(axis=0)
+        if tempered:
+            blended[out] = apply_temperatures(blended[out], fit_temperatures(labels, rest[kept].mean(axis=0)))
     return blended
 
 

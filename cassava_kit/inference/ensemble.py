@@ -77,22 +77,28 @@ def loss_without(
     labels: np.ndarray,
     pred_probs: np.ndarray,
     weights: Sequence[float] | np.ndarray,
+    *,
+    temperatures: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Return by how much the ensemble's metric is worse out of fold without each member in turn.
 
-    `names` (M,), `labels` (N,), `pred_probs` (M, N, K) out of fold, `weights` (M,); the others' weights stay as they
-    are. A member whose loss leaves nothing that votes is left out of the answer.
+    `names` (M,), `labels` (N,), `pred_probs` (M, N, K) out of fold, `weights` (M,). The others' weights, and
+    `temperatures` (K,) of the classes, stay as they are. A member whose loss leaves nothing that votes is left out.
     """
     import numpy as np
 
+    from cassava_kit.evidence.calibration import apply_temperatures
     from cassava_kit.evidence.metrics import gain, metric_value
 
+    def value(weights: np.ndarray) -> float:
+        mean = np.tensordot(weights / weights.sum(), pred_probs, axes=1)
+        return metric_value(metric, labels, mean if temperatures is None else apply_temperatures(mean, temperatures))
+
     w = np.asarray(weights, float)
-    whole = metric_value(metric, labels, np.tensordot(w, pred_probs, axes=1))
+    whole = value(w)
     found = {}
     for m, name in enumerate(names):
         others = np.where(np.arange(len(w)) == m, 0.0, w)
         if others.sum() > 1e-9:
-            rest = np.tensordot(others, pred_probs, axes=1)
-            found[name] = gain(metric, metric_value(metric, labels, rest), whole)
+            found[name] = gain(metric, value(others), whole)
     return found

@@ -84,7 +84,7 @@ def test_a_member_that_costs_is_left_out_with_its_price():
     assert advice.leave_out == ("m2",) and advice.against_all.proved
     right = [p.argmax(axis=1) == e.labels for p in (e.pred_probs.mean(axis=0), e.pred_probs[:2].mean(axis=0))]
     by_hand = right[1].mean() - right[0].mean()
-    assert advice.against_all.difference == pytest.approx(by_hand, abs=0.01)
+    assert advice.against_all.difference == pytest.approx(by_hand, abs=0.02), "temperatures move some labels of both"
     assert advice.sentence == (
         f"leave m2 out: {advice.against_all.difference:+.4f} ± {advice.against_all.half_width:.4f} (proved)"
     )

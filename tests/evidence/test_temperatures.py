@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize
+from scipy.special import softmax
 
 from cassava_kit.data.folds import write_folds
 from cassava_kit.data.stratify import split_folds
-from cassava_kit.evidence.blend import blend_report, weigh, weigh_files
+from cassava_kit.evidence.blend import blend_report, leave_one_out, weigh, weigh_files
+from cassava_kit.evidence.calibration import logloss
 from cassava_kit.evidence.finals import parse_candidates
 from cassava_kit.evidence.nested import (
     TEMPERATURES_SEEN,
@@ -21,6 +23,7 @@ from cassava_kit.evidence.nested import (
 )
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
+from cassava_kit.evidence.subset import select_members, select_nested
 from cassava_kit.evidence.weighing import find_weights
 
 K = 3
@@ -133,3 +136,38 @@ def test_reports_and_files_have_the_same_temperatures(tmp_path):
     raised = np.tensordot([m["weight"] for m in written["members"]], e.pred_probs, axes=1)
     raised **= 1 / np.array(written["temperatures"])
     assert by_hand.oof.probabilities == pytest.approx(raised / raised.sum(axis=1, keepdims=True), abs=1e-5)
+
+
+def test_what_a_member_adds_is_judged_with_temperatures_where_they_are_applied():
+    e = tilted(n=600, members=3)
+    adds = leave_one_out(e, tempered=True)
+    rest = replace(e, names=("m1", "m2"), pred_probs=e.pred_probs[1:])
+    without, whole = (slowly_tempered(each, lambda rows, m=m: np.full(m, 1 / m)) for m, each in ((2, rest), (3, e)))
+    by_hand = (whole.argmax(axis=1) == e.labels).mean() - (without.argmax(axis=1) == e.labels).mean()
+    assert adds["m0"].difference == pytest.approx(by_hand, abs=2.5 / 600)  # a row or two lie at the border
+    assert adds["m0"].b.value != leave_one_out(e)["m0"].b.value
+    assert "(or costs it), with temperatures:" in str(blend_report(e))
+
+
+def test_members_are_selected_with_temperatures_where_they_are_applied():
+    """A member whose tilt cancels the others' helps their plain mean, and is noise once temperatures are there."""
+    e = tilted(n=2000, members=2)
+    rng = np.random.default_rng(1)
+    other = tilted(n=2000, powers=(1.0, 0.1, 1.6), members=1).pred_probs[0] * np.exp(rng.normal(0, 0.7, (2000, K)))
+    e = replace(
+        e, names=("m0", "m1", "noisy"), pred_probs=np.stack([*e.pred_probs, other / other.sum(axis=1)[:, None]])
+    )
+    p = e.pred_probs
+
+    def fit(kept):
+        mean = p[kept].mean(axis=0)
+        found = minimize(lambda x: logloss(e.labels, softmax(np.log(mean) * np.exp(-x), axis=1)), np.zeros(K))
+        return (np.log(mean) * np.exp(-found.x)).argmax(axis=1)
+
+    plain, tempered = select_members(e.labels, p, "accuracy"), select_members(e.labels, p, "accuracy", tempered=True)
+    assert 2 in plain and 2 not in tempered
+    right = [(fit(kept) == e.labels).mean() for kept in ([0, 1], [0, 1, 2])]
+    assert right[0] > right[1]
+    out = e.fold == 1
+    own = select_nested(replace(e, labels=np.where(out, (e.labels + 1) % K, e.labels)), tempered=True)[out]
+    assert np.array_equal(own, select_nested(e, tempered=True)[out]), "its own labels play no part"

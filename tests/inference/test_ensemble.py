@@ -33,11 +33,17 @@ def test_what_a_member_is_worth_is_what_the_metric_loses_without_it(metric: Metr
         "macro_f1": lambda q: f1_score(labels, q.argmax(1), average="macro"),
         "log_loss": lambda q: -log_loss(labels, q),  # less of it is better
     }[metric]
-    found = loss_without(metric, ["a", "b", "c"], labels, p, weights)
-    whole = score(np.average(p, axis=0, weights=weights))
-    for m, name in enumerate("abc"):
-        kept = [i for i in range(3) if i != m]
-        assert found[name] == pytest.approx(whole - score(np.average(p[kept], axis=0, weights=weights[kept])))
+    for powers in (None, np.array([0.6, 1.0, 1.4, 2.0, 0.8])):
+        temperatures = None if powers is None else 1 / powers
+        found = loss_without(metric, ["a", "b", "c"], labels, p, weights, temperatures=temperatures)
+
+        def mean_of(kept: list[int], powers: np.ndarray | None = powers) -> np.ndarray:
+            q = np.average(p[kept], axis=0, weights=weights[kept]) ** (1 if powers is None else powers)
+            return np.asarray(q / q.sum(axis=1, keepdims=True))
+
+        for m, name in enumerate("abc"):
+            kept = [i for i in range(3) if i != m]
+            assert found[name] == pytest.approx(score(mean_of([0, 1, 2])) - score(mean_of(kept)))
     assert found["c"] < 0 < found["a"]
     assert loss_without(metric, ["a"], labels, p[:1], [1.0]) == {}
 

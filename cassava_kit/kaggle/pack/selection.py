@@ -151,7 +151,8 @@ def oof_facts(evidence: Evidence, blend: Blend, judged: Predictions) -> dict[str
     found = score(evidence.labels, judged.probabilities, evidence.metric)
     weights, voting = blend.weights, blend.weights > 0
     names = [name for name, votes in zip(evidence.names, voting, strict=True) if votes]
-    worth = loss_without(evidence.metric, names, evidence.labels, evidence.pred_probs[voting], weights[voting])
+    p, temperatures = evidence.pred_probs[voting], blend.temperatures
+    worth = loss_without(evidence.metric, names, evidence.labels, p, weights[voting], temperatures=temperatures)
     return {
         evidence.metric: found.value,
         "standard_error": found.standard_error,
