@@ -149,6 +149,15 @@ def test_features_that_lie_there_cost_the_second_member_as_much(kit, tmp_path, m
     assert members.probe(shop, size=2).seconds == 21
 
 
+def test_the_page_of_small_members_stays_as_long_as_it_was(kit):
+    """docs/results-128.md says six epochs, and its line `longer` is the one with an average of the weights."""
+    plan = SimpleNamespace(weights=("mobilenet", None), settings=("lr=0.01",))
+    config = kit.results_members.finetuned_config(SimpleNamespace(plan=plan))
+    assert (config.epochs, config.ema, config.image_size, config.lr) == (6, None, 128, 0.01)
+    page = (Path(__file__).parents[2] / "docs" / "results-128.md").read_text()
+    assert f"at {config.image_size} pixels, {config.epochs} epochs" in page
+
+
 def test_another_metric_is_refused(kit, real, tmp_path, monkeypatch):
     monkeypatch.setenv("CASSAVA_KIT_COMPETITION", str(tmp_path / "competition.json"))
     write_facts(tmp_path / "competition.json", replace(CASSAVA, metric="macro_f1"))
