@@ -1,5 +1,7 @@
 """Pack a bundle, the datasets and the notebook that are uploaded together: `package`, `package_kernel`, `read_bundle`.
 
+`package` is `package_kit` and `package_members`, for those who pack the code before there are members.
+
     out/kit/       the kit's wheel, the pure wheels that the image lacks, bootstrap.py, KIT_MANIFEST.json
     out/weights/   <run name>-fold<k>.safetensors, ensemble.json, WEIGHTS_MANIFEST.json
     out/kernel/    ensemble-submission.ipynb, pinned to both builds, kernel-metadata.json and competition.json. A kernel
@@ -11,13 +13,10 @@ The same inputs give the same bytes: the build id changes when, and only when, t
 
 from __future__ import annotations
 
-import filecmp
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,7 +43,7 @@ from cassava_kit.kaggle.pack.kernels import (
     parse_changes,
     render,
 )
-from cassava_kit.kaggle.pack.manifest import MANIFESTS, find_problems, read_manifest, write_manifest
+from cassava_kit.kaggle.pack.manifest import MANIFESTS, find_problems, read_manifest, replace_folder, write_manifest
 from cassava_kit.kaggle.pack.wheels import build_kit_wheel, pure_wheel, source_files
 from cassava_kit.models.checkpoint import read_info, refuse_other_competition
 
@@ -103,13 +102,32 @@ def package(
         UserError: ensemble, checkpoints and their headers do not agree (nothing is written then), or a file that would
             be packed holds a credential.
     """
+    check_ensemble_files(ensemble, checkpoints)
+    package_kit(Path(out) / "kit", Path(root), owner=owner)
+    return package_members(out, ensemble=ensemble, checkpoints=checkpoints, root=root, owner=owner)
+
+
+def package_members(
+    out: str | Path,
+    *,
+    ensemble: Ensemble,
+    checkpoints: Mapping[str, Path],
+    root: str | Path,
+    owner: str | None = None,
+) -> Bundle:
+    """Pack weights and notebook beside the code that `package_kit` packed into `out/kit`; arguments as for `package`.
+
+    Raises:
+        FileNotFoundError: the code is not packed there.
+        UserError: as for `package`.
+    """
     from cassava_kit.inference.precision import add_verdict
 
     out, root = Path(out), Path(root)
     check_ensemble_files(ensemble, checkpoints)
-    kit_build = package_kit(out / "kit", root, owner=owner)
+    kit_build = read_manifest(out / "kit", "kit")["build_id"]
     secrets = collect_secrets([root])
-    with _replace_folder(out / "weights", MANIFESTS["weights"]) as folder:
+    with replace_folder(out / "weights", MANIFESTS["weights"]) as folder:
         for name, source in checkpoints.items():
             shutil.copyfile(source, folder / name)
             add_verdict(folder / name)
@@ -119,7 +137,7 @@ def package(
         write_json(folder / METADATA_FILE, config.dataset_metadata(config.weights_dataset))
         refuse_secrets(folder, secrets)
     builds = {MANIFESTS["kit"]: kit_build, MANIFESTS["weights"]: weights_build}
-    with _replace_folder(out / "kernel", KERNEL_METADATA) as folder:
+    with replace_folder(out / "kernel", KERNEL_METADATA) as folder:
         for name, text in render(SUBMISSION_KERNEL, root, owner=owner, builds=builds).items():
             write_text(folder / name, text)
         write_facts(folder / COMPETITION_FILE, current())
@@ -149,7 +167,7 @@ def package_kernel(
     changes = read_changes(out, kernel) if changes is None else changes
     kernel_parameters(kernel, root, changes)  # refuses unknown names before the slow work
     build = package_kit(out / "kit", root, owner=owner)
-    with _replace_folder(kernel_folder(out, kernel), KERNEL_METADATA) as folder:
+    with replace_folder(kernel_folder(out, kernel), KERNEL_METADATA) as folder:
         rendered = render(kernel, root, owner=owner, builds={MANIFESTS["kit"]: build}, changes=changes)
         for name, text in rendered.items():
             write_text(folder / name, text)
@@ -184,7 +202,7 @@ def package_kit(out: Path, root: Path, *, owner: str | None = None) -> str:
     config = read_config(root, owner=owner)
     house, secrets = find_wheelhouse(root), collect_secrets([root])
     refuse_written_secrets(source_files(root), secrets, root=root)
-    with _replace_folder(out, MANIFESTS["kit"]) as folder:
+    with replace_folder(out, MANIFESTS["kit"]) as folder:
         wheels = {"cassava-kit": build_kit_wheel(root, folder).name}
         wheels |= {name: pure_wheel(name, folder, wheelhouse=house).name for name in EXTRA_WHEELS}
         shutil.copyfile(root / "kernels" / BOOTSTRAP_FILE, folder / BOOTSTRAP_FILE)
@@ -263,33 +281,3 @@ def check_ensemble_files(ensemble: Ensemble, checkpoints: Mapping[str, Path]) ->
             f"the ensemble has {len(ensemble.prior)} classes, "
             f"the competition {here.slug} has {here.n_classes}; {remedy}"
         )
-
-
-@contextmanager
-def _replace_folder(folder: Path, marker: str) -> Iterator[Path]:
-    """Yield a new folder to fill, which then replaces `folder`; a non-empty old one must hold `marker`.
-
-    An old folder with the same bytes is kept, times included: by them the client knows what it has uploaded.
-
-    Raises:
-        UserError: `folder` is not a bundle's.
-    """
-    if folder.exists() and not (folder / marker).is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not part of a bundle (no {marker}); choose another --out")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
-        yield fresh
-        if folder.exists() and _have_same_files(folder, fresh):
-            return
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        fresh.rename(folder)
-
-
-def _have_same_files(one: Path, other: Path) -> bool:
-    names = sorted(path.name for path in one.iterdir())
-    if names != sorted(path.name for path in other.iterdir()):
-        return False
-    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])

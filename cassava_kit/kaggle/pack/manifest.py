@@ -1,9 +1,16 @@
-"""Write and check a dataset's manifest, name, size and SHA-256 of every file and one build id: `write_manifest`."""
+"""Write and check a dataset's manifest, name, size and SHA-256 of every file and one build id: `write_manifest`.
+
+`replace_folder` puts a packed folder in the place of an earlier one.
+"""
 
 from __future__ import annotations
 
+import filecmp
 import json
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +100,33 @@ def find_problems(folder: Path, kind: str) -> list[str]:
         if path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]:
             found.append(f"{name} is not the file that was packed (its hash differs)")
     return found
+
+
+@contextmanager
+def replace_folder(folder: Path, marker: str) -> Iterator[Path]:
+    """Yield a new folder to fill, which then replaces `folder`; a non-empty old one must hold `marker`.
+
+    An old folder with the same bytes is kept, times included: by them the client knows what it has uploaded.
+
+    Raises:
+        UserError: `folder` is not a bundle's.
+    """
+    if folder.exists() and not (folder / marker).is_file() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not part of a bundle (no {marker}); choose another --out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        yield fresh
+        if folder.exists() and _have_same_files(folder, fresh):
+            return
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        fresh.rename(folder)
+
+
+def _have_same_files(one: Path, other: Path) -> bool:
+    names = sorted(path.name for path in one.iterdir())
+    if names != sorted(path.name for path in other.iterdir()):
+        return False
+    return not any(filecmp.cmpfiles(one, other, names, shallow=False)[1:])
