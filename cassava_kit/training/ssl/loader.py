@@ -91,24 +91,6 @@ def first_whole(paths: Sequence[Path], index: int, read: Callable[[Path], np.nda
     raise UserError(f"none of the {len(paths)} images can be read")
 
 
-def whole_images(paths: Sequence[Path]) -> list[Path]:
-    """Return the paths that look like whole images, in their order.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        UserError: no file is a whole image.
-    """
-    from cassava_kit.data.images import quick_check
-
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing:
-        raise FileNotFoundError(f"no image file {missing[0]} ({len(missing)} of {len(paths)} are missing)")
-    whole = [Path(path) for path in paths if quick_check(path) is None]
-    if not whole:
-        raise UserError(f"none of the {len(paths)} files is a whole image; give a folder of JPEGs or PNGs")
-    return whole
-
-
 class PretrainImages(L.LightningDataModule):
     """A run's images; several processes share one pixel store, which the first one makes."""
 

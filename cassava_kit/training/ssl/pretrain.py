@@ -21,6 +21,7 @@ from cassava_kit.training.ssl.run_folder import (
     describe_images,
     describe_settings,
     refuse_other_run,
+    whole_images,
     write_failure,
 )
 
@@ -52,10 +53,6 @@ def pretrain(
 
     After the last two the folder holds failed.json with the reason; a call with other settings starts anew in it.
     """
-    from cassava_kit.training.diverged import DivergedError
-    from cassava_kit.training.ssl.collapse import CollapseError
-    from cassava_kit.training.ssl.loader import whole_images
-
     images, out_dir = [Path(path) for path in images], Path(out_dir)
     known, settings = check_labels(labels, len(images)), describe_settings(config, init)
     refuse_other_run(out_dir, settings, existing=existing)  # before the images are read and hashed
@@ -67,6 +64,9 @@ def pretrain(
     check_batch(config, len(images))
     if not claim_folder(out_dir, {**settings, "images": describe_images(images)}, existing=existing):
         return out_dir / BACKBONE
+    from cassava_kit.training.diverged import DivergedError  # Lightning takes seconds to import: not for a finished run
+    from cassava_kit.training.ssl.collapse import CollapseError
+
     if config.accumulate > 1 and (warning := config.accumulation_warning()):
         warnings.warn(warning, stacklevel=2)
     try:

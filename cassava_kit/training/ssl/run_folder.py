@@ -43,6 +43,24 @@ def describe_settings(config: PretrainConfig, init: Path | None) -> dict[str, An
     }
 
 
+def whole_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths that look like whole images, in their order.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        UserError: no file is a whole image.
+    """
+    from cassava_kit.data.images import quick_check
+
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"no image file {missing[0]} ({len(missing)} of {len(paths)} are missing)")
+    whole = [Path(path) for path in paths if quick_check(path) is None]
+    if not whole:
+        raise UserError(f"none of the {len(paths)} files is a whole image; give a folder of JPEGs or PNGs")
+    return whole
+
+
 def describe_images(images: Sequence[Path]) -> dict[str, Any]:
     """Return the number of the images and the hash of their bytes."""
     listed = "\n".join(sha256_file(path) for path in images)

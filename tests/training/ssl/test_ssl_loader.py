@@ -7,15 +7,9 @@ import torch
 
 from cassava_kit.training.loaders import EpochSampler
 from cassava_kit.training.ssl.file_views import file_transform
-from cassava_kit.training.ssl.loader import (
-    FileViews,
-    PretrainImages,
-    StoredPixels,
-    make_loader,
-    make_store,
-    whole_images,
-)
+from cassava_kit.training.ssl.loader import FileViews, PretrainImages, StoredPixels, make_loader, make_store
 from cassava_kit.training.ssl.methods import configure
+from cassava_kit.training.ssl.run_folder import whole_images
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ def test_what_the_folder_and_the_weights_say_is_refused_before_the_images_are_re
     config = tiny("simclr")
     write_json(tmp_path / "run" / "config.json", {**describe_settings(config, None), "images": {}})
     (tmp_path / "run" / "backbone.safetensors").write_bytes(b"x")
-    monkeypatch.setattr("cassava_kit.training.ssl.loader.whole_images", lambda paths: pytest.fail("images were read"))
+    monkeypatch.setattr("cassava_kit.training.ssl.pretrain.whole_images", lambda paths: pytest.fail("images were read"))
     with pytest.raises(UserError, match="another configuration"):
         pretrain(replace(config, temperature=0.3), images, tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"no weights file none\.pth; `cassava-kit weights RECIPE` downloads"):
