@@ -10,9 +10,9 @@ import importlib.metadata
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 
@@ -51,14 +51,18 @@ def damaged_files(folder, manifest, only=""):
 
 
 def install(wheels):
-    """Install into a private folder, which leaves the image unchanged; where pip fails, import from the wheels."""
-    target = tempfile.mkdtemp(prefix="kit-")
-    options = ["--isolated", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--quiet"]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", *options, "--target", target]
-    done = subprocess.run([*command, *map(str, wheels)], capture_output=True, text=True, check=False)
-    places = [target]
-    if done.returncode:
-        print("pip could not install, importing from the wheels:", (done.stderr or done.stdout).strip()[-300:])
+    """Unpack pure wheels into a private folder, which leaves the image unchanged; return the places on the path.
+
+    That is all that an installer does with a pure wheel whose hash is right, but for scripts, which no cell calls.
+    Where there is no room for their files, they are imported from the wheels.
+    """
+    places = [target := tempfile.mkdtemp(prefix="kit-")]
+    try:
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(target)
+    except OSError as error:
+        print("the wheels could not be unpacked, importing from them:", error)
         places = [str(wheel) for wheel in wheels]
     sys.path[:0] = places
     os.environ["PYTHONPATH"] = os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -51,7 +51,7 @@ def check_pip(facts: BundleFacts) -> Verdict:
         return "failed", f"the notebook was made with another {BOOTSTRAP_FILE} than the bundle's; package again"
     if facts.metadata.get("enable_internet") is not False:
         return "failed", "the notebook may use the internet; package again, or generate it: cassava-kit kernels"
-    return "passed", f"{len(wheels)} pure wheels in the bundle, pip asks no index"
+    return "passed", f"{len(wheels)} pure wheels in the bundle, unpacked without an index"
 
 
 def check_weight_files(facts: BundleFacts) -> Verdict:

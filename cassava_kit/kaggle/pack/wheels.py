@@ -207,11 +207,14 @@ def read_wheel(wheel: Path) -> tuple[dict[str, bytes], str]:
 
 
 def check_pure(wheel: Path, pythons: Iterable[str] = IMAGE_PYTHONS) -> None:
-    """Check that a wheel is whole, pure, and for the images' Pythons; UserError otherwise."""
+    """Check that a wheel is whole, pure, for the images' Pythons, and only needs unpacking; UserError otherwise."""
     from packaging.specifiers import SpecifierSet
 
     members, info = read_wheel(wheel)
     _wheel_tags(wheel.name, members[f"{info}/WHEEL"].decode())
+    data = f"{info.removesuffix('.dist-info')}.data/"  # scripts, headers, and files for elsewhere
+    if placed := [name for name in members if name.startswith(data)]:
+        raise UserError(f"{wheel.name} installs {placed[0]} elsewhere, notebooks only unpack; use another version")
     header = Parser().parsestr(members[f"{info}/METADATA"].decode())
     wanted = SpecifierSet(header.get("Requires-Python") or "")
     refused = [python for python in pythons if not wanted.contains(f"{python}.0")]

@@ -154,7 +154,7 @@ def _python(code: str, path: Path, cwd: Path) -> str:
 
 
 def test_page_templates_and_notebook_sources_are_found_in_the_packed_wheel(root: Path, tmp_path: Path) -> None:
-    """A notebook imports from the wheel's file itself where pip fails."""
+    """A notebook imports from the wheel's file itself where it cannot unpack it."""
     wheel = build_kit_wheel(root, tmp_path / "a")
     code = (
         "import cassava_kit\nfrom cassava_kit.report.page import environment\n"
