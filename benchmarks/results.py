@@ -30,9 +30,10 @@ from results_members import (
     open_shop,
     with_views,
 )
-from results_page import MEAN, WEIGHTED, Facts, comparisons, page, score_rows, sentences, table
+from results_page import MEAN, WEIGHTED, Facts, comparisons, exit_code, page, score_rows, sentences, table
 
 from cassava_kit.cli.dry_run_members import parse_weights
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods
 from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.files import write_text
@@ -45,7 +46,7 @@ def wanted(members: Sequence[Member], only: Sequence[str]) -> list[Member]:
     known = {member.name: member for member in members}
     strangers = [name for name in only if name not in known]
     if strangers:
-        raise ValueError(f"no member {', '.join(strangers)}; members are {', '.join(known)}")
+        raise UserError(f"no member {', '.join(strangers)}; members are {', '.join(known)}")
     names, more = set(), list(only or known)
     while more:
         name = more.pop()
@@ -146,7 +147,7 @@ def command_line(arguments: argparse.Namespace) -> str:
     return " ".join([*parts, *(["--best"] if arguments.best else [])])
 
 
-def main() -> int:
+def main() -> None:
     """Read the arguments, make the page, say where it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="competition folder")
@@ -160,22 +161,17 @@ def main() -> int:
     parser.add_argument("--ssl-set", nargs="+", default=[], metavar="NAME=VALUE", help="change every pretraining")
     parser.add_argument("--best", action="store_true", help="also try candidates for the best recipe")
     arguments = parser.parse_args()
-    try:
-        (weights,) = parse_weights([arguments.weights])
-        plan = Plan(
-            data=arguments.data,
-            weights=weights,
-            work=arguments.work,
-            only=tuple(arguments.only),
-            settings=tuple(arguments.set),
-            ssl_settings=tuple(arguments.ssl_set),
-        )
-        print(results(plan, arguments.out, command=command_line(arguments), best=arguments.best))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    (weights,) = parse_weights([arguments.weights])
+    plan = Plan(
+        data=arguments.data,
+        weights=weights,
+        work=arguments.work,
+        only=tuple(arguments.only),
+        settings=tuple(arguments.set),
+        ssl_settings=tuple(arguments.ssl_set),
+    )
+    print(results(plan, arguments.out, command=command_line(arguments), best=arguments.best))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

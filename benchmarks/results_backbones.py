@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from results_best import CHOSEN, chosen_nested
+from results_members import N_SPLITS, SEED
+from results_page import MEAN, WEIGHTED, exit_code
 
 from cassava_kit.cli.dry_run_members import parse_weights
 from cassava_kit.competition import current
@@ -28,6 +30,7 @@ from cassava_kit.data.duplicates import find_duplicates
 from cassava_kit.data.folds import write_folds
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import read_competition
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.blend import error_correlation
 from cassava_kit.evidence.calibration import ece, logloss
 from cassava_kit.evidence.compare import Comparison, compare, correct
@@ -45,8 +48,8 @@ from cassava_kit.training.side_by_side import use_threads
 from cassava_kit.training.through_views import predict_through_views
 from cassava_kit.training.workers import Job, run_jobs
 
-SEED, N_SPLITS, VIEWS = 42, 5, "flips"
-WEIGHTED, MEAN, CALIBRATED = "ensemble, nested weights", "ensemble, plain mean", "ensemble, weights and temperatures"
+VIEWS = "flips"
+CALIBRATED = "ensemble, weights and temperatures"
 METHOD = "logloss"
 HOURS = 4.0
 KINDS = ("probe", "finetuned")
@@ -96,7 +99,7 @@ class Ledger:
 def open_data(plan: BackbonePlan) -> TrainData:
     """Read the folder and split it in five; near-duplicates stay in one fold."""
     if current().metric != "accuracy":
-        raise ValueError(f"these results are judged by accuracy, got the metric {current().metric} of {current().slug}")
+        raise UserError(f"these results are judged by accuracy, got the metric {current().metric} of {current().slug}")
     table = read_competition(plan.data)
     groups = find_duplicates([table.image_dir / name for name in table.frame["image_id"]], progress=False)
     split = split_folds(table.frame, n_splits=N_SPLITS, seed=SEED, groups=groups)
@@ -278,7 +281,7 @@ def draw(made: Made, path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> int:
+def main() -> None:
     """Read the arguments, make members and page, say where it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="competition folder")
@@ -291,34 +294,29 @@ def main() -> int:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change every finetuning")
     parser.add_argument("--only", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of members")
     given = parser.parse_args()
-    try:
-        plan = BackbonePlan(
-            given.data,
-            parse_weights(given.weights),
-            given.work,
-            given.budget_hours,
-            jobs=given.jobs,
-            settings=tuple(given.set),
-            kinds=tuple(given.only),
-        )
-        data = open_data(plan)
-        made = make(plan, data)
-        picture = given.picture or given.out.with_suffix(".png")
-        draw(made, picture)
-        weights = " ".join(f"--weights {each.partition('=')[0]}=FILE" for each in given.weights)
-        changed = f" --set {' '.join(given.set)}" if given.set else ""
-        changed += f" --budget-hours {given.budget_hours:g}" if given.budget_hours != HOURS else ""
-        command = (
-            f"PYTHONPATH=. python benchmarks/results_backbones.py --data DIR {weights} --out {given.out.name}{changed}"
-        )
-        named = Path(os.path.relpath(picture, given.out.parent)).as_posix()
-        write_text(given.out, page(made, command, named, data.competition.classes))
-        print(given.out)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    plan = BackbonePlan(
+        given.data,
+        parse_weights(given.weights),
+        given.work,
+        given.budget_hours,
+        jobs=given.jobs,
+        settings=tuple(given.set),
+        kinds=tuple(given.only),
+    )
+    data = open_data(plan)
+    made = make(plan, data)
+    picture = given.picture or given.out.with_suffix(".png")
+    draw(made, picture)
+    weights = " ".join(f"--weights {each.partition('=')[0]}=FILE" for each in given.weights)
+    changed = f" --set {' '.join(given.set)}" if given.set else ""
+    changed += f" --budget-hours {given.budget_hours:g}" if given.budget_hours != HOURS else ""
+    command = (
+        f"PYTHONPATH=. python benchmarks/results_backbones.py --data DIR {weights} --out {given.out.name}{changed}"
+    )
+    named = Path(os.path.relpath(picture, given.out.parent)).as_posix()
+    write_text(given.out, page(made, command, named, data.competition.classes))
+    print(given.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -20,6 +20,7 @@ from cassava_kit.data.duplicates import find_duplicates
 from cassava_kit.data.folds import write_folds
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import read_competition
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.clean import clean_labels
 from cassava_kit.evidence.noise.decisions import write_noise_report
 from cassava_kit.evidence.oof import average_members, fold_predictions, join_folds, make_evidence, read_evidence
@@ -106,7 +107,7 @@ class Member:
 def open_shop(plan: Plan) -> Shop:
     """Read the folder and split it in five; near-duplicates, where there are any, stay in one fold."""
     if current().metric != "accuracy":
-        raise ValueError(f"these results are judged by accuracy, got the metric {current().metric} of {current().slug}")
+        raise UserError(f"these results are judged by accuracy, got the metric {current().metric} of {current().slug}")
     table = read_competition(plan.data)
     groups = find_duplicates([table.image_dir / name for name in table.frame["image_id"]], progress=False)
     grouped = len(groups) - len(np.unique(groups))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
 
 import numpy as np
 from results_members import FINETUNED, NETWORKS, PROBE, SEED
 
+from cassava_kit.cli.app import user_message
 from cassava_kit.evidence.compare import LEVEL, POWER_Z, Comparison, compare, correct
 from cassava_kit.report.runs_scores import ScoredRun
 from cassava_kit.training.ssl.methods import SSL_METHODS
@@ -166,3 +168,16 @@ def page(scored: Mapping[str, ScoredRun], facts: Facts, best: str = "") -> str:
             honesty(found, n),
         ]
     return "\n\n".join(filter(None, [*parts, best])) + "\n"
+
+
+def exit_code(main: Callable[[], None]) -> int:
+    """Make a page; return 0, or 2 after one line on what the user can mend, as the kit's commands do."""
+    try:
+        main()
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    return 0
