@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from cassava_kit.data.folds import write_folds
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import read_competition
 from cassava_kit.errors import UserError
-from cassava_kit.evidence.blend import error_correlation
+from cassava_kit.evidence.blend import blend_report, error_correlation
 from cassava_kit.evidence.calibration import ece, logloss
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import accuracy, majority
@@ -50,6 +50,7 @@ from cassava_kit.training.workers import Job, run_jobs
 
 VIEWS = "flips"
 CALIBRATED = "ensemble, weights and temperatures"
+PACKED, PROBE = "finetuned members, as packed", "probe-"
 METHOD = "logloss"
 HOURS = 4.0
 KINDS = ("probe", "finetuned")
@@ -166,9 +167,21 @@ def expected_hours(config: RunConfig, data: TrainData, plan: BackbonePlan, runs:
 
 
 def ensembles(evidence: Evidence) -> dict[str, np.ndarray]:
-    """The ensembles' probabilities (N, K): plain mean, nested weights, the same with nested temperatures."""
+    """The ensembles' probabilities (N, K): plain mean, nested weights, the same with nested temperatures.
+
+    The last one is of the finetuned members alone, as `submit.py ensemble` weighs, tempers and packs them.
+    """
     weighted, tempered = blend_nested(evidence, METHOD), temper_nested(evidence, METHOD)
-    return {MEAN: evidence.pred_probs.mean(axis=0), WEIGHTED: weighted, CALIBRATED: tempered}
+    found = {MEAN: evidence.pred_probs.mean(axis=0), WEIGHTED: weighted, CALIBRATED: tempered}
+    packed = packed_evidence(evidence)
+    return found | ({PACKED: judge_methods(packed).blended} if len(packed.names) > 1 else {})
+
+
+def packed_evidence(evidence: Evidence) -> Evidence:
+    """The finetuned members alone."""
+    tuned = [m for m, name in enumerate(evidence.names) if not name.startswith(PROBE)]
+    names = tuple(evidence.names[m] for m in tuned)
+    return replace(evidence, names=names, pred_probs=evidence.pred_probs[tuned])
 
 
 def say_temperatures(labels: np.ndarray, blends: Mapping[str, np.ndarray]) -> str:
@@ -189,12 +202,17 @@ def comparisons(made: Made, blends: Mapping[str, np.ndarray]) -> list[tuple[str,
     best = int(np.argmax(scores))
     every = dict(zip(evidence.names, evidence.pred_probs, strict=True)) | blends | {CHOSEN: answers}
     asked = [
-        ("Is the ensemble better than the member that is best on the other folds?", CHOSEN, WEIGHTED),
-        ("Than the member that is best on these very rows?", evidence.names[best], WEIGHTED),
         ("Are nested weights better than the plain mean?", MEAN, WEIGHTED),
         ("Do nested temperatures of the classes help it?", WEIGHTED, CALIBRATED),
-        ("Is it with them better than the member that is best on the other folds?", CHOSEN, CALIBRATED),
-        ("And than the member that is best on these very rows?", evidence.names[best], CALIBRATED),
+        *(
+            question
+            for name, said in ((CALIBRATED, "Is the ensemble of all, with them,"), (PACKED, "Is the packed ensemble"))
+            if name in blends
+            for question in (
+                (f"{said} better than the member that is best on the other folds?", CHOSEN, name),
+                ("And than the member that is best on these very rows?", evidence.names[best], name),
+            )
+        ),
         *((f"Is {tuned} better finetuned than as a probe?", probe, tuned) for probe, tuned in made.pairs),
     ]
     found = [compare(evidence.labels, every[a], every[b], names=(a, b)) for _, a, b in asked]
@@ -217,6 +235,7 @@ def page(made: Made, command: str, picture: str, classes: Sequence[str]) -> str:
         lines.append(f"| {name} | {accuracy(labels, p)} | {' | '.join(f'{each:.2f}' for each in recall)} |")
     lines.append(f"| majority class | {majority(labels)} | {' | '.join('' for _ in classes)} |")
     judgement: Judgement = judge_methods(evidence)
+    packed = blend_report(packed_evidence(evidence)) if PACKED in blends else None
     hours = "; ".join(f"{name} {spent:.2f}" for name, spent in made.hours.items())
     parts = [
         f"# Results on {len(labels):,} real photographs",
@@ -230,6 +249,7 @@ def page(made: Made, command: str, picture: str, classes: Sequence[str]) -> str:
         "\n".join(f"- {question} {c.summary()}." for question, c in comparisons(made, blends)),
         f"Ways of weighing, each on folds that its weights were not found on:\n\n```\n{judgement}\n```",
         say_temperatures(labels, blends),
+        f"The finetuned members alone, as the verb `ensemble` judges them:\n\n```\n{packed}\n```" if packed else "",
         f"Left out for the budget: {', '.join(made.left_out)}." if made.left_out else "",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -240,9 +260,12 @@ def headline(evidence: Evidence, blends: Mapping[str, np.ndarray]) -> str:
     right = evidence.pred_probs.argmax(axis=2) == evidence.labels
     best = max((accuracy(evidence.labels, p) for p in evidence.pred_probs), key=lambda score: score.value)
     weighted, calibrated = (accuracy(evidence.labels, blends[name]) for name in (WEIGHTED, CALIBRATED))
+    packed = ""
+    if PACKED in blends:
+        packed = f" The finetuned ones alone, as they are packed, reach {accuracy(evidence.labels, blends[PACKED])}."
     return (
         f"Out of fold, the ensemble of {len(evidence.names)} members reaches {weighted}, and {calibrated} with "
-        f"temperatures of the classes. Its best member reaches {best}. All members are right for "
+        f"temperatures of the classes.{packed} Its best member reaches {best}. All members are right for "
         f"{right.all(axis=0).mean():.3f} of the photographs, none of them for {(~right).all(axis=0).mean():.3f}."
     )
 

@@ -52,6 +52,10 @@ def test_the_page_has_each_members_accuracy_and_recalls(backbones, made):
     assert "![" in text and "](picture.png)" in text and "the command" in text
     assert "Is a better finetuned than as a probe? " in text and "Temperatures of the classes, nested" in text
     assert "- Do nested temperatures of the classes help it? " in text
+    packed = backbones.ensembles(made.evidence)[backbones.PACKED].argmax(axis=1)
+    assert f"as they are packed, reach {accuracy_score(labels, packed):.4f} ± " in text
+    assert (packed == made.evidence.pred_probs[1:].mean(axis=0).argmax(axis=1)).mean() > 0.9, "the probe has no part"
+    assert "\nplain mean" in text and "\nadvice: " in text
 
 
 def test_the_ensembles_weights_and_temperatures_do_not_see_the_rows_they_answer(backbones, made):
