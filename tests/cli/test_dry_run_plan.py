@@ -5,6 +5,7 @@ import pytest
 from cassava_kit.cli import dry_run_plan
 from cassava_kit.cli.dry_run_plan import MEMBERS, NOTEBOOK, STAGES, STAGES_FILE, expect_stages, format_seconds
 from cassava_kit.files import write_json, write_text
+from cassava_kit.models import network
 from cassava_kit.training import expected, side_by_side
 from cassava_kit.training.recipe_run import PlannedRecipe
 from cassava_kit.training.recipes import recipe
@@ -97,3 +98,32 @@ def test_a_folds_seconds_are_those_of_its_steps(monkeypatch, tiny_table):
     monkeypatch.setattr(expected, "timed", lambda call, device: (call(), next(answers))[1])
     assert expected.fold_seconds(recipe("small_resnet"), paths, 3, threads=1) == 10 * 80 * 0.75 + 11 * 40 * 0.125
     assert side_by_side.torch.get_num_threads() >= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "learnt"),
+    [
+        ([], {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}),
+        (["keep_stages=1"], {"layer4", "fc"}),
+        (["freeze_backbone=true"], {"fc"}),
+    ],
+)
+def test_a_timed_step_is_of_what_the_recipe_trains(settings, learnt, monkeypatch, tiny_table):
+    """A pass backward through frozen stages would be timed though no run makes it."""
+    made, modes = [], []
+    plain = network.create_model
+    monkeypatch.setattr(
+        network, "create_model", lambda *given, **named: made.append(plain(*given, **named)) or made[-1]
+    )
+
+    def once(call, device):
+        modes.append({name for name, child in made[-1].named_children() if child.training})
+        call()
+        return 1.0
+
+    monkeypatch.setattr(expected, "timed", once)
+    monkeypatch.setattr(expected, "item_seconds", lambda *_: 0.0)
+    paths = [tiny_table.image_dir / name for name in tiny_table.frame["image_id"]]
+    expected.fold_seconds(recipe("small_resnet").with_settings(settings), paths, 3, threads=1)
+    assert {name.split(".")[0] for name, each in made[-1].named_parameters() if each.grad is not None} == learnt
+    assert modes[0] & {"bn1", "layer1", "layer4"} == learnt & {"bn1", "layer1", "layer4"} and modes[1] == set()
