@@ -17,7 +17,7 @@ from processes import run_python
 
 from cassava_kit.competition import CASSAVA, VARIABLE, Competition, current, facts, parse_facts, read_facts, write_facts
 from cassava_kit.data.folds import write_folds
-from cassava_kit.data.new_competition import new_competition
+from cassava_kit.data.new_competition import gather_facts
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import read_competition, to_written_columns
 from cassava_kit.evidence.blend import weigh_files
@@ -132,7 +132,7 @@ def test_class_folders_alone_on_the_whole_road(tmp_path):
 @pytest.mark.slow
 def test_a_training_kernel_finds_class_folders(tmp_path, monkeypatch):
     folder = pets(tmp_path / "pets")
-    write_facts(tmp_path / "c.json", new_competition({}, data=folder))
+    write_facts(tmp_path / "c.json", gather_facts({}, data=folder).competition)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
     changes = parse_changes(["RECIPE=small_resnet", "FOLDS=[1]", "N_SPLITS=2", "SET=['epochs=1']"], [])
     bundle = package_kernel(tmp_path / "kit", find_kernel("train-folds"), root=ROOT, owner="me", changes=changes)
@@ -145,7 +145,7 @@ def test_a_training_kernel_finds_class_folders(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_training_kernel_knows_the_other_competition_too(data, tmp_path, monkeypatch):
-    write_facts(tmp_path / "c.json", new_competition(FLOWERS, data=data))
+    write_facts(tmp_path / "c.json", gather_facts(FLOWERS, data=data).competition)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
     changes = parse_changes(["RECIPE=small_resnet", "FOLDS=[1]", "N_SPLITS=2", "SET=['epochs=1']"], [])
     bundle = package_kernel(tmp_path / "kit", find_kernel("train-folds"), root=ROOT, owner="me", changes=changes)
@@ -221,7 +221,7 @@ def test_facts_come_back_as_they_were_written(tmp_path):
 
 
 def test_a_kernel_holds_the_other_competitions_facts(data, monkeypatch, tmp_path):
-    write_facts(tmp_path / "c.json", new_competition(FLOWERS, data=data))
+    write_facts(tmp_path / "c.json", gather_facts(FLOWERS, data=data).competition)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "c.json"))
     files = render(find_kernel("ensemble-submission"), ROOT, owner="me")
     metadata = json.loads(files["kernel-metadata.json"])
@@ -238,7 +238,7 @@ def test_a_kernel_holds_the_other_competitions_facts(data, monkeypatch, tmp_path
 
 
 def test_what_the_folder_shows_need_not_be_said(data):
-    found = new_competition(FLOWERS, data=data)
+    found = gather_facts(FLOWERS, data=data).competition
     assert found == Competition(
         "flowers-2027", "Flowers 2027", ("rose", "tulip", "daisy", "lily"), (0.25,) * 4, "photo", "kind", ".png",
         train_images="photos", test_images="hidden", ids_have_suffix=False, metric="log_loss",
@@ -248,7 +248,7 @@ def test_what_the_folder_shows_need_not_be_said(data):
 
 
 def test_the_sample_is_recognised_as_what_it_is(tiny_dir):
-    found = new_competition({"slug": CASSAVA.slug}, data=tiny_dir)
+    found = gather_facts({"slug": CASSAVA.slug}, data=tiny_dir).competition
     sized = replace(
         CASSAVA,
         class_shares=found.class_shares,
@@ -266,14 +266,14 @@ def test_what_is_missing_is_asked_for():
         asked.append(question)
         return next((answer for begin, answer in answers.items() if question.startswith(begin)), usual)
 
-    found = new_competition({"id_column": "file"}, ask=ask)
+    found = gather_facts({"id_column": "file"}, ask=ask).competition
     assert (found.slug, found.classes, found.probability_columns) == ("leaves", ("a", "b"), ("a", "b"))
     assert found.id_column == "file" and not any("names the image" in question for question in asked)
     assert found.ids_have_suffix
-    bare = new_competition(
+    bare = gather_facts(
         {"slug": "leaves", "classes": ("a", "b")},
         ask=lambda question, usual: "no" if "yes or no" in question else usual,
-    )
+    ).competition
     assert not bare.ids_have_suffix and bare.file_name("p1") == "p1.jpg" and bare.written_id("p1.jpg") == "p1"
 
 
@@ -307,17 +307,17 @@ def test_what_is_missing_is_asked_for():
 )
 def test_wrong_facts_are_refused(given, message, data):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        new_competition({**FLOWERS, **given}, data=data)
+        gather_facts({**FLOWERS, **given}, data=data)
 
 
 def test_probability_columns_follow_the_labels_and_not_the_sample(data, tmp_path):
     shutil.copytree(data, tmp_path / "flowers")
     (tmp_path / "flowers" / "map.json").write_text('{"0": "lily", "1": "daisy", "2": "tulip", "3": "rose"}')
     (tmp_path / "flowers" / "other.json").write_text("[1]\n[2]\n")  # no JSON, and nobody's map
-    found = new_competition(FLOWERS, data=tmp_path / "flowers")
+    found = gather_facts(FLOWERS, data=tmp_path / "flowers").competition
     assert found.classes == found.probability_columns == ("lily", "daisy", "tulip", "rose")
     named = {**FLOWERS, "probability_columns": ("rose", "tulip", "daisy", "lily")}
-    assert new_competition(named, data=data).probability_columns == named["probability_columns"]
+    assert gather_facts(named, data=data).competition.probability_columns == named["probability_columns"]
 
 
 def test_a_column_for_each_class_is_read_as_labels(data, tmp_path):
@@ -326,7 +326,7 @@ def test_a_column_for_each_class_is_read_as_labels(data, tmp_path):
     names = ("rose", "tulip", "daisy", "lily")
     one_hot = pd.DataFrame({name: (table["kind"] == k).astype(int) for k, name in enumerate(names)})
     table[["photo"]].join(one_hot).to_csv(tmp_path / "flowers" / "train.csv", index=False)
-    found = new_competition(FLOWERS, data=tmp_path / "flowers")
+    found = gather_facts(FLOWERS, data=tmp_path / "flowers").competition
     assert found.label_columns == found.classes == found.probability_columns == names
     read = read_competition(tmp_path / "flowers", found).frame
     assert read["label"].tolist() == table["kind"].tolist()

@@ -70,11 +70,6 @@ def init_competition(
     return describe(made, out, data)
 
 
-def new_competition(given: Mapping[str, Any], *, data: Path | None = None, ask: Ask | None = None) -> Competition:
-    """Return a competition as `gather_facts` finds it, without words."""
-    return gather_facts(given, data=data, ask=ask).competition
-
-
 def gather_facts(given: Mapping[str, Any], *, data: Path | None = None, ask: Ask | None = None) -> NewCompetition:
     """Return a competition from fields that are `given`, else found in the folder `data`, else asked for, else default.
 

@@ -1,10 +1,9 @@
-"""A checkpoint on one device, uint8 pixels in and class probabilities out: `load_forward` gives a `Forward`."""
+"""A checkpoint on one device, uint8 pixels in and class probabilities out: `place` gives a `Forward`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from cassava_kit.data.transforms import normalize
 from cassava_kit.inference.device_queue import DeviceQueue, Ordered, make_queue, order
-from cassava_kit.inference.loading import Network, load_network
+from cassava_kit.inference.loading import Network
 from cassava_kit.inference.precision import settle_precision
 from cassava_kit.inference.tta import View
 from cassava_kit.models.checkpoint import CheckpointInfo
@@ -107,8 +106,3 @@ def place(network: Network, device: torch.device, known: Precision | None = None
         return Forward(model.half() if known == "fp16" else model, info, device, known)
     candidates = precisions_to_try(info.fp16, info.model, device)
     return Forward(model, info, device, candidates=candidates if len(candidates) > 1 else ())
-
-
-def load_forward(path: str | Path, device: torch.device) -> Forward:
-    """Load a checkpoint for a device: convolutions and norms fused, channels last (see `place`)."""
-    return place(load_network(path), device)

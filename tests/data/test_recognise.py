@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cassava_kit.competition import Competition, facts, parse_facts
-from cassava_kit.data.new_competition import gather_facts, init_competition, new_competition
+from cassava_kit.data.new_competition import gather_facts, init_competition
 from cassava_kit.data.shape import find_class_folders, role_of
 from cassava_kit.data.sheets import find_separator
 from cassava_kit.data.table import list_training_images, read_competition, read_labels, to_written_columns
@@ -80,7 +80,7 @@ def test_class_folders_in_train_valid_and_test_with_mixed_suffixes_and_strays(tm
 def test_class_folders_at_the_root_set_a_part_apart(tmp_path):
     data = tmp_path / "pets"
     touch(data, *(f"cat/{n}.jpg" for n in range(25)), *(f"dog/old/{n}.jpg" for n in range(14)))
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     trained, tests = labels_of(data, competition), read_test(data, competition)
     assert competition.test_share == 0.1 and competition.training_images == len(trained) == 39 - 3
     counts = Counter(name.partition("/")[0] for name in tests.names)
@@ -96,7 +96,7 @@ def test_class_folders_at_the_root_set_a_part_apart(tmp_path):
 
 def test_a_few_images_set_one_apart(tmp_path):
     data = touch(tmp_path / "tiny", "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg")
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     (name,) = read_test(data, competition).names
     assert name.startswith("b/") and len(labels_of(data, competition)) == 4
 
@@ -107,7 +107,7 @@ def test_folders_that_hold_one_folder_are_passed_through(tmp_path, wrapped):
     for part in ("seg_train/seg_train", "seg_test/seg_test"):
         touch(data, *(f"{wrapped}{part}/{name}/{n}.jpg" for name in ("sea", "street") for n in range(3)))
     touch(data, *(f"{wrapped}seg_pred/seg_pred/{n}.jpg" for n in range(8)))
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert (
         labels_of(data, competition) == {f"{name}/{n}.jpg": name for name in ("sea", "street") for n in range(3)}
         and competition.train_images == f"{wrapped}seg_train/seg_train"
@@ -120,7 +120,7 @@ def test_a_sample_submission_beside_class_folders_says_the_form(tmp_path):
     touch(data, *(f"train/Class {k}/{k}{n}.png" for k in range(1, 13) for n in range(3)))
     touch(data, *(f"test/t{n}.png" for n in range(4)))
     (data / "sample_submission.csv").write_text("file,species\n" + "".join(f"t{n}.png,Class 3\n" for n in range(4)))
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert competition.classes == tuple(f"Class {k}" for k in range(1, 13))  # 2 before 10
     assert len(labels_of(data, competition)) == 36
     table = submission_of(data, competition, tmp_path)
@@ -169,7 +169,7 @@ def test_one_folder_of_images_and_a_one_hot_table_with_a_table_of_ids(tmp_path):
     (data / "test.csv").write_text("image_id\n" + "".join(f"Test_{n}\n" for n in range(5)))
     given = "image_id,scab,healthy,multiple_diseases,rust\n"  # another order than the table's
     (data / "sample_submission.csv").write_text(given + "".join(f"Test_{n},.25,.25,.25,.25\n" for n in range(5)))
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert competition.test_table == "sample_submission.csv" and competition.metric == "log_loss"
     assert labels_of(data, competition) == {f"Train_{n}.jpg": classes[n % 4] for n in range(12)}
     assert read_competition(data, competition).unlisted == ()
@@ -190,7 +190,7 @@ def test_one_folder_of_images_and_a_one_hot_table_with_a_table_of_ids(tmp_path):
     with pytest.raises(UserError, match=r"sample_submission\.csv, line 2: '\.\./9' leads out"):
         read_test(data, competition, check_links=False)
     (data / "sample_submission.csv").unlink()
-    alone = new_competition({}, data=data)
+    alone = gather_facts({}, data=data).competition
     assert alone.test_table == "test.csv" and alone.metric == "accuracy"
     assert submission_of(data, alone, tmp_path)["label"].tolist() == [*classes, "healthy"]
 
@@ -199,7 +199,7 @@ def test_one_probability_of_two_classes(tmp_path):
     data = touch(tmp_path / "cactus", *(f"train/{n}a.jpg" for n in range(6)), "test/1b.jpg", "test/2b.jpg")
     (data / "train.csv").write_text("id,has_cactus\n" + "".join(f"{n}a.jpg,{n % 2}\n" for n in range(6)))
     (data / "sample_submission.csv").write_text("id,has_cactus\n1b.jpg,0.5\n2b.jpg,0.5\n")
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert competition.probability_columns == ("has_cactus",) and competition.unknown_answer == [0.5]
     assert submission_of(data, competition, tmp_path).to_dict("list") == {
         "id": ["1b.jpg", "2b.jpg"], "has_cactus": ["0", "1"]
@@ -224,7 +224,7 @@ def test_a_table_that_repeats_the_folders_is_not_needed_and_its_test_rows_are_no
     tests = read_test(data, made.competition)
     assert len(tests.names) == 6 and "air hockey/0.jpg" in tests.names
     assert "their folders' names are no labels here" in "\n".join(made.lines)
-    by_table = new_competition({"train_csv": "sports.csv", "label_column": "labels"}, data=data)
+    by_table = gather_facts({"train_csv": "sports.csv", "label_column": "labels"}, data=data).competition
     assert by_table.id_column == "filepaths" and by_table.classes == ("air hockey", "archery", "bmx")
 
 
@@ -235,7 +235,7 @@ def test_numbers_with_names_beside_and_ids_with_their_folder(tmp_path):
             touch(data, f"img/{k}/{n}.jpg")
             rows.append(f"img\\{k}\\{n}.jpg\t{k + 1}\t{name}" if n == 3 else f"img/{k}/{n}.jpg\t{k + 1}\t{name}")
     (data / "all.tsv").write_text("\n".join(rows) + "\n")
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert competition.label_values == ("1", "2", "3") and competition.classes == ("owl", "crow", "tit")
     read = labels_of(data, competition)
     assert len(read) == 27 and all(read[name] == ("owl", "crow", "tit")[int(name.split("/")[1])] for name in read)
@@ -245,7 +245,7 @@ def test_numbers_with_names_beside_and_ids_with_their_folder(tmp_path):
 def test_names_for_numbered_class_folders_come_from_a_json_map(tmp_path):
     data = touch(tmp_path / "f102", *(f"train/{k}/{n}.jpg" for k in (1, 2, 10) for n in range(3)), "test/5.jpg")
     (data / "cat_to_name.json").write_text('{"10": "globe thistle", "2": "hard-leaved orchid", "1": "pink primrose"}')
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert competition.classes == ("pink primrose", "hard-leaved orchid", "globe thistle")
     assert labels_of(data, competition)["10/0.jpg"] == "globe thistle"
     assert submission_of(data, competition, tmp_path)["label"].tolist() == ["1"]  # what the folders are called
@@ -256,7 +256,7 @@ def test_a_suffix_in_another_case_is_the_same_image(tmp_path):
         tmp_path / "case", "pictures/a.JPG", "pictures/b.jpg", "pictures/c.Jpeg", "pictures/d.jpg", "test/x.jpg"
     )
     (data / "train.csv").write_text("image,label\na.jpg,0\nb.jpg,1\nc.jpeg,0\nd.jpg,1\n")
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert set(labels_of(data, competition)) == {"a.JPG", "b.jpg", "c.Jpeg", "d.jpg"}
 
 
@@ -264,7 +264,7 @@ def test_ids_of_the_sample_submission_may_end_otherwise_than_the_tables(tmp_path
     data = touch(tmp_path / "mixed", *(f"train_images/{n}.png" for n in range(6)), "test_images/x.png")
     (data / "train.csv").write_text("id,label\n" + "".join(f"{n},{n % 2}\n" for n in range(6)))
     (data / "sample_submission.csv").write_text("id,label\nx.png,0\n")
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert not competition.ids_have_suffix and competition.answers_have_suffix
     assert submission_of(data, competition, tmp_path)["id"].tolist() == ["x.png"]
 
@@ -279,7 +279,7 @@ def test_forty_classes_and_one_image_in_a_class(tmp_path):
 def test_the_kits_own_folders_are_no_classes(tmp_path):
     data = touch(tmp_path / "pets", "cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg")
     touch(data, "competition.json", "build/pets/picture.png", "runs/x/y.png", "folds/z.png")
-    assert new_competition({}, data=data).classes == ("cat", "dog")
+    assert gather_facts({}, data=data).competition.classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_the_kits_own_folders_are_no_classes(tmp_path):
 )
 def test_a_folder_without_labels_says_what_is_expected(tmp_path, files, message):
     with pytest.raises(UserError, match=message):
-        new_competition({}, data=touch(tmp_path / "data", *files))
+        gather_facts({}, data=touch(tmp_path / "data", *files))
 
 
 def test_a_table_of_other_images_shows_both(tmp_path):
@@ -306,7 +306,7 @@ def test_a_table_of_other_images_shows_both(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"names of images, as train/1\.jpg, .*; got photo,label with photo='x1'"
     ):
-        new_competition({}, data=data)
+        gather_facts({}, data=data)
 
 
 @pytest.mark.parametrize(
@@ -326,16 +326,16 @@ def test_a_table_that_names_no_images_says_why(tmp_path, table, message):
     data = touch(tmp_path / "data", "0.jpg", "1.jpg")
     (data / "train.csv").write_text(table)
     with pytest.raises((UserError, FileNotFoundError), match=message):
-        new_competition({}, data=data)
+        gather_facts({}, data=data)
 
 
 def test_a_column_named_as_ids_are_wins_over_one_that_matches_by_chance(tmp_path):
     data = touch(tmp_path / "data", *(f"{n}.jpg" for n in range(20)))
     rows = "".join(f"{n},{19 - n},{'ab'[n % 2]}\n" for n in range(20))
     (data / "train.csv").write_text("visit,Image ID,label\n" + rows)
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert (competition.id_column, competition.classes) == ("Image ID", ("a", "b"))
-    assert new_competition({"id_column": "visit"}, data=data).id_column == "visit"
+    assert gather_facts({"id_column": "visit"}, data=data).competition.id_column == "visit"
 
 
 def test_columns_that_may_all_be_labels_are_named(tmp_path):
@@ -343,8 +343,8 @@ def test_columns_that_may_all_be_labels_are_named(tmp_path):
     rows = "".join(f"{n}.jpg,{'ab'[n % 2]},{'xyz'[n % 3]}\n" for n in range(9))
     (data / "train.csv").write_text("file,colour,size\n" + rows)
     with pytest.raises(UserError, match=r"say with --label-column which .*: colour \(2 values\), size \(3 values\)"):
-        new_competition({}, data=data)
-    assert new_competition({"label_column": "size"}, data=data).classes == ("x", "y", "z")
+        gather_facts({}, data=data)
+    assert gather_facts({"label_column": "size"}, data=data).competition.classes == ("x", "y", "z")
 
 
 def test_only_what_no_folder_shows_is_asked(tmp_path):
@@ -364,7 +364,7 @@ def test_links_that_lead_out_are_refused_and_nothing_is_copied(tmp_path):
     outside = touch(tmp_path / "elsewhere", "9.jpg")
     data = touch(tmp_path / "pets", *(f"{name}/{n}.jpg" for name in ("cat", "dog") for n in range(3)))
     before = sorted(data.rglob("*"))
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     assert sorted(data.rglob("*")) == before
     (data / "cat" / "link.jpg").symlink_to(outside / "9.jpg")
     with pytest.raises(UserError, match=r"cat/link\.jpg is a link to .*9\.jpg, outside"):
@@ -384,7 +384,7 @@ def test_images_are_not_decoded_and_large_ones_cost_nothing(tmp_path, monkeypatc
     opened: list[object] = []
     monkeypatch.setattr(Path, "open", lambda path, *a, **k: opened.append(path))
     monkeypatch.setattr(Path, "read_bytes", lambda path, *a, **k: opened.append(path))
-    assert new_competition({}, data=data).n_classes == 2 and opened == []
+    assert gather_facts({}, data=data).competition.n_classes == 2 and opened == []
 
 
 def test_roles_and_separators_by_reference():
@@ -405,14 +405,14 @@ def test_a_table_without_labels_beside_class_folders_is_left_alone(tmp_path):
     data = touch(tmp_path / "pets", *(f"{name}/{name}{n}.jpg" for name in ("cat", "dog") for n in range(12)))
     rows = "".join(f"{name}{n}.jpg,{300 + n % 2},me\n" for name in ("cat", "dog") for n in range(12))
     (data / "meta.csv").write_text("file,width,photographer\n" + rows)
-    assert new_competition({}, data=data).classes == ("cat", "dog")
+    assert gather_facts({}, data=data).competition.classes == ("cat", "dog")
 
 
 def test_a_name_that_is_not_utf8_is_refused_before_any_table_is_written(tmp_path):
     data = touch(tmp_path / "pets", *(f"{name}/{n}.jpg" for name in ("cat", "dog") for n in range(3)))
-    competition = new_competition({}, data=data)
+    competition = gather_facts({}, data=data).competition
     (data / "cat" / "caf\udce9.jpg").write_bytes(b"")
-    for read in (lambda: new_competition({}, data=data), lambda: read_competition(data, competition)):
+    for read in (lambda: gather_facts({}, data=data).competition, lambda: read_competition(data, competition)):
         with pytest.raises(UserError, match=r"cat/caf\\udce9\.jpg is not UTF-8.*rename it"):
             read()
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from cassava_kit.data.transforms import normalize
 from cassava_kit.inference.device_queue import is_out_of_memory
-from cassava_kit.inference.forward import Forward, load_forward
+from cassava_kit.inference.forward import Forward, place
+from cassava_kit.inference.loading import load_network
 from cassava_kit.inference.tta import View, make_views
 from cassava_kit.models.checkpoint import load_model
 
@@ -34,7 +35,7 @@ def test_the_answer_is_the_plain_models(tmp_path: Path, model: str) -> None:
         with torch.no_grad():
             x = normalize(pixels().permute(0, 3, 1, 2), info.mean, info.std)
             expected = plain(view(x)).softmax(1).numpy()
-        assert np.abs(probabilities(load_forward(path, CPU), pixels(), view) - expected).max() < 5e-5
+        assert np.abs(probabilities(place(load_network(path), CPU), pixels(), view) - expected).max() < 5e-5
 
 
 class Greedy(nn.Module):
@@ -109,8 +110,8 @@ def test_an_overflow_in_half_precision_is_computed_again(tmp_path: Path) -> None
 
 def test_half_precision_stays_where_it_holds(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "a-fold0.safetensors")
-    exact = probabilities(load_forward(path, CPU), pixels())
-    half = load_forward(path, CPU)
+    exact = probabilities(place(load_network(path), CPU), pixels())
+    half = place(load_network(path), CPU)
     half.model.half()
     half.precision = "fp16"
     assert np.abs(probabilities(half, pixels()) - exact).max() < 2e-2

@@ -13,7 +13,8 @@ from tiny import SILENT, TINY
 from cassava_kit.data.images import load_image
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.predictions import read_predictions
-from cassava_kit.inference.forward import load_forward
+from cassava_kit.inference.forward import place
+from cassava_kit.inference.loading import load_network
 from cassava_kit.models.checkpoint import CheckpointInfo, load_model, save_checkpoint
 from cassava_kit.models.network import args_for_size, check_image_size, create_model, image_statistics, meta_model
 from cassava_kit.models.precision import half_is_risky
@@ -139,7 +140,7 @@ def test_a_gpu_predicts_in_single_precision_where_half_is_wrong(model, tried, tm
     save_checkpoint(tmp_path / "c.safetensors", network.state_dict(), info)
     with play_cuda(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))  # a T4
-        forward = load_forward(tmp_path / "c.safetensors", torch.device("cuda:0"))
+        forward = place(load_network(tmp_path / "c.safetensors"), torch.device("cuda:0"))
     assert (forward.precision, forward.candidates) == ("fp32", tried)
 
 
