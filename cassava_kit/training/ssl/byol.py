@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
-
 import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
-from pydantic import Field
 from torch import Tensor, nn
 
-from cassava_kit.training.ssl.config import MomentumConfig
+from cassava_kit.training.ssl.method_settings import BYOLConfig
 from cassava_kit.training.ssl.module import SSLModule
 from cassava_kit.training.ssl.parts import momentum_copy, with_norm
-from cassava_kit.training.ssl.view import ViewConfig
-
-_SOFT: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
-
-
-class BYOLConfig(MomentumConfig):
-    """BYOL's settings; the defaults are Grill et al. 2020's: table 6 for the two views, 10 epochs of warm-up."""
-
-    paper: ClassVar[dict[str, Any]] = {
-        "views": (ViewConfig(blur_prob=1.0, **_SOFT), ViewConfig(blur_prob=0.1, solarize_prob=0.2, **_SOFT)),
-        "optimizer": "lars",
-        "base_lr": 0.2,
-        "weight_decay": 1.5e-6,
-        "warmup_epochs": 10,
-        "hidden_dim": 4096,
-        "output_dim": 256,
-        "momentum": 0.996,
-        "momentum_end": 1.0,
-    }
-    remedies = "lower base_lr, warm up longer, or raise momentum"
-
-    method: Literal["byol"] = Field(default="byol", description="Name of the method.")
-    predictor_dim: int = Field(default=4096, ge=1, description="Width of the prediction head's hidden layer.")
 
 
 class BYOL(SSLModule):

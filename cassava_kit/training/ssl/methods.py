@@ -1,7 +1,8 @@
 """The self-supervised methods, one line each in `SSL_METHODS`; `configure` makes settings, `make_ssl_module` a network.
 
 To add a method, write one file with a subclass of `SSLModule` (its loss) and one of `PretrainConfig` (its settings and
-its paper's values), and add its line here.
+its paper's values), and add its line here. The settings of the kit's own are in `method_settings.py`: a network takes
+seconds to load, and who looks at a finished run needs none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cassava_kit.errors import UserError
 from cassava_kit.training.ssl.config import PretrainConfig
+from cassava_kit.training.ssl.method_settings import METHOD_SETTINGS
 
 if TYPE_CHECKING:
     from cassava_kit.training.ssl.module import SSLModule
@@ -48,7 +50,8 @@ def configure(method: str, **settings: Any) -> PretrainConfig:
         >>> configure("byol", epochs=40).momentum
         0.996
     """
-    return load_method(method).config_class.from_values({"method": method, **settings})
+    own = METHOD_SETTINGS.get(method)
+    return (own or load_method(method).config_class).from_values({"method": method, **settings})
 
 
 def make_ssl_module(config: PretrainConfig, *, init: Path | None = None) -> SSLModule:

@@ -2,69 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
-
 import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import batch_shuffle, batch_unshuffle
 from lightly.utils import dist
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cassava_kit.training.ssl.config import MomentumConfig
+from cassava_kit.training.ssl.method_settings import MoCoConfig
 from cassava_kit.training.ssl.module import SSLModule
 from cassava_kit.training.ssl.parts import Queue, has_batch_norm, momentum_copy, with_norm
-from cassava_kit.training.ssl.view import ViewConfig
-
-_SOFT: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-
-
-class MoCoConfig(MomentumConfig):
-    """MoCo v2's settings; the defaults are Chen et al. 2020's, queue and momentum those of He et al. 2019."""
-
-    paper: ClassVar[dict[str, Any]] = {
-        "views": (ViewConfig(count=2, scale=(0.2, 1.0), **_SOFT),),
-        "optimizer": "sgd",
-        "base_lr": 0.03,
-        "weight_decay": 1e-4,
-        "warmup_epochs": 0,
-        "hidden_dim": 2048,
-        "output_dim": 128,
-        "head_norm": "none",
-        "momentum": 0.999,
-        "momentum_end": 0.999,
-    }
-    remedies = "lower base_lr, raise momentum, or use a smaller queue_size"
-    sync_batchnorm = False  # its keys are shuffled over devices whose statistics must differ
-
-    method: Literal["moco"] = Field(default="moco", description="Name of the method.")
-    temperature: float = Field(default=0.2, gt=0, description="Temperature of the softmax.")
-    queue_size: int = Field(default=65536, ge=1, description="Keys kept from earlier batches as negatives.")
-    bn_groups: int = Field(
-        default=8,
-        ge=1,
-        description="Groups of a batch with their own BatchNorm statistics, shuffled for the keys.",
-    )
-    symmetric: bool = Field(
-        default=False, description="Each view is query once and key once, not only the first query."
-    )
-
-    @model_validator(mode="after")
-    def _groups_fit(self) -> MoCoConfig:
-        if self.batch_size % self.bn_groups:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of bn_groups ({self.bn_groups})")
-        if self.batch_size // self.bn_groups < 2:
-            raise ValueError(f"bn_groups={self.bn_groups} leaves fewer than two images a group; use fewer")
-        return self
-
-    def one_small_epoch(self, batch_size: int) -> dict[str, Any]:
-        """Leave two images to each group of BatchNorm statistics."""
-        return super().one_small_epoch(max(batch_size, 2 * self.bn_groups))
-
-    def passes(self) -> tuple[float, float]:
-        """Return (1, 1), or (2, 2) where both views are queries and keys."""
-        return (2.0, 2.0) if self.symmetric else (1.0, 1.0)
 
 
 class MoCo(SSLModule):

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
-
 import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
-from pydantic import Field
 from torch import Tensor, nn
 
-from cassava_kit.training.ssl.config import PretrainConfig
+from cassava_kit.training.ssl.method_settings import SimCLRConfig
 from cassava_kit.training.ssl.module import SSLModule
 from cassava_kit.training.ssl.parts import with_norm
-from cassava_kit.training.ssl.view import ViewConfig
-
-
-class SimCLRConfig(PretrainConfig):
-    """SimCLR's settings; the defaults are Chen et al. 2020's, who train in batches of 4,096."""
-
-    paper: ClassVar[dict[str, Any]] = {
-        "views": (ViewConfig(count=2),),
-        "optimizer": "lars",
-        "base_lr": 0.3,
-        "weight_decay": 1e-6,
-        "warmup_epochs": 10,
-        "hidden_dim": 2048,
-        "output_dim": 128,
-    }
-    remedies = "lower base_lr, warm up longer, or raise the temperature"
-
-    method: Literal["simclr"] = Field(default="simclr", description="Name of the method.")
-    temperature: float = Field(default=0.1, gt=0, description="Temperature of the softmax.")
-
-    def accumulation_warning(self) -> str:
-        """Negatives come from one batch."""
-        return (
-            f"accumulate={self.accumulate} does not make a larger batch for simclr: its negatives come from batches of "
-            f"{self.batch_size} all the same; use method moco, whose queue holds negatives"
-        )
 
 
 class SimCLR(SSLModule):

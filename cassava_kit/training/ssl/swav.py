@@ -3,76 +3,15 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any, ClassVar, Literal
 
 import torch
 from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
 from lightly.utils import dist
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cassava_kit.training.ssl.config import PretrainConfig
+from cassava_kit.training.ssl.method_settings import N_FULL, SwAVConfig
 from cassava_kit.training.ssl.module import SSLModule
 from cassava_kit.training.ssl.parts import Queue, sinkhorn, with_norm
-from cassava_kit.training.ssl.view import ViewConfig
-
-N_FULL = 2
-
-
-class SwAVConfig(PretrainConfig):
-    """SwAV's settings; the defaults are Caron et al. 2020's, with the authors' values for batches of 256."""
-
-    paper: ClassVar[dict[str, Any]] = {
-        "views": (ViewConfig(count=2, scale=(0.14, 1.0)), ViewConfig(size=96, count=6, scale=(0.05, 0.14))),
-        "optimizer": "lars",
-        "base_lr": 0.6,
-        "weight_decay": 1e-6,
-        "warmup_epochs": 0,
-        "hidden_dim": 2048,
-        "output_dim": 128,
-    }
-    remedies = "set sinkhorn_eps=0.03, freeze prototypes longer, soften the crops, or use a smaller or later queue"
-
-    method: Literal["swav"] = Field(default="swav", description="Name of the method.")
-    temperature: float = Field(default=0.1, gt=0, description="Temperature of the softmax.")
-    queue_size: int = Field(default=3840, ge=0, description="Projections kept from earlier batches, 0 for none.")
-    queue_from_epoch: int = Field(default=15, ge=0, description="First epoch that uses the queue.")
-    prototypes: int = Field(default=3000, ge=2, description="Number of prototypes.")
-    prototypes_frozen_epochs: int = Field(
-        default=1, ge=0, description="First epochs in which the prototypes are not updated."
-    )
-    sinkhorn_eps: float = Field(default=0.05, gt=0, description="Smoothness of the assignments.")
-    sinkhorn_iterations: int = Field(default=3, ge=1, description="Steps of Sinkhorn-Knopp.")
-
-    def check_views(self) -> None:
-        """Check that there are two full views and at most one kind of small crop.
-
-        Raises:
-            ValueError: There are not. Pydantic collects the message, and the user sees a UserError.
-        """
-        if self.views[0].count != N_FULL or len(self.views) > 2:
-            raise ValueError("swav takes two full views (count 2) and at most one kind of small crop")
-
-    @model_validator(mode="after")
-    def _queue_fits(self) -> SwAVConfig:
-        if self.queue_size and self.queue_from_epoch >= self.epochs:
-            raise ValueError(
-                f"queue_from_epoch={self.queue_from_epoch} is never reached in {self.epochs} epochs; set queue_size=0"
-            )
-        if not self.queue_size and self.queue_from_epoch:
-            raise ValueError("queue_from_epoch needs a queue_size; set it to 0")
-        return self
-
-    def one_small_epoch(self, batch_size: int) -> dict[str, Any]:
-        """Use the queue, if there is one, in the only epoch."""
-        return {**super().one_small_epoch(batch_size), "queue_from_epoch": 0}
-
-    def accumulation_warning(self) -> str:
-        """Assignments are balanced within one batch."""
-        return (
-            f"accumulate={self.accumulate} does not make a larger batch for swav: its balanced assignments come from "
-            f"batches of {self.batch_size} all the same; use a queue (queue_size=3840)"
-        )
 
 
 class SwAV(SSLModule):
