@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from cassava_kit.errors import UserError, closest
 from cassava_kit.models.light_timm import import_timm
+from cassava_kit.models.skeleton import without_weights
 
 DENSE_HEAD_WIDTHS = (512, 128)
 DENSE_HEAD_DROPOUT = 0.5
@@ -72,16 +75,22 @@ def meta_model(
     name: str, size: int, *, model_args: dict[str, Any] | None = None, head: str = "linear"
 ) -> tuple[nn.Module, torch.Tensor]:
     """Return a model in evaluation mode and one image (1, 3, size, size) on the meta device: shapes, no numbers."""
-    import_timm()  # torch 2.6 cannot finish this import on the meta device
-    with torch.device("meta"):
+    with _shapes_alone():
         return create_model(name, 2, model_args=model_args, head=head).eval(), torch.empty(1, 3, size, size)
+
+
+@contextmanager
+def _shapes_alone() -> Iterator[None]:
+    """Make networks on the meta device in the block; no weight is drawn, for which torch would load its compiler."""
+    import_timm()  # torch 2.6 cannot finish this import on the meta device
+    with torch.device("meta"), without_weights():
+        yield
 
 
 def args_for_size(name: str, size: int, model_args: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the arguments with `img_size`, where a model is made for one image size (a ViT) and this is another."""
-    import_timm()  # torch 2.6 cannot finish this import on the meta device
     args = dict(model_args or {})
-    with torch.device("meta"):
+    with _shapes_alone():
         model = create_model(name, 2, model_args=args)
         published = model.pretrained_cfg
         if not published.get("fixed_input_size") or "img_size" in args or size == published["input_size"][-1]:

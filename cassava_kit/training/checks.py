@@ -13,9 +13,10 @@ from cassava_kit.competition import VARIABLE, class_name
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.noise.decisions import ACTIONS, WEIGHTED, check_noise_report, read_noise_report
 from cassava_kit.models.checkpoint import labels_learnt, may_share_labels
-from cassava_kit.models.network import args_for_size, check_image_size, meta_model, stages
+from cassava_kit.models.network import args_for_size, meta_model, stages
 from cassava_kit.models.weights import find_weights_file, match_weights
 from cassava_kit.training.config import NetworkSettings, RunConfig
+from cassava_kit.training.cost import count_operations
 from cassava_kit.training.devices import check_devices
 from cassava_kit.training.losses import make_loss
 from cassava_kit.training.rows import TrainData, TrainOptions
@@ -125,7 +126,7 @@ def check_table(data: TrainData) -> None:
 def check_options(config: RunConfig, data: TrainData, options: TrainOptions) -> None:
     """Refuse a table, model size, device, file or log that cannot be used (see `check_run`)."""
     check_table(data)
-    check_image_size(config.model, config.image_size, config.model_args)
+    count_operations(config.model, config.image_size, config.model_args, config.head)  # refuses the image size
     check_stages(config)
     check_devices(options.devices, config)
     if options.weights is not None:

@@ -49,12 +49,14 @@ class Operations(NamedTuple):
     """Additions and multiplications of one image forward: all layers', depthwise convolutions' among them.
 
     A published count of multiply-adds (MACs) is half of `every`. `outputs` are the numbers that depthwise convolutions
-    write.
+    write, `activations` those that all layers write, `weights` the network's own.
     """
 
     every: int
     depthwise: int
     outputs: int
+    activations: int
+    weights: int
 
 
 def train_hours(config: RunConfig, n_images: int, n_splits: int, *, gpu: Gpu = T4) -> float:
@@ -139,7 +141,11 @@ def pass_seconds(
 def count_operations(
     name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear"
 ) -> Operations:
-    """Return the operations of one image forward through a timm model; no weights are made."""
+    """Return the operations of one image forward through a timm model; no weights are made.
+
+    Raises:
+        UserError: timm does not know the model, or it does not take images of this size (`check_image_size`).
+    """
     found = _kept([name, size, model_args or {}, head], lambda: _count(name, size, model_args or {}, head))
     return Operations(*map(int, found))
 
@@ -167,10 +173,10 @@ def _read_counts(libraries: str) -> dict[str, list[float]]:
 
 
 def _are_counts(counts: Any) -> bool:
-    """Return whether a value of the cache's file is one share, or the three numbers of `Operations`."""
+    """Return whether a value of the cache's file is one share, or the numbers of `Operations`."""
     return (
         isinstance(counts, list)
-        and len(counts) in (1, 3)
+        and len(counts) in (1, len(Operations._fields))
         and all(isinstance(n, int | float) and n >= 0 for n in counts)
     )
 
@@ -180,23 +186,28 @@ def _count(name: str, size: int, model_args: dict[str, Any], head: str) -> Opera
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from cassava_kit.models.network import args_for_size, meta_model
+    from cassava_kit.models.network import args_for_size, check_image_size, meta_model
 
+    check_image_size(name, size, model_args)
     args = args_for_size(name, size, model_args)
     model, image = meta_model(name, size, model_args=args, head=head)
-    depthwise = outputs = 0
+    depthwise = outputs = activations = 0
 
-    def count(layer: Any, _: Any, answer: torch.Tensor) -> None:
-        nonlocal depthwise, outputs
-        depthwise += 2 * answer.numel() * layer.weight[0].numel()
-        outputs += answer.numel()
+    def count(layer: Any, _: Any, answer: Any) -> None:
+        nonlocal depthwise, outputs, activations
+        numbers = answer.numel() if isinstance(answer, torch.Tensor) else 0
+        activations += numbers
+        if isinstance(layer, torch.nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            depthwise += 2 * numbers * layer.weight[0].numel()
+            outputs += numbers
 
     for layer in model.modules():
-        if isinstance(layer, torch.nn.Conv2d) and layer.groups == layer.in_channels > 1:
+        if not list(layer.children()):
             layer.register_forward_hook(count)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
-    return Operations(counter.get_total_flops(), depthwise, outputs)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return Operations(counter.get_total_flops(), depthwise, outputs, activations, weights)
 
 
 def precision_slowdown(precision: str, gpu: Gpu = T4) -> float:

@@ -12,11 +12,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 import torch
-from torch import nn
 
 from cassava_kit.errors import UserError
 from cassava_kit.inference.machine import cpu_count, free_memory
-from cassava_kit.models.network import args_for_size, meta_model
 from cassava_kit.training.config import RunConfig
 from cassava_kit.training.cost import BACKWARD, count_operations
 from cassava_kit.training.devices import Devices, uses_gpu
@@ -80,22 +78,9 @@ def step_operations(model: str, size: int, model_args: str, batch_size: int) -> 
 
 def fold_bytes(config: RunConfig) -> int:
     """Return about how much memory the process of one fold takes: a process, weights with Adam's state, activations."""
-    args = args_for_size(config.model, config.image_size, config.model_args)
-    model, image = meta_model(config.model, config.image_size, model_args=args, head=config.head)
-    numbers = 0
-
-    def count(_: nn.Module, __: object, answer: object) -> None:
-        nonlocal numbers
-        numbers += answer.numel() if isinstance(answer, torch.Tensor) else 0
-
-    for layer in model.modules():
-        if not list(layer.children()):
-            layer.register_forward_hook(count)
-    with torch.no_grad():
-        model(image)
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    counted = count_operations(config.model, config.image_size, config.model_args, config.head)
     copies = 4 + (config.ema is not None) + bool(config.swa_epochs)  # values, gradients, two moments
-    return PROCESS_BYTES + 4 * (copies * weights + 2 * numbers * config.batch_size)
+    return PROCESS_BYTES + 4 * (copies * counted.weights + 2 * counted.activations * config.batch_size)
 
 
 @contextmanager
