@@ -102,8 +102,6 @@ def split_folds(
     Raises:
         UserError: A class has fewer rows than there are folds, or a group is so large that a fold lacks a class.
     """
-    from sklearn.model_selection import StratifiedKFold
-
     if not isinstance(n_splits, int | np.integer) or n_splits < 2:
         raise UserError(f"n_splits must be a whole number of at least 2, got {n_splits}")
     frame, groups = _prepare(labels, groups, n_parts=n_splits, seed=seed, task=task)
@@ -113,6 +111,8 @@ def split_folds(
         fold = assign_parts(y, list(shares.values()), seed=seed, groups=groups)
         check_parts(frame, fold, shares, groups, task=task)
         return Folds(frame.assign(fold=fold), method_name(None, grouped=True), seed, count_groups(groups), task)
+    from sklearn.model_selection import StratifiedKFold  # it takes a second to import: not where groups are given
+
     fold = np.full(len(frame), -1)
     for k, (_, validation) in enumerate(StratifiedKFold(n_splits, shuffle=True, random_state=seed).split(y, y)):
         fold[validation] = k

@@ -106,16 +106,8 @@ def format_score(score: Score) -> str:
 
 
 def metric_value(metric: Metric, labels: np.ndarray, pred_probs: np.ndarray) -> float:
-    """Return the metric as scikit-learn computes it; the rows of probabilities (N, K) may lack a class."""
-    from sklearn.metrics import accuracy_score, f1_score, log_loss
-
-    classes = np.arange(pred_probs.shape[1])
-    if metric == "log_loss":
-        return float(log_loss(labels, _normalised(pred_probs), labels=classes))
-    answers = pred_probs.argmax(axis=1)
-    if metric == "macro_f1":
-        return float(f1_score(labels, answers, labels=classes, average="macro", zero_division=0))
-    return float(accuracy_score(labels, answers))
+    """Return the metric as scikit-learn defines it; the rows of probabilities (N, K) may lack a class."""
+    return statistic(metric, labels, pred_probs)(np.ones(len(labels)))
 
 
 def gain(metric: Metric, before: float, after: float) -> float:

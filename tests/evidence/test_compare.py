@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import chi2
+from scipy.stats import binomtest, chi2
 
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.compare import compare, correct, holm, images_needed, mcnemar, paired_interval, swap_test
@@ -24,6 +24,7 @@ def test_the_interval_is_the_one_of_resampled_rows():
 def test_mcnemar_is_exact():
     assert mcnemar(0, 3) == pytest.approx(2 * 0.5**3)
     assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 2**6)
+    assert mcnemar(5, 1) == pytest.approx(binomtest(1, 6).pvalue) == mcnemar(1, 5)
     assert mcnemar(0, 0) == mcnemar(7, 7) == 1.0
     # Large counts approach the continuity-corrected chi-square.
     assert mcnemar(400, 480) == pytest.approx(chi2.sf((80 - 1) ** 2 / 880, 1), rel=0.01)
