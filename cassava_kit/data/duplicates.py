@@ -60,10 +60,10 @@ def find_duplicates(
     return group_duplicates(prints, progress=progress)
 
 
-def table_groups(table: TrainTable, *, progress: bool = True) -> np.ndarray:
+def table_groups(table: TrainTable) -> np.ndarray:
     """Return the group of each row's image, (N,) int64; fingerprints are kept in the kit's cache."""
     paths = [table.image_dir / name for name in table.frame["image_id"]]
-    return find_duplicates(paths, cache=cache_dir() / FINGERPRINT_CACHE, progress=progress)
+    return find_duplicates(paths, cache=cache_dir() / FINGERPRINT_CACHE)
 
 
 def group_duplicates(prints: Fingerprints, *, progress: bool = False) -> np.ndarray:

@@ -154,12 +154,12 @@ def nearest_ids(
     return dict(zip(shown, image_ids[nearest(embedding, reach=reach, of=rows)].tolist(), strict=True))
 
 
-def review_thumbnails(rows: Sequence[dict[str, Any]], image_dir: Path, *, progress: bool = True) -> dict[str, str]:
+def review_thumbnails(rows: Sequence[dict[str, Any]], image_dir: Path) -> dict[str, str]:
     """Return a thumbnail of every image that the rows name, the larger the fewer rows; neighbours get small ones."""
     beside = {other["id"]: NEIGHBOUR for row in rows for other in (*row["near"], *row["conflicts"])}
     sides = beside | {row["id"]: photo_side(len(rows)) for row in rows}
     made = in_threads(
-        lambda item: thumbnail(image_dir / item[0], item[1]), list(sides.items()), title="Thumbnails", progress=progress
+        lambda item: thumbnail(image_dir / item[0], item[1]), list(sides.items()), title="Thumbnails", progress=True
     )
     return dict(zip(sides, made, strict=True))
 
@@ -233,7 +233,6 @@ def review_files(
     *,
     files: ReviewFiles | None = None,
     limit: int = LIMIT,
-    competition: Competition | None = None,
 ) -> str:
     """Write the page with members' votes, near-duplicates and neighbours: the verb `review`.
 
@@ -245,7 +244,7 @@ def review_files(
     check_out(out)
     asked = files or ReviewFiles()
     report, task = read_noise_report(clean), report_task(clean)
-    competition = competition or known_competition(task.competition if task else None)
+    competition = known_competition(task.competition if task else None)
     fold_hash = report_header(clean).get("fold_hash")
     check_embedding_source(asked.embedding, asked.backbone, competition=competition, fold_hash=fold_hash)
     given = asked.or_those_of(clean)

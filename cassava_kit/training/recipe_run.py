@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cassava_kit.competition import Competition, current
 from cassava_kit.data.folds import Folds
 from cassava_kit.data.progress import show_progress, tell
 from cassava_kit.data.table import TrainTable
@@ -173,7 +172,6 @@ def train_recipe(
     out: Path,
     *,
     folds: Sequence[int] | None = None,
-    competition: Competition | None = None,
     options: TrainOptions | None = None,
     jobs: int | None = None,
 ) -> RecipeResult:
@@ -181,7 +179,7 @@ def train_recipe(
 
     On a CPU `jobs` folds are trained at once (default: see `choose_jobs`).
     """
-    data = TrainData(table, split, competition or current())
+    data = TrainData(table, split)
     numbers = list(range(split.n_splits)) if folds is None else list(folds)
     return train_recipes([PlannedRecipe(config, options or TrainOptions())], data, out, folds=numbers, jobs=jobs)[0]
 

@@ -52,14 +52,7 @@ def gpu_devices(wanted: str) -> tuple[torch.device, ...]:
     return devices
 
 
-def run_check(
-    devices: tuple[torch.device, ...],
-    out: Path,
-    *,
-    minutes: float,
-    sizes: Sizes | None = None,
-    tell: Callable[[str], None] = print,
-) -> GpuReport:
+def run_check(devices: tuple[torch.device, ...], out: Path, *, minutes: float, sizes: Sizes | None = None) -> GpuReport:
     """Run all parts within the minutes and return the report; `out/gpu.json` is written anew after each part.
 
     A part that raises is recorded as failed, one that there is no time for as skipped, and the others go on.
@@ -87,7 +80,7 @@ def run_check(
             rest = sum(todo[later][0] for later in names[names.index(name) :])
             left = 60 * minutes - (time.monotonic() - started)
             result = run_part(name, check, setting, left * share / rest if share else max(left, 2 * LEAST_PART_SECONDS))
-            tell(f"{name}: {result.status} in {result.seconds:.0f} s{f' ({result.reason})' if result.reason else ''}")
+            print(f"{name}: {result.status} in {result.seconds:.0f} s{f' ({result.reason})' if result.reason else ''}")
             done = {"parts": (*report.parts, result), "seconds": round(time.monotonic() - started, 1)}
             report = report.model_copy(update={**done, "finished": name == names[-1]})
             write_gpu_report(path, report)

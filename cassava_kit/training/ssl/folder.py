@@ -25,7 +25,6 @@ def pretrain_folders(
     init: Path | None = None,
     out: Path,
     settings: Sequence[str] = (),
-    competition: Competition | None = None,
     existing: Literal["refuse", "replace", "keep"] = "refuse",
 ) -> str:
     """Pretrain on a competition's training images and further folders, and return what to tell the user.
@@ -38,7 +37,7 @@ def pretrain_folders(
     config = configure_run(method, backbone, settings)
     if data is None and not images:
         raise UserError("give --data DIR, or --images DIR, or both")
-    paths, labels = gather_images(data, images, competition or current())
+    paths, labels = gather_images(data, images, current())
     known = labels if any(label != UNKNOWN for label in labels) else None
     path = pretrain(config, paths, out, init=init, labels=known, existing=existing)
     return f"{config.method} on {len(paths)} images: {path}"
