@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,17 +15,25 @@ from PIL import Image
 from processes import run_python
 from safetensors.torch import save_file
 
+from cassava_kit.cli import dry_run_members
 from cassava_kit.cli.app import run_app
-from cassava_kit.cli.dry_run_members import parse_weights, recipe_for
+from cassava_kit.cli.dry_run_members import DryRun, PlannedMembers, parse_weights, recipe_for, train_members
 from cassava_kit.cli.submit import submit_app
 from cassava_kit.competition import CASSAVA
 from cassava_kit.data.folds import read_folds, write_folds
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.data.table import read_competition
+from cassava_kit.errors import UserError
 from cassava_kit.evidence.oof import check_oof
 from cassava_kit.evidence.predictions import read_predictions
 from cassava_kit.inference.submission import check_answers
 from cassava_kit.models.checkpoint import read_info
+from cassava_kit.training import recipe_run
+from cassava_kit.training.recipe_run import PlannedRecipe
+from cassava_kit.training.recipes import recipe
+from cassava_kit.training.rows import TrainOptions
+from cassava_kit.training.ssl.run_folder import BACKBONE
+from cassava_kit.training.workers import Job
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +96,32 @@ def test_folds_of_runs_are_not_written_over(tiny_dir, tmp_path, capsys):
         assert (tmp_path / "folds.csv").read_bytes() == before
 
 
+def test_processes_are_started_early_for_several_jobs_alone():
+    members = PlannedMembers((), at_once=2)
+    assert [members.ready(n_due) for n_due in (0, 1, 2, 9)] == [0, 0, 2, 2]
+    assert replace(members, at_once=1).ready(9) == 0
+
+
+def test_a_finished_pretraining_is_looked_at_in_this_process(tiny_table, tiny_folds, tmp_path, monkeypatch):
+    asked = []
+
+    def train(recipes, data, out, *, jobs, first):
+        asked.append((jobs, len(first), [one.after for one in recipes]))
+        raise UserError("far enough")
+
+    monkeypatch.setattr(recipe_run, "train_recipes", train)
+    looked = Job("pretraining", os.getpid)
+    monkeypatch.setattr(dry_run_members, "run_jobs", lambda jobs, at_once: asked.append((jobs, at_once)))
+    members = PlannedMembers((PlannedRecipe(recipe("small_ssl_resnet"), TrainOptions(), looked.name),), 2, looked)
+    for backbone_is_there in (False, True):
+        if backbone_is_there:
+            (tmp_path / "pretrain").mkdir()
+            (tmp_path / "pretrain" / BACKBONE).write_bytes(b"")
+        with pytest.raises(UserError, match="far enough"):
+            train_members(DryRun(), members, table=tiny_table, split=tiny_folds, out=tmp_path)
+    assert asked == [(2, 1, ["pretraining"]), ([looked], 1), (2, 0, [None])]
+
+
 @pytest.mark.slow
 def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp_path):
     data = tmp_path / "competition"
@@ -110,10 +145,10 @@ def test_the_whole_road_on_photographs_with_broken_ones_among_them(tiny_dir, tmp
         json.dumps(run["images_failed"]).replace('"', " ").replace(",", " ").split()
     )
     folds = read_folds(out / "folds.csv")
-    for recipe in ("small_resnet", "small_vit", "small_ssl_resnet"):
-        check_oof(read_predictions(out / "runs" / recipe / "oof.csv"), folds, recipe)
-        assert read_info(out / "bundle" / "weights" / f"{recipe}-fold1.safetensors").competition == CASSAVA.slug
-        assert re.search(rf"{recipe} .*\d\.\d{{4}} ± \d\.\d{{4}}", first.stderr)
+    for name in ("small_resnet", "small_vit", "small_ssl_resnet"):
+        check_oof(read_predictions(out / "runs" / name / "oof.csv"), folds, name)
+        assert read_info(out / "bundle" / "weights" / f"{name}-fold1.safetensors").competition == CASSAVA.slug
+        assert re.search(rf"{name} .*\d\.\d{{4}} ± \d\.\d{{4}}", first.stderr)
     assert "majority class" in first.stderr and "Seconds by stage" in first.stderr
     verdicts = [line for line in first.stderr.splitlines() if line.startswith("rehearsal passed")]
     assert ["1 images, every" in verdicts[0], f"{len(test)} images" in verdicts[1], "30 images" in verdicts[2]] == [

@@ -1,10 +1,14 @@
 """GPU hours against published passes, and against counting by hand."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from cassava_kit.errors import UserError
 from cassava_kit.settings import replace
 from cassava_kit.training import cost
 from cassava_kit.training.cost import (
@@ -20,6 +24,7 @@ from cassava_kit.training.cost import (
     trained_share,
 )
 from cassava_kit.training.recipes import recipe
+from cassava_kit.training.side_by_side import fold_bytes
 from cassava_kit.training.ssl.cost import pretrain_hours
 from cassava_kit.training.ssl.recipes import pretrain_recipe as pretraining
 
@@ -160,6 +165,27 @@ def test_pretraining_passes(name, passes):
     config = pretraining(name)
     hand = config.epochs * 100 * passes * pass_seconds("resnet50", 224) / 2 / 3600
     assert pretrain_hours(config, 100) == pytest.approx(hand)
+
+
+def test_shapes_alone_do_not_load_the_compiler():
+    """Weights drawn on the meta device would: torch computes there in Python."""
+    code = "import sys; from cassava_kit.models.network import args_for_size, meta_model\n"
+    code += "args_for_size('resnet18', 64); meta_model('vit_tiny_patch16_224', 224)\n"
+    code += "print([each for each in ('torch._dynamo', 'sympy') if each in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_network_that_was_counted_is_not_tried_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("CASSAVA_KIT_CACHE", str(tmp_path))
+    cost._read_counts.cache_clear()
+    with pytest.raises(UserError, match="patches of 16 pixels, and 100 is no multiple"):
+        count_operations("test_vit", 100)
+    config = recipe("small_resnet")
+    size = fold_bytes(config)
+    cost._read_counts.cache_clear()  # another process
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("a network was tried"))
+    assert fold_bytes(config) == size
+    cost._read_counts.cache_clear()
 
 
 def test_what_was_counted_is_kept_and_a_damaged_file_is_counted_again(monkeypatch, tmp_path):

@@ -14,7 +14,16 @@ from cassava_kit.competition import CASSAVA, VARIABLE, write_facts
 from cassava_kit.errors import UserError
 from cassava_kit.files import read_json, sha256_file
 from cassava_kit.inference.ensemble import Ensemble, read_ensemble
-from cassava_kit.kaggle.pack.bundle import Bundle, check_ensemble_files, package, package_kernel, read_bundle
+from cassava_kit.kaggle.pack import bundle as packing
+from cassava_kit.kaggle.pack.bundle import (
+    Bundle,
+    check_ensemble_files,
+    package,
+    package_kernel,
+    package_kit,
+    package_members,
+    read_bundle,
+)
 from cassava_kit.kaggle.pack.kernels import Changes, find_kernel, parse_changes
 from cassava_kit.kaggle.pack.manifest import build_id, find_problems, read_manifest, write_manifest
 from cassava_kit.models.checkpoint import read_info, save_checkpoint
@@ -74,6 +83,25 @@ def test_packing_the_same_again_touches_nothing(
     changed = ensemble.model_copy(update={"views": "none"})
     package(tmp_path / "build", ensemble=changed, checkpoints=checkpoints, root=root)
     assert read_ensemble(bundle.weights_dir / "ensemble.json") == changed
+
+
+def test_members_are_packed_beside_the_code_that_is_packed(
+    bundle: Bundle,
+    root: Path,
+    ensemble: Ensemble,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dry run packs the code before the training, and no wheel again after it."""
+    given: dict[str, Any] = {"ensemble": ensemble, "checkpoints": checkpoints, "root": root}
+    with pytest.raises(FileNotFoundError, match=r"has no KIT_MANIFEST\.json"):
+        package_members(tmp_path / "again", **given)
+    package_kit(tmp_path / "again" / "kit", root)
+    for name in ("build_kit_wheel", "pure_wheel"):
+        monkeypatch.setattr(packing, name, lambda *_, **__: pytest.fail("a wheel was made again"))
+    assert package_members(tmp_path / "again", **given).build_id == bundle.build_id
+    assert _contents(tmp_path / "again") == _contents(tmp_path / "build")
 
 
 def test_packing_again_replaces_the_old_bundle_but_never_a_foreign_folder(

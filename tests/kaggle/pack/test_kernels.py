@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +31,7 @@ from cassava_kit.kaggle.pack.kernels import (
     parse_changes,
     render,
 )
+from cassava_kit.kaggle.pack.wheels import build_kit_wheel, rebuild_wheel
 from cassava_kit.kaggle.rehearse.layout import Mount, as_uploaded, competition_mounts, dataset_mounts
 from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
 from cassava_kit.kaggle.rehearse.runner import run_notebook
@@ -118,6 +121,32 @@ def test_a_gpu_that_does_not_compute_stops_training_alone(
     else:
         cell["check_gpus"]()
         assert "WARNING: this torch cannot use Old GPU" in capsys.readouterr().out
+
+
+def test_wheels_are_unpacked_to_the_files_that_pip_installs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = [build_kit_wheel(root, tmp_path), rebuild_wheel("ttach", tmp_path), rebuild_wheel("rich", tmp_path)]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "the/users")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tree = ast.parse((REPOSITORY / "kernels" / "bootstrap.py").read_text())
+    tree.body = [each for each in tree.body if not isinstance(each, ast.Assign | ast.If | ast.Expr)]
+    cell: dict[str, Any] = {}
+    exec(compile(tree, "bootstrap", "exec"), cell)
+    (place,) = cell["install"](wheels)
+    assert sys.path[0] == place and os.environ["PYTHONPATH"] == os.pathsep.join([place, "the/users"])
+    pip = [sys.executable, "-m", "pip", "install", "--isolated", "--no-index", "--no-deps", "--no-compile", "--quiet"]
+    subprocess.run([*pip, "--target", tmp_path / "pip", *wheels], check=True, capture_output=True)
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        """Files but the scripts, and what pip notes of itself; RECORD lists them."""
+        files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] != "bin"]
+        own = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json")
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.name not in own}
+
+    assert contents(Path(place)) == contents(tmp_path / "pip")
+    assert {each.name for each in metadata.distributions(path=[place])} == {"cassava-kit", "ttach", "rich"}
 
 
 @pytest.fixture(scope="module")

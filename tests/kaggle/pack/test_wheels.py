@@ -92,6 +92,17 @@ def test_one_with_compiled_parts_is_refused_whatever_its_tag(tmp_path: Path) -> 
         check_pure(_installed(tmp_path / "site", pure="false") / "tiny-1.0-py3-none-any.whl")
 
 
+def test_one_whose_files_go_elsewhere_is_refused(tmp_path: Path) -> None:
+    """Notebooks unpack wheels; what lies in a wheel's .data folder is for an installer."""
+    from cassava_kit.kaggle.pack.wheels import write_wheel
+
+    wheel = _installed(tmp_path / "site") / "tiny-1.0-py3-none-any.whl"
+    members, info = read_wheel(wheel)
+    write_wheel(wheel, members | {"tiny-1.0.data/scripts/tiny": b"#!python\n"}, info)
+    with pytest.raises(ValueError, match=r"tiny-1\.0\.data/scripts/tiny elsewhere, notebooks only unpack"):
+        check_pure(wheel)
+
+
 def test_the_token_in_direct_url_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = _installed(tmp_path / "site")
     monkeypatch.syspath_prepend(site)

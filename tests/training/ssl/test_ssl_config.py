@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from cassava_kit.errors import UserError
 from cassava_kit.settings import replace
+from cassava_kit.training.ssl.method_settings import METHOD_SETTINGS
 from cassava_kit.training.ssl.methods import SSL_METHODS, configure, load_method
 from cassava_kit.training.ssl.recipes import PRETRAIN_RECIPES, pretrain_recipe
 from cassava_kit.training.ssl.view import ViewConfig
@@ -17,6 +18,11 @@ def test_every_field_has_its_sentence(method):
     for model in (load_method(method).config_class, ViewConfig):
         for name, field in model.model_fields.items():
             assert field.description and field.description.endswith("."), name
+
+
+@pytest.mark.parametrize("method", SSL_METHODS)
+def test_settings_that_load_without_a_network_are_the_networks(method):
+    assert METHOD_SETTINGS[method] is load_method(method).config_class
 
 
 def test_the_defaults_are_the_papers():

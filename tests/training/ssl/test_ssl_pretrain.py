@@ -191,6 +191,23 @@ def test_a_complete_run_returns_at_once_and_another_is_refused(images, tmp_path,
         pretrain(config, images[1:], tmp_path)
 
 
+def test_a_complete_run_is_taken_without_lightning(images, tmp_path):
+    """It takes seconds to import, which a second `ensemble` would wait for."""
+    config = tiny("simclr", epochs=1)
+    pretrain(config, images, tmp_path)
+    code = f"""
+    import sys
+    from pathlib import Path
+    from cassava_kit.training.ssl.methods import configure
+    from cassava_kit.training.ssl.pretrain import pretrain
+    config = configure(**{config.model_dump(mode="json")})
+    pretrain(config, list(map(Path, {list(map(str, images))})), Path({str(tmp_path)!r}))
+    print("lightning" in sys.modules, "lightly" in sys.modules, "timm" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert done.stdout == "False False False\n", done.stderr
+
+
 def test_what_the_folder_and_the_weights_say_is_refused_before_the_images_are_read(images, tmp_path, monkeypatch):
     config = tiny("simclr")
     write_json(tmp_path / "run" / "config.json", {**describe_settings(config, None), "images": {}})
