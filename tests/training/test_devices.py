@@ -26,19 +26,28 @@ def folds(tiny_folds, tmp_path_factory) -> Path:
     return path
 
 
+SGD = ("optimizer=sgd", "lr=0.1")
+
+
 @pytest.fixture(scope="module")
-def alone(tiny_dir, folds, tmp_path_factory) -> dict[str, torch.Tensor]:
-    """The weights that one process learns from batches of 16."""
-    out = tmp_path_factory.mktemp("alone")
-    run(command(tiny_dir, folds, out, settings=("batch_size=16",)))
-    return load_tensors(out / "small_vit/fold0/best.safetensors")
+def alone(tiny_dir, folds, tmp_path_factory) -> dict[tuple[str, ...], dict[str, torch.Tensor]]:
+    """The weights that one process learns from batches of 16, by SGD with momentum and by AdamW."""
+    learned = {}
+    for optimizer in (SGD, ()):
+        out = tmp_path_factory.mktemp("alone")
+        run(command(tiny_dir, folds, out, settings=(*optimizer, "batch_size=16")))
+        learned[optimizer] = load_tensors(out / "small_vit/fold0/best.safetensors")
+    return learned
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_sharded", "fsdp"])
-def test_two_processes_learn_what_one_learns_from_the_joint_batch(strategy, alone, tiny_dir, folds, tmp_path):
+@pytest.mark.parametrize(("strategy", "optimizer"), [("ddp", SGD), ("ddp_sharded", ()), ("fsdp", SGD)])
+def test_two_processes_learn_what_one_learns_from_the_joint_batch(
+    strategy, optimizer, alone, tiny_dir, folds, tmp_path
+):
+    """SGD passes on the rounding of sums as it is; AdamW, whose state is sharded, enlarges it in few weights."""
     more = ("--devices", "2", "--strategy", strategy)
-    arguments = command(tiny_dir, folds, tmp_path, *more, settings=("batch_size=8",))
+    arguments = command(tiny_dir, folds, tmp_path, *more, settings=(*optimizer, "batch_size=8"))
     run_dir = tmp_path / "small_vit" / "fold0"
     if strategy != "ddp":  # and from a killed run's state as well
         process = start_python(arguments)
@@ -47,9 +56,13 @@ def test_two_processes_learn_what_one_learns_from_the_joint_batch(strategy, alon
         assert not (run_dir / "run.json").exists()
     run(arguments)
     together = load_tensors(run_dir / "best.safetensors")
-    assert together.keys() == alone.keys()
-    # A tenth of one step: AdamW turns the rounding of a gradient near zero into part of a whole one (.001).
-    assert max((together[name] - alone[name]).abs().max().item() for name in alone) < 1e-4
+    expected = alone[optimizer]
+    assert together.keys() == expected.keys()
+    differences = torch.cat([(together[name] - expected[name]).abs().flatten() for name in expected])
+    # Some roundings of the largest weights, which are near one. Where a gradient is near zero, AdamW turns its rounding
+    # into part of a whole step (.001): of one weight in two thousand.
+    assert (differences.max() if optimizer else differences.quantile(0.999)) < 1e-6
+    assert differences.max() < 1e-4
     rows = read_folds(folds).validation(0)["image_id"].tolist()
     assert sorted(read_predictions(run_dir / "oof.csv").ids) == sorted(rows)
 
