@@ -12,19 +12,23 @@ from cassava_kit.settings import LARGEST_SEED, Settings
 NAMES = ("recipe", "about", "name")  # fields that name a run and change nothing of it
 
 
-class RunConfig(Settings):
-    """Settings of a supervised run, checked as they are made."""
+class NamedNetwork(Settings):
+    """A network by timm's name, and the name of what is made of it."""
 
-    recipe: str = Field(description="Name of the recipe.", pattern=r"^[A-Za-z0-9_.-]+$")
-    about: str = Field("", description="One line on what the recipe is.")
+    recipe: str = Field(description="Name of the recipe or probe.", pattern=r"^[A-Za-z0-9_.-]+$")
+    about: str = Field("", description="One line on what it is.")
     name: str | None = Field(
         None,
-        description="Name of the run and of its folder; default: the recipe's, with the settings changed.",
+        description="Name of the run and of its folder; default: `recipe`, with the settings changed.",
         pattern=r"^[A-Za-z0-9_.-]{1,80}$",
     )
-
     model: str = Field(description="timm model name.")
     model_args: dict[str, Any] = Field({}, description="Further keyword arguments of timm.create_model.")
+
+
+class RunConfig(NamedNetwork):
+    """Settings of a supervised run, checked as they are made."""
+
     head: Literal["linear", "dense"] = Field(
         "linear", description="Linear classifier, or three dense layers with dropout."
     )
@@ -175,18 +179,9 @@ class NetworkSettings(Protocol):
     def image_size(self) -> int: ...
 
 
-class ProbeConfig(Settings):
+class ProbeConfig(NamedNetwork):
     """Settings of a linear probe: a frozen network's features, and a logistic regression in the place of its head."""
 
-    recipe: str = Field(description="Name of the probe.", pattern=r"^[A-Za-z0-9_.-]+$")
-    about: str = Field("", description="One line on what the probe is.")
-    name: str | None = Field(
-        None,
-        description="Name of the run and of its folder; default: the probe's, with the settings changed.",
-        pattern=r"^[A-Za-z0-9_.-]{1,80}$",
-    )
-    model: str = Field(description="timm model name.")
-    model_args: dict[str, Any] = Field({}, description="Further keyword arguments of timm.create_model.")
     head: Literal["linear"] = Field("linear", description="The classifier is one layer.")
     image_size: int = Field(224, ge=8, le=2048, description="Side of the square input in pixels.")
     views: Literal["none", "hflip", "flips", "d4", "d4+zoom"] = Field(
