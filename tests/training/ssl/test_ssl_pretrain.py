@@ -387,17 +387,45 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(images, tmp_path):
     assert rates[0] < rates[1] and rates[1:] == sorted(rates[1:], reverse=True) and rates[-1] == 0
 
 
+# Of the first losses. Over four seeds runs end below: at .87 to .93 (MoCo) and .04 to .40 of them. Without learning (a
+# rate of 1e-9) they end at .999 to 1.000 (MoCo) and .97 to 1.8.
+FALLS_TO = {"simclr": 0.6, "moco": 0.97, "byol": 0.6, "swav": 0.6}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SSL_METHODS)
-def test_training_lowers_the_loss(method, images, tmp_path):
-    epochs = 40 if method == "moco" else 16
+def test_training_lowers_the_loss(method, tmp_path):
+    """One batch of distinct pictures through hardly changed views: the loss tells learning and not the draws.
+
+    Eight keys make MoCo's queue, which is full of real ones after the first step. Its keys follow slowly.
+    """
+    rng, paths = np.random.default_rng(0), []
+    for k in range(8):
+        paths.append(tmp_path / f"{k}.png")
+        picture = rng.integers(0, 255, (3, 4, 3)).astype(np.uint8)
+        cv2.imwrite(str(paths[-1]), cv2.resize(picture, (32, 24), interpolation=cv2.INTER_LINEAR))
+    still = {
+        "jitter_prob": 0,
+        "grayscale_prob": 0,
+        "blur_prob": 0,
+        "solarize_prob": 0,
+        "hflip_prob": 0,
+        "scale": (1, 1),
+    }
+    own = {"moco": {"queue_size": 8}, "swav": {"queue_size": 8, "queue_from_epoch": 5}}.get(method, {})
     config = tiny(
-        method, **RESNET, epochs=epochs, optimizer="adamw", base_lr=0.06, weight_decay=1e-4, on_collapse="warn"
+        method,
+        **own,
+        views=tuple({**view, **still} for view in PER_METHOD[method]["views"]),
+        epochs=40 if method == "moco" else 20,
+        optimizer="adamw",
+        base_lr=0.3,
+        weight_decay=1e-4,
+        on_collapse="warn",
     )
-    pretrain(config, images, tmp_path)
-    losses = [float(row.split(",")[2]) for row in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
-    # MoCo's first negatives are random vectors, which are easy: its loss rises while the queue fills.
-    assert np.mean(losses[-3:]) < 0.95 * max(losses[1:4]), losses
+    pretrain(config, paths, tmp_path / "run")
+    losses = pd.read_csv(tmp_path / "run" / "metrics.csv")["loss"].to_numpy()
+    assert losses[-3:].mean() < FALLS_TO[method] * losses[1 if method == "moco" else 0 : 4].mean(), losses
 
 
 def test_the_probe_is_reported_and_labels_do_not_reach_the_weights(images, tmp_path, capsys):
