@@ -49,13 +49,12 @@ class Operations(NamedTuple):
     """Additions and multiplications of one image forward: all layers', depthwise convolutions' among them.
 
     A published count of multiply-adds (MACs) is half of `every`. `outputs` are the numbers that depthwise convolutions
-    write, `activations` those that all layers write, `weights` the network's own.
+    write, `weights` the network's own.
     """
 
     every: int
     depthwise: int
     outputs: int
-    activations: int
     weights: int
 
 
@@ -130,6 +129,40 @@ def _trained_share(config: RunConfig) -> float:
     return found[0] / found[1]
 
 
+def kept_bytes(config: RunConfig) -> int:
+    """Return the bytes that a training step keeps of one image for the pass backward, in single precision."""
+    network = [config.model, config.image_size, config.model_args, config.head, config.keep_stages]
+    return int(_kept([*network, config.freeze_backbone], lambda: [_kept_bytes(config)])[0])
+
+
+def _kept_bytes(config: RunConfig) -> int:
+    """Return the bytes, counted: each tensor once, parameters and buffers not."""
+    import torch
+
+    from cassava_kit.models.network import args_for_size, free_stages, freeze_backbone, keep_frozen, meta_model
+
+    args = args_for_size(config.model, config.image_size, config.model_args)
+    model, image = meta_model(config.model, config.image_size, model_args=args, head=config.head)
+    model.train()
+    if config.freeze_backbone:
+        freeze_backbone(model)
+    if config.keep_stages is not None:
+        free_stages(model, config.keep_stages)
+    keep_frozen(model)
+    own = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            kept.setdefault(storage, tensor)
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(image)
+    return sum(each.untyped_storage().nbytes() for each in kept.values())
+
+
 def pass_seconds(
     name: str, size: int, model_args: dict[str, Any] | None = None, head: str = "linear", *, gpu: Gpu = T4
 ) -> float:
@@ -191,23 +224,22 @@ def _count(name: str, size: int, model_args: dict[str, Any], head: str) -> Opera
     check_image_size(name, size, model_args)
     args = args_for_size(name, size, model_args)
     model, image = meta_model(name, size, model_args=args, head=head)
-    depthwise = outputs = activations = 0
+    depthwise = outputs = 0
 
-    def count(layer: Any, _: Any, answer: Any) -> None:
-        nonlocal depthwise, outputs, activations
-        numbers = answer.numel() if isinstance(answer, torch.Tensor) else 0
-        activations += numbers
-        if isinstance(layer, torch.nn.Conv2d) and layer.groups == layer.in_channels > 1:
+    def count(layer: torch.nn.Conv2d, _: Any, answer: torch.Tensor) -> None:
+        nonlocal depthwise, outputs
+        numbers = answer.numel()
+        if layer.groups == layer.in_channels > 1:
             depthwise += 2 * numbers * layer.weight[0].numel()
             outputs += numbers
 
     for layer in model.modules():
-        if not list(layer.children()):
+        if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(count)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    return Operations(counter.get_total_flops(), depthwise, outputs, activations, weights)
+    return Operations(counter.get_total_flops(), depthwise, outputs, weights)
 
 
 def precision_slowdown(precision: str, gpu: Gpu = T4) -> float:

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from cassava_kit.errors import UserError
 from cassava_kit.settings import replace
@@ -18,6 +20,7 @@ from cassava_kit.training.cost import (
     Gpu,
     count_operations,
     epoch_seconds,
+    kept_bytes,
     loader_seconds,
     pass_seconds,
     train_hours,
@@ -211,3 +214,40 @@ def test_what_was_counted_is_kept_and_a_damaged_file_is_counted_again(monkeypatc
         cost._read_counts.cache_clear()
         assert count_operations("test_vit", 160) == right
     cost._read_counts.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, 4 * (3 * 8 * 8 + 5 * 8 * 8)),  # the picture for the convolution, and once its answer for ReLU and linear
+        ({"freeze_backbone": True}, 4 * 5 * 8 * 8),  # what the linear layer reads
+    ],
+)
+def test_what_a_step_keeps_of_an_image_is_counted_as_by_hand(monkeypatch, tmp_path, settings, kept):
+    class Network(nn.Module):
+        pretrained_cfg: ClassVar = {"classifier": "head"}
+
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Flatten())
+            self.head = nn.Linear(5 * 8 * 8, 2)
+
+        def forward(self, x):
+            return self.head(self.features(x))
+
+    def made(*_, **__):
+        with torch.device("meta"):
+            return Network(), torch.empty(1, 3, 8, 8)
+
+    monkeypatch.setenv("CASSAVA_KIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("cassava_kit.models.network.meta_model", made)
+    cost._read_counts.cache_clear()
+    assert kept_bytes(replace(recipe("small_resnet"), **settings)) == kept
+    cost._read_counts.cache_clear()
+
+
+def test_frozen_stages_keep_nothing():
+    """A network of which the top is trained needs a part of the memory; DINOv2's would not run at home otherwise."""
+    top = recipe("dinov2_top")
+    whole = top.with_settings(["keep_stages=None"])
+    assert 0.2 < kept_bytes(top) / kept_bytes(whole) < 0.4, "four blocks of twelve"

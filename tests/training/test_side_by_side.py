@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny import SILENT, TINY
+from torch.autograd.graph import saved_tensors_hooks
 
 from cassava_kit.data.stratify import split_folds
 from cassava_kit.errors import UserError
@@ -84,18 +85,22 @@ def test_a_small_network_has_one_thread_a_large_one_its_share_of_the_cores(monke
 
 
 def test_memory_grows_with_batch_and_copies_as_counted_by_hand():
-    """A step keeps activations and their gradients, 4 bytes a number; EMA is one more copy of the weights."""
+    """A step keeps what the pass backward needs, and a quarter more; EMA is one more copy of the weights."""
     one, two = (fold_bytes(replace(SMALL, batch_size=n)) for n in (32, 64))
     ema = fold_bytes(replace(SMALL, ema=0.99))
     from cassava_kit.models.network import create_model
 
-    model = create_model(SMALL.model, 2, model_args=SMALL.model_args).eval()
-    numbers = []
-    for layer in model.modules():
-        if not list(layer.children()):
-            layer.register_forward_hook(lambda _, __, answer: numbers.append(answer.numel()))
-    model(torch.zeros(1, 3, 64, 64))
-    assert two - one == 2 * 4 * 32 * sum(numbers)
+    model = create_model(SMALL.model, 2, model_args=SMALL.model_args).train()
+    own, kept = {each.data_ptr() for each in (*model.parameters(), *model.buffers())}, {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with saved_tensors_hooks(keep, lambda x: x):
+        model(torch.zeros(1, 3, 64, 64))  # with numbers, not shapes alone
+    by_hand = sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in own)
+    assert two - one == 1.25 * 32 * by_hand
     assert ema - one == 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
