@@ -246,6 +246,10 @@ def test_what_a_step_keeps_of_an_image_is_counted_as_by_hand(monkeypatch, tmp_pa
     cost._read_counts.cache_clear()
 
 
+def test_a_network_whose_last_picture_is_one_pixel_is_counted():
+    assert kept_bytes(replace(recipe("small_resnet"), model="test_resnet", model_args={}, image_size=32)) > 0
+
+
 def test_frozen_stages_keep_nothing():
     """A network of which the top is trained needs a part of the memory; DINOv2's would not run at home otherwise."""
     top = recipe("dinov2_top")
