@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +57,26 @@ def run_notebook(run: NotebookRun, scratch: Path) -> tuple[dict[str, Any], Isola
 def _follow(
     command: Sequence[str], environment: dict[str, str], place: Path, progress: CellProgress | None
 ) -> tuple[int, str]:
-    """Run a command and pass on its progress; returns its exit code and the end of its standard error."""
+    """Run a command and pass on its progress; returns its exit code and the end of its standard error.
+
+    What ends this function ends the command and all that it started: a notebook does not go on behind a stopped run.
+    """
     with (place / "stderr").open("w+", encoding="utf-8", errors="replace") as errors:
         process = subprocess.Popen(
             command, env=environment, cwd=place, stdout=subprocess.PIPE, stderr=errors, text=True
         )
-        for line in process.stdout or ():
-            if progress and line.startswith('{"cell"'):
-                step = json.loads(line)
-                progress(step["cell"], step["cells"])
-        code = process.wait()
+        try:
+            for line in process.stdout or ():
+                if progress and line.startswith('{"cell"'):
+                    step = json.loads(line)
+                    progress(step["cell"], step["cells"])
+            code = process.wait()
+        except BaseException:
+            for pid in (process.pid, *execute.descendants(process.pid)):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+            raise
         errors.seek(0)
         return code, errors.read().strip()[-LONGEST_COMPLAINT:]
 

@@ -18,7 +18,7 @@ from forked_python import interpreter
 
 from cassava_kit.cli.kaggle import rehearse_bundle
 from cassava_kit.competition import CASSAVA
-from cassava_kit.errors import UserError
+from cassava_kit.errors import Stopped, UserError
 from cassava_kit.files import read_json
 from cassava_kit.inference.ensemble import Ensemble
 from cassava_kit.inference.report import read_run
@@ -32,8 +32,9 @@ from cassava_kit.kaggle.rehearse.isolation import (
     private_environment,
     write_start,
 )
-from cassava_kit.kaggle.rehearse.options import NotebookRun, RehearsalOptions
+from cassava_kit.kaggle.rehearse.options import Mount, NotebookRun, RehearsalOptions
 from cassava_kit.kaggle.rehearse.rehearsal import rehearse
+from cassava_kit.kaggle.rehearse.runner import run_notebook
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 IMAGES = ("10.jpg", "9.jpg", "image,1.jpg")
@@ -499,3 +500,25 @@ def test_a_kernel_without_weights_can_get_the_whole_folder(competition: Path, tm
     mounts = rehearsal._mount_competition(bundle, competition, tmp_path / "scratch", "new", options)
     assert {mount.source for mount in mounts} >= {competition / "train.csv", competition / "test_images"}
     assert not (tmp_path / "scratch").exists(), "nothing is copied"
+
+
+def test_a_stopped_rehearsal_leaves_no_process_behind(tmp_path: Path) -> None:
+    import nbformat
+
+    notebook = nbformat.v4.new_notebook()
+    place = repr(str(tmp_path / "pid"))
+    sources = f"import os, pathlib, time\npathlib.Path({place}).write_text(str(os.getpid()))", "time.sleep(600)"
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(notebook, tmp_path / "sleeps.ipynb")
+
+    def stop(*_: int) -> None:
+        raise Stopped
+
+    (tmp_path / "out" / "working").mkdir(parents=True)
+    options = RehearsalOptions(isolation="sockets", progress=stop)
+    mounts = [Mount(tmp_path / "out", Path("data"))]
+    run = NotebookRun(tmp_path / "sleeps.ipynb", mounts, tmp_path / "out", "new", options)
+    with pytest.raises(Stopped):
+        run_notebook(run, tmp_path)
+    process = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+    assert not process.exists() or process.read_text().rpartition(")")[2].split()[0] == "Z"
