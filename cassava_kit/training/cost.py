@@ -236,6 +236,7 @@ def _count(name: str, size: int, model_args: dict[str, Any], head: str) -> Opera
     for layer in model.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.register_forward_hook(count)
+    model.requires_grad_(False)  # torch's counter looks for gradients of a PiT's inputs, which are none here
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     weights = sum(parameter.numel() for parameter in model.parameters())
