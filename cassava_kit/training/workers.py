@@ -20,6 +20,7 @@ from cassava_kit.errors import Stopped, UserError
 
 WARM_UP = "warm-up"
 PATIENCE_SECONDS = 5.0  # for a process that is told to end, before it is killed
+WAKE_SECONDS = 1.0  # a signal that comes just before the system sleeps is seen when it wakes
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _run_there(progress: Progress, display: Display, at_once: int) -> None:
                 if worker.job is None and (job := progress.take()) is not None:
                     worker.begin(job)
             busy = {worker.pipe: worker for worker in workers if worker.job is not None}
-            for pipe in connection.wait(list(busy)) if busy else []:
+            for pipe in connection.wait(list(busy), WAKE_SECONDS) if busy else []:
                 busy[pipe].listen(progress, display)
     except (Stopped, KeyboardInterrupt) as stopped:
         text = stopped_after(
