@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from cassava_kit.evidence.blend import blend_report, error_correlation
 from cassava_kit.evidence.calibration import ece, logloss
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import accuracy, majority
-from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods, temper_nested
+from cassava_kit.evidence.nested import Judgement, blend_nested, judge_methods, select_members_alone
 from cassava_kit.evidence.oof import Evidence, make_evidence
 from cassava_kit.evidence.predictions import Predictions
 from cassava_kit.files import read_json, write_json, write_text
@@ -171,7 +171,7 @@ def ensembles(evidence: Evidence) -> dict[str, np.ndarray]:
 
     The last one is of the finetuned members alone, as `submit.py ensemble` weighs, tempers and packs them.
     """
-    weighted, tempered = blend_nested(evidence, METHOD), temper_nested(evidence, METHOD)
+    weighted, tempered = (blend_nested(evidence, METHOD, tempered=each) for each in (False, True))
     found = {MEAN: evidence.pred_probs.mean(axis=0), WEIGHTED: weighted, CALIBRATED: tempered}
     packed = packed_evidence(evidence)
     return found | ({PACKED: judge_methods(packed).blended} if len(packed.names) > 1 else {})
@@ -179,9 +179,7 @@ def ensembles(evidence: Evidence) -> dict[str, np.ndarray]:
 
 def packed_evidence(evidence: Evidence) -> Evidence:
     """The finetuned members alone."""
-    tuned = [m for m, name in enumerate(evidence.names) if not name.startswith(PROBE)]
-    names = tuple(evidence.names[m] for m in tuned)
-    return replace(evidence, names=names, pred_probs=evidence.pred_probs[tuned])
+    return select_members_alone(evidence, [m for m, name in enumerate(evidence.names) if not name.startswith(PROBE)])
 
 
 def say_temperatures(labels: np.ndarray, blends: Mapping[str, np.ndarray]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cassava_kit.data.folds import read_folds
 from cassava_kit.errors import UserError
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import Score, baseline, check_scored, gain, score
-from cassava_kit.evidence.nested import Blend, Judgement, blend_nested, judge_methods, nested_predictions, temper_nested
+from cassava_kit.evidence.nested import Blend, Judgement, blend_nested, judge_methods, select_members_alone
 from cassava_kit.evidence.oof import Evidence, read_evidence
 from cassava_kit.evidence.subset import Advice, advise
 from cassava_kit.files import check_apart, find_file, read_json, write_json
@@ -88,15 +88,11 @@ def leave_one_out(evidence: Evidence, *, tempered: bool = False) -> dict[str, Co
     """
     if len(evidence.names) == 1:
         return {}
-    mean = temper_nested if tempered else blend_nested
-    whole, adds = mean(evidence, "mean"), []
+    whole, adds = blend_nested(evidence, "mean", tempered=tempered), []
     for m, name in enumerate(evidence.names):
-        rest = [other for other in range(len(evidence.names)) if other != m]
-        others = replace(
-            evidence, names=tuple(evidence.names[each] for each in rest), pred_probs=evidence.pred_probs[rest]
-        )
-        names = (f"without {name}", "all")
-        adds.append(compare(evidence.labels, mean(others, "mean"), whole, metric=evidence.metric, names=names))
+        rest = select_members_alone(evidence, [other for other in range(len(evidence.names)) if other != m])
+        others, names = blend_nested(rest, "mean", tempered=tempered), (f"without {name}", "all")
+        adds.append(compare(evidence.labels, others, whole, metric=evidence.metric, names=names))
     return dict(zip(evidence.names, correct(adds), strict=True))
 
 
@@ -250,9 +246,7 @@ def weigh_files(oof: Sequence[Path], folds: Path, out: Path) -> str:
         {"name": name, "oof": os.path.relpath(path.resolve(), out.resolve().parent), "weight": float(weight)}
         for name, path, weight in zip(evidence.names, oof, chosen.weights, strict=True)
     ]
-    scored = nested_predictions(evidence, chosen, "ensemble")
-    assert scored.header is not None
-    seen = list(scored.header.labels_seen)
+    seen = [*evidence.labels_seen, *chosen.labels_seen]
     content = {
         "members": members,
         "method": chosen.method,

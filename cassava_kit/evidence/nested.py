@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,13 @@ class Blend:
     weights: np.ndarray
     method: str | None = "mean"
     temperatures: np.ndarray | None = None
+
+    @property
+    def labels_seen(self) -> tuple[str, ...]:
+        """How labels of the scored rows come into its nested predictions."""
+        known = (METHOD_SEEN,) if self.method != "mean" else ()
+        seen = known if self.method in WEIGHT_METHODS else (WEIGHTS_SEEN,)
+        return seen if self.temperatures is None else (*seen, TEMPERATURES_SEEN)
 
     @property
     def listed_temperatures(self) -> tuple[float, ...] | None:
@@ -124,7 +132,8 @@ def judge_methods(evidence: Evidence) -> Judgement:
 
 def judge_temperatures(evidence: Evidence, method: str) -> Tempering:
     """Judge temperatures of the classes for an ensemble that is weighed by `method`, by nested cross-validation."""
-    labels, before, after = evidence.labels, blend_nested(evidence, method), temper_nested(evidence, method)
+    labels = evidence.labels
+    before, after = (blend_nested(evidence, method, tempered=tempered) for tempered in (False, True))
     names = ("without temperatures", "with temperatures")
     loss = compare(labels, before, after, metric="log_loss", names=names)
     metric = (
@@ -136,32 +145,24 @@ def judge_temperatures(evidence: Evidence, method: str) -> Tempering:
     )
 
 
-def blend_nested(evidence: Evidence, method: str) -> np.ndarray:
-    """Return blended probabilities (N, K), every fold with weights found on the other folds."""
-    blended = np.zeros_like(evidence.pred_probs[0])
-    for fold in np.unique(evidence.fold):
-        out = evidence.fold == fold
-        weights = _weights_of(select_rows(evidence, ~out), method)
-        blended[out] = np.tensordot(weights, evidence.pred_probs[:, out], axes=1)
-    return blended
+def blend_nested(evidence: Evidence, method: str, *, tempered: bool = False) -> np.ndarray:
+    """Return blended probabilities (N, K), every fold with weights found on the other folds.
 
-
-def temper_nested(evidence: Evidence, method: str) -> np.ndarray:
-    """Return blended probabilities (N, K), every fold with weights and temperatures found on the other folds.
-
-    The other folds are blended among themselves for that, so that no label is behind both its row's weights and the
-    temperatures; where only one other fold is there, with its own weights.
+    With `tempered` temperatures are found there too. The other folds are blended among themselves for that, so that no
+    label is behind both its row's weights and the temperatures; where only one other fold is there, with its own
+    weights.
     """
-    tempered = np.empty_like(evidence.pred_probs[0])
+    blended = np.zeros_like(evidence.pred_probs[0])
     for fold in np.unique(evidence.fold):
         out = evidence.fold == fold
         rest = select_rows(evidence, ~out)
         weights = _weights_of(rest, method)
-        own = len(np.unique(rest.fold)) < 2
-        blended = np.tensordot(weights, rest.pred_probs, axes=1) if own else blend_nested(rest, method)
-        mine = np.tensordot(weights, evidence.pred_probs[:, out], axes=1)
-        tempered[out] = apply_temperatures(mine, fit_temperatures(rest.labels, blended))
-    return tempered
+        blended[out] = np.tensordot(weights, evidence.pred_probs[:, out], axes=1)
+        if tempered:
+            own = len(np.unique(rest.fold)) < 2
+            others = np.tensordot(weights, rest.pred_probs, axes=1) if own else blend_nested(rest, method)
+            blended[out] = apply_temperatures(blended[out], fit_temperatures(rest.labels, others))
+    return blended
 
 
 def _weights_of(evidence: Evidence, method: str) -> np.ndarray:
@@ -179,22 +180,25 @@ def select_rows(evidence: Evidence, keep: np.ndarray) -> Evidence:
     )
 
 
+def select_members_alone(evidence: Evidence, members: Sequence[int]) -> Evidence:
+    """Return the evidence of some members alone, by their indices."""
+    names = tuple(evidence.names[m] for m in members)
+    return replace(evidence, names=names, pred_probs=evidence.pred_probs[list(members)])
+
+
 def nested_predictions(evidence: Evidence, blend: Blend, name: str) -> Predictions:
     """Return the ensemble as an out-of-fold prediction that can be scored.
 
     With a known method every fold has weights and temperatures found on the other folds. Where the method is not known,
     both are taken as they are. `labels_seen` in the header says how labels of the scored rows came in.
     """
-    tempered = blend.temperatures is not None
-    if blend.method not in WEIGHT_METHODS:
-        blended, seen = np.tensordot(blend.weights, evidence.pred_probs, axes=1), [WEIGHTS_SEEN]
-        blended = apply_temperatures(blended, blend.temperatures) if blend.temperatures is not None else blended
+    if blend.method in WEIGHT_METHODS:
+        blended = blend_nested(evidence, blend.method, tempered=blend.temperatures is not None)
     else:
-        blended = (temper_nested if tempered else blend_nested)(evidence, blend.method)
-        seen = [METHOD_SEEN] if blend.method != "mean" else []
-    seen += [TEMPERATURES_SEEN] if tempered else []
+        blended = np.tensordot(blend.weights, evidence.pred_probs, axes=1)
+        blended = blended if blend.temperatures is None else apply_temperatures(blended, blend.temperatures)
     predictions = average_members(replace(evidence, names=(name,), pred_probs=blended[None]), np.ones(1), name)
-    return mark_labels_seen(predictions, *seen)
+    return mark_labels_seen(predictions, *blend.labels_seen)
 
 
 def mark_labels_seen(predictions: Predictions, *labels_seen: str) -> Predictions:

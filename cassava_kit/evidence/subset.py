@@ -11,7 +11,7 @@ from cassava_kit.competition import Metric
 from cassava_kit.evidence.calibration import apply_temperatures, fit_temperatures
 from cassava_kit.evidence.compare import Comparison, compare, correct
 from cassava_kit.evidence.metrics import gain, score
-from cassava_kit.evidence.nested import Judgement, blend_nested, temper_nested
+from cassava_kit.evidence.nested import Judgement, blend_nested
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.weighing import fit_of_blend
 
@@ -79,7 +79,7 @@ def advise(evidence: Evidence, judgement: Judgement) -> Advice:
         before, after = judgement.blended, select_nested(evidence, tempered=tempered)
     else:
         kept = list(np.flatnonzero(judgement.weights >= NO_WEIGHT))
-        before, after = (temper_nested if tempered else blend_nested)(evidence, "mean"), judgement.blended
+        before, after = blend_nested(evidence, "mean", tempered=tempered), judgement.blended
     against_all = compare(labels, before, after, metric=metric, names=("all members", "fewer members"))
     against_all, against_best = correct([against_all, against_best])
     left = [name for m, name in enumerate(evidence.names) if m not in kept]

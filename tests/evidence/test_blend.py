@@ -22,7 +22,7 @@ from cassava_kit.evidence.blend import (
 )
 from cassava_kit.evidence.calibration import ece
 from cassava_kit.evidence.compare import compare_files
-from cassava_kit.evidence.nested import blend_nested, judge_methods, temper_nested
+from cassava_kit.evidence.nested import blend_nested, judge_methods
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import (
     Header,
@@ -314,7 +314,7 @@ def test_weigh_takes_plain_arrays_and_says_what_the_files_say():
     assert str(report) == str(same) and report.best_member == "m0"
     assert report.weights == pytest.approx(dict(zip(e.names, same.judgement.weights, strict=True)))
     assert report.method != "mean" and np.array_equal(report.temperatures, same.temperatures)
-    nested = temper_nested(e, report.method).argmax(axis=1)
+    nested = blend_nested(e, report.method, tempered=True).argmax(axis=1)
     assert report.score.value == (nested == e.labels).mean() > (e.pred_probs.mean(axis=0).argmax(1) == e.labels).mean()
     even = weigh(e.labels, [e.pred_probs[0]] * 2)
     assert even.weights == {"member 0": 0.5, "member 1": 0.5} and even.method == "mean"

@@ -19,7 +19,6 @@ from cassava_kit.evidence.nested import (
     blend_nested,
     judge_methods,
     judge_temperatures,
-    temper_nested,
 )
 from cassava_kit.evidence.oof import Evidence
 from cassava_kit.evidence.predictions import Header, make_predictions, write_predictions
@@ -65,13 +64,13 @@ def slowly_tempered(e, weights_of_rest):
 def test_nested_temperatures_are_those_of_the_definition(method):
     e = tilted(n=400)
     expected = slowly_tempered(e, lambda rest: find_weights(e.labels[rest], e.pred_probs[:, rest], method))
-    assert temper_nested(e, method) == pytest.approx(expected, abs=2e-3)
+    assert blend_nested(e, method, tempered=True) == pytest.approx(expected, abs=2e-3)
 
 
 def test_no_label_of_a_fold_is_behind_its_own_answers():
     e = tilted(n=400)
     changed = replace(e, labels=np.where(e.fold == 2, (e.labels + 1) % K, e.labels))
-    before, after = (temper_nested(each, "logloss") for each in (e, changed))
+    before, after = (blend_nested(each, "logloss", tempered=True) for each in (e, changed))
     assert np.array_equal(before[e.fold == 2], after[e.fold == 2])
     assert not np.isclose(before[e.fold == 1], after[e.fold == 1]).all()
 
@@ -124,7 +123,7 @@ def test_reports_and_files_have_the_same_temperatures(tmp_path):
     written = json.loads((tmp_path / "w.json").read_text())
     report = weigh(e.labels, dict(zip(e.names, e.pred_probs, strict=True)), folds=fold)
     assert report.temperatures == pytest.approx(written["temperatures"], rel=1e-3)
-    nested = temper_nested(e, report.method)
+    nested = blend_nested(e, report.method, tempered=True)
     assert report.score.value == (nested.argmax(axis=1) == e.labels).mean() == pytest.approx(written["score"])
     assert report.score.value > blend_report(e).ensemble.value
     assert written["report"]["calibration"]["applied"] and TEMPERATURES_SEEN in written["labels_seen"]

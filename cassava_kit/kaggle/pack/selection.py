@@ -93,8 +93,8 @@ def from_runs(
             "give the folder of each, or none"
         )
     share = weighed.weights if weighed else dict.fromkeys(folders, 1 / len(folders))
-    blend = Blend(np.array([share[name] for name in folders]))
-    blend = replace(weighed.blend, weights=blend.weights) if weighed else blend
+    shares = np.array([share[name] for name in folders])
+    blend = replace(weighed.blend, weights=shares) if weighed else Blend(shares)
     runs = {name: _read_runs(folders[name]) for name in folders if share[name] > 0}
     infos = [info for each in runs.values() for _, info in each]
     _check_split(infos, weights)
