@@ -12,11 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cassava_kit.errors import UserError
 from cassava_kit.files import KIT_VERSION, cache_dir, read_json, write_json
 from cassava_kit.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 BACKWARD = 2  # passes forward that a pass backward costs
 
@@ -129,6 +132,17 @@ def _trained_share(config: RunConfig) -> float:
     return found[0] / found[1]
 
 
+def set_for_a_step(model: nn.Module, config: RunConfig) -> None:
+    """Put a network into the state of a training step: what the recipe freezes is frozen."""
+    from cassava_kit.models.network import free_stages, freeze_backbone, keep_frozen
+
+    if config.freeze_backbone:
+        freeze_backbone(model)
+    if config.keep_stages is not None:
+        free_stages(model, config.keep_stages)
+    keep_frozen(model.train())
+
+
 def kept_bytes(config: RunConfig) -> int:
     """Return the bytes that a training step keeps of one image for the pass backward, in single precision."""
     network = [config.model, config.image_size, config.model_args, config.head, config.keep_stages]
@@ -139,16 +153,11 @@ def _kept_bytes(config: RunConfig) -> int:
     """Return the bytes, counted: each tensor once, parameters and buffers not."""
     import torch
 
-    from cassava_kit.models.network import args_for_size, free_stages, freeze_backbone, keep_frozen, meta_model
+    from cassava_kit.models.network import args_for_size, meta_model
 
     args = args_for_size(config.model, config.image_size, config.model_args)
     model, image = meta_model(config.model, config.image_size, model_args=args, head=config.head)
-    model.train()
-    if config.freeze_backbone:
-        freeze_backbone(model)
-    if config.keep_stages is not None:
-        free_stages(model, config.keep_stages)
-    keep_frozen(model)
+    set_for_a_step(model, config)
     own = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 

@@ -26,7 +26,8 @@ def fold_seconds(config: RunConfig, paths: Sequence[Path], n_splits: int, *, thr
 
     from cassava_kit.data.images import ImageError
     from cassava_kit.inference.machine import cpu_count
-    from cassava_kit.models.network import args_for_size, create_model, free_stages, freeze_backbone, keep_frozen
+    from cassava_kit.models.network import args_for_size, create_model
+    from cassava_kit.training.cost import set_for_a_step
     from cassava_kit.training.devices import Devices, uses_gpu
     from cassava_kit.training.side_by_side import step_operations, use_threads
 
@@ -40,11 +41,7 @@ def fold_seconds(config: RunConfig, paths: Sequence[Path], n_splits: int, *, thr
     device = "cuda" if uses_gpu(Devices()) else "cpu"
     model = create_model(config.model, 2, model_args=args, head=config.head)
     model = model.to(device, memory_format=torch.channels_last)
-    if config.freeze_backbone:
-        freeze_backbone(model)
-    if config.keep_stages is not None:
-        free_stages(model, config.keep_stages)
-    keep_frozen(model.train())
+    set_for_a_step(model, config)
     images = torch.zeros(n, 3, config.image_size, config.image_size, device=device)
     images = images.to(memory_format=torch.channels_last)
     kind = torch.float16 if config.precision == "16-mixed" and device == "cuda" else torch.bfloat16
